@@ -1,0 +1,64 @@
+"""Every error that a user can meet with correct code; all derive from `PlantModelsError`.
+
+Each message names the file, the value that was met and what was expected. Errors whose data a caller may
+want to act on carry it as attributes.
+"""
+
+
+class PlantModelsError(Exception):
+    """Base of the family: catching it catches every expected failure and no bug."""
+
+
+class CheckpointError(PlantModelsError):
+    """A checkpoint that cannot be read, or whose names and tensors disagree."""
+
+
+class TaxonomyError(PlantModelsError):
+    """Species or diseases that cannot form a taxonomy: duplicates, empty names, colliding slugs."""
+
+
+class DataError(PlantModelsError):
+    """Leaf folders, manifests or image folders that do not follow contract 2."""
+
+
+class ImageError(PlantModelsError):
+    """One image that cannot be used; neighbours are unaffected."""
+
+
+class DetectorError(PlantModelsError):
+    """An out-of-distribution detector that cannot be fitted, or whose file is not one."""
+
+
+class ExportError(PlantModelsError):
+    """A bundle that cannot be made from this checkpoint, or not be written there."""
+
+
+class PolicyError(PlantModelsError):
+    """A `gates.toml` that is not a gate policy."""
+
+
+class BundleError(PlantModelsError):
+    """A bundle whose files or JSON documents are not what contract 3 says."""
+
+
+class ManifestMismatchError(BundleError):
+    """Files that differ from the manifest.
+
+    Attributes:
+        missing: names that the manifest lists and the folder lacks.
+        changed: names whose size or SHA-256 differs.
+        unexpected: names that the folder holds and the manifest does not list.
+    """
+
+    def __init__(
+        self, message: str, *, missing: tuple[str, ...], changed: tuple[str, ...], unexpected: tuple[str, ...]
+    ) -> None:
+        """Keeps the three lists beside the message."""
+        super().__init__(message)
+        self.missing = missing
+        self.changed = changed
+        self.unexpected = unexpected
+
+
+class RegistrationError(PlantModelsError):
+    """A model version that could not be registered; nothing was."""
