@@ -1,0 +1,1 @@
+"""Ground floor: what lies on disk in a bundle. Needs numpy only."""

@@ -1,0 +1,43 @@
+"""File names inside a bundle (contract 3), in one place.
+
+>>> head_file("tomato")
+'disease-heads/tomato-int8.onnx'
+"""
+
+from typing import Final, Literal, get_args
+
+FORMAT_VERSION: Final = 1
+"""Version of contract 3 that this code writes; a newer one is refused on reading."""
+
+Precision = Literal["int8", "fp16"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+
+SPECIES_FILES: Final[dict[Precision, str]] = {"int8": "swin-species-int8.onnx", "fp16": "swin-species.onnx"}
+PACKED_HEADS_FILE: Final = "disease-heads-packed.onnx"
+HEADS_FOLDER: Final = "disease-heads"
+HEADS_LIST_FILE: Final = "disease-heads-list.json"
+DETECTOR_FILE: Final = "ood-detector.pkl"
+METADATA_FILE: Final = "onnx-metadata.json"
+GATE_REPORT_FILE: Final = "gate-report.json"
+HTML_REPORT_FILE: Final = "report.html"
+PLOTS_FOLDER: Final = "plots"
+MANIFEST_FILE: Final = "manifest.json"
+
+REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, PLOTS_FOLDER)
+"""What `verify` adds to an exported bundle; all other names are what it measures."""
+
+IMAGE_INPUT: Final = "input"
+SPECIES_OUTPUT: Final = "species_logits"
+EMBEDDING: Final = "embedding"
+SPECIES_INDEX_INPUT: Final = "species_index"
+DISEASE_OUTPUT: Final = "disease_logits"
+
+
+def head_file(slug: str) -> str:
+    """Name of the ONNX file of one species' disease head."""
+    return f"{HEADS_FOLDER}/{slug}-int8.onnx"
+
+
+def is_report(name: str) -> bool:
+    """Whether a bundle file is part of the gate report and not of the model."""
+    return name.split("/", 1)[0] in REPORT_NAMES

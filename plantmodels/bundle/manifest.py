@@ -1,0 +1,174 @@
+"""Sizes and SHA-256 of every file of a bundle: what makes a bundle tamper-evident and complete.
+
+>>> write_manifest(folder)          # doctest: +SKIP
+>>> check_files(folder, read_manifest(folder))  # raises when anything differs   # doctest: +SKIP
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from types import MappingProxyType
+from typing import Any
+
+from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE
+from plantmodels.errors import BundleError, ManifestMismatchError
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """Size in bytes and SHA-256 (lower-case hex) of one file."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Every file of a bundle but the manifest itself, by its POSIX name relative to the bundle."""
+
+    files: Mapping[str, FileDigest]
+
+    def __post_init__(self) -> None:
+        """Refuses names that could leave the folder or stand for two files.
+
+        Raises:
+            BundleError: an absolute, upward, unnormalised or case-twin name, or a digest of another form.
+        """
+        object.__setattr__(self, "files", MappingProxyType(dict(sorted(self.files.items()))))
+        folded: dict[str, str] = {}
+        for name, entry in self.files.items():
+            _check_name(name)
+            twin = folded.setdefault(name.casefold(), name)
+            if twin != name:
+                raise BundleError(f"{MANIFEST_FILE}: {twin!r} and {name!r} differ in case only")
+            if not _SHA256.fullmatch(entry.sha256) or entry.size_bytes < 0:
+                raise BundleError(f"{MANIFEST_FILE}: {name!r} needs a size and 64 lower-case hex digits, got {entry}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, names sorted."""
+        files = {name: {"size_bytes": e.size_bytes, "sha256": e.sha256} for name, e in self.files.items()}
+        return {"format_version": FORMAT_VERSION, "files": files}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> "Manifest":
+        """Reads the JSON form.
+
+        Raises:
+            BundleError: another format version or shape.
+        """
+        version = document.get("format_version")
+        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+            raise BundleError(f"{MANIFEST_FILE}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
+        files = document.get("files")
+        if not isinstance(files, dict):
+            raise BundleError(f'{MANIFEST_FILE}: "files" must map names to size_bytes and sha256')
+        return cls({name: _read_entry(name, entry) for name, entry in files.items()})
+
+
+def _check_name(name: str) -> None:
+    path = PurePosixPath(name)
+    unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable()
+    if unsafe or str(path) != name or name in ("", ".", MANIFEST_FILE):
+        raise BundleError(f"{MANIFEST_FILE}: {name!r} is not a plain name inside the bundle")
+
+
+def _read_entry(name: str, entry: object) -> FileDigest:
+    if not isinstance(entry, dict) or set(entry) != {"size_bytes", "sha256"}:
+        raise BundleError(f"{MANIFEST_FILE}: {name!r} must have size_bytes and sha256, got {entry!r}")
+    size_bytes, sha256 = entry["size_bytes"], entry["sha256"]
+    if type(size_bytes) is not int or not isinstance(sha256, str):
+        raise BundleError(f"{MANIFEST_FILE}: {name!r}: size_bytes must be an integer and sha256 text, got {entry!r}")
+    return FileDigest(size_bytes, sha256)
+
+
+def digest_file(path: Path) -> FileDigest:
+    """Size and SHA-256 of a regular file, read in blocks.
+
+    Raises:
+        BundleError: a symbolic link, not a regular file, or unreadable.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{path}: expected a regular file")
+    try:
+        with path.open("rb") as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileDigest(file.tell(), sha256)
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def list_files(folder: Path) -> tuple[str, ...]:
+    """Names of all files below a bundle but its manifest, sorted.
+
+    Raises:
+        BundleError: no such folder, or it holds a symbolic link or another thing that is no plain file.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    names = []
+    for path in folder.rglob("*"):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise BundleError(f"{path}: a bundle holds plain files and folders only")
+        if path.is_file():
+            names.append(path.relative_to(folder).as_posix())
+    return tuple(sorted(set(names) - {MANIFEST_FILE}))
+
+
+def build_manifest(folder: Path) -> Manifest:
+    """Digests every file that lies in a bundle folder now."""
+    return Manifest({name: digest_file(folder / name) for name in list_files(folder)})
+
+
+def write_manifest(folder: Path) -> Manifest:
+    """Digests every file and writes `manifest.json`, replacing an older one."""
+    manifest = build_manifest(folder)
+    write_json(folder / MANIFEST_FILE, manifest.to_dict())
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Reads `manifest.json`; looks at no other file.
+
+    Raises:
+        BundleError: absent, or not a manifest.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"{folder}: no such bundle folder")
+    return Manifest.from_dict(read_json(folder / MANIFEST_FILE))
+
+
+def check_files(folder: Path, manifest: Manifest, names: Iterable[str] | None = None) -> None:
+    """Compares files with the manifest, size and SHA-256.
+
+    Args:
+        folder: the bundle.
+        manifest: what it should hold.
+        names: check only these, which the manifest must list; None checks all, and that nothing else is there.
+
+    Raises:
+        ManifestMismatchError: naming what is missing, changed or unexpected.
+    """
+    wanted = tuple(manifest.files) if names is None else tuple(names)
+    unexpected = set(list_files(folder)) - set(manifest.files) if names is None else set(wanted) - set(manifest.files)
+    missing, changed = [], []
+    for name in wanted:
+        if not (folder / name).is_file():
+            missing.append(name)
+        elif name in manifest.files and digest_file(folder / name) != manifest.files[name]:
+            changed.append(name)
+    if missing or changed or unexpected:
+        raise _mismatch(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
+
+
+def _mismatch(
+    folder: Path, missing: tuple[str, ...], changed: tuple[str, ...], unexpected: tuple[str, ...]
+) -> ManifestMismatchError:
+    groups = {"missing": missing, "changed": changed, "not in the manifest": unexpected}
+    parts = [f"{what}: {', '.join(names[:5])}{' …' * (len(names) > 5)}" for what, names in groups.items() if names]
+    message = f"{folder}: the files are not those of {MANIFEST_FILE} ({'; '.join(parts)})"
+    return ManifestMismatchError(message, missing=missing, changed=changed, unexpected=unexpected)

@@ -1,0 +1,185 @@
+"""What a bundle says of itself: `onnx-metadata.json` and `disease-heads-list.json`.
+
+>>> metadata = read_metadata(folder)  # doctest: +SKIP
+>>> metadata.taxonomy.species[0], metadata.preprocessing.image_size  # doctest: +SKIP
+('Apple', 224)
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, TypeVar, get_args
+
+from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.layout import (
+    FORMAT_VERSION,
+    HEADS_LIST_FILE,
+    METADATA_FILE,
+    SPECIES_FILES,
+    Precision,
+    head_file,
+)
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import BundleError, TaxonomyError
+
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
+MAX_IMAGE_SIZE: Final = 2048
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photograph becomes the network's input; the same for fitting, verifying and serving.
+
+    Attributes:
+        image_size: side of the square input in pixels.
+        mean: per channel, subtracted after scaling to 0..1.
+        std: per channel, divided by after that.
+        interpolation: filter of the resize.
+        crop_pct: the centre crop's share of the resized shorter side, 0 < crop_pct ≤ 1.
+    """
+
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    interpolation: Interpolation = "bicubic"
+    crop_pct: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks every value.
+
+        Raises:
+            ValueError: naming the field, what it must be and what came.
+        """
+        if type(self.image_size) is not int or not 1 <= self.image_size <= MAX_IMAGE_SIZE:
+            raise ValueError(f"image_size must be an integer from 1 to {MAX_IMAGE_SIZE}, got {self.image_size!r}")
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+                raise ValueError(f"{name} must be three finite numbers, got {values!r}")
+            object.__setattr__(self, name, tuple(float(v) for v in values))
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be positive, got {self.std!r}")
+        if self.interpolation not in INTERPOLATIONS:
+            raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct!r}")
+        object.__setattr__(self, "crop_pct", float(self.crop_pct))
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """The content of `onnx-metadata.json`.
+
+    Attributes:
+        taxonomy: all classes in logit order.
+        preprocessing: what the network's input was trained with.
+        embedding_dim: D, the length of the embedding.
+        session_options: ONNX Runtime session configuration entries that every session of this bundle needs.
+        models: file name to its precision, inputs, outputs, opset and recipe.
+        provenance: checkpoint digest, git commit, data digest, seed, backbone.
+        versions: library versions that made the bundle.
+        cpu: what the exporting machine's CPU supports.
+    """
+
+    taxonomy: Taxonomy
+    preprocessing: Preprocessing
+    embedding_dim: int
+    session_options: Mapping[str, str]
+    models: Mapping[str, Mapping[str, Any]]
+    provenance: Mapping[str, Any]
+    versions: Mapping[str, str]
+    cpu: Mapping[str, Any]
+
+    def rows_per_run(self, precision: Precision) -> int | None:
+        """Images that one run of a species model may hold; None for any number."""
+        rows = self.models.get(SPECIES_FILES[precision], {}).get("rows_per_run")
+        return rows if type(rows) is int and rows > 0 else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON form, with the class-order digest."""
+        return {
+            "format_version": FORMAT_VERSION,
+            "embedding_dim": self.embedding_dim,
+            "preprocessing": asdict(self.preprocessing),
+            "session_options": dict(self.session_options),
+            "models": {name: dict(model) for name, model in self.models.items()},
+            "class_order_digest": self.taxonomy.digest,
+            "taxonomy": self.taxonomy.to_dict(),
+            "provenance": dict(self.provenance),
+            "versions": dict(self.versions),
+            "cpu": dict(self.cpu),
+        }
+
+
+def write_metadata(folder: Path, metadata: Metadata) -> None:
+    """Writes `onnx-metadata.json` and the `disease-heads-list.json` that follows from it."""
+    write_json(folder / METADATA_FILE, metadata.to_dict())
+    write_json(folder / HEADS_LIST_FILE, _heads_list(metadata.taxonomy))
+
+
+def _heads_list(taxonomy: Taxonomy) -> dict[str, Any]:
+    return {
+        str(i): {
+            "file": head_file(taxonomy.slugs[i]),
+            "species": taxonomy.species[i],
+            "slug": taxonomy.slugs[i],
+            "diseases": list(taxonomy.diseases_of(i)),
+        }
+        for i in taxonomy.species_with_head
+    }
+
+
+def read_metadata(folder: Path) -> Metadata:
+    """Reads `onnx-metadata.json`, and checks that `disease-heads-list.json` tells the same class order.
+
+    Raises:
+        BundleError: absent or malformed documents, a class-order digest that does not fit the taxonomy, or a
+            heads list that disagrees with it.
+    """
+    path = folder / METADATA_FILE
+    document = read_json(path)
+    version = document.get("format_version")
+    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
+        raise BundleError(f"{path}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
+    sections = ("session_options", "models", "provenance", "versions", "cpu", "taxonomy", "preprocessing")
+    for name in sections:
+        if not isinstance(document.get(name), dict):
+            raise BundleError(f"{path}: {name!r} must be an object, got {document.get(name)!r:.60}")
+    taxonomy = _parse(path, lambda: Taxonomy.from_dict(document["taxonomy"]))
+    if document.get("class_order_digest") != taxonomy.digest:
+        raise BundleError(
+            f"{path}: class_order_digest {document.get('class_order_digest')!r} is not that of the taxonomy "
+            f"({taxonomy.digest}): the class order was changed"
+        )
+    embedding_dim = document.get("embedding_dim")
+    if type(embedding_dim) is not int or embedding_dim < 1:
+        raise BundleError(f"{path}: embedding_dim must be a positive integer, got {embedding_dim!r}")
+    _check_heads_list(folder / HEADS_LIST_FILE, taxonomy)
+    return Metadata(
+        taxonomy=taxonomy,
+        preprocessing=_parse(path, lambda: Preprocessing(**document["preprocessing"])),
+        embedding_dim=embedding_dim,
+        session_options={str(k): str(v) for k, v in document["session_options"].items()},
+        **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
+    )
+
+
+def _parse(path: Path, build: Callable[[], _T]) -> _T:
+    try:
+        return build()
+    except (TaxonomyError, ValueError, TypeError) as error:
+        raise BundleError(f"{path}: {error}") from error
+
+
+def _check_heads_list(path: Path, taxonomy: Taxonomy) -> None:
+    found, expected = read_json(path), _heads_list(taxonomy)
+    if found == expected:
+        return
+    for key in sorted(set(found) | set(expected), key=lambda k: (len(k), k)):
+        if found.get(key) != expected.get(key):
+            raise BundleError(
+                f"{path}: species id {key} is {found.get(key)!r:.200}, {METADATA_FILE} says {expected.get(key)!r:.200}"
+            )
