@@ -1,0 +1,349 @@
+"""`PlantClassifier`: species, out-of-distribution score and routed disease of photographs.
+
+>>> classifier = PlantClassifier.load(Path("public/models"))  # doctest: +SKIP
+>>> classifier.predict([Path("leaf.jpg").read_bytes()])[0].species  # doctest: +SKIP
+'Tomato'
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from PIL import Image
+
+from plantmodels.bundle.detector import OODDetector, read_detector
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    DISEASE_OUTPUT,
+    EMBEDDING,
+    IMAGE_INPUT,
+    PACKED_HEADS_FILE,
+    PRECISIONS,
+    SPECIES_FILES,
+    SPECIES_INDEX_INPUT,
+    SPECIES_OUTPUT,
+    Precision,
+)
+from plantmodels.bundle.manifest import check_files, read_manifest
+from plantmodels.bundle.metadata import Metadata, read_metadata
+from plantmodels.errors import BundleError, ImageError
+from plantmodels.serve.images import decode_image, preprocess, to_rgb
+from plantmodels.serve.session import CPU, open_session
+
+CHUNK: Final = 32
+"""Images held as input at once; bounds memory whatever the number of images."""
+
+ImageLike = bytes | bytearray | memoryview | str | Image.Image | NDArray[np.uint8] | NDArray[np.float32]
+
+
+OnError = Literal["row", "raise"]
+ON_ERROR: Final[tuple[OnError, ...]] = get_args(OnError)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One of the most probable species."""
+
+    species: str
+    probability: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row of contract 4; a bad image has `error` set and everything else None.
+
+    `candidates` (the `top_k` most probable species, best first) and `embedding` ((D,) float32) are None unless
+    asked for.
+    """
+
+    species: str | None = None
+    species_index: int | None = None
+    species_probability: float | None = None
+    disease: str | None = None
+    disease_probability: float | None = None
+    ood_score: float | None = None
+    rejected: bool | None = None
+    error: str | None = None
+    candidates: tuple[Candidate, ...] | None = None
+    embedding: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What the sessions compute for N images.
+
+    Attributes:
+        species_logits: (N, S) float32.
+        embedding: (N, D) float32.
+        species_index: (N,) int64, the species with the highest logit.
+        disease_logits: (N, max diseases) float32 of that species' head, −inf at classes that it lacks.
+        ood_scores: (N,) float64.
+    """
+
+    species_logits: NDArray[np.float32]
+    embedding: NDArray[np.float32]
+    species_index: NDArray[np.int64]
+    disease_logits: NDArray[np.float32]
+    ood_scores: NDArray[np.float64]
+
+
+class SpeciesModel:
+    """The species ONNX model: images to species logits and embedding."""
+
+    def __init__(self, session: ort.InferenceSession, *, rows_per_run: int | None) -> None:
+        """Wraps a session.
+
+        Args:
+            session: of a species file.
+            rows_per_run: images that one run may hold, from the metadata; None for any number. A model that
+                quantizes activations over the whole batch (INT8) is run image by image: an answer then never
+                depends on the other images of a batch, and on a CPU it is also faster.
+        """
+        self.session = session
+        self._rows_per_run = rows_per_run
+
+    def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Computes species logits (N, species) and embedding (N, D), float32.
+
+        Args:
+            inputs: (N, 3, S, S) float32, normalised; N at least 1.
+        """
+        names = [SPECIES_OUTPUT, EMBEDDING]
+        step = self._rows_per_run or len(inputs)
+        runs = [self.session.run(names, {IMAGE_INPUT: inputs[i : i + step]}) for i in range(0, len(inputs), step)]
+        return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
+
+
+class PlantClassifier:
+    """A loaded bundle. Sessions are safe to call from several threads."""
+
+    def __init__(
+        self,
+        metadata: Metadata,
+        detector: OODDetector,
+        species_model: SpeciesModel,
+        heads_session: ort.InferenceSession,
+        *,
+        precision: Precision,
+    ) -> None:
+        """Takes loaded parts; `load` is the way to get them from a bundle.
+
+        Raises:
+            BundleError: parts whose names or shapes do not fit each other.
+        """
+        self.metadata = metadata
+        self.taxonomy = metadata.taxonomy
+        self.detector = detector
+        self.precision = precision
+        self._species_model = species_model
+        self._heads_session = heads_session
+        self._check_parts()
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path,
+        *,
+        precision: Precision = "int8",
+        threads: int | None = None,
+        providers: Sequence[str] = (CPU,),
+    ) -> "PlantClassifier":
+        """Loads a bundle after checking every digest and the class order; only then a session opens.
+
+        Args:
+            folder: the bundle.
+            precision: which species model answers. The detector's threshold is calibrated on "int8".
+            threads: threads inside an operator; None takes all cores.
+            providers: execution providers in order of preference.
+
+        Raises:
+            BundleError: files that differ from the manifest, documents that disagree, or a session that
+                does not open.
+            DetectorError: an unsafe or malformed detector pickle.
+            ValueError: another precision.
+        """
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        check_files(folder, read_manifest(folder))
+        metadata = read_metadata(folder)
+        detector = read_detector(folder / DETECTOR_FILE)
+        sessions = [
+            open_session(folder / name, options=metadata.session_options, threads=threads, providers=providers)
+            for name in (SPECIES_FILES[precision], PACKED_HEADS_FILE)
+        ]
+        species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision))
+        return cls(metadata, detector, species_model, sessions[1], precision=precision)
+
+    def _check_parts(self) -> None:
+        side, dim = self.metadata.preprocessing.image_size, self.metadata.embedding_dim
+        species, diseases = len(self.taxonomy.species), max(1, self.taxonomy.max_diseases)
+        expected = {
+            SPECIES_FILES[self.precision]: (
+                self._species_model.session,
+                {IMAGE_INPUT: [3, side, side]},
+                {SPECIES_OUTPUT: [species], EMBEDDING: [dim]},
+            ),
+            PACKED_HEADS_FILE: (
+                self._heads_session,
+                {EMBEDDING: [dim], SPECIES_INDEX_INPUT: []},
+                {DISEASE_OUTPUT: [diseases]},
+            ),
+        }
+        for name, (session, inputs, outputs) in expected.items():
+            found = [{v.name: v.shape[1:] for v in values} for values in (session.get_inputs(), session.get_outputs())]
+            if found != [inputs, outputs]:
+                raise BundleError(
+                    f"{name}: inputs and outputs are {found} after the batch axis, not {[inputs, outputs]}"
+                )
+        if self.detector.embedding_dim != dim:
+            raise BundleError(f"{DETECTOR_FILE}: scores {self.detector.embedding_dim} features, the models give {dim}")
+
+    def embed(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Runs the species model alone: `SpeciesModel.run`."""
+        return self._species_model.run(inputs)
+
+    def disease_logits(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Runs the packed heads once for rows of any species.
+
+        Args:
+            embedding: (N, D) float32.
+            species_index: (N,) int64, whose head answers for each row.
+
+        Returns:
+            (N, max diseases) float32, −inf at classes that a species lacks.
+        """
+        logits: NDArray[np.float32] = self._heads_session.run(
+            [DISEASE_OUTPUT], {EMBEDDING: embedding, SPECIES_INDEX_INPUT: species_index}
+        )[0]
+        return logits
+
+    def run(self, inputs: NDArray[np.float32]) -> Outputs:
+        """Computes everything for normalised inputs, hard routing: the head of the top species answers.
+
+        Args:
+            inputs: (N, 3, S, S) float32, normalised.
+
+        Raises:
+            ValueError: another shape or dtype.
+        """
+        side = self.metadata.preprocessing.image_size
+        if inputs.dtype != np.float32 or inputs.shape[1:] != (3, side, side):
+            raise ValueError(f"inputs must be (N, 3, {side}, {side}) float32, got {inputs.shape} {inputs.dtype}")
+        species_logits, embedding = self.embed(inputs)
+        species_index = species_logits.argmax(axis=1).astype(np.int64)
+        disease_logits = self.disease_logits(embedding, species_index)
+        return Outputs(species_logits, embedding, species_index, disease_logits, self.detector.score(embedding))
+
+    def predict(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        top_k: int = 0,
+        return_embedding: bool = False,
+        on_error: OnError = "row",
+    ) -> list[Prediction]:
+        """Classifies images; a bad one never fails its neighbours unless that is asked for.
+
+        Args:
+            images: encoded bytes or their base64 text, Pillow images, (H, W, 3) uint8 or normalised
+                (3, S, S) float32 arrays, in any mix. Read in chunks: an iterator of any length needs bounded
+                memory.
+            top_k: how many of the most probable species to add as candidates; 0 for none.
+            return_embedding: whether to add the embedding.
+            on_error: "row" gives a bad image a row with `error`, "raise" raises at the first.
+
+        Returns:
+            One prediction an image, in order.
+
+        Raises:
+            ImageError: a bad image, with on_error="raise".
+            ValueError: an option of another value.
+        """
+        if on_error not in ON_ERROR:
+            raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+        if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
+            raise ValueError(f"top_k must be an integer of at least 0, got {top_k!r}")
+        rows: list[Prediction] = []
+        iterator = iter(images)
+        while chunk := list(islice(iterator, CHUNK)):
+            rows.extend(self._predict_chunk(chunk, len(rows), top_k, return_embedding, on_error))
+        return rows
+
+    def _predict_chunk(
+        self, images: Sequence[ImageLike], offset: int, top_k: int, return_embedding: bool, on_error: OnError
+    ) -> Iterator[Prediction]:
+        pixels: list[NDArray[np.float32]] = []
+        errors: dict[int, str] = {}
+        for position, image in enumerate(images):
+            try:
+                pixels.append(self._to_input(image))
+            except ImageError as error:
+                if on_error == "raise":
+                    raise ImageError(f"image {offset + position}: {error}") from error
+                errors[position] = str(error)
+        outputs = self.run(np.stack(pixels)) if pixels else None
+        predictions = iter(() if outputs is None else self._describe(outputs, top_k, return_embedding))
+        for position in range(len(images)):
+            yield Prediction(error=errors[position]) if position in errors else next(predictions)
+
+    def _to_input(self, image: ImageLike) -> NDArray[np.float32]:
+        preprocessing = self.metadata.preprocessing
+        if isinstance(image, bytes | bytearray | memoryview | str):
+            return preprocess(decode_image(image if isinstance(image, str) else bytes(image)), preprocessing)
+        if isinstance(image, Image.Image):
+            return preprocess(to_rgb(image), preprocessing)
+        if not isinstance(image, np.ndarray):
+            raise ImageError(
+                f"expected encoded bytes, base64 text, a Pillow image or an array, got {type(image).__name__}"
+            )
+        if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
+            return preprocess(Image.fromarray(image), preprocessing)
+        side = preprocessing.image_size
+        if image.dtype != np.float32 or image.shape != (3, side, side):
+            raise ImageError(
+                f"an array must be (H, W, 3) uint8 or (3, {side}, {side}) float32, got {image.shape} {image.dtype}"
+            )
+        if not np.isfinite(image).all():
+            raise ImageError("the float32 input holds NaN or infinity")
+        return image.astype(np.float32, copy=False)
+
+    def _describe(self, outputs: Outputs, top_k: int, return_embedding: bool) -> Iterator[Prediction]:
+        species_probability = softmax(outputs.species_logits)
+        rejected = self.detector.rejects(outputs.ood_scores)
+        for row, index in enumerate(outputs.species_index.tolist()):
+            diseases = self.taxonomy.diseases_of(index)
+            disease, disease_probability = None, None
+            if diseases:
+                probabilities = softmax(outputs.disease_logits[row, : len(diseases)])
+                disease, disease_probability = (
+                    diseases[int(probabilities.argmax())],
+                    float(probabilities.max()),
+                )
+            yield Prediction(
+                species=self.taxonomy.species[index],
+                species_index=index,
+                species_probability=float(species_probability[row, index]),
+                disease=disease,
+                disease_probability=disease_probability,
+                ood_score=float(outputs.ood_scores[row]),
+                rejected=bool(rejected[row]),
+                candidates=self._candidates(species_probability[row], top_k) if top_k else None,
+                embedding=outputs.embedding[row] if return_embedding else None,
+            )
+
+    def _candidates(self, probabilities: NDArray[np.float64], top_k: int) -> tuple[Candidate, ...]:
+        best = np.argsort(-probabilities, kind="stable")[:top_k]
+        return tuple(Candidate(self.taxonomy.species[i], float(probabilities[i])) for i in best)
+
+
+def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Probabilities along the last axis, computed in float64."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    exponents = np.exp(shifted)
+    probabilities: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    return probabilities

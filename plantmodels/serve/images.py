@@ -1,0 +1,154 @@
+"""Encoded photographs to the network's input: the one preprocessing of fitting, verifying and serving.
+
+It equals timm's evaluation transform of the same config: resize the shorter side, centre crop, scale,
+normalise. EXIF orientation is honoured; CMYK, palette, grey, alpha and 16-bit images become 8-bit RGB.
+
+>>> pixels = preprocess(decode_image(data), preprocessing)  # doctest: +SKIP
+>>> pixels.shape  # doctest: +SKIP
+(3, 224, 224)
+"""
+
+import base64
+import io
+import math
+import warnings
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from plantmodels.bundle.metadata import Interpolation, Preprocessing
+from plantmodels.errors import ImageError
+
+FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP")
+"""MPO is what many telephones write into a .jpg; its first picture is the photograph."""
+
+Image.init()  # not left to the first image: two threads that decode it at once find Pillow's tables half filled
+
+_MAGIC: Final = (b"\xff\xd8", b"\x89PNG", b"RIFF")
+
+MAX_PIXELS: Final = 120_000_000
+"""Above every telephone's 108 megapixels; a larger header is taken for a decompression bomb."""
+
+MAX_ASPECT: Final = 32
+"""Long side over short side; bounds the resized picture, and no photograph of a leaf is a ribbon."""
+
+MIN_SIDE: Final = 16
+"""Pixels; below it a picture cannot show a leaf."""
+
+_RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def decode_image(data: bytes | str) -> Image.Image:
+    """Decodes one still photograph to upright 8-bit RGB.
+
+    The size is checked on the header, before any pixel is decoded.
+
+    Args:
+        data: an encoded image, or the base64 text of one (as text or as ASCII bytes: MLflow's scoring server
+            hands `instances` and `inputs` over undecoded).
+
+    Raises:
+        ImageError: empty, of another format, truncated, animated, or of a size outside the limits.
+    """
+    data = _encoded_bytes(data)
+    if not data:
+        raise ImageError("zero bytes: expected an encoded image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of large or odd files; the checks below decide
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            _check_header(image)
+            image.load()
+            return to_rgb(ImageOps.exif_transpose(image))
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"not an image of format {', '.join(FORMATS)} ({len(data):,} bytes)") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"too many pixels, at most {MAX_PIXELS:,} are decoded ({error})") from error
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        EOFError,
+        MemoryError,
+        OverflowError,
+        IndexError,
+        KeyError,
+    ) as error:
+        raise ImageError(f"cannot be decoded ({error})") from error
+
+
+def _encoded_bytes(data: bytes | str) -> bytes:
+    raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
+    if raw.startswith(_MAGIC):
+        return raw
+    try:
+        decoded = base64.b64decode(raw, validate=True)
+    except ValueError:
+        decoded = b""
+    if isinstance(data, str) and raw and not decoded:
+        raise ImageError(f"text that is not base64 of an image: {data[:40]!r} (file paths are not read)")
+    return decoded if decoded.startswith(_MAGIC) else raw
+
+
+def _check_header(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ImageError(f"{image.width}x{image.height} pixels, at most {MAX_PIXELS:,} are decoded")
+    if min(image.size) < MIN_SIDE:
+        raise ImageError(f"{image.width}x{image.height} pixels, each side must have at least {MIN_SIDE}")
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise ImageError(f"{image.width}x{image.height} pixels, one side is over {MAX_ASPECT} times the other")
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        raise ImageError(f"animated with {getattr(image, 'n_frames', 0)} frames: expected one still photograph")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Converts any Pillow mode to 8-bit RGB; 16-bit grey keeps its upper byte, alpha is dropped."""
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resizes the shorter side to `image_size / crop_pct` and cuts out the centre square.
+
+    Args:
+        image: RGB.
+        preprocessing: size, filter and crop.
+
+    Returns:
+        RGB image of image_size × image_size.
+    """
+    size = preprocessing.image_size
+    shorter = math.floor(size / preprocessing.crop_pct)
+    width, height = image.size
+    if width <= height:
+        resized = (shorter, int(shorter * height / width))
+    else:
+        resized = (int(shorter * width / height), shorter)
+    left, top = round((resized[0] - size) / 2), round((resized[1] - size) / 2)
+    return image.resize(resized, _RESAMPLING[preprocessing.interpolation]).crop((left, top, left + size, top + size))
+
+
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    """Turns an RGB image into the network's input.
+
+    Returns:
+        (3, S, S) float32, `(pixel / 255 - mean) / std` for each channel.
+    """
+    pixels = np.asarray(resize_and_crop(image, preprocessing), dtype=np.float32)
+    pixels /= np.float32(255)
+    pixels -= np.asarray(preprocessing.mean, dtype=np.float32)
+    pixels /= np.asarray(preprocessing.std, dtype=np.float32)
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
