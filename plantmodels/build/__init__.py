@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: torch, timm, onnx and scipy live here."""

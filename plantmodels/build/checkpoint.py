@@ -1,0 +1,196 @@
+"""Reads a training checkpoint (contract 1) without running what its pickle says.
+
+>>> checkpoint = read_checkpoint(Path("last.ckpt"))  # doctest: +SKIP
+>>> checkpoint.spec.taxonomy.species  # doctest: +SKIP
+('Apple', 'Blueberry', ...)
+"""
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from plantmodels.bundle.manifest import digest_file
+from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
+
+_PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
+_ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
+_FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """What `hyper_parameters` says of a network.
+
+    Attributes:
+        backbone: timm model name.
+        backbone_kwargs: further arguments of `timm.create_model`.
+        embedding_dim: D, the length of the embedding that the heads read.
+        preprocessing: what the network was trained with.
+        taxonomy: all classes in logit order.
+    """
+
+    backbone: str
+    backbone_kwargs: Mapping[str, Any]
+    embedding_dim: int
+    preprocessing: Preprocessing
+    taxonomy: Taxonomy
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint whose names and head shapes agree.
+
+    Attributes:
+        path: where it was read.
+        sha256: digest of the file.
+        spec: what network it is of.
+        backbone: `backbone.*` tensors, float32 (integer buffers as they are), by timm's names.
+        projection: weight (D, F) and bias (D,), or None when the backbone's features are the embedding.
+        species_head: weight (S, D) and bias (S,).
+        disease_heads: species index to weight (N, D) and bias (N,).
+    """
+
+    path: Path
+    sha256: str
+    spec: NetworkSpec
+    backbone: Mapping[str, torch.Tensor]
+    projection: tuple[torch.Tensor, torch.Tensor] | None
+    species_head: tuple[torch.Tensor, torch.Tensor]
+    disease_heads: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Reads and checks a checkpoint file; the backbone's own names are checked when the network is built.
+
+    Raises:
+        CheckpointError: no such file, not a checkpoint, content that `weights_only` refuses, a missing or
+            surplus head, names and shapes that disagree, or NaN weights.
+    """
+    try:
+        sha256 = digest_file(path).sha256
+    except BundleError as error:
+        raise CheckpointError(f"no checkpoint there: {error}") from error
+    document = _load(path)
+    spec = _read_spec(path, document["hyper_parameters"])
+    state = _strip_prefix(path, document["state_dict"])
+    _check_tensors(path, state)
+    heads = {i: _take_head(path, state, spec, i) for i in spec.taxonomy.species_with_head}
+    projection = None
+    if any(name.startswith("projection.") for name in state):
+        projection = _take_linear(path, state, "projection", spec.embedding_dim, None)
+    species_head = _take_linear(path, state, "species_head", len(spec.taxonomy.species), spec.embedding_dim)
+    backbone = {name.removeprefix("backbone."): state.pop(name) for name in list(state) if name.startswith("backbone.")}
+    if state:
+        raise CheckpointError(
+            f"{path}: {len(state)} tensor(s) belong to no species of hyper_parameters['species'] and no part of the "
+            f"network: {', '.join(sorted(state)[:5])}"
+        )
+    return Checkpoint(path, sha256, spec, backbone, projection, species_head, heads)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{path}: not a checkpoint of tensors and plain values; torch.load(weights_only=True) refuses it ({reason})"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: not a checkpoint that torch can read ({error})") from error
+    for name in ("state_dict", "hyper_parameters"):
+        if not isinstance(document, dict) or not isinstance(document.get(name), dict):
+            raise CheckpointError(f"{path}: expected a dict with {name!r} (a dict), as Lightning writes it")
+    return document
+
+
+def _read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
+    required = ("backbone", "embedding_dim", "image_size", "mean", "std", "species", "diseases")
+    missing = [name for name in required if name not in parameters]
+    if missing:
+        raise CheckpointError(f"{path}: hyper_parameters lack {', '.join(missing)}")
+    optional = {name: parameters[name] for name in ("interpolation", "crop_pct") if name in parameters}
+    kwargs, dim = parameters.get("backbone_kwargs") or {}, parameters["embedding_dim"]
+    try:
+        if not isinstance(parameters["backbone"], str) or not isinstance(kwargs, Mapping):
+            raise ValueError("backbone must be a timm name and backbone_kwargs a dict")
+        if type(dim) is not int or dim < 1:
+            raise ValueError(f"embedding_dim must be a positive integer, got {dim!r}")
+        preprocessing = Preprocessing(
+            parameters["image_size"], tuple(parameters["mean"]), tuple(parameters["std"]), **optional
+        )
+        taxonomy = Taxonomy(tuple(parameters["species"]), {k: tuple(v) for k, v in parameters["diseases"].items() if v})
+    except (TaxonomyError, ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: hyper_parameters: {error}") from error
+    return NetworkSpec(parameters["backbone"], kwargs, dim, preprocessing, taxonomy)
+
+
+def _strip_prefix(path: Path, state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
+    names = list(state)
+    if not all(isinstance(name, str) and isinstance(state[name], torch.Tensor) for name in names):
+        raise CheckpointError(f"{path}: state_dict must map names to tensors")
+    prefix = ""
+    while names and not any(name.startswith(prefix + "backbone.") for name in names):
+        step = next((p for p in _PREFIXES if all(name.startswith(prefix + p) for name in names)), None)
+        if step is None:
+            raise CheckpointError(
+                f"{path}: state_dict has no 'backbone.*' tensors (first names: {', '.join(names[:3])}); "
+                f"expected {', '.join(_ROOTS)} with at most a common prefix"
+            )
+        prefix += step
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items()}
+
+
+def _check_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            continue
+        if tensor.dtype not in _FLOATS:
+            raise CheckpointError(f"{path}: {name} is {tensor.dtype}, expected float16, bfloat16 or float32")
+        state[name] = tensor.to(torch.float32)
+        if not torch.isfinite(tensor).all():
+            count = int((~torch.isfinite(tensor)).sum())
+            raise CheckpointError(f"{path}: {name} holds {count:,} NaN or infinite of {tensor.numel():,} weights")
+
+
+def _take_head(
+    path: Path, state: dict[str, torch.Tensor], spec: NetworkSpec, species_index: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    species, slug = spec.taxonomy.species[species_index], spec.taxonomy.slugs[species_index]
+    keys = dict.fromkeys((species, species.replace(".", "_"), slug))
+    found = [key for key in keys if f"disease_heads.{key}.weight" in state]
+    if len(found) != 1:
+        problem = "no head" if not found else "several heads"
+        raise CheckpointError(
+            f"{path}: {problem} for species {species!r}; expected one of "
+            f"{', '.join(f'disease_heads.{key}.weight' for key in keys)}"
+        )
+    diseases = spec.taxonomy.diseases_of(species_index)
+    return _take_linear(path, state, f"disease_heads.{found[0]}", len(diseases), spec.embedding_dim, diseases)
+
+
+def _take_linear(
+    path: Path,
+    state: dict[str, torch.Tensor],
+    name: str,
+    rows: int,
+    columns: int | None,
+    classes: tuple[str, ...] = (),
+) -> tuple[torch.Tensor, torch.Tensor]:
+    weight, bias = state.pop(f"{name}.weight", None), state.pop(f"{name}.bias", None)
+    if weight is None or bias is None:
+        raise CheckpointError(f"{path}: {name}.weight or {name}.bias is missing")
+    shape = (rows, weight.shape[-1] if columns is None and weight.ndim == 2 else columns)
+    if tuple(weight.shape) != shape or tuple(bias.shape) != (rows,):
+        named = f" ({', '.join(classes)})" if classes else ""
+        raise CheckpointError(
+            f"{path}: {name}.weight {tuple(weight.shape)} and {name}.bias {tuple(bias.shape)} do not fit the "
+            f"{rows} classes of hyper_parameters{named}: expected {shape} and ({rows},)"
+        )
+    return weight, bias

@@ -1,0 +1,279 @@
+"""Leaf folders and non-plant images (contract 2), read as streams: memory does not grow with their number.
+
+>>> leaves = read_leaves(Path("DATA"), "train", taxonomy)  # doctest: +SKIP
+>>> for index, pixels in stream_images(leaves.paths, preprocessing, unreadable=[]): ...  # doctest: +SKIP
+"""
+
+import hashlib
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from plantmodels.bundle.manifest import digest_file
+from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import DataError, ImageError
+from plantmodels.serve.images import decode_image, preprocess
+
+Split = Literal["train", "val"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
+CLASS_SEPARATOR: Final = "___"
+MAX_UNREADABLE: Final = 0.01
+"""Share of unreadable images above which a folder is an error."""
+
+_MANIFEST_COLUMNS: Final = ("path", "species", "disease", "split")
+_DECODERS: Final = 2
+_AHEAD: Final = 16
+
+
+@dataclass(frozen=True)
+class LeafSample:
+    """One labelled leaf; `disease_index` is None for a species without a disease head."""
+
+    path: Path
+    species_index: int
+    disease_index: int | None
+
+
+@dataclass(frozen=True)
+class LeafSet:
+    """The labelled leaves of one split, sorted by path."""
+
+    root: Path
+    split: Split
+    samples: tuple[LeafSample, ...]
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Image files, in sample order."""
+        return tuple(sample.path for sample in self.samples)
+
+
+@dataclass(frozen=True)
+class NonPlantSet:
+    """Images of no plant; the first folder below the root is an image's source."""
+
+    root: Path
+    paths: tuple[Path, ...]
+
+    def source_of(self, path: Path) -> str:
+        """Name of the folder that the image lies in, "." for the root itself."""
+        parts = path.relative_to(self.root).parts
+        return parts[0] if len(parts) > 1 else "."
+
+    def half(self, which: Literal["selection", "gate"]) -> "NonPlantSet":
+        """The half that may choose a detector, or the half that gates measure.
+
+        Membership follows from an image's name alone, so adding images moves none to the other half.
+        """
+        bucket = 0 if which == "selection" else 1
+        return NonPlantSet(self.root, tuple(p for p in self.paths if int(_bucket(self.root, p) * 2) == bucket))
+
+
+@dataclass(frozen=True)
+class UnreadableImage:
+    """A file that was skipped, and why."""
+
+    path: Path
+    reason: str
+
+
+def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
+    """Lists the labelled images of one split; opens none.
+
+    Args:
+        data: folder with `train/` and `val/`, or a CSV or Parquet manifest with the columns path, species,
+            disease, split (paths relative to the manifest).
+        split: which part.
+        taxonomy: the classes that the checkpoint knows.
+
+    Raises:
+        DataError: absent or empty split, a class that the checkpoint does not know, or a manifest without the
+            columns.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: no such data folder or manifest")
+    labelled = _read_folders(data, split) if data.is_dir() else _read_manifest(data, split)
+    known = {
+        (name, disease): LeafSample(Path(), i, taxonomy.diseases_of(i).index(disease))
+        for i, name in enumerate(taxonomy.species)
+        for disease in taxonomy.diseases_of(i)
+    }
+    headless = {name: i for i, name in enumerate(taxonomy.species) if name not in taxonomy.diseases}
+    samples = []
+    for path, species, disease in sorted(labelled):
+        if species in headless:
+            samples.append(LeafSample(path, headless[species], None))
+        elif (species, disease) in known:
+            match = known[species, disease]
+            samples.append(LeafSample(path, match.species_index, match.disease_index))
+        else:
+            raise DataError(_unknown_class(path, species, disease, taxonomy))
+    if not samples:
+        raise DataError(f"{data}: split {split!r} holds no images of type {', '.join(SUFFIXES)}")
+    return LeafSet(data if data.is_dir() else data.parent, split, tuple(samples))
+
+
+def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -> str:
+    if species in taxonomy.diseases:
+        known = f"its diseases of {species!r} are {', '.join(taxonomy.diseases[species])}"
+    else:
+        known = f"its species are {', '.join(taxonomy.species)}"
+    return f"{path}: class {species + CLASS_SEPARATOR + disease!r} is not in the checkpoint; {known}"
+
+
+def _read_folders(data: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
+    folder = data / split
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
+    for class_folder in folder.iterdir():
+        if class_folder.is_dir() and not class_folder.name.startswith("."):
+            species, _, disease = class_folder.name.partition(CLASS_SEPARATOR)
+            yield from ((path, species, disease) for path in _list_images(class_folder))
+
+
+def _list_images(folder: Path) -> Iterator[Path]:
+    return (p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+
+
+def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
+    try:
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({error})") from error
+    missing = [name for name in _MANIFEST_COLUMNS if name not in table.columns]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(_MANIFEST_COLUMNS)}")
+    table = table.loc[table["split"] == split, list(_MANIFEST_COLUMNS)]
+    for row in table.itertuples(index=False):
+        yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
+
+
+def read_non_plants(folder: Path) -> NonPlantSet:
+    """Lists all images below a folder, sorted.
+
+    Raises:
+        DataError: no such folder, or no image in it.
+    """
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of non-plant images")
+    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+    if not paths:
+        raise DataError(f"{folder}: holds no images of type {', '.join(SUFFIXES)}")
+    return NonPlantSet(folder, tuple(paths))
+
+
+def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
+    """Splits training leaves into those that fit the detector and those that calibrate its threshold.
+
+    Membership follows from names and seed alone (see `NonPlantSet.half`).
+
+    Args:
+        leaves: the training leaves.
+        share: part held out, 0 to 1.
+        at_most: upper bound on the number held out.
+        seed: another seed holds out others.
+
+    Returns:
+        The fit set and the calibration set.
+    """
+    buckets = [_bucket(leaves.root, sample.path, seed) for sample in leaves.samples]
+    share = min(share, at_most / len(buckets))
+    parts = [
+        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == held_out)
+        for held_out in (False, True)
+    ]
+    return LeafSet(leaves.root, leaves.split, parts[0]), LeafSet(leaves.root, leaves.split, parts[1])
+
+
+def _bucket(root: Path, path: Path, seed: int = 0) -> float:
+    """A number in [0, 1) that follows from the file's name relative to the root, and the seed."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{_name(root, path)}".encode()).digest()[:6]) / 2**48
+
+
+def _name(root: Path, path: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.as_posix()
+
+
+def digest_images(root: Path, paths: Iterable[Path]) -> str:
+    """SHA-256 over the names relative to the root and the contents of image files, whatever their order."""
+    lines = sorted(f"{_name(root, path)}\0{digest_file(path).sha256}\n" for path in paths)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def class_counts(leaves: LeafSet, taxonomy: Taxonomy) -> Mapping[str, int]:
+    """Number of images of each `<Species>___<Disease>` that occurs, in class order."""
+    counts = Counter((s.species_index, -1 if s.disease_index is None else s.disease_index) for s in leaves.samples)
+    names = {}
+    for (species, disease), count in sorted(counts.items()):
+        label = taxonomy.diseases_of(species)[disease] if disease >= 0 else ""
+        names[taxonomy.species[species] + (CLASS_SEPARATOR + label if label else "")] = count
+    return names
+
+
+def stream_images(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    unreadable: list[UnreadableImage],
+    description: str = "",
+    max_unreadable: float = MAX_UNREADABLE,
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Decodes images a few ahead of the consumer, with a progress bar; holds no more than those in memory.
+
+    Args:
+        paths: image files.
+        preprocessing: how pixels become input.
+        unreadable: files that are skipped are appended here.
+        description: label of the progress bar; none is shown without one.
+        max_unreadable: largest share of `paths` that may be skipped.
+
+    Yields:
+        Position in `paths`, and (3, S, S) float32.
+
+    Raises:
+        DataError: more unreadable images than allowed, naming the first few.
+    """
+    allowed = max_unreadable * len(paths)
+    progress = tqdm(total=len(paths), desc=description, unit="image", disable=not description)
+    with ThreadPoolExecutor(_DECODERS) as pool, progress:
+        pending: deque[tuple[int, Future[NDArray[np.float32]]]] = deque()
+        queue = iter(enumerate(paths))
+        while True:
+            for index, path in queue:
+                pending.append((index, pool.submit(_load, path, preprocessing)))
+                if len(pending) > _AHEAD:
+                    break
+            if not pending:
+                return
+            index, future = pending.popleft()
+            try:
+                yield index, future.result()
+            except ImageError as error:
+                unreadable.append(UnreadableImage(paths[index], str(error)))
+                if len(unreadable) > allowed:
+                    pool.shutdown(wait=False, cancel_futures=True)
+                    raise _too_many(unreadable, len(paths), max_unreadable) from error
+            progress.update()
+
+
+def _load(path: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"cannot be read ({error.strerror})") from error
+    return preprocess(decode_image(data), preprocessing)
+
+
+def _too_many(unreadable: Sequence[UnreadableImage], total: int, allowed: float) -> DataError:
+    shown = "; ".join(f"{image.path}: {image.reason}" for image in unreadable[:3])
+    return DataError(f"over {allowed:.0%} of {total:,} images cannot be read ({len(unreadable)} so far): {shown}")

@@ -1,0 +1,62 @@
+"""Embeddings and detector scores of image files, as streams.
+
+>>> embedder = Embedder(model, preprocessing, unreadable=[])  # doctest: +SKIP
+>>> for positions, features in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plantmodels.build.data import UnreadableImage, stream_images
+from plantmodels.bundle.detector import OODDetector
+from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.serve.classifier import SpeciesModel
+
+_BATCH: Final = 32
+
+
+class Embedder:
+    """Runs a species model over image files, a batch at a time."""
+
+    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, unreadable: list[UnreadableImage]) -> None:
+        """Takes a model.
+
+        Args:
+            model: the species model whose embedding is wanted.
+            preprocessing: what it was trained with.
+            unreadable: files that are skipped are appended here.
+        """
+        self._model = model
+        self._preprocessing = preprocessing
+        self._unreadable = unreadable
+
+    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+        """Yields positions in `paths` and their embeddings (n, D), n at most 32; unreadable files are skipped.
+
+        Raises:
+            DataError: too many unreadable files.
+        """
+        skipped: list[UnreadableImage] = []
+        positions: list[int] = []
+        pixels: list[NDArray[np.float32]] = []
+        for position, image in stream_images(paths, self._preprocessing, unreadable=skipped, description=description):
+            positions.append(position)
+            pixels.append(image)
+            if len(pixels) == _BATCH:
+                yield positions, self._model.run(np.stack(pixels))[1]
+                positions, pixels = [], []
+        if pixels:
+            yield positions, self._model.run(np.stack(pixels))[1]
+        self._unreadable.extend(skipped)
+
+    def score(self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str) -> NDArray[np.float64]:
+        """Scores (n, detectors) of the readable images; 8 bytes an image and detector are all that is kept."""
+        scores = [
+            np.stack([detector.score(features) for detector in detectors], axis=1)
+            for _, features in self.stream(paths, description)
+        ]
+        return np.concatenate([np.empty((0, len(detectors))), *scores])

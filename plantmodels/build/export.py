@@ -1,0 +1,273 @@
+"""Checkpoint and leaves to a bundle (contract 3), written whole or not at all.
+
+>>> summary = export_bundle(checkpoint, data, out, non_plants=None)  # doctest: +SKIP
+>>> summary.sizes["swin-species-int8.onnx"]  # doctest: +SKIP
+31475453
+"""
+
+import importlib.metadata
+import logging
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+
+from plantmodels import __version__
+from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.build.data import (
+    LeafSet,
+    NonPlantSet,
+    UnreadableImage,
+    digest_images,
+    read_leaves,
+    read_non_plants,
+    split_for_calibration,
+)
+from plantmodels.build.embeddings import Embedder
+from plantmodels.build.fit_detector import RunningMoments, check_image_counts, fit_detector, select_detector
+from plantmodels.build.heads import Int8Head, int8_head_model, packed_heads_model, quantize_head
+from plantmodels.build.network import HierarchicalNetwork, load_network
+from plantmodels.build.quantize import describe_cpu, quantize_int8, store_weights_fp16
+from plantmodels.build.species import export_species
+from plantmodels.bundle.detector import METHODS, OODDetector, write_detector
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    HEADS_FOLDER,
+    PACKED_HEADS_FILE,
+    SPECIES_FILES,
+    head_file,
+)
+from plantmodels.bundle.manifest import write_manifest
+from plantmodels.bundle.metadata import Metadata, write_metadata
+from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.serve.classifier import SpeciesModel
+from plantmodels.serve.session import SESSION_OPTIONS, open_session
+
+CALIBRATION_SHARE: Final = 0.2
+MAX_CALIBRATION_IMAGES: Final = 20_000
+_LIBRARIES: Final = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "pillow")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ExportSummary:
+    """What an export made.
+
+    Attributes:
+        bundle: the folder.
+        metadata: as written.
+        sizes: file name to bytes, for every ONNX file.
+        seconds: step to wall-clock time.
+        unreadable: training and non-plant images that were skipped.
+    """
+
+    bundle: Path
+    metadata: Metadata
+    sizes: Mapping[str, int]
+    seconds: Mapping[str, float]
+    unreadable: tuple[UnreadableImage, ...]
+
+    def describe(self) -> str:
+        """Where it lies, sizes, times and skipped images, for terminals."""
+        heads = [size for name, size in self.sizes.items() if name.startswith(HEADS_FOLDER)]
+        files = {name: size for name, size in self.sizes.items() if not name.startswith(HEADS_FOLDER)}
+        lines = [f"{size:>12,}  {name}" for name, size in files.items()]
+        lines.append(f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})")
+        lines += [f"{seconds:>11.1f}s  {step}" for step, seconds in self.seconds.items()]
+        lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
+        return "\n".join([f"wrote {self.bundle}", *lines])
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything an export reads, listed and checked before the long work starts."""
+
+    checkpoint: Checkpoint
+    network: HierarchicalNetwork
+    leaves: LeafSet
+    non_plants: NonPlantSet | None
+
+
+def export_bundle(
+    checkpoint: Path, data: Path, out: Path, *, non_plants: Path | None = None, seed: int = 0
+) -> ExportSummary:
+    """Exports a checkpoint to a bundle, fitting the detector on the training leaves.
+
+    Args:
+        checkpoint: file of contract 1.
+        data: leaf folders or manifest of contract 2; only the split "train" is read.
+        out: the bundle's folder; an older bundle there is replaced when the new one is complete.
+        non_plants: folder of images of no plant; its selection half sets the detector's threshold.
+        seed: chooses which training leaves the threshold is calibrated on.
+
+    Raises:
+        CheckpointError, DataError, ExportError, DetectorError: nothing was written.
+    """
+    check_replaceable(out)
+    clock = _Clock()
+    with clock.step("read"):
+        inputs = _read_inputs(checkpoint, data, non_plants)
+    with staged_bundle(out) as folder:
+        models = _write_models(folder, inputs, clock)
+        with clock.step("digest data"):
+            metadata = _describe(inputs, models, seed)
+        write_metadata(folder, metadata)
+        unreadable: list[UnreadableImage] = []
+        with clock.step("fit detector"):
+            detector = _fit_detector(folder, inputs, metadata, seed, unreadable)
+        write_detector(folder / DETECTOR_FILE, detector)
+        write_manifest(folder)
+        sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
+    return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, tuple(unreadable))
+
+
+@dataclass
+class _Clock:
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        _log.info("%s ...", name)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        _log.info("%s: %.1f s", name, self.seconds[name])
+
+
+def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None) -> _Inputs:
+    checkpoint = read_checkpoint(checkpoint_path)
+    network = load_network(checkpoint)
+    leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
+    return _Inputs(checkpoint, network, leaves, None if non_plants is None else read_non_plants(non_plants))
+
+
+def _write_models(folder: Path, inputs: _Inputs, clock: _Clock) -> dict[str, dict[str, Any]]:
+    """Writes every ONNX file and returns what the metadata says of each."""
+    models: dict[str, dict[str, Any]] = {}
+    cpu = describe_cpu()
+    with tempfile.TemporaryDirectory(prefix="plantmodels-") as temporary:
+        float_file = Path(temporary) / "float32.onnx"
+        with clock.step("export species"):
+            float_model = export_species(inputs.network)
+            onnx.save(float_model, float_file)
+        with clock.step("store FP16"):
+            onnx.save(store_weights_fp16(float_model), folder / SPECIES_FILES["fp16"])
+        with clock.step("quantize INT8"):
+            recipe = quantize_int8(
+                float_file, folder / SPECIES_FILES["int8"], reduce_range=not cpu.has_int8_dot_product
+            )
+    stored = {"method": "weights stored in float16, computed in float32"}
+    models[SPECIES_FILES["fp16"]] = {"precision": "fp16", "rows_per_run": None, "recipe": stored}
+    models[SPECIES_FILES["int8"]] = {"precision": "int8", "rows_per_run": 1, "recipe": recipe}
+    with clock.step("disease heads"):
+        models |= _write_heads(folder, inputs.checkpoint)
+    return {name: {**_describe_interface(folder / name), **entry} for name, entry in models.items()}
+
+
+def _write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    taxonomy = checkpoint.spec.taxonomy
+    heads: dict[int, Int8Head] = {
+        i: quantize_head(weight.numpy(), bias.numpy()) for i, (weight, bias) in checkpoint.disease_heads.items()
+    }
+    (folder / HEADS_FOLDER).mkdir()
+    for index, head in heads.items():
+        onnx.save(int8_head_model(head), folder / head_file(taxonomy.slugs[index]))
+    packed = packed_heads_model(heads, species=len(taxonomy.species), dim=checkpoint.spec.embedding_dim)
+    onnx.save(packed, folder / PACKED_HEADS_FILE)
+    recipe = {"method": "weight only", "weights": "int8", "per_channel": True}
+    names = [PACKED_HEADS_FILE, *(head_file(taxonomy.slugs[index]) for index in heads)]
+    return {name: {"precision": "int8", "rows_per_run": None, "recipe": recipe} for name in names}
+
+
+def _describe_interface(path: Path) -> dict[str, Any]:
+    model = onnx.load(path)
+
+    def describe(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                "shape": [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    return {"inputs": describe(model.graph.input), "outputs": describe(model.graph.output), "opset": opset}
+
+
+def _describe(inputs: _Inputs, models: Mapping[str, Mapping[str, Any]], seed: int) -> Metadata:
+    spec, leaves, non_plants = inputs.checkpoint.spec, inputs.leaves, inputs.non_plants
+    provenance: dict[str, Any] = {
+        "checkpoint_sha256": inputs.checkpoint.sha256,
+        "backbone": spec.backbone,
+        "backbone_kwargs": dict(spec.backbone_kwargs),
+        "git_commit": read_git_commit(),
+        "data_sha256": digest_images(leaves.root, leaves.paths),
+        "non_plants_sha256": None if non_plants is None else digest_images(non_plants.root, non_plants.paths),
+        "seed": seed,
+    }
+    cpu = describe_cpu()
+    return Metadata(
+        taxonomy=spec.taxonomy,
+        preprocessing=spec.preprocessing,
+        embedding_dim=spec.embedding_dim,
+        session_options=SESSION_OPTIONS,
+        models=models,
+        provenance=provenance,
+        versions={
+            "plantmodels": __version__,
+            **{name: importlib.metadata.version(name) for name in _LIBRARIES},
+        },
+        cpu={"architecture": cpu.architecture, "model": cpu.model, "features": list(cpu.features)},
+    )
+
+
+def read_git_commit() -> str | None:
+    """Commit of this code, with "-dirty" when tracked files differ; None outside a checkout of it."""
+    package = Path(__file__).parent
+    commands = (
+        ["ls-files", "--error-unmatch", __file__],
+        ["rev-parse", "HEAD"],
+        ["status", "--porcelain", "-uno"],
+    )
+    answers = []
+    for command in commands:
+        try:
+            run = subprocess.run(["git", *command], cwd=package, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        answers.append(run.stdout.strip())
+    return answers[1] + ("-dirty" if answers[2] else "")
+
+
+def _fit_detector(
+    folder: Path, inputs: _Inputs, metadata: Metadata, seed: int, unreadable: list[UnreadableImage]
+) -> OODDetector:
+    """Fits on the INT8 embedding, which is what is served, in two passes over disjoint training leaves."""
+    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options)
+    embedder = Embedder(
+        SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8")), metadata.preprocessing, unreadable
+    )
+    fit_set, calibration_set = split_for_calibration(inputs.leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, seed)
+    check_image_counts(len(fit_set.samples), len(calibration_set.samples))
+    classes = sorted({(s.species_index, s.disease_index or 0) for s in fit_set.samples})
+    number = {label: i for i, label in enumerate(classes)}
+    labels = np.array([number[s.species_index, s.disease_index or 0] for s in fit_set.samples])
+    moments = RunningMoments(len(classes), metadata.embedding_dim)
+    for positions, features in embedder.stream(fit_set.paths, "fit the detector"):
+        moments.update(labels[positions], features)
+    detectors = [fit_detector(moments, method) for method in METHODS]
+    plants = embedder.score(detectors, calibration_set.paths, "set the threshold")
+    outliers = None
+    if inputs.non_plants is not None:
+        outliers = embedder.score(detectors, inputs.non_plants.half("selection").paths, "score non-plants")
+    return select_detector(detectors, plants, outliers)
