@@ -1,0 +1,109 @@
+"""`plantmodels-registry`: the jobs that `MLproject` names, and a look at what was registered.
+
+Exit status: 0 done (a version whose gates failed is registered and says so), 1 a known error, 2 wrong usage.
+"""
+
+from pathlib import Path
+
+import click
+
+from plantmodels.cli import (
+    PATH,
+    KnownErrors,
+    OptionalPath,
+    checkpoint_option,
+    configure_logging,
+    data_option,
+    non_plants_option,
+    out_option,
+    policy_option,
+    seed_option,
+)
+
+name_option = click.option("--name", default="plant-disease", show_default=True, help="Registered model.")
+
+
+@click.group(cls=KnownErrors)
+def main() -> None:
+    """Registers verified bundles as MLflow model versions."""
+    configure_logging()
+
+
+@main.command("run")
+@checkpoint_option
+@data_option
+@non_plants_option
+@name_option
+@out_option
+@policy_option
+@seed_option
+def run_all(
+    checkpoint: Path,
+    data: Path,
+    non_plants: Path | None,
+    name: str,
+    out: Path,
+    policy: Path | None,
+    seed: int,
+) -> None:
+    """The main job: export, verify and register one model version."""
+    from mlflow_plugins.jobs import Request, run_main_job
+    from plantmodels.verify.report import read_report
+
+    version = run_main_job(Request(checkpoint, data, non_plants, out, policy, name, seed))
+    click.echo(read_report(out).table())
+    click.echo(f"registered models:/{version.name}/{version.version}")
+
+
+@main.command()
+@checkpoint_option
+@data_option
+@non_plants_option
+@out_option
+@seed_option
+def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, seed: int) -> None:
+    """Write a bundle inside an MLflow run."""
+    from mlflow_plugins.jobs import Request, run_export
+
+    click.echo(run_export(Request(checkpoint, data, non_plants, out, seed=seed)).describe())
+
+
+@main.command()
+@checkpoint_option
+@data_option
+@non_plants_option
+@out_option
+@policy_option
+def verify(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, policy: Path | None) -> None:
+    """Measure every gate of a bundle inside an MLflow run."""
+    from mlflow_plugins.jobs import Request, run_verify
+
+    click.echo(run_verify(Request(checkpoint, data, non_plants, out, policy)).table())
+
+
+@main.command()
+@out_option
+@name_option
+@click.option("--example", type=OptionalPath(), default="", help="Photograph that becomes the input example.")
+def register(out: Path, name: str, example: Path | None) -> None:
+    """Register a bundle that was verified before."""
+    from mlflow_plugins.jobs import run_register
+
+    version = run_register(out, name, example)
+    click.echo(f"registered models:/{version.name}/{version.version}")
+
+
+@main.command()
+@name_option
+@click.option("--version", default="", help="Version number; the latest when not given.")
+@click.option("--data", type=PATH, required=True, help="Leaves to ask it about: three of split val.")
+@non_plants_option
+def show(name: str, version: str, data: Path, non_plants: Path | None) -> None:
+    """Load a version back by its URI: its gate table, and its answers to three leaves and one non-plant."""
+    from mlflow_plugins.show import describe_version
+
+    click.echo(describe_version(name, version, data, non_plants))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""The MLflow flavor of a bundle: one model version that holds every file and loads anywhere.
+
+What serving needs of this project's code travels with the version (`bundle`, `serve`, `errors` and this
+file), so a consumer installs the pip requirements and nothing of ours.
+
+>>> info = log_model(Path("public/models"), name="plant-disease")  # doctest: +SKIP
+>>> mlflow.pyfunc.load_model(info.model_uri).predict(pd.DataFrame({"image": [jpeg]}))  # doctest: +SKIP
+"""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+import mlflow
+import pandas as pd
+from mlflow.models import Model, ModelSignature
+from mlflow.models.model import ModelInfo
+from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.types.schema import Array, Object, Property
+
+from plantmodels.bundle.layout import MANIFEST_FILE, Precision
+from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.serve.classifier import PlantClassifier, Prediction
+
+FLAVOR_NAME: Final = "plantmodels"
+BUNDLE_FOLDER: Final = "data/bundle"
+"""Where the bundle lies inside a model's artifacts."""
+
+IMAGE_COLUMN: Final = "image"
+
+_SERVING_LIBRARIES: Final = ("numpy", "onnxruntime", "pandas", "pillow")
+_CODE: Final = ("plantmodels/__init__.py", "plantmodels/errors.py", "plantmodels/bundle", "plantmodels/serve")
+_FLAVOR_CODE: Final = ("mlflow_plugins/__init__.py", "mlflow_plugins/flavor.py")
+
+_COLUMNS: Final[Mapping[str, DataType]] = {
+    "species": DataType.string,
+    "species_index": DataType.long,
+    "species_probability": DataType.double,
+    "disease": DataType.string,
+    "disease_probability": DataType.double,
+    "ood_score": DataType.double,
+    "rejected": DataType.boolean,
+    "error": DataType.string,
+}
+"""Contract 4. Values are Python ones or None in columns of dtype object, so that JSON gets null and no NaN."""
+
+_CANDIDATES: Final = Array(Object([Property("species", DataType.string), Property("probability", DataType.double)]))
+
+SIGNATURE: Final = ModelSignature(
+    inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
+    outputs=Schema(
+        [
+            *(ColSpec(kind, name, required=False) for name, kind in _COLUMNS.items()),
+            ColSpec(_CANDIDATES, "candidates", required=False),
+            ColSpec(Array(DataType.float), "embedding", required=False),
+        ]
+    ),
+    params=ParamSchema(
+        [
+            ParamSpec("top_k", DataType.long, 0),
+            ParamSpec("return_embedding", DataType.boolean, False),
+            ParamSpec("on_error", DataType.string, "row"),
+        ]
+    ),
+)
+
+
+def get_default_pip_requirements() -> list[str]:
+    """What a consumer needs to load and serve a version, pinned; nothing that only building needs."""
+    return [f"mlflow=={version('mlflow')}", *(f"{name}=={version(name)}" for name in _SERVING_LIBRARIES)]
+
+
+def save_model(
+    bundle: Path, path: str | Path, *, mlflow_model: Model | None = None, input_example: bytes | None = None
+) -> None:
+    """Writes a bundle as an MLflow model folder.
+
+    Args:
+        bundle: a whole bundle; every digest is checked first.
+        path: the model folder, which must not exist.
+        mlflow_model: MLflow's model description to extend.
+        input_example: one encoded photograph, which becomes the model's example input.
+
+    Raises:
+        BundleError: the bundle is incomplete or was changed.
+        MlflowException: `path` exists.
+    """
+    check_files(bundle, read_manifest(bundle))
+    metadata = read_metadata(bundle)
+    model = mlflow_model or Model()
+    model.add_flavor(
+        FLAVOR_NAME,
+        bundle=BUNDLE_FOLDER,
+        manifest_sha256=digest_file(bundle / MANIFEST_FILE).sha256,
+        class_order_digest=metadata.taxonomy.digest,
+        plantmodels_version=metadata.versions.get("plantmodels"),
+    )
+    with _serving_code() as code, _named(bundle, Path(BUNDLE_FOLDER).name) as data:
+        mlflow.pyfunc.save_model(
+            path=str(path),
+            loader_module=__name__,
+            data_path=str(data),
+            code_paths=[str(folder) for folder in sorted(code.iterdir())],
+            mlflow_model=model,
+            signature=SIGNATURE,
+            input_example=None if input_example is None else pd.DataFrame({IMAGE_COLUMN: [input_example]}),
+            pip_requirements=get_default_pip_requirements(),
+        )
+
+
+def log_model(
+    bundle: Path, *, name: str, input_example: bytes | None = None, tags: Mapping[str, str] | None = None
+) -> ModelInfo:
+    """Logs a bundle as a model of the active run; does not register it.
+
+    Args:
+        bundle: a whole bundle.
+        name: the logged model's name.
+        input_example: one encoded photograph.
+        tags: go to the logged model.
+    """
+    info: ModelInfo = Model.log(
+        artifact_path=None,
+        name=name,
+        flavor=sys.modules[__name__],
+        bundle=bundle,
+        input_example=input_example,
+        tags=dict(tags or {}),
+    )
+    return info
+
+
+@contextmanager
+def _serving_code() -> Iterator[Path]:
+    """A folder with this project's code that serving needs, and nothing else."""
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory(prefix="plantmodels-code-") as temporary:
+        for name in (*_CODE, *_FLAVOR_CODE):
+            target = Path(temporary, name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if (root / name).is_dir():
+                shutil.copytree(root / name, target, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copyfile(root / name, target)
+        yield Path(temporary)
+
+
+@contextmanager
+def _named(bundle: Path, name: str) -> Iterator[Path]:
+    """The bundle under the name that it has inside a model, whatever its folder is called."""
+    with tempfile.TemporaryDirectory(prefix="plantmodels-bundle-") as temporary:
+        link = Path(temporary, name)
+        link.symlink_to(bundle.resolve(), target_is_directory=True)
+        yield link
+
+
+def load_model(model_uri: str, *, precision: Precision = "int8", threads: int | None = None) -> PlantClassifier:
+    """Loads the native classifier of a version.
+
+    Args:
+        model_uri: such as "models:/plant-disease@production".
+        precision: which species model answers.
+        threads: threads inside an operator; None takes all cores.
+
+    Raises:
+        BundleError: digests or class order do not fit; no session was opened.
+    """
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
+    return PlantClassifier.load(folder / BUNDLE_FOLDER, precision=precision, threads=threads)
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "_PlantPyfunc":
+    """MLflow's entry point: digests and class order are checked before any session opens."""
+    config = model_config or {}
+    return _PlantPyfunc(
+        PlantClassifier.load(Path(path), precision=config.get("precision", "int8"), threads=config.get("threads"))
+    )
+
+
+class _PlantPyfunc:
+    """What `mlflow.pyfunc.load_model(...)` calls to predict."""
+
+    def __init__(self, classifier: PlantClassifier) -> None:
+        self.classifier = classifier
+
+    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """One row of contract 4 for each row of the column `image`."""
+        options = dict(params or {})
+        predictions = self.classifier.predict(
+            model_input[IMAGE_COLUMN],
+            top_k=int(options.get("top_k", 0)),
+            return_embedding=bool(options.get("return_embedding", False)),
+            on_error=options.get("on_error", "row"),
+        )
+        return _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+
+
+def _asks_for(column: str, options: Mapping[str, Any]) -> bool:
+    return bool(options.get({"candidates": "top_k", "embedding": "return_embedding"}[column]))
+
+
+def _to_frame(predictions: list[Prediction], further: list[str]) -> pd.DataFrame:
+    rows = []
+    for prediction in predictions:
+        row: dict[str, Any] = {name: getattr(prediction, name) for name in _COLUMNS}
+        if "candidates" in further:
+            row["candidates"] = None if prediction.candidates is None else [asdict(c) for c in prediction.candidates]
+        if "embedding" in further:
+            row["embedding"] = None if prediction.embedding is None else prediction.embedding.tolist()
+        rows.append(row)
+    return pd.DataFrame(rows, columns=[*_COLUMNS, *further], dtype=object)

@@ -1,0 +1,317 @@
+"""The jobs of `MLproject`: export, verify and register inside one MLflow run, and the main job, all three.
+
+A version is registered only after every file was uploaded and read back with the right digest. Any failure
+leaves the run FAILED with one line of reason, and registers nothing.
+
+>>> version = run_main_job(Request(checkpoint, data, name="plant-disease"))  # doctest: +SKIP
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import requests
+import sqlalchemy.exc
+from mlflow import MlflowClient
+from mlflow.data.dataset_source_registry import resolve_dataset_source
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
+
+from mlflow_plugins import flavor
+from plantmodels.build.checkpoint import read_checkpoint
+from plantmodels.build.data import read_leaves, read_non_plants
+from plantmodels.build.export import ExportSummary, export_bundle
+from plantmodels.bundle.layout import (
+    GATE_REPORT_FILE,
+    HEADS_FOLDER,
+    HTML_REPORT_FILE,
+    MANIFEST_FILE,
+    PACKED_HEADS_FILE,
+    PLOTS_FOLDER,
+    SPECIES_FILES,
+)
+from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
+from plantmodels.bundle.metadata import Metadata, read_metadata
+from plantmodels.bundle.staging import check_replaceable
+from plantmodels.errors import PlantModelsError, RegistrationError
+from plantmodels.verify.policy import read_policy
+from plantmodels.verify.report import GateReport, read_report
+from plantmodels.verify.run import verify_bundle
+
+PREFIX: Final = "plantmodels."
+"""Of this project's run params and tags: `mlflow run` logs its own parameters under their plain names."""
+
+FAILURE_TAG: Final = f"{PREFIX}failure"
+_DATASET_DIGEST_LENGTH: Final = 36
+_MAX_TAG: Final = 5000
+_PREFLIGHT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_SERVER_ERRORS: Final = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a person asks of the main job.
+
+    Attributes:
+        checkpoint: file of contract 1.
+        data: leaf folders or manifest of contract 2.
+        non_plants: folder of images of no plant; without it the rejection gates are not measured.
+        out: the bundle's folder.
+        policy: gate limits; None for the defaults.
+        name: of the registered model.
+        seed: of the export.
+    """
+
+    checkpoint: Path
+    data: Path
+    non_plants: Path | None = None
+    out: Path = Path("public/models")
+    policy: Path | None = None
+    name: str = "plant-disease"
+    seed: int = 0
+
+
+def run_main_job(request: Request) -> ModelVersion:
+    """Exports, verifies and registers; everything that can be refused early is, before the long work.
+
+    Returns:
+        The registered version. Its gates may have failed: refusing to promote it is the registry's job.
+
+    Raises:
+        PlantModelsError: nothing was registered, and the run is FAILED.
+    """
+    with job("main"):
+        check_registry(request.name)
+        _check_inputs(request)
+        _log_export(request, _export(request))
+        report = _verify(request)
+        return register_bundle(request.out, report, request.name, _first_leaf(request))
+
+
+def run_export(request: Request) -> ExportSummary:
+    """The job `export`: writes the bundle and logs sizes and times."""
+    with job("export"):
+        summary = _export(request)
+        _log_export(request, summary)
+        return summary
+
+
+def run_verify(request: Request) -> GateReport:
+    """The job `verify`: measures every gate of a bundle and logs the report."""
+    with job("verify"):
+        return _verify(request)
+
+
+def run_register(bundle: Path, name: str, example: Path | None) -> ModelVersion:
+    """The job `register`: registers a bundle that was verified before.
+
+    Args:
+        bundle: with its gate report.
+        name: of the registered model.
+        example: a photograph that becomes the version's input example.
+    """
+    with job("register"):
+        check_registry(name)
+        check_files(bundle, read_manifest(bundle))
+        report = read_report(bundle)
+        mlflow.log_metrics(report.metrics())
+        return register_bundle(bundle, report, name, None if example is None else example.read_bytes())
+
+
+@contextmanager
+def job(kind: str) -> Iterator[mlflow.ActiveRun]:
+    """An MLflow run: that of `mlflow run` when there is one, else a new one; FAILED on any error.
+
+    Raises:
+        RegistrationError: the tracking server cannot be reached.
+    """
+    with _one_line("the tracking server"):
+        run = mlflow.start_run()
+    with run:
+        try:
+            mlflow.set_tag(f"{PREFIX}job", kind)
+            yield run
+        except PlantModelsError as error:
+            with contextlib.suppress(*_SERVER_ERRORS):
+                mlflow.set_tag(FAILURE_TAG, " ".join(str(error).split())[:_MAX_TAG])
+            raise
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    try:
+        yield
+    except _SERVER_ERRORS as error:
+        reason = " ".join(str(error).split())[:500]
+        raise RegistrationError(f"{what}: {type(error).__name__}: {reason}") from error
+
+
+def check_registry(name: str) -> None:
+    """Asks the registry for the model, so that an unreachable one is found before the long work.
+
+    Raises:
+        RegistrationError: not reachable, or not a name that a registered model can have.
+    """
+    uri = mlflow.get_registry_uri()
+    if not name.strip() or any(character in name for character in "/:"):
+        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without '/' and ':'")
+    with _environment(_PREFLIGHT), _one_line(f"the model registry {uri} cannot be used"):
+        try:
+            MlflowClient().get_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
+                raise
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def _check_inputs(request: Request) -> None:
+    """Refuses what the later steps would refuse, before the first of them works for an hour."""
+    read_policy(request.policy)
+    check_replaceable(request.out)
+    taxonomy = read_checkpoint(request.checkpoint).spec.taxonomy
+    read_leaves(request.data, "train", taxonomy)
+    read_leaves(request.data, "val", taxonomy)
+    if request.non_plants is not None:
+        read_non_plants(request.non_plants)
+
+
+def _export(request: Request) -> ExportSummary:
+    return export_bundle(
+        request.checkpoint, request.data, request.out, non_plants=request.non_plants, seed=request.seed
+    )
+
+
+def _log_export(request: Request, summary: ExportSummary) -> None:
+    metadata = summary.metadata
+    recipe = metadata.models[SPECIES_FILES["int8"]]["recipe"]
+    params = {
+        "seed": request.seed,
+        "backbone": metadata.provenance["backbone"],
+        "species": len(metadata.taxonomy.species),
+        "heads": len(metadata.taxonomy.species_with_head),
+        "embedding_dim": metadata.embedding_dim,
+        "image_size": metadata.preprocessing.image_size,
+        "int8_method": recipe["method"],
+        "int8_operators": ",".join(recipe["operators"]),
+        "unreadable_images": len(summary.unreadable),
+    }
+    mlflow.log_params({PREFIX + name: value for name, value in params.items()})
+    heads = [size for name, size in summary.sizes.items() if name.startswith(HEADS_FOLDER)]
+    sizes = {
+        "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
+        "size_bytes.species_fp16": summary.sizes[SPECIES_FILES["fp16"]],
+        "size_bytes.heads_packed": summary.sizes[PACKED_HEADS_FILE],
+        "size_bytes.heads_total": sum(heads),
+    }
+    seconds = {f"seconds.{step.replace(' ', '_')}": value for step, value in summary.seconds.items()}
+    mlflow.log_metrics({**{name: float(size) for name, size in sizes.items()}, **seconds})
+    mlflow.set_tags({PREFIX + name: value for name, value in _origin_tags(metadata).items()})
+    _log_data(request.data, "train", str(metadata.provenance["data_sha256"]))
+
+
+def _origin_tags(metadata: Metadata) -> dict[str, str]:
+    return {
+        "git_commit": str(metadata.provenance.get("git_commit")),
+        "checkpoint_sha256": str(metadata.provenance.get("checkpoint_sha256")),
+        "class_order_digest": metadata.taxonomy.digest,
+    }
+
+
+def _log_data(path: Path, context: str, sha256: str) -> None:
+    """Links a data set to the run; MLflow keeps at most 36 characters of a digest."""
+    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow documents it as it is
+        resolve_dataset_source(str(path.resolve())), name=path.name, digest=sha256[:_DATASET_DIGEST_LENGTH]
+    )
+    mlflow.log_input(dataset, context=context)
+
+
+def _verify(request: Request) -> GateReport:
+    report = verify_bundle(
+        request.out,
+        request.data,
+        checkpoint=request.checkpoint,
+        non_plants=request.non_plants,
+        policy=read_policy(request.policy),
+    )
+    mlflow.log_metrics(report.metrics())
+    mlflow.set_tag(f"{PREFIX}gates", gates_tag(report))
+    _log_data(request.data, "val", report.inputs.val.sha256)
+    if request.non_plants is not None and report.inputs.non_plants is not None:
+        _log_data(request.non_plants, "non_plants", report.inputs.non_plants.sha256)
+    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE):
+        mlflow.log_artifact(str(request.out / name))
+    mlflow.log_artifacts(str(request.out / PLOTS_FOLDER), PLOTS_FOLDER)
+    return report
+
+
+def gates_tag(report: GateReport) -> str:
+    """Says "passed", or which gates did not."""
+    return "passed" if report.passed else f"failed: {', '.join(report.failed)}"
+
+
+def _first_leaf(request: Request) -> bytes:
+    leaves = read_leaves(request.data, "val", read_metadata(request.out).taxonomy)
+    return leaves.paths[0].read_bytes()
+
+
+def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes | None) -> ModelVersion:
+    """Uploads a verified bundle, reads it back, and only then registers it.
+
+    Args:
+        bundle: whole and verified.
+        report: its gate report.
+        name: of the registered model, made when it does not exist.
+        example: one encoded photograph.
+
+    Raises:
+        RegistrationError: nothing was registered.
+    """
+    tags = {**_origin_tags(read_metadata(bundle)), "gates": gates_tag(report)}
+    with _one_line("the bundle could not be uploaded"):
+        info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
+    client = MlflowClient()
+    try:
+        _read_back(bundle, info.model_id)
+    except PlantModelsError:
+        with contextlib.suppress(*_SERVER_ERRORS):
+            client.finalize_logged_model(info.model_id, LoggedModelStatus.FAILED)
+        raise
+    with _one_line("the version could not be registered"):
+        return mlflow.register_model(f"models:/{info.model_id}", name, tags=tags)
+
+
+def _read_back(bundle: Path, model_id: str) -> None:
+    """Downloads a logged model, compares every digest with the bundle, and loads it once."""
+    manifest = read_manifest(bundle)
+    with tempfile.TemporaryDirectory(prefix="plantmodels-read-back-") as temporary:
+        with _one_line("the uploaded files cannot be read back"):
+            uri = f"models:/{model_id}"
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary))
+        stored = folder / flavor.BUNDLE_FOLDER
+        check_files(stored, manifest)
+        if digest_file(stored / MANIFEST_FILE) != digest_file(bundle / MANIFEST_FILE):
+            raise RegistrationError(f"{MANIFEST_FILE} was read back with another content than was uploaded")
+        with _one_line("the uploaded model does not load"):
+            mlflow.pyfunc.load_model(str(folder))

@@ -1,0 +1,142 @@
+"""`plantmodels export | verify | inspect | predict`: the main job's parts without MLflow.
+
+Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
+"""
+
+import dataclasses
+import json
+import logging
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from plantmodels import __version__
+from plantmodels.bundle.layout import PRECISIONS, Precision
+from plantmodels.errors import PlantModelsError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+PATH = click.Path(path_type=Path)
+
+
+class OptionalPath(click.ParamType[Path | None]):
+    """A path, or nothing when it is empty: `mlflow run` always passes declared parameters."""
+
+    name = "path"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path | None:
+        """Empty text is None."""
+        return Path(value) if str(value) else None
+
+
+class KnownErrors(click.Group):
+    """Turns `PlantModelsError` into one line on stderr and exit status 1; bugs keep their traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the command."""
+        try:
+            return super().invoke(ctx)
+        except PlantModelsError as error:
+            raise click.ClickException(str(error)) from error
+
+
+checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="Training checkpoint (contract 1).")
+data_option = click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="Folder with train/ and val/ leaves, or a CSV or Parquet manifest.",
+)
+non_plants_option = click.option(
+    "--non-plants",
+    type=OptionalPath(),
+    default="",
+    help="Folder of images of no plant; each sub-folder is a source.",
+)
+out_option = click.option(
+    "--out", type=PATH, default=Path("public/models"), show_default=True, help="Folder of the bundle."
+)
+policy_option = click.option(
+    "--policy", type=OptionalPath(), default="", help="Gate limits (TOML); the built-in ones when not given."
+)
+seed_option = click.option(
+    "--seed", type=int, default=0, show_default=True, help="Chooses the leaves that set the threshold."
+)
+
+
+def configure_logging() -> None:
+    """Shows this project's progress on stderr, a line a step."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("plantmodels")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+
+
+@click.group(cls=KnownErrors)
+@click.version_option(__version__)
+def main() -> None:
+    """Turns a trained hierarchical plant classifier into one verified bundle, and asks it."""
+    configure_logging()
+
+
+@main.command()
+@checkpoint_option
+@data_option
+@non_plants_option
+@out_option
+@seed_option
+def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, seed: int) -> None:
+    """Write the bundle of a checkpoint: species model, disease heads, detector, manifests."""
+    from plantmodels.build.export import export_bundle
+
+    summary = export_bundle(checkpoint, data, out, non_plants=non_plants, seed=seed)
+    click.echo(summary.describe())
+
+
+@main.command()
+@click.option("--bundle", type=PATH, default=Path("public/models"), show_default=True, help="The bundle to measure.")
+@data_option
+@click.option("--checkpoint", type=OptionalPath(), default="", help="Measures parity against it.")
+@non_plants_option
+@policy_option
+def verify(bundle: Path, data: Path, checkpoint: Path | None, non_plants: Path | None, policy: Path | None) -> None:
+    """Measure every gate on real images and write the report into the bundle."""
+    from plantmodels.verify.policy import read_policy
+    from plantmodels.verify.run import verify_bundle
+
+    limits = read_policy(policy)
+    report = verify_bundle(bundle, data, checkpoint=checkpoint, non_plants=non_plants, policy=limits)
+    click.echo(report.table())
+    sys.exit(0 if report.passed else 1)
+
+
+@main.command()
+@click.argument("bundle", type=PATH, default=Path("public/models"))
+def inspect(bundle: Path) -> None:
+    """Check a bundle's digests and say what is in it."""
+    from plantmodels.verify.inspect import describe_bundle
+
+    click.echo(describe_bundle(bundle))
+
+
+@main.command()
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@click.option("--bundle", type=PATH, default=Path("public/models"), show_default=True, help="The bundle that answers.")
+@click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True, help="Species model.")
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Candidates to add.")
+def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int) -> None:
+    """Classify image files; prints one JSON object a line."""
+    from plantmodels.serve.classifier import PlantClassifier
+
+    classifier = PlantClassifier.load(bundle, precision=precision)
+    for path in images:
+        data = path.read_bytes() if path.is_file() else b""
+        (prediction,) = classifier.predict([data], top_k=top_k)
+        row = {name: value for name, value in dataclasses.asdict(prediction).items() if name != "embedding"}
+        if not path.is_file():
+            row["error"] = "no such file"
+        click.echo(json.dumps({"path": str(path), **row}, ensure_ascii=False))
