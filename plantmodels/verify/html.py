@@ -1,0 +1,246 @@
+"""`report.html`: the gate report for people, one file that needs no network and no scripts.
+
+>>> page = render_report(report, draw_plots(report))  # doctest: +SKIP
+"""
+
+from collections.abc import Mapping
+from html import escape
+from typing import Final
+
+from plantmodels.verify.gates import GATES, GateResult
+from plantmodels.verify.measurements import Accuracy, Latency, Parity, Rejection, Share
+from plantmodels.verify.page import STYLE, Html, figure, fold, notes, section, table
+from plantmodels.verify.policy import LIMITS
+from plantmodels.verify.report import GateReport
+
+_MARKS: Final = {"passed": "✓", "failed": "✕", "not measured": "–"}
+_DIGEST_DIGITS: Final = 12
+
+
+def render_report(report: GateReport, plots: Mapping[str, bytes]) -> str:
+    """Renders the whole page.
+
+    Args:
+        report: what to show.
+        plots: file name to PNG, from `draw_plots`; each is put into the page itself.
+
+    Returns:
+        An HTML document.
+    """
+    parts = [_head(report), _gates(report)]
+    if report.accuracy is not None:
+        parts.append(_accuracy(report.accuracy))
+    if report.rejection is not None:
+        parts.append(_rejection(report.rejection, plots.get("ood-scores.png")))
+    if report.parity is not None:
+        parts.append(_parity(report.parity))
+    parts.append(_sizes(report, plots.get("file-sizes.png")))
+    if report.latency is not None:
+        parts.append(_latency(report.latency))
+    parts += [_problems(report), _unreadable(report), _provenance(report)]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>Gate report: {escape(_verdict(report))}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
+    )
+
+
+def _verdict(report: GateReport) -> str:
+    passed = len(report.gates) - len(report.failed)
+    return "all nine gates passed" if report.passed else f"{passed} of {len(report.gates)} gates passed"
+
+
+def _head(report: GateReport) -> str:
+    missed = ", ".join(report.failed)
+    tail = Html(f'<p class="missed">Not passed: <strong>{escape(missed)}</strong></p>') if missed else ""
+    inputs = report.inputs
+    facts = [f"{inputs.val.measured:,} validation leaves"]
+    if inputs.non_plants is not None:
+        facts.append(f"{inputs.non_plants.measured:,} non-plants")
+    if inputs.checkpoint_sha256 is not None:
+        facts.append(f"checkpoint {inputs.checkpoint_sha256[:_DIGEST_DIGITS]}")
+    facts.append(report.machine.cpu or report.machine.architecture)
+    state = "good" if report.passed else "bad"
+    verdict = _verdict(report)
+    return (
+        f'<header class="{state}">\n<p class="kicker">Gate report</p>\n'
+        f"<h1>{escape(verdict[0].upper() + verdict[1:])}</h1>\n{tail}"
+        f'<p class="facts">{escape(" · ".join(facts))}</p>\n</header>\n'
+    )
+
+
+def _gates(report: GateReport) -> str:
+    loosened = {LIMITS[name].gate for name in report.policy.loosened}
+    rows = [
+        (
+            Html(f'<b>{escape(gate.name)}</b><span class="what">{escape(GATES[gate.name].meaning)}</span>'),
+            Html(
+                escape(gate.limit_text)
+                + ('<span class="what">looser than the default</span>' if gate.name in loosened else "")
+            ),
+            gate.measured_text,
+            gate.samples_text,
+            _status(gate),
+        )
+        for gate in report.gates
+    ]
+    return table(("gate", "limit", "measured", "samples", "status"), rows, numbers=(1, 2, 3), name="gates")
+
+
+def _status(gate: GateResult) -> Html:
+    kind = gate.status.replace(" ", "-")
+    return Html(f'<span class="status {kind}"><i>{_MARKS[gate.status]}</i> {escape(gate.status)}</span>')
+
+
+def _accuracy(accuracy: Accuracy) -> str:
+    def row(label: str, pick: str) -> tuple[str | Html, ...]:
+        fp16, int8 = (getattr(counts, pick) for counts in (accuracy.fp16, accuracy.int8))
+        return label, _share(fp16), _share(int8), _change(fp16, int8)
+
+    rows = [
+        row("species", "species"),
+        row("disease, given the true species", "disease"),
+        row("end to end, both right", "end_to_end"),
+    ]
+    by_species = [
+        (name, f"{row.images:,}", _share(Share(row.fp16, row.images)), _share(Share(row.int8, row.images)))
+        for name, row in accuracy.by_species.items()
+    ]
+    return section(
+        "Accuracy",
+        table(("", "FP16", "INT8", "change"), rows, numbers=(1, 2, 3)),
+        notes(
+            f"INT8 answers otherwise than FP16 on {accuracy.species_flips:,} images for the species, and on "
+            f"{accuracy.disease_flips:,} for the disease given the true species."
+        ),
+        fold(
+            "Species accuracy of each species",
+            table(("species", "images", "FP16", "INT8"), by_species, numbers=(1, 2, 3)),
+        ),
+    )
+
+
+def _share(share: Share) -> Html:
+    if share.value is None:
+        return Html("–")
+    return Html(f'{100 * share.value:.2f} %<span class="of">{share.count:,} of {share.images:,}</span>')
+
+
+def _change(fp16: Share, int8: Share) -> str:
+    if not fp16.images:
+        return "–"
+    return f"{100 * (int8.count - fp16.count) / fp16.images:+.2f} points".replace("-", "−")
+
+
+def _rejection(rejection: Rejection, plot: bytes | None) -> str:
+    sources = [(name, _share(share)) for name, share in rejection.by_source.items()]
+    species = [(name, _share(share)) for name, share in rejection.by_species.items()]
+    half = "the half that no detector was chosen on" if rejection.held_out else "all that were given"
+    precision = rejection.precision
+    text = f"Plants rejected, which are false alarms: {rejection.plants.count:,} of {rejection.plants.images:,}. "
+    if rejection.recall is None:
+        text += "No non-plants were measured."
+    else:
+        text += (
+            f"Non-plants rejected: {rejection.non_plants.count:,} of {rejection.non_plants.images:,} ({half}). "
+            "Precision at equal numbers is recall / (recall + false-alarm rate)"
+            + (f" = {100 * precision:.2f} %." if precision is not None else ", not defined when both are 0.")
+        )
+    return section(
+        "Rejection of what is no plant",
+        figure(plot, "Histogram of out-of-distribution scores of plants and non-plants, with the threshold"),
+        notes(text),
+        table(("source of non-plants", "rejected"), sources, numbers=(1,)) if sources else "",
+        fold("False alarms of each species", table(("species", "rejected"), species, numbers=(1,))),
+    )
+
+
+def _parity(parity: Parity) -> str:
+    rows = [
+        ("species logits", _difference(parity.logits), _difference(parity.int8_logits)),
+        ("embedding", _difference(parity.embedding), _difference(parity.int8_embedding)),
+        (f"{parity.heads:,} disease heads", _difference(parity.head_logits), _difference(parity.int8_head_logits)),
+    ]
+    sizes = [(size, _difference(value)) for size, value in parity.by_batch_size.items()]
+    batches = ", ".join(f"{value} in batches of {size}" for size, value in sizes)
+    return section(
+        "Parity with PyTorch",
+        table(("largest absolute difference", "FP16, gated", "INT8, for information"), rows, numbers=(1, 2)),
+        notes(
+            f"On {parity.images:,} validation leaves. FP16 logits or embedding: {batches}. Heads are gated as the "
+            "float graphs that INT8 is derived from."
+        ),
+    )
+
+
+def _difference(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.2g}" if value >= 1e-4 or not value else f"{value:.1e}"
+
+
+def _sizes(report: GateReport, plot: bytes | None) -> str:
+    rows = [
+        (name, f"{entry.size_bytes:,}", Html(f"<code>{entry.sha256[:_DIGEST_DIGITS]}</code>"))
+        for name, entry in report.files.items()
+    ]
+    total = sum(entry.size_bytes for entry in report.files.values())
+    return section(
+        "Files",
+        figure(plot, "File sizes against their limits"),
+        fold(
+            f"All {len(rows):,} measured files, {total / 1e6:.1f} MB",
+            table(("file", "bytes", "SHA-256"), rows, numbers=(1,)),
+        ),
+    )
+
+
+def _latency(latency: Latency) -> str:
+    rows = [
+        ("preprocessed tensor to prediction, gated", f"{latency.median_ms:.1f} ms", f"{latency.p95_ms:.1f} ms"),
+        (
+            "encoded photograph to prediction",
+            f"{latency.encoded_median_ms:.1f} ms",
+            f"{latency.encoded_p95_ms:.1f} ms",
+        ),
+    ]
+    threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
+    return section(
+        "Latency",
+        table(("one image", "median", "95th percentile"), rows, numbers=(1, 2)),
+        notes(f"{latency.runs:,} runs after warm-up, {threads} on {latency.cpu or 'an unnamed CPU'}."),
+    )
+
+
+def _problems(report: GateReport) -> str:
+    rows = [(gate, problem) for gate, problems in report.problems.items() for problem in problems]
+    return section("Problems", table(("gate", "problem"), rows)) if rows else ""
+
+
+def _unreadable(report: GateReport) -> str:
+    if not report.unreadable:
+        return section("Unreadable images", notes("None: every image could be decoded."))
+    rows = [(image.source, image.name, image.reason) for image in report.unreadable]
+    return section("Unreadable images", table(("set", "file", "reason"), rows))
+
+
+def _provenance(report: GateReport) -> str:
+    inputs, policy = report.inputs, report.policy
+    rows: list[tuple[str, str | Html]] = [
+        ("checkpoint", _digest(inputs.checkpoint_sha256, "not given")),
+        ("class order", _digest(inputs.class_order_digest, "")),
+        ("validation leaves", _digest(inputs.val.sha256, "")),
+        ("non-plants", _digest(inputs.non_plants.sha256 if inputs.non_plants else None, "not given")),
+        ("limits", _digest(policy.sha256, "built-in defaults")),
+        ("CPU features", ", ".join(report.machine.features) or "none recorded"),
+        ("versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())),
+    ]
+    defaults = ", ".join(policy.loosened)
+    return section(
+        "Provenance",
+        table(("", "SHA-256 or value"), rows),
+        notes(f"Limits looser than the defaults: {defaults}.") if defaults else "",
+    )
+
+
+def _digest(sha256: str | None, otherwise: str) -> str | Html:
+    return otherwise if sha256 is None else Html(f"<code>{escape(sha256)}</code>")

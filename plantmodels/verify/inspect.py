@@ -1,0 +1,43 @@
+"""What a bundle holds, in words, after its digests were checked.
+
+>>> print(describe_bundle(Path("public/models")))  # doctest: +SKIP
+"""
+
+from pathlib import Path
+
+from plantmodels.bundle.detector import read_detector
+from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, HEADS_FOLDER
+from plantmodels.bundle.manifest import check_files, read_manifest
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.verify.report import read_report
+
+
+def describe_bundle(bundle: Path) -> str:
+    """Classes, files and sizes, detector, provenance, and the gate table when it was verified.
+
+    Raises:
+        BundleError: the files are not those of the manifest.
+    """
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
+    taxonomy = metadata.taxonomy
+    heads = [entry.size_bytes for name, entry in manifest.files.items() if name.startswith(f"{HEADS_FOLDER}/")]
+    others = {name: e.size_bytes for name, e in manifest.files.items() if not name.startswith(f"{HEADS_FOLDER}/")}
+    lines = [
+        f"{bundle}: {len(manifest.files)} files, all as in the manifest",
+        f"classes     {len(taxonomy.species)} species, {len(taxonomy.species_with_head)} with a disease head, "
+        f"at most {taxonomy.max_diseases} diseases; class order {taxonomy.digest[:12]}",
+        f"input       {metadata.preprocessing.image_size}x{metadata.preprocessing.image_size}, "
+        f"{metadata.preprocessing.interpolation}; embedding of {metadata.embedding_dim}",
+        f"detector    {detector.method}, {len(detector.mean)} mean(s), threshold {detector.threshold:.3f}; "
+        + ", ".join(f"{name} {value:.4g}" for name, value in detector.fit.items()),
+        f"made from   checkpoint {metadata.provenance.get('checkpoint_sha256', '')[:12]}, "
+        f"commit {metadata.provenance.get('git_commit')}",
+        "",
+        *(f"{size:>12,}  {name}" for name, size in others.items()),
+        f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})",
+    ]
+    if GATE_REPORT_FILE in manifest.files:
+        lines += ["", read_report(bundle).table()]
+    return "\n".join(lines)

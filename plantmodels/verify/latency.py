@@ -1,0 +1,59 @@
+"""How long one image takes on this machine's CPU.
+
+>>> measure_latency(classifier, encoded_image, threads=None).median_ms  # doctest: +SKIP
+27.4
+"""
+
+import os
+import time
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from plantmodels.build.quantize import describe_cpu
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.verify.measurements import Latency
+
+RUNS: Final = 40
+WARM_UP_RUNS: Final = 5
+
+
+def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int | None, runs: int = RUNS) -> Latency:
+    """Times a loaded bundle on one image, over and over.
+
+    Args:
+        classifier: the bundle as it is served.
+        encoded: a photograph, as it comes from disk.
+        threads: that the classifier was loaded with; None stands for all cores.
+        runs: measurements of each kind, at least 1.
+
+    Raises:
+        ImageError: the photograph cannot be decoded.
+    """
+    preprocessing = classifier.metadata.preprocessing
+    pixels = preprocess(decode_image(encoded), preprocessing)[None]
+    tensor_ms = time_runs(lambda: classifier.run(pixels), runs)
+    encoded_ms = time_runs(lambda: classifier.predict([encoded]), runs)
+    return Latency(
+        runs=runs,
+        threads=threads or os.cpu_count() or 1,
+        cpu=describe_cpu().model,
+        median_ms=float(np.median(tensor_ms)),
+        p95_ms=float(np.percentile(tensor_ms, 95)),
+        encoded_median_ms=float(np.median(encoded_ms)),
+        encoded_p95_ms=float(np.percentile(encoded_ms, 95)),
+    )
+
+
+def time_runs(call: Callable[[], object], runs: int, *, warm_up: int = WARM_UP_RUNS) -> list[float]:
+    """Wall-clock milliseconds of each of `runs` calls, after `warm_up` calls that are not counted."""
+    for _ in range(warm_up):
+        call()
+    durations = []
+    for _ in range(runs):
+        start = time.perf_counter()
+        call()
+        durations.append((time.perf_counter() - start) * 1000)
+    return durations

@@ -1,0 +1,116 @@
+"""The few building blocks of the HTML report: escaped tables, sections, inline pictures, and the style.
+
+>>> table(("name",), [("<b>",)])
+'<div class="scroll"><table>\\n<thead><tr><th>name</th></tr></thead>\\n<tbody>\\n<tr><td>&lt;b&gt;</td></tr>\\n</tbody></table></div>\\n'
+"""
+
+import base64
+from collections.abc import Collection, Sequence
+from html import escape
+from typing import Final
+
+
+class Html(str):
+    """Text that is HTML already; every other string is escaped."""
+
+    __slots__ = ()
+
+
+def table(
+    header: Sequence[str], rows: Sequence[Sequence[str | Html]], *, numbers: Collection[int] = (), name: str = ""
+) -> str:
+    """A table; cells are escaped unless they are `Html`.
+
+    Args:
+        header: one cell a column.
+        rows: as many cells each.
+        numbers: columns to align on the right.
+        name: CSS class.
+    """
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        marks = (' class="number"' if column in numbers else "" for column in range(len(cells)))
+        content = (cell if isinstance(cell, Html) else escape(cell) for cell in cells)
+        return "<tr>" + "".join(f"<{tag}{m}>{c}</{tag}>" for m, c in zip(marks, content, strict=True)) + "</tr>"
+
+    body = "\n".join(line(row, "td") for row in rows)
+    kind = f' class="{escape(name)}"' if name else ""
+    return (
+        f'<div class="scroll"><table{kind}>\n<thead>{line(header, "th")}</thead>\n'
+        f"<tbody>\n{body}\n</tbody></table></div>\n"
+    )
+
+
+def section(title: str, *parts: str) -> str:
+    """A headed section of finished HTML parts."""
+    return f"<section>\n<h2>{escape(title)}</h2>\n{''.join(parts)}</section>\n"
+
+
+def notes(text: str) -> str:
+    """A paragraph in small type, escaped."""
+    return f'<p class="notes">{escape(text)}</p>\n'
+
+
+def fold(title: str, content: str) -> str:
+    """Finished HTML that opens on a click."""
+    return f"<details>\n<summary>{escape(title)}</summary>\n{content}</details>\n"
+
+
+def figure(png: bytes | None, description: str) -> str:
+    """A picture inside the page itself; nothing without one."""
+    if png is None:
+        return ""
+    data = base64.b64encode(png).decode()
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(description)}"></figure>\n'
+
+
+STYLE: Final = """
+:root { --ink: #26302b; --muted: #6d7772; --line: #d9ddd8; --faint: #eef0ec; --good: #2f6b47; --bad: #a8352b; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink);
+  font: 15px/1.5 "Source Sans 3", "Segoe UI", "Helvetica Neue", Helvetica, Arial, sans-serif;
+  font-variant-numeric: tabular-nums; }
+main { max-width: 56rem; margin: 0 auto; padding: 3.5rem 1.5rem 5rem; }
+header { margin-bottom: 2.25rem; }
+.kicker { margin: 0; color: var(--muted); letter-spacing: .02em; }
+h1, h2 { font-family: Charter, "Iowan Old Style", "Palatino Linotype", Georgia, serif; font-weight: 500;
+  line-height: 1.15; }
+h1 { margin: .1rem 0 .5rem; font-size: 2.6rem; letter-spacing: -.015em; }
+h2 { margin: 0 0 .9rem; font-size: 1.45rem; letter-spacing: -.005em; }
+header.good h1 { color: var(--good); }
+header p { margin: 0 0 .35rem; }
+.missed strong { color: var(--bad); font-weight: 600; }
+.facts, .notes, .what, .of, th { color: var(--muted); }
+section { margin-top: 3.25rem; }
+.scroll { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; }
+th { font-weight: 400; text-align: left; font-size: .87rem; }
+th, td { padding: .5rem 1.1rem .5rem 0; border-bottom: 1px solid var(--line); vertical-align: baseline; }
+th:last-child, td:last-child { padding-right: 0; }
+tbody tr:last-child td { border-bottom: 0; }
+thead th { border-bottom-color: var(--ink); padding-bottom: .3rem; }
+.number { text-align: right; white-space: nowrap; }
+table.gates { border-bottom: 1px solid var(--ink); }
+table.gates td { padding-top: .6rem; padding-bottom: .6rem; }
+table.gates td:nth-child(5), table.gates th:nth-child(5) { padding-left: .9rem; white-space: nowrap; }
+table.gates b { font-weight: 600; }
+.what { display: block; font-size: .87rem; }
+.number .what { white-space: normal; }
+.of { display: inline-block; min-width: 7.2em; margin-left: .8em; font-size: .87rem; }
+.status i { font-style: normal; display: inline-block; width: 1.1em; }
+.status.passed { color: var(--good); }
+.status.failed { color: var(--bad); font-weight: 600; }
+.status.not-measured { color: #8a6212; font-weight: 600; }
+.notes { margin: .8rem 0; max-width: 44rem; font-size: .93rem; }
+figure { margin: 0 0 .75rem; }
+figure img { display: block; width: 100%; height: auto; }
+details { margin-top: 1rem; }
+summary { cursor: pointer; color: var(--muted); }
+summary:hover { color: var(--ink); }
+details[open] summary { margin-bottom: .6rem; }
+code { font: .87em/1.4 ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
+td { overflow-wrap: anywhere; }
+td:first-child { min-width: 9rem; }
+@media (max-width: 40rem) { main { padding-top: 2rem; } h1 { font-size: 2rem; } }
+@media print { main { padding: 0; max-width: none; } section { break-inside: avoid; } }
+"""

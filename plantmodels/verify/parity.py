@@ -1,0 +1,161 @@
+"""FP16 against PyTorch on real images: species logits, embedding, and every disease head.
+
+One random tensor proves little: trained attention logits reach values that noise never causes. Every image is
+a validation leaf, and the model is run in batches of 1, 2, 3 and 5, so that a batch size baked in by tracing
+is found.
+
+>>> parity = measure_parity(load_network(checkpoint), fp16_model, int8_classifier, pixels)  # doctest: +SKIP
+>>> parity.worst  # doctest: +SKIP
+0.00081
+"""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.build.heads import float_head_model
+from plantmodels.build.network import HierarchicalNetwork
+from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
+from plantmodels.bundle.metadata import Metadata
+from plantmodels.errors import BundleError
+from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
+from plantmodels.serve.session import open_session
+from plantmodels.verify.measurements import Parity
+from plantmodels.verify.records import finite_or_none
+
+BATCH_SIZES: Final = (1, 2, 3, 5)
+MAX_IMAGES: Final = 64
+
+
+def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
+    """Reads the checkpoint that a bundle was made from, and no other.
+
+    Raises:
+        CheckpointError: not a readable checkpoint.
+        BundleError: its digest is not the one in the bundle's provenance; both are named.
+    """
+    checkpoint = read_checkpoint(path)
+    recorded = metadata.provenance.get("checkpoint_sha256")
+    if checkpoint.sha256 != recorded:
+        raise BundleError(
+            f"{path}: its SHA-256 is {checkpoint.sha256}, but {METADATA_FILE} says that the bundle was made "
+            f"from {recorded or 'a checkpoint whose digest was not recorded'}: not the same checkpoint"
+        )
+    return checkpoint
+
+
+def measure_parity(
+    network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, pixels: NDArray[np.float32]
+) -> Parity:
+    """Runs PyTorch, FP16 and INT8 on the same images.
+
+    Args:
+        network: the checkpoint's network, in evaluation mode.
+        fp16: the FP16 species model, free to run batches whole.
+        int8: the bundle as it is served.
+        pixels: (N, 3, S, S) float32, preprocessed real images, N at least 1.
+    """
+    worst = {size: [0.0, 0.0] for size in BATCH_SIZES}
+    worst_int8 = [0.0, 0.0]
+    embeddings: list[NDArray[np.float32]] = []
+    for rows in cut_into_batches(len(pixels)):
+        expected = _run_network(network, pixels[rows])
+        embeddings.append(expected[1])
+        for so_far, found in (
+            (worst[len(rows)], fp16.run(pixels[rows])),
+            (worst_int8, int8.embed(pixels[rows])),
+        ):
+            so_far[:] = [_larger(w, max_abs_diff(f, e)) for w, f, e in zip(so_far, found, expected, strict=True)]
+    embedding = np.concatenate(embeddings)[: len(pixels)]
+    logits_worst, embedding_worst = (_larger(*column) for column in zip(*worst.values(), strict=True))
+    return Parity(
+        images=len(pixels),
+        heads=len(network.disease_heads),
+        logits=finite_or_none(logits_worst),
+        embedding=finite_or_none(embedding_worst),
+        head_logits=finite_or_none(compare_float_heads(network, embedding)),
+        by_batch_size={str(size): finite_or_none(_larger(*pair)) for size, pair in worst.items()},
+        int8_logits=finite_or_none(worst_int8[0]),
+        int8_embedding=finite_or_none(worst_int8[1]),
+        int8_head_logits=finite_or_none(_compare_packed_heads(network, int8, embedding)),
+    )
+
+
+def cut_into_batches(images: int) -> Iterator[list[int]]:
+    """Row numbers in batches of 1, 2, 3, 5, 1, …: every image and every size occurs, images again if need be."""
+    position = 0
+    for number, size in enumerate(cycle(BATCH_SIZES)):
+        if position >= images and number >= len(BATCH_SIZES):
+            return
+        yield [(position + i) % images for i in range(size)]
+        position += size
+
+
+def max_abs_diff(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
+    """Largest absolute difference, in float64: NaN when either holds NaN, infinity when the shapes differ."""
+    if found.shape != expected.shape:
+        return math.inf
+    with np.errstate(invalid="ignore"):
+        return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))
+
+
+def _larger(*values: float) -> float:
+    return math.nan if any(map(math.isnan, values)) else max(values)
+
+
+def _run_network(
+    network: HierarchicalNetwork, pixels: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    with torch.inference_mode():
+        logits, embedding = network(torch.from_numpy(pixels))
+    return logits.numpy(), embedding.numpy()
+
+
+def _run_head(network: HierarchicalNetwork, slug: str, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+    with torch.inference_mode():
+        logits = network.disease_heads.get_submodule(slug)(torch.from_numpy(embedding))
+    return np.asarray(logits.numpy(), np.float32)
+
+
+def compare_float_heads(network: HierarchicalNetwork, embedding: NDArray[np.float32]) -> float:
+    """Largest absolute difference of any float head, as the exporter builds it, from PyTorch's.
+
+    Args:
+        network: with its disease heads.
+        embedding: (N, D) float32 of real images.
+    """
+    worst = 0.0
+    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
+        for slug, head in network.disease_heads.items():
+            weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
+            path = Path(folder) / f"{slug}.onnx"
+            onnx.save(float_head_model(weight, bias), path)
+            found = open_session(path, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
+            worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))
+    return worst
+
+
+def _compare_packed_heads(
+    network: HierarchicalNetwork, classifier: PlantClassifier, embedding: NDArray[np.float32]
+) -> float:
+    taxonomy, worst = classifier.taxonomy, 0.0
+    for index in _with_head(taxonomy.species_with_head, network, taxonomy.slugs):
+        expected = _run_head(network, taxonomy.slugs[index], embedding)
+        found = classifier.disease_logits(embedding, np.full(len(embedding), index, np.int64))
+        classes = min(expected.shape[1], len(taxonomy.diseases_of(index)))
+        worst = _larger(worst, max_abs_diff(found[:, :classes], expected[:, :classes]))
+    return worst
+
+
+def _with_head(indices: Sequence[int], network: HierarchicalNetwork, slugs: Sequence[str]) -> list[int]:
+    """A doctored taxonomy is for the gate `heads_complete` to report; here it must only not crash."""
+    return [index for index in indices if slugs[index] in network.disease_heads]

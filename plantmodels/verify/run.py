@@ -1,0 +1,288 @@
+"""`verify_bundle`: measures every gate on a bundle and writes the report into it, as one step.
+
+>>> report = verify_bundle(bundle, data, checkpoint=None, non_plants=None, policy=GatePolicy())  # doctest: +SKIP
+>>> print(report.table())  # doctest: +SKIP
+"""
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from plantmodels import __version__
+from plantmodels.build.data import (
+    LeafSample,
+    LeafSet,
+    NonPlantSet,
+    UnreadableImage,
+    digest_images,
+    read_leaves,
+    read_non_plants,
+)
+from plantmodels.build.quantize import describe_cpu
+from plantmodels.bundle.detector import read_detector
+from plantmodels.bundle.documents import write_bytes, write_json
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    GATE_REPORT_FILE,
+    HTML_REPORT_FILE,
+    PLOTS_FOLDER,
+    PRECISIONS,
+    SPECIES_FILES,
+    Precision,
+    head_file,
+    is_report,
+)
+from plantmodels.bundle.manifest import Manifest, check_files, read_manifest, write_manifest
+from plantmodels.bundle.metadata import Metadata, read_metadata
+from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.errors import BundleError
+from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
+from plantmodels.serve.session import open_session
+from plantmodels.verify.accuracy import AccuracyRun, measure_accuracy, stream_batches
+from plantmodels.verify.html import render_report
+from plantmodels.verify.integrity import (
+    RUN_ERRORS,
+    describe_error,
+    find_head_problems,
+    find_load_failures,
+)
+from plantmodels.verify.latency import measure_latency
+from plantmodels.verify.measurements import Parity, Rejection
+from plantmodels.verify.plots import draw_plots
+from plantmodels.verify.policy import GatePolicy
+from plantmodels.verify.rejection import measure_rejection
+from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, Source, UnreadableFile
+from plantmodels.verify.sampling import pick_each_class, thin_out
+from plantmodels.verify.verdicts import Measured, judge_all
+
+if TYPE_CHECKING:
+    from plantmodels.build.checkpoint import Checkpoint
+
+_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
+
+
+@dataclass(frozen=True)
+class _Task:
+    """Everything that is read and checked before anything is measured."""
+
+    bundle: Path
+    manifest: Manifest
+    metadata: Metadata
+    leaves: LeafSet
+    non_plants: NonPlantSet | None
+    data_digests: Mapping[Source, str]
+    checkpoint: "Checkpoint | None"
+    policy: GatePolicy
+    threads: int | None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that are measured."""
+        return tuple(name for name in self.manifest.files if not is_report(name))
+
+
+def verify_bundle(
+    bundle: Path,
+    data: Path,
+    *,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    policy: GatePolicy,
+    threads: int | None = None,
+) -> GateReport:
+    """Measures every gate and writes report, plots and a new manifest into the bundle.
+
+    A gate that fails is a value in the report, not an error. The model files are left as they are; on any
+    error the whole bundle is.
+
+    Args:
+        bundle: an exported bundle; an older report in it is replaced.
+        data: leaf folders or manifest of contract 2; only the split "val" is read.
+        checkpoint: what the bundle was made from; without it `parity` is not measured.
+        non_plants: folder of images of no plant; without it the two rejection gates are not measured.
+        policy: the limits.
+        threads: threads inside an operator of ONNX Runtime; None takes all cores.
+
+    Raises:
+        BundleError: files that are not those of the manifest, or a checkpoint that is not the bundle's.
+        DetectorError: the bundle's detector file is not one.
+        CheckpointError: not a readable checkpoint.
+        DataError: absent or empty images, unknown classes, or too many unreadable images.
+        ExportError: the bundle's folder cannot be written.
+    """
+    task = _prepare(bundle, data, checkpoint, non_plants, policy, threads)
+    unreadable: dict[Source, list[UnreadableImage]] = {"val": [], "non-plants": []}
+    measured = _measure(task, unreadable)
+    report = _compose(task, measured, unreadable)
+    _write(task, report)
+    return report
+
+
+def _prepare(
+    bundle: Path,
+    data: Path,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    policy: GatePolicy,
+    threads: int | None,
+) -> _Task:
+    check_replaceable(bundle)
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest)
+    metadata = read_metadata(bundle)
+    read_detector(bundle / DETECTOR_FILE)
+    leaves = read_leaves(data, "val", metadata.taxonomy)
+    others = None if non_plants is None else read_non_plants(non_plants)
+    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
+    digests: dict[Source, str] = {"val": digest_images(leaves.root, leaves.paths)}
+    if others is not None:
+        digests["non-plants"] = digest_images(others.root, others.paths)
+    return _Task(bundle, manifest, metadata, leaves, others, digests, matching, policy, threads)
+
+
+def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
+    from plantmodels.verify.parity import read_matching_checkpoint  # torch takes seconds to import
+
+    return read_matching_checkpoint(path, metadata)
+
+
+def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Measured:
+    onnx_files = tuple(name for name in task.files if name.endswith(".onnx"))
+    load_failures = find_load_failures(task.bundle, onnx_files, task.metadata.session_options)
+    classifiers, not_run = _load_classifiers(task)
+    accuracy = rejection = latency = parity = None
+    if not not_run:
+        fp16, int8 = classifiers["fp16"], classifiers["int8"]
+        leaves = _thin_out_leaves(task.leaves, task.policy.int8_accuracy_max_images)
+        accuracy = measure_accuracy(fp16, int8, leaves, unreadable=unreadable["val"])
+        rejection = _measure_rejection(task, int8, accuracy, unreadable["non-plants"])
+        parity = _measure_parity(task, int8, accuracy.samples)
+        encoded = accuracy.samples[0].path.read_bytes()
+        latency = measure_latency(int8, encoded, threads=task.threads)
+    taxonomy = task.metadata.taxonomy
+    return Measured(
+        files={name: task.manifest.files[name] for name in task.files},
+        onnx_files=onnx_files,
+        head_files=tuple(head_file(taxonomy.slugs[i]) for i in taxonomy.species_with_head),
+        load_failures=load_failures,
+        head_problems=find_head_problems(task.bundle, task.metadata, task.checkpoint),
+        heads_compared=task.checkpoint is not None,
+        accuracy=None if accuracy is None else accuracy.accuracy,
+        rejection=rejection,
+        latency=latency,
+        parity=parity,
+        non_plants_given=task.non_plants is not None,
+        not_run=not_run,
+    )
+
+
+def _thin_out_leaves(leaves: LeafSet, at_most: int) -> LeafSet:
+    return replace(leaves, samples=tuple(thin_out(leaves.samples, at_most, key=_class_of)))
+
+
+def _class_of(sample: LeafSample) -> tuple[int, int]:
+    return sample.species_index, -1 if sample.disease_index is None else sample.disease_index
+
+
+def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], str]:
+    """Loads both precisions and tries them on batches of one and two; or says why that cannot be done."""
+    side = task.metadata.preprocessing.image_size
+    classifiers: dict[Precision, PlantClassifier] = {}
+    for precision in PRECISIONS:
+        try:
+            classifiers[precision] = PlantClassifier.load(task.bundle, precision=precision, threads=task.threads)
+            for batch in (1, 2):
+                classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
+        except (BundleError, *RUN_ERRORS) as error:
+            return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
+    return classifiers, ""
+
+
+def _measure_rejection(
+    task: _Task, classifier: PlantClassifier, run: AccuracyRun, unreadable: list[UnreadableImage]
+) -> Rejection:
+    names = [task.metadata.taxonomy.species[sample.species_index] for sample in run.samples]
+    return measure_rejection(classifier, run.scores, names, task.non_plants, unreadable=unreadable)
+
+
+def _measure_parity(task: _Task, int8: PlantClassifier, readable: Sequence[LeafSample]) -> Parity | None:
+    if task.checkpoint is None:
+        return None
+    from plantmodels.build.network import load_network  # torch takes seconds to import
+    from plantmodels.verify.parity import MAX_IMAGES, measure_parity
+
+    paths = [sample.path for sample in pick_each_class(readable, MAX_IMAGES, key=_class_of)]
+    batches = stream_batches(paths, task.metadata.preprocessing, unreadable=[], description="measure parity")
+    pixels = np.concatenate([batch for _, batch in batches])
+    session = open_session(
+        task.bundle / SPECIES_FILES["fp16"], options=task.metadata.session_options, threads=task.threads
+    )
+    return measure_parity(load_network(task.checkpoint), SpeciesModel(session, rows_per_run=None), int8, pixels)
+
+
+def _compose(task: _Task, measured: Measured, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> GateReport:
+    roots = {"val": task.leaves.root, "non-plants": task.non_plants.root if task.non_plants else Path()}
+    cpu = describe_cpu()
+    return GateReport(
+        gates=judge_all(measured, task.policy),
+        policy=task.policy,
+        accuracy=measured.accuracy,
+        parity=measured.parity,
+        rejection=measured.rejection,
+        latency=measured.latency,
+        problems={
+            "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
+            "heads_complete": measured.head_problems,
+        },
+        unreadable=tuple(
+            UnreadableFile(source, _name_below(image.path, roots[source]), image.reason)
+            for source, images in unreadable.items()
+            for image in images
+        ),
+        inputs=_describe_inputs(task, measured),
+        files=measured.files,
+        versions={"plantmodels": __version__, "python": platform.python_version(), **_read_versions()},
+        machine=Machine(cpu.architecture, cpu.model, cpu.features),
+    )
+
+
+def _name_below(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
+    rejection = measured.rejection
+    non_plants = None
+    if task.non_plants is not None:
+        images = 0 if rejection is None else rejection.non_plants.images
+        non_plants = ImageSet(len(task.non_plants.paths), images, task.data_digests["non-plants"])
+    images = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
+    return Inputs(
+        checkpoint_sha256=None if task.checkpoint is None else task.checkpoint.sha256,
+        class_order_digest=task.metadata.taxonomy.digest,
+        val=ImageSet(len(task.leaves.samples), images, task.data_digests["val"]),
+        non_plants=non_plants,
+    )
+
+
+def _read_versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
+
+
+def _write(task: _Task, report: GateReport) -> None:
+    plots = draw_plots(report)
+    page = render_report(report, plots)
+    with staged_bundle(task.bundle, start_from=task.bundle) as folder:
+        write_json(folder / GATE_REPORT_FILE, report.to_dict())
+        write_bytes(folder / HTML_REPORT_FILE, page.encode())
+        (folder / PLOTS_FOLDER).mkdir()
+        for name, content in plots.items():
+            write_bytes(folder / PLOTS_FOLDER / name, content)
+        changed = report.stale_files(write_manifest(folder))
+        if changed:
+            raise BundleError(f"{task.bundle}: {', '.join(changed[:5])} changed while being verified")

@@ -1,0 +1,46 @@
+import io
+import time
+
+import pytest
+from PIL import Image
+
+from plantmodels.errors import ImageError
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.verify.latency import RUNS, measure_latency, time_runs
+
+
+def test_warm_up_runs_are_not_counted() -> None:
+    calls = []
+
+    def call() -> None:
+        calls.append(None)
+        time.sleep(0.05 if len(calls) <= 2 else 0.002)
+
+    durations = time_runs(call, 4, warm_up=2)
+    assert len(calls) == 6
+    assert len(durations) == 4
+    assert all(2 <= duration < 50 for duration in durations)
+
+
+def test_enough_runs_for_a_median() -> None:
+    assert RUNS >= 30
+
+
+def encode_image() -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (80, 60), (10, 120, 30)).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def test_a_loaded_bundle_is_timed(tiny_bundle) -> None:  # type: ignore[no-untyped-def]
+    classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
+    latency = measure_latency(classifier, encode_image(), threads=1, runs=5)
+    assert (latency.runs, latency.threads) == (5, 1)
+    assert 0 < latency.median_ms <= latency.p95_ms
+    assert 0 < latency.encoded_median_ms <= latency.encoded_p95_ms
+
+
+def test_an_image_that_cannot_be_decoded_is_refused(tiny_bundle) -> None:  # type: ignore[no-untyped-def]
+    classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
+    with pytest.raises(ImageError, match="zero bytes"):
+        measure_latency(classifier, b"", threads=1, runs=1)
