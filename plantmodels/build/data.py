@@ -225,17 +225,17 @@ def stream_images(
     preprocessing: Preprocessing,
     *,
     unreadable: list[UnreadableImage],
+    out_of: int | None = None,
     description: str = "",
-    max_unreadable: float = MAX_UNREADABLE,
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Decodes images a few ahead of the consumer, with a progress bar; holds no more than those in memory.
 
     Args:
         paths: image files.
         preprocessing: how pixels become input.
-        unreadable: files that are skipped are appended here.
+        unreadable: files that are skipped are appended here; at most 1 % (`MAX_UNREADABLE`) may come together.
+        out_of: size of the set that the list and this 1 % are about; None for that of `paths`.
         description: label of the progress bar; none is shown without one.
-        max_unreadable: largest share of `paths` that may be skipped.
 
     Yields:
         Position in `paths`, and (3, S, S) float32.
@@ -243,7 +243,7 @@ def stream_images(
     Raises:
         DataError: more unreadable images than allowed, naming the first few.
     """
-    allowed = max_unreadable * len(paths)
+    total = len(paths) if out_of is None else out_of
     progress = tqdm(total=len(paths), desc=description, unit="image", disable=not description)
     with ThreadPoolExecutor(_DECODERS) as pool, progress:
         pending: deque[tuple[int, Future[NDArray[np.float32]]]] = deque()
@@ -260,9 +260,9 @@ def stream_images(
                 yield index, future.result()
             except ImageError as error:
                 unreadable.append(UnreadableImage(paths[index], str(error)))
-                if len(unreadable) > allowed:
+                if len(unreadable) > MAX_UNREADABLE * total:
                     pool.shutdown(wait=False, cancel_futures=True)
-                    raise _too_many(unreadable, len(paths), max_unreadable) from error
+                    raise _too_many(unreadable, total) from error
             progress.update()
 
 
@@ -274,6 +274,8 @@ def _load(path: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
     return preprocess(decode_image(data), preprocessing)
 
 
-def _too_many(unreadable: Sequence[UnreadableImage], total: int, allowed: float) -> DataError:
+def _too_many(unreadable: Sequence[UnreadableImage], total: int) -> DataError:
     shown = "; ".join(f"{image.path}: {image.reason}" for image in unreadable[:3])
-    return DataError(f"over {allowed:.0%} of {total:,} images cannot be read ({len(unreadable)} so far): {shown}")
+    return DataError(
+        f"over {MAX_UNREADABLE:.0%} of {total:,} images cannot be read ({len(unreadable)} so far): {shown}"
+    )

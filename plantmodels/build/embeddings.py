@@ -1,10 +1,11 @@
 """Embeddings and detector scores of image files, as streams.
 
->>> embedder = Embedder(model, preprocessing, unreadable=[])  # doctest: +SKIP
+>>> embedder = Embedder(model, preprocessing, out_of=len(paths))  # doctest: +SKIP
 >>> for positions, features in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
 """
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -20,19 +21,24 @@ _BATCH: Final = 32
 
 
 class Embedder:
-    """Runs a species model over image files, a batch at a time."""
+    """Runs a species model over image files, a batch at a time.
 
-    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, unreadable: list[UnreadableImage]) -> None:
+    Attributes:
+        unreadable: files that were skipped in all streams so far.
+    """
+
+    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, *, out_of: int) -> None:
         """Takes a model.
 
         Args:
             model: the species model whose embedding is wanted.
             preprocessing: what it was trained with.
-            unreadable: files that are skipped are appended here.
+            out_of: size of the whole set that all streams are parts of; 1 % of it may be unreadable.
         """
+        self.unreadable: list[UnreadableImage] = []
         self._model = model
         self._preprocessing = preprocessing
-        self._unreadable = unreadable
+        self._out_of = out_of
 
     def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yields positions in `paths` and their embeddings (n, D), n at most 32; unreadable files are skipped.
@@ -40,18 +46,12 @@ class Embedder:
         Raises:
             DataError: too many unreadable files.
         """
-        skipped: list[UnreadableImage] = []
-        positions: list[int] = []
-        pixels: list[NDArray[np.float32]] = []
-        for position, image in stream_images(paths, self._preprocessing, unreadable=skipped, description=description):
-            positions.append(position)
-            pixels.append(image)
-            if len(pixels) == _BATCH:
-                yield positions, self._model.run(np.stack(pixels))[1]
-                positions, pixels = [], []
-        if pixels:
-            yield positions, self._model.run(np.stack(pixels))[1]
-        self._unreadable.extend(skipped)
+        images = stream_images(
+            paths, self._preprocessing, unreadable=self.unreadable, out_of=self._out_of, description=description
+        )
+        while batch := list(islice(images, _BATCH)):
+            positions, pixels = zip(*batch, strict=True)
+            yield list(positions), self._model.run(np.stack(pixels))[1]
 
     def score(self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str) -> NDArray[np.float64]:
         """Scores (n, detectors) of the readable images; 8 bytes an image and detector are all that is kept."""

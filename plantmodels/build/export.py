@@ -93,6 +93,8 @@ class _Inputs:
     checkpoint: Checkpoint
     network: HierarchicalNetwork
     leaves: LeafSet
+    fit_set: LeafSet
+    calibration_set: LeafSet
     non_plants: NonPlantSet | None
 
 
@@ -114,7 +116,7 @@ def export_bundle(
     check_replaceable(out)
     clock = _Clock()
     with clock.step("read"):
-        inputs = _read_inputs(checkpoint, data, non_plants)
+        inputs = _read_inputs(checkpoint, data, non_plants, seed)
     with staged_bundle(out) as folder:
         models = _write_models(folder, inputs, clock)
         with clock.step("digest data"):
@@ -122,7 +124,7 @@ def export_bundle(
         write_metadata(folder, metadata)
         unreadable: list[UnreadableImage] = []
         with clock.step("fit detector"):
-            detector = _fit_detector(folder, inputs, metadata, seed, unreadable)
+            detector = _fit_detector(folder, inputs, metadata, unreadable)
         write_detector(folder / DETECTOR_FILE, detector)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
@@ -142,11 +144,13 @@ class _Clock:
         _log.info("%s: %.1f s", name, self.seconds[name])
 
 
-def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None) -> _Inputs:
+def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _Inputs:
     checkpoint = read_checkpoint(checkpoint_path)
-    network = load_network(checkpoint)
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
-    return _Inputs(checkpoint, network, leaves, None if non_plants is None else read_non_plants(non_plants))
+    fit_set, calibration_set = split_for_calibration(leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, seed)
+    check_image_counts(len(fit_set.samples), len(calibration_set.samples))
+    others = None if non_plants is None else read_non_plants(non_plants)
+    return _Inputs(checkpoint, load_network(checkpoint), leaves, fit_set, calibration_set, others)
 
 
 def _write_models(folder: Path, inputs: _Inputs, clock: _Clock) -> dict[str, dict[str, Any]]:
@@ -249,25 +253,24 @@ def read_git_commit() -> str | None:
     return answers[1] + ("-dirty" if answers[2] else "")
 
 
-def _fit_detector(
-    folder: Path, inputs: _Inputs, metadata: Metadata, seed: int, unreadable: list[UnreadableImage]
-) -> OODDetector:
+def _fit_detector(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> OODDetector:
     """Fits on the INT8 embedding, which is what is served, in two passes over disjoint training leaves."""
     session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options)
-    embedder = Embedder(
-        SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8")), metadata.preprocessing, unreadable
-    )
-    fit_set, calibration_set = split_for_calibration(inputs.leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, seed)
-    check_image_counts(len(fit_set.samples), len(calibration_set.samples))
-    classes = sorted({(s.species_index, s.disease_index or 0) for s in fit_set.samples})
+    model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"))
+    leaves = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
+    samples = inputs.fit_set.samples
+    classes = sorted({(s.species_index, s.disease_index or 0) for s in samples})
     number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([number[s.species_index, s.disease_index or 0] for s in fit_set.samples])
+    labels = np.array([number[s.species_index, s.disease_index or 0] for s in samples])
     moments = RunningMoments(len(classes), metadata.embedding_dim)
-    for positions, features in embedder.stream(fit_set.paths, "fit the detector"):
+    for positions, features in leaves.stream(inputs.fit_set.paths, "fit the detector"):
         moments.update(labels[positions], features)
     detectors = [fit_detector(moments, method) for method in METHODS]
-    plants = embedder.score(detectors, calibration_set.paths, "set the threshold")
-    outliers = None
-    if inputs.non_plants is not None:
-        outliers = embedder.score(detectors, inputs.non_plants.half("selection").paths, "score non-plants")
+    plants = leaves.score(detectors, inputs.calibration_set.paths, "set the threshold")
+    unreadable.extend(leaves.unreadable)
+    if inputs.non_plants is None:
+        return select_detector(detectors, plants, None)
+    others = Embedder(model, metadata.preprocessing, out_of=len(inputs.non_plants.paths))
+    outliers = others.score(detectors, inputs.non_plants.half("selection").paths, "score non-plants")
+    unreadable.extend(others.unreadable)
     return select_detector(detectors, plants, outliers)

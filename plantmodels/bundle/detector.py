@@ -31,6 +31,7 @@ FORMAT_VERSION: Final = 1
 MAX_PICKLE_BYTES: Final = 256 * 2**20
 MAX_PICKLE_OPCODES: Final = 5_000
 _PICKLE_PROTOCOL: Final = 4
+_LARGEST: Final = float(np.finfo(np.float64).max)
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class OODDetector:
         Raises:
             DetectorError: naming the field, what it holds and what is required.
         """
-        if self.method not in METHODS:
+        if not isinstance(self.method, str) or self.method not in METHODS:
             raise DetectorError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
         mean = np.atleast_2d(np.asarray(self.mean, dtype=np.float64))
         inv_cov = np.asarray(self.inv_cov, dtype=np.float64)
@@ -176,12 +177,14 @@ def _build_detector(document: dict[str, Any]) -> OODDetector:
     if missing:
         raise DetectorError(f"{', '.join(sorted(missing))} missing; it holds {', '.join(map(str, document))}")
     threshold = document["threshold"]
-    if isinstance(threshold, bool) or not isinstance(threshold, float | int):
-        raise DetectorError(f"threshold must be a number, got {threshold!r:.80}")
+    if isinstance(threshold, bool) or not isinstance(threshold, float | int) or not abs(threshold) <= _LARGEST:
+        raise DetectorError(f"threshold must be a finite number, got {threshold!r:.80}")
     for name in ("mean", "inv_cov"):
         if not isinstance(document[name], np.ndarray):
             raise DetectorError(f"{name} must be an array, got {type(document[name]).__name__}")
-    fit = document.get("fit", {})
+    normalize, fit = document.get("normalize", False), document.get("fit", {})
+    if not isinstance(normalize, bool):
+        raise DetectorError(f"normalize must be true or false, got {normalize!r:.80}")
     if not isinstance(fit, dict):
         raise DetectorError(f"fit must be a dict, got {type(fit).__name__}")
     return OODDetector(
@@ -189,7 +192,7 @@ def _build_detector(document: dict[str, Any]) -> OODDetector:
         mean=document["mean"],
         inv_cov=document["inv_cov"],
         threshold=float(threshold),
-        normalize=document.get("normalize", False) is True,
+        normalize=normalize,
         fit=fit,
     )
 
@@ -204,6 +207,24 @@ _ALLOWED_OPCODES: Final = frozenset(
 """What pickles of plain dicts and arrays consist of, protocols 2 to 4 (5 in band). No extension registry, no
 persistent ids, no instances (INST, OBJ, NEWOBJ)."""
 
+_SHAREABLE: Final = frozenset(
+    "GLOBAL STACK_GLOBAL REDUCE SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
+)
+"""Opcodes whose result the memo may hand out again. A dict or tuple that is used twice is refused: sixty nested
+tuples, each used twice, take forever to hash, and dicts of dicts of dicts any memory."""
+
+_PICKLE_ERRORS: Final = (
+    pickle.UnpicklingError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
 
 def load_plain_pickle(data: bytes) -> dict[str, Any]:
     """Reads a pickle of a dict of numbers, text, dicts of these, and numeric numpy arrays; nothing else.
@@ -213,19 +234,11 @@ def load_plain_pickle(data: bytes) -> dict[str, Any]:
     """
     _scan_opcodes(data)
     try:
-        document = _PlainUnpickler(io.BytesIO(data)).load()
+        document = _PlainUnpickler(data).load()
         plain = _unwrap(document)
     except DetectorError:
         raise
-    except (
-        pickle.UnpicklingError,
-        ValueError,
-        TypeError,
-        LookupError,
-        AttributeError,
-        EOFError,
-        MemoryError,
-    ) as error:
+    except _PICKLE_ERRORS as error:
         raise DetectorError(f"not a pickle of plain arrays ({type(error).__name__}: {error})") from error
     if not isinstance(plain, dict):
         raise DetectorError(f"expected a pickled dict, got {type(plain).__name__}")
@@ -233,20 +246,32 @@ def load_plain_pickle(data: bytes) -> dict[str, Any]:
 
 
 def _scan_opcodes(data: bytes) -> None:
-    position = -1
+    position, previous = -1, ""
+    memo: dict[int, bool] = {}
     try:
         for count, (opcode, argument, start) in enumerate(pickletools.genops(data)):
             if opcode.name not in _ALLOWED_OPCODES:
                 raise DetectorError(f"pickle opcode {opcode.name} at byte {start} is refused")
             if count >= MAX_PICKLE_OPCODES:
                 raise DetectorError(f"more than {MAX_PICKLE_OPCODES:,} pickle opcodes")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and (argument or 0) > MAX_PICKLE_OPCODES:
-                raise DetectorError(f"pickle memo index {argument:,} at byte {start} is refused")
+            _check_memo(opcode.name, argument, previous, memo)
+            previous = previous if opcode.name == "FRAME" else opcode.name
             position = start or 0
     except (ValueError, IndexError, OverflowError, MemoryError) as error:
         raise DetectorError(f"not a whole pickle ({error})") from error
     if position != len(data) - 1:
         raise DetectorError(f"{len(data) - 1 - position:,} bytes follow the end of the pickle")
+
+
+def _check_memo(opcode: str, argument: Any, previous: str, memo: dict[int, bool]) -> None:
+    """Follows in `memo` which of its entries may be used again, and refuses the use of any other."""
+    if opcode in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+        index = len(memo) if opcode == "MEMOIZE" else argument
+        if index > MAX_PICKLE_OPCODES:
+            raise DetectorError(f"pickle memo index {index:,} is refused")
+        memo[index] = previous in _SHAREABLE
+    if opcode in ("GET", "BINGET", "LONG_BINGET") and not memo.get(argument):
+        raise DetectorError(f"pickle memo index {argument:,} is refused: it is unset, or a dict or tuple used twice")
 
 
 class _Inert:
@@ -300,7 +325,7 @@ def _make_array(raw: object, dtype: object, shape: object, order: object) -> NDA
         raise DetectorError("array content is refused: expected bytes of a numeric dtype")
     if not isinstance(shape, tuple) or not all(type(n) is int and 0 <= n <= len(raw) for n in shape):
         raise DetectorError(f"array shape {shape!r:.60} is refused")
-    return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order=order).copy()
+    return np.frombuffer(raw, dtype=dtype.dtype).reshape(shape, order=order)
 
 
 class _Reconstruct(_Inert):
@@ -337,18 +362,25 @@ class _MakeDtype(_Inert):
 
 
 class _Encode(_Inert):
-    __slots__ = ()
+    """Text to bytes, as protocol 2 stores them; in all no more than the file holds, so that none multiplies."""
+
+    __slots__ = ("_left",)
+
+    def __init__(self, size_bytes: int) -> None:
+        self._left = size_bytes
 
     def __call__(self, text: object, encoding: object = "latin1") -> bytes:
         if not isinstance(text, str) or encoding != "latin1":
             raise DetectorError("_codecs.encode is accepted for latin1 text only")
+        self._left -= len(text)
+        if self._left < 0:
+            raise DetectorError("the same text is encoded again and again: refused")
         return text.encode("latin1")
 
 
 _STAND_INS: Final[dict[tuple[str, str], _Inert]] = {
     ("numpy", "ndarray"): _NdarrayToken(),
     ("numpy", "dtype"): _MakeDtype(),
-    ("_codecs", "encode"): _Encode(),
     **{
         (f"{core}.{module}", name): stand_in
         for core in ("numpy.core", "numpy._core")
@@ -364,9 +396,13 @@ _STAND_INS: Final[dict[tuple[str, str], _Inert]] = {
 class _PlainUnpickler(pickle.Unpickler):
     """Answers the exact names of `_STAND_INS` and no other; the real callables are never handed out."""
 
+    def __init__(self, data: bytes) -> None:
+        super().__init__(io.BytesIO(data))
+        self._stand_ins = {**_STAND_INS, ("_codecs", "encode"): _Encode(len(data))}
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _STAND_INS[module, name]
+            return self._stand_ins[module, name]
         except KeyError:
             raise DetectorError(f"pickle names {module}.{name}, which plain arrays do not need: refused") from None
 

@@ -6,6 +6,7 @@
 """
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterable
@@ -35,7 +36,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: not UTF-8 text") from error
     try:
-        document = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        document = json.loads(
+            text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_parse_finite
+        )
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not the JSON expected ({error})") from error
     if not isinstance(document, dict):
@@ -54,6 +57,11 @@ def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
 
 
 def write_json(path: Path, document: dict[str, Any]) -> None:

@@ -5,11 +5,12 @@
 ('Apple', 224)
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, TypeVar, get_args
+
+import numpy as np
 
 from plantmodels.bundle.documents import read_json, write_json
 from plantmodels.bundle.layout import (
@@ -26,6 +27,10 @@ from plantmodels.errors import BundleError, TaxonomyError
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 MAX_IMAGE_SIZE: Final = 2048
+MIN_CROP_PCT: Final = 0.1
+"""Bounds the resized picture; timm's own configs go down to 0.85."""
+
+_LARGEST: Final = float(np.finfo(np.float32).max)
 _T = TypeVar("_T")
 
 
@@ -38,7 +43,7 @@ class Preprocessing:
         mean: per channel, subtracted after scaling to 0..1.
         std: per channel, divided by after that.
         interpolation: filter of the resize.
-        crop_pct: the centre crop's share of the resized shorter side, 0 < crop_pct ≤ 1.
+        crop_pct: the centre crop's share of the resized shorter side, `MIN_CROP_PCT` to 1.
     """
 
     image_size: int
@@ -57,15 +62,15 @@ class Preprocessing:
             raise ValueError(f"image_size must be an integer from 1 to {MAX_IMAGE_SIZE}, got {self.image_size!r}")
         for name in ("mean", "std"):
             values = tuple(getattr(self, name))
-            if len(values) != 3 or not all(isinstance(v, int | float) and math.isfinite(v) for v in values):
+            if len(values) != 3 or not all(isinstance(v, int | float) and abs(v) <= _LARGEST for v in values):
                 raise ValueError(f"{name} must be three finite numbers, got {values!r}")
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if min(self.std) <= 0:
             raise ValueError(f"std must be positive, got {self.std!r}")
         if self.interpolation not in INTERPOLATIONS:
             raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
-        if not isinstance(self.crop_pct, int | float) or not 0 < self.crop_pct <= 1:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct!r}")
+        if not isinstance(self.crop_pct, int | float) or not MIN_CROP_PCT <= self.crop_pct <= 1:
+            raise ValueError(f"crop_pct must be from {MIN_CROP_PCT} to 1, got {self.crop_pct!r}")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
 
 
@@ -95,8 +100,8 @@ class Metadata:
 
     def rows_per_run(self, precision: Precision) -> int | None:
         """Images that one run of a species model may hold; None for any number."""
-        rows = self.models.get(SPECIES_FILES[precision], {}).get("rows_per_run")
-        return rows if type(rows) is int and rows > 0 else None
+        rows: int | None = self.models.get(SPECIES_FILES[precision], {}).get("rows_per_run")
+        return rows
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with the class-order digest."""
@@ -148,6 +153,7 @@ def read_metadata(folder: Path) -> Metadata:
     for name in sections:
         if not isinstance(document.get(name), dict):
             raise BundleError(f"{path}: {name!r} must be an object, got {document.get(name)!r:.60}")
+    _check_models(path, document["models"])
     taxonomy = _parse(path, lambda: Taxonomy.from_dict(document["taxonomy"]))
     if document.get("class_order_digest") != taxonomy.digest:
         raise BundleError(
@@ -165,6 +171,15 @@ def read_metadata(folder: Path) -> Metadata:
         session_options={str(k): str(v) for k, v in document["session_options"].items()},
         **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
     )
+
+
+def _check_models(path: Path, models: Mapping[str, object]) -> None:
+    for name, model in models.items():
+        if not isinstance(model, dict):
+            raise BundleError(f"{path}: models: {name!r} must be an object, got {model!r:.60}")
+        rows = model.get("rows_per_run")
+        if rows is not None and (type(rows) is not int or rows < 1):
+            raise BundleError(f"{path}: models: rows_per_run of {name!r} must be null or at least 1, got {rows!r:.60}")
 
 
 def _parse(path: Path, build: Callable[[], _T]) -> _T:

@@ -27,8 +27,8 @@ _RENAME_EXCHANGE: Final = 2
 def staged_bundle(out: Path, *, start_from: Path | None = None) -> Iterator[Path]:
     """Yields a temporary folder beside `out` that takes its place when the block ends without an error.
 
-    On any error `out` is untouched and the temporary folder is removed. What a killed run left behind is
-    removed by the next one.
+    On any error `out` is untouched and the temporary folder is removed. A killed run leaves it behind, hidden
+    beside `out` (`.<name>.staging-*`): another run may be writing there, so nothing but a person deletes it.
 
     Args:
         out: where the bundle shall lie; may hold an older bundle, which is replaced.
@@ -39,6 +39,7 @@ def staged_bundle(out: Path, *, start_from: Path | None = None) -> Iterator[Path
         ExportError: `out` is no folder, holds something other than a bundle, or cannot be written.
     """
     check_replaceable(out)
+    out = out.resolve()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
@@ -85,13 +86,27 @@ def _link_files(source: Path, target: Path) -> None:
 
 
 def _swap(staging: Path, out: Path) -> None:
-    if not out.exists():
-        os.rename(staging, out)
-    elif not _exchange(staging, out):
-        old = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
-        os.rename(out, old / "old")
-        os.rename(staging, out)
-        shutil.rmtree(old, ignore_errors=True)
+    try:
+        if not out.exists():
+            os.rename(staging, out)
+        elif not _exchange(staging, out):
+            _rename_twice(staging, out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be replaced ({error.strerror}); nothing was changed") from error
+
+
+def _rename_twice(staging: Path, out: Path) -> None:
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
+    try:
+        os.rename(out, aside / "old")
+        try:
+            os.rename(staging, out)
+        except OSError:
+            os.rename(aside / "old", out)
+            raise
+    finally:
+        if out.exists():
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

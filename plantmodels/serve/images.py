@@ -21,10 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
 
-FORMATS: Final = ("JPEG", "MPO", "PNG", "WEBP")
-"""MPO is what many telephones write into a .jpg; its first picture is the photograph."""
-
-Image.init()  # not left to the first image: two threads that decode it at once find Pillow's tables half filled
+FORMATS: Final = ("JPEG", "PNG", "WEBP")
+"""Pillow opens MPO, which many telephones write into a .jpg, as JPEG; its first picture is the photograph."""
 
 _MAGIC: Final = (b"\xff\xd8", b"\x89PNG", b"RIFF")
 

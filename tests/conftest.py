@@ -1,0 +1,217 @@
+"""Shared fixtures: a very small real Swin with awkward class names, small drawn data, and its exported bundle.
+
+Nothing is downloaded and no GPU is needed. What lies in session-scoped folders is read-only: a test that damages
+something takes its own copy (`bundle_copy`) or writes its own checkpoint (`tiny_checkpoint_factory`).
+"""
+
+import copy
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from plantmodels.build.export import ExportSummary, export_bundle
+from plantmodels.bundle.taxonomy import Taxonomy
+
+TINY_DISEASES = {
+    "Pepper,_bell": ("Bacterial_spot", "healthy"),
+    "Cherry_(including_sour)": ("Powdery_mildew", "Leaf spot", "healthy"),
+    "Blueberry": ("healthy",),
+    "Aloe sp. 2": ("rot", "healthy"),
+}
+TINY_SPECIES = ("Pepper,_bell", "Cherry_(including_sour)", "Mint", "Blueberry", "Aloe sp. 2")
+"""Mint has no head, Blueberry has one class, and the dots of "Aloe sp. 2" cannot stand in a module's name."""
+
+TINY_BACKBONE = "swin_tiny_patch4_window7_224"
+TINY_KWARGS = {"embed_dim": 16, "depths": (1, 1, 1, 1), "num_heads": (1, 1, 2, 2)}
+TINY_DIM = 32
+TINY_MEAN, TINY_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+TRAIN_IMAGES, VAL_IMAGES, NON_PLANT_IMAGES = 20, 5, 24
+SUFFIXES = (".jpg", ".png", ".webp", ".JPG", ".jpeg")
+
+
+class CheckpointFactory(Protocol):
+    """Writes the tiny checkpoint, altered in place by `edit` where given, and returns its path."""
+
+    def __call__(self, edit: Callable[[dict[str, Any]], None] | None = None) -> Path: ...
+
+
+@dataclass(frozen=True)
+class TinyBundle:
+    """An exported bundle and what it was made from; all read-only."""
+
+    bundle: Path
+    checkpoint: Path
+    data: Path
+    non_plants: Path
+    summary: ExportSummary
+
+
+@dataclass(frozen=True)
+class RealPaths:
+    """The shared trained Swin-Tiny and real photographs."""
+
+    checkpoint: Path
+    leaves: Path
+    non_plants: Path
+    unseen_plants: Path
+
+
+def make_picture(kind: int, seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A drawn picture: colour and stripes follow from `kind`, their phase and the noise from `seed`."""
+    look, rng = np.random.default_rng(1_000 + kind), np.random.default_rng((kind, seed))
+    colour, amplitude = look.uniform(60, 190, 3), look.uniform(20, 60, 3)
+    frequency = look.uniform(0.5, 6, 2)
+    y, x = np.mgrid[0 : size[1], 0 : size[0]] / max(size)
+    wave = np.sin(2 * np.pi * (frequency[0] * x + frequency[1] * y) + rng.uniform(0, 2 * np.pi))
+    pixels = colour + amplitude * wave[..., None] + rng.normal(0, 12, (*wave.shape, 3)) + rng.normal(0, 6, 3)
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def _class_labels() -> list[tuple[str, str]]:
+    """Species and disease of each drawn kind; Mint's disease folder has a name that no head knows."""
+    return [(name, disease) for name in TINY_SPECIES for disease in TINY_DISEASES.get(name, ("unlabelled",))]
+
+
+@pytest.fixture(scope="session")
+def picture() -> Callable[..., Image.Image]:
+    """`picture(kind, seed, size)`: one drawn RGB picture, always the same for the same arguments."""
+    return make_picture
+
+
+@pytest.fixture(scope="session")
+def tiny_taxonomy() -> Taxonomy:
+    return Taxonomy(TINY_SPECIES, TINY_DISEASES)
+
+
+@pytest.fixture(scope="session")
+def tiny_document() -> dict[str, Any]:
+    """The tiny checkpoint as the dict that `torch.save` writes; copy it before changing it."""
+    generator = torch.Generator().manual_seed(20)
+    backbone = timm.create_model(TINY_BACKBONE, num_classes=0, **TINY_KWARGS)
+    state = {f"backbone.{name}": tensor.clone() for name, tensor in backbone.state_dict().items()}
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and tensor.ndim > 1:
+            fan_in = tensor[0].numel()
+            state[name] = torch.randn(tensor.shape, generator=generator) / fan_in**0.5
+    state["projection.weight"] = torch.randn(TINY_DIM, backbone.num_features, generator=generator) * 0.1
+    state["projection.bias"] = torch.randn(TINY_DIM, generator=generator) * 0.1
+    backbone.load_state_dict({k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")})
+    state |= _fit_heads(backbone.eval(), state["projection.weight"], state["projection.bias"])
+    parameters = {
+        "backbone": TINY_BACKBONE,
+        "backbone_kwargs": TINY_KWARGS,
+        "embedding_dim": TINY_DIM,
+        "image_size": 224,
+        "mean": list(TINY_MEAN),
+        "std": list(TINY_STD),
+        "species": list(TINY_SPECIES),
+        "diseases": {name: list(diseases) for name, diseases in TINY_DISEASES.items()},
+    }
+    return {"epoch": 3, "state_dict": state, "hyper_parameters": parameters}
+
+
+def _fit_heads(backbone: torch.nn.Module, weight: torch.Tensor, bias: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Heads by ridge regression on the random network's embedding: most drawn leaves are then recognised."""
+    labels = _class_labels()
+    pictures = [make_picture(kind, 500 + i).resize((224, 224)) for kind in range(len(labels)) for i in range(10)]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2) / 255
+    pixels = (pixels - torch.tensor(TINY_MEAN).view(3, 1, 1)) / torch.tensor(TINY_STD).view(3, 1, 1)
+    with torch.inference_mode():
+        embedding = torch.nn.functional.linear(backbone(pixels), weight, bias)
+    classes = [label for label in labels for _ in range(10)]
+    state = _ridge("species_head", embedding, [TINY_SPECIES.index(species) for species, _ in classes])
+    for species, diseases in TINY_DISEASES.items():
+        rows = [i for i, label in enumerate(classes) if label[0] == species]
+        targets = [diseases.index(classes[i][1]) for i in rows]
+        state |= _ridge(f"disease_heads.{species.replace('.', '_')}", embedding[rows], targets)
+    return state
+
+
+def _ridge(name: str, features: torch.Tensor, labels: list[int]) -> dict[str, torch.Tensor]:
+    targets = 6 * torch.nn.functional.one_hot(torch.tensor(labels)).float()
+    padded = torch.cat([features, torch.ones(len(features), 1)], dim=1)
+    gram = padded.T @ padded + 0.01 * torch.eye(padded.shape[1])
+    solution = torch.linalg.solve(gram, padded.T @ targets)
+    return {f"{name}.weight": solution[:-1].T.contiguous(), f"{name}.bias": solution[-1].contiguous()}
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_factory(
+    tiny_document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory
+) -> CheckpointFactory:
+    def write(edit: Callable[[dict[str, Any]], None] | None = None) -> Path:
+        document = copy.deepcopy(tiny_document)
+        if edit is not None:
+            edit(document)
+        path = tmp_path_factory.mktemp("checkpoint") / "tiny.ckpt"
+        torch.save(document, path)
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_checkpoint_factory: CheckpointFactory) -> Path:
+    return tiny_checkpoint_factory()
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Leaf folders: 20 train and 5 val images of each of 9 classes, in every accepted file type."""
+    root = tmp_path_factory.mktemp("leaves")
+    for kind, (species, disease) in enumerate(_class_labels()):
+        for split, seeds in (("train", range(TRAIN_IMAGES)), ("val", range(900, 900 + VAL_IMAGES))):
+            folder = root / split / f"{species}___{disease}"
+            folder.mkdir(parents=True)
+            for seed in seeds:
+                make_picture(kind, seed).save(folder / f"leaf {seed}{SUFFIXES[seed % len(SUFFIXES)]}", quality=90)
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_non_plants(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources, "bricks" and "noise", of 24 images each."""
+    root = tmp_path_factory.mktemp("non_plants")
+    for kind, source in ((100, "bricks"), (101, "noise")):
+        (root / source).mkdir()
+        for seed in range(NON_PLANT_IMAGES):
+            image = make_picture(kind, seed)
+            if source == "noise":
+                image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+            image.save(root / source / f"{seed}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_data: Path, tiny_non_plants: Path
+) -> TinyBundle:
+    bundle = tmp_path_factory.mktemp("export") / "models"
+    summary = export_bundle(tiny_checkpoint, tiny_data, bundle, non_plants=tiny_non_plants)
+    return TinyBundle(bundle, tiny_checkpoint, tiny_data, tiny_non_plants, summary)
+
+
+@pytest.fixture
+def bundle_copy(tiny_bundle: TinyBundle, tmp_path: Path) -> Path:
+    """A private copy of the tiny bundle, to damage."""
+    return Path(shutil.copytree(tiny_bundle.bundle, tmp_path / "bundle copy"))
+
+
+@pytest.fixture(scope="session")
+def real_paths() -> RealPaths:
+    """The shared real data; skips where it is not. PLANTMODELS_SHARED names another place."""
+    shared = Path(os.environ.get("PLANTMODELS_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+    checkpoints = sorted((shared / "checkpoints" / "hierarchical_full").glob("*.ckpt"))
+    if not checkpoints or not (shared / "data").is_dir():
+        pytest.skip(f"no checkpoint and photographs in {shared}")
+    data = shared / "data"
+    return RealPaths(checkpoints[-1], data / "leaves", data / "non_plants", data / "unseen_plants")
