@@ -1,0 +1,184 @@
+import re
+import time
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+from mlflow_plugins import jobs
+from mlflow_plugins.jobs import Request, run_export, run_main_job, run_register, run_verify
+from mlflow_plugins.show import describe_version
+from plantmodels.bundle.manifest import build_manifest, read_manifest
+from plantmodels.errors import (
+    BundleError,
+    CheckpointError,
+    DataError,
+    ManifestMismatchError,
+    PlantModelsError,
+    PolicyError,
+    RegistrationError,
+)
+from plantmodels.verify.report import read_report
+
+
+@pytest.fixture
+def request_(tiny_bundle, tmp_path: Path) -> Request:
+    return Request(tiny_bundle.checkpoint, tiny_bundle.data, tiny_bundle.non_plants, out=tmp_path / "models")
+
+
+def only_run() -> Run:
+    (run,) = MlflowClient().search_runs(["0"])
+    return run
+
+
+def assert_failed_and_nothing_registered(match: str) -> None:
+    run = only_run()
+    assert run.info.status == "FAILED"
+    reason = run.data.tags[jobs.FAILURE_TAG]
+    assert re.search(match, reason) and "\n" not in reason
+    assert MlflowClient().search_registered_models() == []
+
+
+def test_main_job_registers_one_loadable_version(request_: Request, leaf: bytes) -> None:
+    version = run_main_job(request_)
+    assert (version.name, int(version.version)) == ("plant-disease", 1)
+    report = read_report(request_.out)
+    run = only_run()
+    assert run.info.status == "FINISHED"
+    assert {f"gate.{gate.name}" for gate in report.gates if gate.measured is not None} <= set(run.data.metrics)
+    assert run.data.metrics["size_bytes.species_int8"] == report.gate("species_size").measured
+    assert run.data.params["plantmodels.species"] == "5"
+    contexts = {entry.tags[0].value: entry.dataset.digest for entry in run.inputs.dataset_inputs}
+    assert set(contexts) == {"train", "val", "non_plants"}
+    assert report.inputs.val.sha256.startswith(contexts["val"])
+    tags = MlflowClient().get_model_version("plant-disease", "1").tags
+    assert tags["gates"] == jobs.gates_tag(report)
+    assert tags["checkpoint_sha256"] == report.inputs.checkpoint_sha256
+    assert tags["class_order_digest"] == report.inputs.class_order_digest
+    stored = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/plant-disease/1")) / "data" / "bundle"
+    assert build_manifest(stored) == read_manifest(request_.out)
+    rows = mlflow.pyfunc.load_model("models:/plant-disease/1").predict(pd.DataFrame({"image": [leaf]}))
+    assert rows.loc[0, "error"] is None
+
+
+def test_version_whose_gates_fail_is_registered_and_says_so(tiny_bundle, tmp_path: Path) -> None:
+    request = Request(tiny_bundle.checkpoint, tiny_bundle.data, None, out=tmp_path / "models")
+    version = run_main_job(request)
+    tags = MlflowClient().get_model_version(version.name, version.version).tags
+    assert tags["gates"].startswith("failed: ") and "ood_precision" in tags["gates"]
+    assert only_run().info.status == "FINISHED"
+
+
+def test_parts_make_what_the_main_job_makes(request_: Request) -> None:
+    run_export(request_)
+    with pytest.raises(BundleError, match="plantmodels verify"):
+        run_register(request_.out, "parts", None)
+    report = run_verify(request_)
+    version = run_register(request_.out, "parts", next(request_.data.glob("val/*/*.jpg")))
+    assert version.tags["gates"] == jobs.gates_tag(report)
+    again = run_register(request_.out, "parts", None)
+    assert int(again.version) == 2
+    statuses = [run.info.status for run in MlflowClient().search_runs(["0"])]
+    assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "FINISHED"]
+
+
+def test_job_attaches_to_the_run_of_mlflow_run(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    created = MlflowClient().create_run("0")
+    monkeypatch.setenv("MLFLOW_RUN_ID", created.info.run_id)
+    with jobs.job("main") as run:
+        assert run.info.run_id == created.info.run_id
+    assert only_run().info.status == "FINISHED"
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
+    [
+        ({"checkpoint": Path("absent.ckpt")}, CheckpointError, r"absent\.ckpt"),
+        ({"data": Path("absent")}, DataError, "absent: no such data folder"),
+        ({"non_plants": Path("absent")}, DataError, "absent: no such folder of non-plant images"),
+        ({"policy": Path("absent.toml")}, PolicyError, r"absent\.toml"),
+        ({"name": "a/b"}, RegistrationError, "'a/b' cannot name"),
+        ({"name": " "}, RegistrationError, "cannot name a registered model"),
+    ],
+)
+def test_bad_input_fails_the_run_before_any_work(
+    request_: Request,
+    change: dict,
+    error: type[PlantModelsError],
+    match: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(jobs, "export_bundle", lambda *_, **__: pytest.fail("the export started"))
+    with pytest.raises(error, match=match):
+        run_main_job(Request(**{**vars(request_), **change}))
+    assert_failed_and_nothing_registered(match)
+
+
+def test_empty_val_split_is_found_before_the_export(request_: Request, tmp_path: Path, monkeypatch) -> None:
+    (tmp_path / "leaves").mkdir()
+    (tmp_path / "leaves" / "train").symlink_to(request_.data / "train")
+    (tmp_path / "leaves" / "val").mkdir()
+    monkeypatch.setattr(jobs, "export_bundle", lambda *_, **__: pytest.fail("the export started"))
+    with pytest.raises(DataError, match="split 'val' holds no images"):
+        run_main_job(Request(**{**vars(request_), "data": tmp_path / "leaves"}))
+
+
+def test_unreachable_registry_is_found_before_the_work(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs, "export_bundle", lambda *_, **__: pytest.fail("the export started"))
+    mlflow.set_registry_uri("http://127.0.0.1:9")
+    start = time.monotonic()
+    with pytest.raises(RegistrationError, match=r"the model registry http://127\.0\.0\.1:9 cannot be used"):
+        run_main_job(request_)
+    assert time.monotonic() - start < 60
+    assert only_run().info.status == "FAILED"
+
+
+def test_unreachable_tracking_server_is_one_line(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    mlflow.set_tracking_uri("http://127.0.0.1:9")
+    with pytest.raises(RegistrationError, match="the tracking server") as caught:
+        run_main_job(request_)
+    assert "\n" not in str(caught.value)
+
+
+def test_upload_that_fails_registers_nothing(verified_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", fail)
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifact", fail)
+    with pytest.raises(RegistrationError, match=r"could not be uploaded: .*No space left"):
+        run_register(verified_bundle, "plant-disease", None)
+    assert_failed_and_nothing_registered("could not be uploaded")
+
+
+def test_upload_that_truncates_registers_nothing(verified_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = LocalArtifactRepository.log_artifacts
+
+    def truncate(self, local_dir, artifact_path=None):
+        original(self, local_dir, artifact_path)
+        for path in Path(self.artifact_dir).rglob("disease-heads-packed.onnx"):
+            path.write_bytes(path.read_bytes()[:100])
+
+    monkeypatch.setattr(LocalArtifactRepository, "log_artifacts", truncate)
+    with pytest.raises(ManifestMismatchError, match=r"changed: disease-heads-packed\.onnx"):
+        run_register(verified_bundle, "plant-disease", None)
+    assert_failed_and_nothing_registered(r"changed: disease-heads-packed\.onnx")
+    (model,) = MlflowClient().search_logged_models(["0"])
+    assert str(model.status) == "FAILED"
+
+
+def test_show_loads_the_latest_version_back(verified_bundle: Path, tiny_bundle) -> None:
+    run_register(verified_bundle, "plant-disease", None)
+    run_register(verified_bundle, "plant-disease", None)
+    text = describe_version("plant-disease", "", tiny_bundle.data, tiny_bundle.non_plants)
+    assert "models:/plant-disease/2" in text
+    assert read_report(verified_bundle).table() in text
+    answers = [line for line in text.splitlines() if "→" in line]
+    assert len(answers) == 4 and "no plant (bricks)" in answers[-1]
+    with pytest.raises(RegistrationError, match="holds no version of 'absent'"):
+        describe_version("absent", "", tiny_bundle.data, None)

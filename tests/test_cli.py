@@ -1,0 +1,62 @@
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from plantmodels.cli import main
+from plantmodels.verify.report import read_report
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("command", ["export", "verify", "inspect", "predict"])
+def test_help_names_every_option(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    for option in main.commands[command].params:
+        assert getattr(option, "help", None) or option.param_type_name == "argument", option.name
+
+
+def test_predict_prints_a_json_line_an_image(tiny_bundle) -> None:
+    leaf = next(tiny_bundle.data.glob("val/*/*.jpg"))
+    result = run("predict", leaf, "absent.jpg", "--bundle", tiny_bundle.bundle, "--top-k", 2)
+    assert result.exit_code == 0, result.output
+    first, second = (json.loads(line) for line in result.stdout.splitlines())
+    assert first["path"] == str(leaf) and first["error"] is None and len(first["candidates"]) == 2
+    assert second["error"] == "no such file" and second["species"] is None
+
+
+def test_inspect_names_files_and_classes(tiny_bundle) -> None:
+    result = run("inspect", tiny_bundle.bundle)
+    assert result.exit_code == 0, result.output
+    assert "5 species, 4 with a disease head" in result.stdout and "disease-heads-packed.onnx" in result.stdout
+
+
+def test_known_error_is_one_line_and_status_1(tmp_path: Path) -> None:
+    result = run("inspect", tmp_path / "absent")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == f"Error: {tmp_path / 'absent'}: no such bundle folder"
+
+
+def test_wrong_usage_is_status_2() -> None:
+    assert run("export").exit_code == 2
+
+
+def test_verify_writes_the_report_and_its_status_is_the_verdict(bundle_copy: Path, tiny_bundle) -> None:
+    result = run("verify", "--bundle", bundle_copy, "--data", tiny_bundle.data)
+    report = read_report(bundle_copy)
+    assert report.gate("parity").status == "not measured"
+    assert result.exit_code == 1 and report.table() in result.stdout
+
+
+def test_export_refuses_a_foreign_folder_before_the_work(tiny_bundle, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("do not touch")
+    result = run(
+        "export", "--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--out", tmp_path / "mine"
+    )
+    assert result.exit_code == 1 and "not a bundle, so it is not replaced" in result.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
