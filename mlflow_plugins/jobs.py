@@ -19,8 +19,8 @@ import mlflow
 import requests
 import sqlalchemy.exc
 from mlflow import MlflowClient
-from mlflow.data.dataset_source_registry import resolve_dataset_source
 from mlflow.data.meta_dataset import MetaDataset
+from mlflow.data.sources import LocalArtifactDatasetSource
 from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -242,7 +242,7 @@ def _origin_tags(metadata: Metadata) -> dict[str, str]:
 def _log_data(path: Path, context: str, sha256: str) -> None:
     """Links a data set to the run; MLflow keeps at most 36 characters of a digest."""
     dataset = MetaDataset(  # type: ignore[abstract]  # MLflow documents it as it is
-        resolve_dataset_source(str(path.resolve())), name=path.name, digest=sha256[:_DATASET_DIGEST_LENGTH]
+        LocalArtifactDatasetSource(str(path.resolve())), name=path.name, digest=sha256[:_DATASET_DIGEST_LENGTH]
     )
     mlflow.log_input(dataset, context=context)
 

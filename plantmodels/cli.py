@@ -74,6 +74,7 @@ def configure_logging() -> None:
     logger = logging.getLogger("plantmodels")
     logger.handlers[:] = [handler]
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # ONNX Runtime's quantizer gives the root logger a handler too
 
 
 @click.group(cls=KnownErrors)

@@ -6,6 +6,7 @@
 """
 
 import pickle
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,20 @@ from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
 _ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
+_READ_ERRORS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+"""What torch's restricted unpickler raises for files that are none: it takes any bytes for opcodes."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             surplus head, names and shapes that disagree, or NaN weights.
     """
     try:
-        sha256 = digest_file(path).sha256
+        sha256 = digest_file(path.resolve()).sha256  # Lightning's last.ckpt is a link
     except BundleError as error:
         raise CheckpointError(f"no checkpoint there: {error}") from error
     document = _load(path)
@@ -102,7 +117,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values; torch.load(weights_only=True) refuses it ({reason})"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _READ_ERRORS as error:
         raise CheckpointError(f"{path}: not a checkpoint that torch can read ({error})") from error
     for name in ("state_dict", "hyper_parameters"):
         if not isinstance(document, dict) or not isinstance(document.get(name), dict):
@@ -186,6 +201,10 @@ def _take_linear(
     weight, bias = state.pop(f"{name}.weight", None), state.pop(f"{name}.bias", None)
     if weight is None or bias is None:
         raise CheckpointError(f"{path}: {name}.weight or {name}.bias is missing")
+    if not (weight.is_floating_point() and bias.is_floating_point()):
+        raise CheckpointError(
+            f"{path}: {name} is {weight.dtype} and {bias.dtype}, expected float16, bfloat16 or float32"
+        )
     shape = (rows, weight.shape[-1] if columns is None and weight.ndim == 2 else columns)
     if tuple(weight.shape) != shape or tuple(bias.shape) != (rows,):
         named = f" ({', '.join(classes)})" if classes else ""

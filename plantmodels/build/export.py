@@ -48,7 +48,7 @@ from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.serve.classifier import SpeciesModel
-from plantmodels.serve.session import SESSION_OPTIONS, open_session
+from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
 CALIBRATION_SHARE: Final = 0.2
 MAX_CALIBRATION_IMAGES: Final = 20_000
@@ -255,8 +255,8 @@ def read_git_commit() -> str | None:
 
 def _fit_detector(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> OODDetector:
     """Fits on the INT8 embedding, which is what is served, in two passes over disjoint training leaves."""
-    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options)
-    model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"))
+    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1)
+    model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"), workers=count_cores())
     leaves = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
     samples = inputs.fit_set.samples
     classes = sorted({(s.species_index, s.disease_index or 0) for s in samples})

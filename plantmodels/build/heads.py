@@ -46,8 +46,8 @@ def quantize_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Int
         weight: (N, D) float32, as PyTorch stores it.
         bias: (N,) float32.
     """
-    largest = np.abs(weight).max(axis=1)
-    scale = np.where(largest > 0, largest / 127, 1).astype(np.float32)
+    step = np.abs(weight).max(axis=1) / 127
+    scale = np.where(step >= np.finfo(np.float32).tiny, step, 1).astype(np.float32)  # below, sessions see zero
     rounded = np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
     return Int8Head(np.ascontiguousarray(rounded.T), scale, bias.astype(np.float32))
 
@@ -65,11 +65,17 @@ def float_head_model(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> 
 
 
 def int8_head_model(head: Int8Head) -> onnx.ModelProto:
-    """One species' head: `embedding` (batch, D) → `disease_logits` (batch, N)."""
+    """One species' head: `embedding` (batch, D) → `disease_logits` (batch, N).
+
+    It computes what the packed graph does. A DequantizeLinear before the product says the same, but ONNX Runtime
+    makes MatMulNBits of it, which quantizes the embedding too and moves logits by a tenth.
+    """
     constants: dict[str, NDArray[Any]] = {"weight": head.weight, "scale": head.scale, "bias": head.bias}
     nodes = [
-        helper.make_node("DequantizeLinear", ["weight", "scale"], ["float_weight"], axis=1),
-        helper.make_node("Gemm", [EMBEDDING, "float_weight", "bias"], [DISEASE_OUTPUT]),
+        helper.make_node("Cast", ["weight"], ["float_weight"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", [EMBEDDING, "float_weight"], ["product"]),
+        helper.make_node("Mul", ["product", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], [DISEASE_OUTPUT]),
     ]
     return _model("disease_head", nodes, constants, dim=len(head.weight), classes=len(head.bias))
 

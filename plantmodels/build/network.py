@@ -4,12 +4,29 @@
 >>> species_logits, embedding = network(images)    # (B, 3, S, S) → (B, species), (B, D)  # doctest: +SKIP
 """
 
+from typing import Final
+
 import timm
 import torch
 from torch import nn
 
 from plantmodels.build.checkpoint import Checkpoint, NetworkSpec
 from plantmodels.errors import CheckpointError
+
+
+_OURS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
+"""Arguments of timm that a checkpoint cannot set: all weights are its own, and nothing is downloaded."""
+
+_BUILD_ERRORS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What timm's constructors raise for arguments that do not fit."""
 
 
 class HierarchicalNetwork(nn.Module):
@@ -28,8 +45,7 @@ class HierarchicalNetwork(nn.Module):
         """
         super().__init__()
         self.spec = spec
-        self.backbone = _create_backbone(spec)
-        features = int(str(self.backbone.num_features))
+        self.backbone, features = _create_backbone(spec)
         if not projection and features != spec.embedding_dim:
             raise CheckpointError(
                 f"backbone {spec.backbone!r} gives {features} features, embedding_dim is {spec.embedding_dim}, "
@@ -57,21 +73,24 @@ class HierarchicalNetwork(nn.Module):
         return self.species_head(embedding), embedding
 
 
-def _create_backbone(spec: NetworkSpec) -> nn.Module:
+def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
+    """The backbone and the number of features that it gives, which is not `num_features` in every timm model."""
+    if not timm.is_model(spec.backbone):
+        raise CheckpointError(f"timm {timm.__version__} knows no backbone {spec.backbone!r}")
     size = spec.preprocessing.image_size
-    kwargs = {"num_classes": 0, "pretrained": False, **spec.backbone_kwargs}
     try:
-        backbone = timm.create_model(spec.backbone, **kwargs)
+        backbone = timm.create_model(spec.backbone, **{**spec.backbone_kwargs, **_OURS})
         with torch.inference_mode():
             features = backbone.eval()(torch.zeros(1, 3, size, size))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except _BUILD_ERRORS as error:
         raise CheckpointError(
             f"timm {timm.__version__} cannot build backbone {spec.backbone!r} with {dict(spec.backbone_kwargs)} for "
             f"{size}x{size} images ({error})"
         ) from error
-    if features.ndim != 2:
-        raise CheckpointError(f"backbone {spec.backbone!r} gives {tuple(features.shape)}, expected (1, features)")
-    return backbone
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        given = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        raise CheckpointError(f"backbone {spec.backbone!r} gives {given}, expected (1, features)")
+    return backbone, features.shape[1]
 
 
 def load_network(checkpoint: Checkpoint) -> HierarchicalNetwork:
@@ -99,6 +118,11 @@ def _load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
         f"{name}: {tuple(found[name].shape)}, timm has {tuple(tensor.shape)}"
         for name, tensor in expected.items()
         if name in found and found[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name}: {found[name].dtype}, timm has {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
     ]
     if problems:
         raise CheckpointError(

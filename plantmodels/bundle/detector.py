@@ -86,7 +86,7 @@ class OODDetector:
     def _whitening(self) -> NDArray[np.float64]:
         """Lower Cholesky factor L of inv_cov: the distance is the Euclidean one after `f @ L`."""
         try:
-            factor: NDArray[np.float64] = np.linalg.cholesky((self.inv_cov + self.inv_cov.T) / 2).astype(np.float64)
+            factor: NDArray[np.float64] = np.linalg.cholesky(self.inv_cov / 2 + self.inv_cov.T / 2).astype(np.float64)
         except np.linalg.LinAlgError as error:
             raise DetectorError("inv_cov must be positive definite") from error
         return factor

@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -32,7 +33,7 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
-from plantmodels.serve.images import decode_image, preprocess, to_rgb
+from plantmodels.serve.images import decode_image, preprocess, upright_rgb
 from plantmodels.serve.session import CPU, open_session
 
 CHUNK: Final = 32
@@ -95,7 +96,7 @@ class Outputs:
 class SpeciesModel:
     """The species ONNX model: images to species logits and embedding."""
 
-    def __init__(self, session: ort.InferenceSession, *, rows_per_run: int | None) -> None:
+    def __init__(self, session: ort.InferenceSession, *, rows_per_run: int | None, workers: int = 1) -> None:
         """Wraps a session.
 
         Args:
@@ -103,9 +104,13 @@ class SpeciesModel:
             rows_per_run: images that one run may hold, from the metadata; None for any number. A model that
                 quantizes activations over the whole batch (INT8) is run image by image: an answer then never
                 depends on the other images of a batch, and on a CPU it is also faster.
+            workers: runs at the same time. For bulk work, as many as there are cores on a session of one thread
+                answer a fifth more images a second than all cores on one image, and suffer less from other
+                programs; the answers are the same bits.
         """
         self.session = session
-        self._rows_per_run = rows_per_run
+        self._rows_per_run = rows_per_run or (1 if workers > 1 else None)
+        self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
 
     def run(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Computes species logits (N, species) and embedding (N, D), float32.
@@ -113,10 +118,14 @@ class SpeciesModel:
         Args:
             inputs: (N, 3, S, S) float32, normalised; N at least 1.
         """
-        names = [SPECIES_OUTPUT, EMBEDDING]
         step = self._rows_per_run or len(inputs)
-        runs = [self.session.run(names, {IMAGE_INPUT: inputs[i : i + step]}) for i in range(0, len(inputs), step)]
+        parts = [inputs[i : i + step] for i in range(0, len(inputs), step)]
+        runs = list((self._pool.map if self._pool else map)(self._run_part, parts))
         return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
+
+    def _run_part(self, inputs: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        outputs: list[NDArray[np.float32]] = self.session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: inputs})
+        return outputs
 
 
 class PlantClassifier:
@@ -151,6 +160,7 @@ class PlantClassifier:
         *,
         precision: Precision = "int8",
         threads: int | None = None,
+        workers: int = 1,
         providers: Sequence[str] = (CPU,),
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
@@ -159,6 +169,7 @@ class PlantClassifier:
             folder: the bundle.
             precision: which species model answers. The detector's threshold is calibrated on "int8".
             threads: threads inside an operator; None takes all cores.
+            workers: images embedded at the same time (see `SpeciesModel`); for bulk work, with threads=1.
             providers: execution providers in order of preference.
 
         Raises:
@@ -176,7 +187,7 @@ class PlantClassifier:
             open_session(folder / name, options=metadata.session_options, threads=threads, providers=providers)
             for name in (SPECIES_FILES[precision], PACKED_HEADS_FILE)
         ]
-        species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision))
+        species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision), workers=workers)
         return cls(metadata, detector, species_model, sessions[1], precision=precision)
 
     def _check_parts(self) -> None:
@@ -296,13 +307,13 @@ class PlantClassifier:
         if isinstance(image, bytes | bytearray | memoryview | str):
             return preprocess(decode_image(image if isinstance(image, str) else bytes(image)), preprocessing)
         if isinstance(image, Image.Image):
-            return preprocess(to_rgb(image), preprocessing)
+            return preprocess(upright_rgb(image), preprocessing)
         if not isinstance(image, np.ndarray):
             raise ImageError(
                 f"expected encoded bytes, base64 text, a Pillow image or an array, got {type(image).__name__}"
             )
         if image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3 and image.size:
-            return preprocess(Image.fromarray(image), preprocessing)
+            return preprocess(upright_rgb(Image.fromarray(image)), preprocessing)
         side = preprocessing.image_size
         if image.dtype != np.float32 or image.shape != (3, side, side):
             raise ImageError(

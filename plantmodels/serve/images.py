@@ -11,12 +11,13 @@ normalise. EXIF orientation is honoured; CMYK, palette, grey, alpha and 16-bit i
 import base64
 import io
 import math
-import warnings
+import struct
+import zlib
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
@@ -42,6 +43,33 @@ _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""By EXIF orientation. `ImageOps.exif_transpose` writes the EXIF data anew, which damaged data do not survive."""
+
+_PILLOW_ERRORS: Final = (
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    Warning,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for damaged files. Its warnings are left to the caller's filters: to silence them here would
+change the filters of the whole process, and two threads that do so at once leave it silent for good."""
+
 
 def decode_image(data: bytes | str) -> Image.Image:
     """Decodes one still photograph to upright 8-bit RGB.
@@ -59,29 +87,14 @@ def decode_image(data: bytes | str) -> Image.Image:
     if not data:
         raise ImageError("zero bytes: expected an encoded image")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large or odd files; the checks below decide
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_header(image)
-            image.load()
-            return to_rgb(ImageOps.exif_transpose(image))
-    except ImageError:
-        raise
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of format {', '.join(FORMATS)} ({len(data):,} bytes)") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"too many pixels, at most {MAX_PIXELS:,} are decoded ({error})") from error
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        MemoryError,
-        OverflowError,
-        IndexError,
-        KeyError,
-    ) as error:
+    except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({error})") from error
+    return upright_rgb(image)
 
 
 def _encoded_bytes(data: bytes | str) -> bytes:
@@ -95,6 +108,23 @@ def _encoded_bytes(data: bytes | str) -> bytes:
     if isinstance(data, str) and raw and not decoded:
         raise ImageError(f"text that is not base64 of an image: {data[:40]!r} (file paths are not read)")
     return decoded if decoded.startswith(_MAGIC) else raw
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Turns a Pillow image into upright 8-bit RGB.
+
+    The size is checked on the header, before any pixel is decoded.
+
+    Raises:
+        ImageError: truncated, animated, of a size outside the limits, or of a mode that has no RGB.
+    """
+    try:
+        _check_header(image)
+        image.load()
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        return to_rgb(image if turn is None else image.transpose(turn))
+    except _PILLOW_ERRORS as error:
+        raise ImageError(f"cannot be decoded ({error})") from error
 
 
 def _check_header(image: Image.Image) -> None:

@@ -3,6 +3,7 @@
 >>> session = open_session(folder / "swin-species-int8.onnx", options=metadata.session_options)  # doctest: +SKIP
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,6 +18,11 @@ float32, on which the attention products run at a third of the speed."""
 
 CPU: Final = "CPUExecutionProvider"
 _ERROR_LEVEL: Final = 3
+
+
+def count_cores() -> int:
+    """Cores that this process may use: what bulk work has workers for."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_session(
@@ -35,7 +41,7 @@ def open_session(
         providers: execution providers in order of preference.
 
     Raises:
-        BundleError: a provider that this ONNX Runtime lacks, or a file that it cannot open.
+        BundleError: a provider that this ONNX Runtime lacks, or a file or an option that it refuses.
     """
     missing = [name for name in providers if name not in ort.get_available_providers()]
     if missing:
@@ -45,9 +51,9 @@ def open_session(
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = threads or 0
-    for name, value in options.items():
-        settings.add_session_config_entry(name, value)
     try:
+        for name, value in options.items():
+            settings.add_session_config_entry(name, value)
         return ort.InferenceSession(path, settings, providers=list(providers))
     except _ORT_ERRORS as error:
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({str(error).strip()[:300]})") from error
@@ -64,7 +70,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
         "RuntimeException",
     )
     state = ort.capi.onnxruntime_pybind11_state
-    return tuple(getattr(state, name) for name in names if hasattr(state, name))
+    return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
 _ORT_ERRORS: Final = _ort_errors()

@@ -148,7 +148,7 @@ class _Display:
 
 
 _DISPLAYS: Final = {
-    "max abs diff": _Display(1, "", 5, 12),
+    "max abs diff": _Display(1, "", 6, 12),
     "drop": _Display(1, "", 4),
     "share": _Display(0.01, " %", 2),
     "files": _Display(1, "", 0, 0),

@@ -15,6 +15,7 @@ from plantmodels.verify.report import GateReport
 
 _MARKS: Final = {"passed": "✓", "failed": "✕", "not measured": "–"}
 _DIGEST_DIGITS: Final = 12
+_SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def render_report(report: GateReport, plots: Mapping[str, bytes]) -> str:
@@ -74,18 +75,24 @@ def _gates(report: GateReport) -> str:
     loosened = {LIMITS[name].gate for name in report.policy.loosened}
     rows = [
         (
-            Html(f'<b>{escape(gate.name)}</b><span class="what">{escape(GATES[gate.name].meaning)}</span>'),
+            _name(gate),
             Html(
                 escape(gate.limit_text)
-                + ('<span class="what">looser than the default</span>' if gate.name in loosened else "")
+                + ('<span class="what">looser than default</span>' if gate.name in loosened else "")
             ),
             gate.measured_text,
-            gate.samples_text,
+            "–" if gate.status == "not measured" else gate.samples_text,
             _status(gate),
         )
         for gate in report.gates
     ]
     return table(("gate", "limit", "measured", "samples", "status"), rows, numbers=(1, 2, 3), name="gates")
+
+
+def _name(gate: GateResult) -> Html:
+    why = "" if gate.passed or not gate.detail else f'<span class="why">{escape(gate.detail)}</span>'
+    meaning = escape(GATES[gate.name].meaning)
+    return Html(f'<b>{escape(gate.name)}</b><span class="what">{meaning}</span>{why}')
 
 
 def _status(gate: GateResult) -> Html:
@@ -151,8 +158,8 @@ def _rejection(rejection: Rejection, plot: bytes | None) -> str:
         "Rejection of what is no plant",
         figure(plot, "Histogram of out-of-distribution scores of plants and non-plants, with the threshold"),
         notes(text),
-        table(("source of non-plants", "rejected"), sources, numbers=(1,)) if sources else "",
-        fold("False alarms of each species", table(("species", "rejected"), species, numbers=(1,))),
+        table(("source of non-plants", "rejected"), sources, numbers=(1,), name="narrow") if sources else "",
+        fold("False alarms of each species", table(("species", "rejected"), species, numbers=(1,), name="narrow")),
     )
 
 
@@ -175,7 +182,13 @@ def _parity(parity: Parity) -> str:
 
 
 def _difference(value: float | None) -> str:
-    return "not finite" if value is None else f"{value:.2g}" if value >= 1e-4 or not value else f"{value:.1e}"
+    """Two digits; powers of ten as superscripts, with no place to break a line."""
+    if value is None:
+        return "not finite"
+    mantissa, _, exponent = f"{value:.2g}".partition("e")
+    if not exponent:
+        return mantissa
+    return f"{mantissa}\N{NO-BREAK SPACE}×\N{NO-BREAK SPACE}10" + str(int(exponent)).translate(_SUPERSCRIPTS)
 
 
 def _sizes(report: GateReport, plot: bytes | None) -> str:
@@ -204,10 +217,11 @@ def _latency(latency: Latency) -> str:
         ),
     ]
     threads = f"{latency.threads} thread{'s' if latency.threads != 1 else ''}"
+    load = "" if latency.load is None else f"; load average of the minute before: {latency.load:.1f}"
     return section(
         "Latency",
         table(("one image", "median", "95th percentile"), rows, numbers=(1, 2)),
-        notes(f"{latency.runs:,} runs after warm-up, {threads} on {latency.cpu or 'an unnamed CPU'}."),
+        notes(f"{latency.runs:,} runs after warm-up, {threads} on {latency.cpu or 'an unnamed CPU'}{load}."),
     )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from plantmodels.build.quantize import describe_cpu
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.session import count_cores
 from plantmodels.verify.measurements import Latency
 
 RUNS: Final = 40
@@ -34,12 +35,14 @@ def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int
     """
     preprocessing = classifier.metadata.preprocessing
     pixels = preprocess(decode_image(encoded), preprocessing)[None]
+    load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     tensor_ms = time_runs(lambda: classifier.run(pixels), runs)
     encoded_ms = time_runs(lambda: classifier.predict([encoded]), runs)
     return Latency(
         runs=runs,
-        threads=threads or os.cpu_count() or 1,
+        threads=threads or count_cores(),
         cpu=describe_cpu().model,
+        load=load,
         median_ms=float(np.median(tensor_ms)),
         p95_ms=float(np.percentile(tensor_ms, 95)),
         encoded_median_ms=float(np.median(encoded_ms)),

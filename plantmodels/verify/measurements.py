@@ -211,6 +211,8 @@ class Latency:
         runs: measurements of each kind.
         threads: inside an operator.
         cpu: the processor's name for itself.
+        load: the machine's load average over the last minute before; other work slows every run. None where
+            the system has none.
         median_ms: preprocessed tensor to species, OOD score and disease; the gated value.
         p95_ms: 95th percentile of the same.
         encoded_median_ms: encoded photograph to a whole prediction, for information.
@@ -220,6 +222,7 @@ class Latency:
     runs: int
     threads: int
     cpu: str
+    load: float | None
     median_ms: float
     p95_ms: float
     encoded_median_ms: float

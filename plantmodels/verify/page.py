@@ -1,7 +1,7 @@
 """The few building blocks of the HTML report: escaped tables, sections, inline pictures, and the style.
 
->>> table(("name",), [("<b>",)])
-'<div class="scroll"><table>\\n<thead><tr><th>name</th></tr></thead>\\n<tbody>\\n<tr><td>&lt;b&gt;</td></tr>\\n</tbody></table></div>\\n'
+>>> print(notes("a < b"), end="")
+<p class="notes">a &lt; b</p>
 """
 
 import base64
@@ -95,7 +95,8 @@ table.gates td { padding-top: .6rem; padding-bottom: .6rem; }
 table.gates td:nth-child(5), table.gates th:nth-child(5) { padding-left: .9rem; white-space: nowrap; }
 table.gates b { font-weight: 600; }
 .what { display: block; font-size: .87rem; }
-.number .what { white-space: normal; }
+.why { display: block; font-size: .87rem; }
+table.narrow { width: auto; min-width: 55%; }
 .of { display: inline-block; min-width: 7.2em; margin-left: .8em; font-size: .87rem; }
 .status i { font-style: normal; display: inline-block; width: 1.1em; }
 .status.passed { color: var(--good); }
@@ -111,6 +112,13 @@ details[open] summary { margin-bottom: .6rem; }
 code { font: .87em/1.4 ui-monospace, "SF Mono", Consolas, "DejaVu Sans Mono", monospace; overflow-wrap: anywhere; }
 td { overflow-wrap: anywhere; }
 td:first-child { min-width: 9rem; }
-@media (max-width: 40rem) { main { padding-top: 2rem; } h1 { font-size: 2rem; } }
+@media (max-width: 40rem) {
+  main { padding: 2rem 1rem 3rem; }
+  h1 { font-size: 2rem; }
+  table.gates tr > :nth-child(4) { display: none; }
+  .of { display: block; min-width: 0; }
+  td:first-child { min-width: 7rem; }
+  th, td { padding-right: .7rem; }
+}
 @media print { main { padding: 0; max-width: none; } section { break-inside: avoid; } }
 """

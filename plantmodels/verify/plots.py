@@ -68,12 +68,15 @@ def _draw_scores(rejection: Rejection) -> Figure:
     axes.margins(x=0.01)
     axes.set_ylim(0, axes.get_ylim()[1] * 1.16)
     axes.axvline(rejection.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    low, high = axes.get_xlim()
+    far_right = rejection.threshold > low + 0.7 * (high - low)
     axes.annotate(
         f"threshold {rejection.threshold:.4g}, rejected above",
         (rejection.threshold, 1),
         xycoords=("data", "axes fraction"),
-        xytext=(5, -4),
+        xytext=(-5 if far_right else 5, -4),
         textcoords="offset points",
+        ha="right" if far_right else "left",
         va="top",
         fontsize=8,
         color=INK,
@@ -86,47 +89,52 @@ def _draw_scores(rejection: Rejection) -> Figure:
 
 
 def _draw_sizes(report: GateReport) -> Figure:
-    """File sizes on a logarithmic scale, with the limit as a tick where there is one."""
-    bars = _list_sizes(report)
-    figure, axes = _new_axes(0.55 + 0.36 * len(bars))
-    for row, (_, size_bytes, limit) in enumerate(bars):
+    """A dot a file on a logarithmic scale, with the limit as a tick where there is one."""
+    rows = _list_sizes(report)
+    figure, axes = _new_axes(0.6 + 0.3 * len(rows))
+    for row, (_, size_bytes, limit) in enumerate(rows):
         missed = limit is not None and size_bytes >= limit
         colour = MUTED if limit is None else BAD if missed else PLANT
-        axes.barh(row, size_bytes, height=0.5, color=colour, alpha=0.75 if limit else 0.4)
+        axes.axhline(row, color=LINE, linewidth=0.8, zorder=1)
+        if limit is not None:
+            axes.plot([size_bytes, limit], [row, row], color=colour, linewidth=1.6, zorder=2)
+            axes.plot([limit, limit], [row - 0.3, row + 0.3], color=INK, linewidth=1.6, zorder=3)
+        axes.plot(size_bytes, row, "o", color=colour, markersize=7, zorder=4)
+        left = limit is not None and not missed
         axes.annotate(
             _write_size(size_bytes),
-            (max(size_bytes, limit or 0), row),
-            xytext=(6, 0),
+            (size_bytes, row),
+            xytext=(-8 if left else 8, 0),
             textcoords="offset points",
+            ha="right" if left else "left",
             va="center",
             fontsize=8.5,
             color=BAD if missed else INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=3,
         )
-        if limit is not None:
-            axes.plot([limit, limit], [row - 0.38, row + 0.38], color=INK, linewidth=1.6)
-    sizes = [value for _, size_bytes, limit in bars for value in (size_bytes, limit) if value]
+    sizes = [value for _, size_bytes, limit in rows for value in (size_bytes, limit) if value]
     axes.set_xscale("log")
-    axes.set_xlim(min(sizes) / 4, max(sizes) * 4)
-    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars], fontsize=8.5, color=INK)
-    axes.invert_yaxis()
+    axes.set_xlim(min(sizes) / 8, max(sizes) * 5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: _write_size(value))
     axes.minorticks_off()
-    axes.grid(axis="x", color=LINE, linewidth=0.6)
-    axes.set_xlabel("file size, logarithmic; the black tick is the limit", fontsize=8.5, color=MUTED)
+    axes.set_xlabel("file size, logarithmic; the upright tick is the limit", fontsize=8.5, color=MUTED)
     return figure
 
 
 def _list_sizes(report: GateReport) -> list[tuple[str, float, float | None]]:
-    """Label, bytes and limit of each bar."""
+    """Label, bytes and limit of each row."""
     sizes = {name: float(entry.size_bytes) for name, entry in report.files.items()}
     heads = [size for name, size in sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
-    bars: list[tuple[str, float, float | None]] = [
+    rows: list[tuple[str, float, float | None]] = [
         ("species, INT8", sizes.get(SPECIES_FILES["int8"], 0), report.gate("species_size").limit),
         ("species, FP16", sizes.get(SPECIES_FILES["fp16"], 0), None),
         ("largest head", max(heads, default=0), report.gate("head_size").limit),
         ("all heads, packed", sizes.get(PACKED_HEADS_FILE, 0), None),
     ]
-    return [bar for bar in bars if bar[1]] or [("no files", 1.0, None)]
+    return [row for row in rows if row[1]] or [("no files", 1.0, None)]
 
 
 def _write_size(size_bytes: float) -> str:

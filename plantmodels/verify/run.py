@@ -42,7 +42,7 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
-from plantmodels.serve.session import open_session
+from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import AccuracyRun, measure_accuracy, stream_batches
 from plantmodels.verify.html import render_report
 from plantmodels.verify.integrity import (
@@ -106,7 +106,8 @@ def verify_bundle(
         checkpoint: what the bundle was made from; without it `parity` is not measured.
         non_plants: folder of images of no plant; without it the two rejection gates are not measured.
         policy: the limits.
-        threads: threads inside an operator of ONNX Runtime; None takes all cores.
+        threads: threads inside an operator while latency is measured; None takes all cores. All else is bulk
+            work, an image to a core.
 
     Raises:
         BundleError: files that are not those of the manifest, or a checkpoint that is not the bundle's.
@@ -163,7 +164,8 @@ def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Me
         rejection = _measure_rejection(task, int8, accuracy, unreadable["non-plants"])
         parity = _measure_parity(task, int8, accuracy.samples)
         encoded = accuracy.samples[0].path.read_bytes()
-        latency = measure_latency(int8, encoded, threads=task.threads)
+        served = PlantClassifier.load(task.bundle, threads=task.threads)
+        latency = measure_latency(served, encoded, threads=task.threads)
     taxonomy = task.metadata.taxonomy
     return Measured(
         files={name: task.manifest.files[name] for name in task.files},
@@ -190,12 +192,14 @@ def _class_of(sample: LeafSample) -> tuple[int, int]:
 
 
 def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], str]:
-    """Loads both precisions and tries them on batches of one and two; or says why that cannot be done."""
+    """Loads both precisions for bulk work and tries them on batches of one and two; or says why that cannot be done."""
     side = task.metadata.preprocessing.image_size
     classifiers: dict[Precision, PlantClassifier] = {}
     for precision in PRECISIONS:
         try:
-            classifiers[precision] = PlantClassifier.load(task.bundle, precision=precision, threads=task.threads)
+            classifiers[precision] = PlantClassifier.load(
+                task.bundle, precision=precision, threads=1, workers=count_cores()
+            )
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
         except (BundleError, *RUN_ERRORS) as error:

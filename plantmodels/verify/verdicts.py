@@ -159,5 +159,6 @@ def _judge_latency(measured: Measured, policy: GatePolicy) -> GateResult:
     limit, latency = policy.limit_of("latency"), measured.latency
     if latency is None:
         return not_measured("latency", limit=limit, reason=measured.not_run)
-    detail = f"95th percentile {latency.p95_ms:.1f} ms, {latency.threads} threads, {latency.cpu or 'CPU'}"
+    load = "" if latency.load is None else f", load average {latency.load:.1f} before"
+    detail = f"95th percentile {latency.p95_ms:.1f} ms, {latency.threads} threads, {latency.cpu or 'CPU'}{load}"
     return judge("latency", latency.median_ms, limit=limit, samples=latency.runs, detail=detail)

@@ -2,6 +2,7 @@
 
 import collections
 import copyreg
+import dataclasses
 import os
 import pickle
 import tracemalloc
@@ -151,16 +152,17 @@ class TestFile:
         np.testing.assert_array_equal(again.score(features), detector.score(features))
 
     def test_a_plain_reader_gets_the_classic_decision(self, tmp_path: Path) -> None:
+        features = np.random.default_rng(1).normal(size=(200, 8)) * 4
         detector = make_detector(dim=8)
+        detector = dataclasses.replace(detector, threshold=float(np.quantile(detector.score(features), 0.9)))
         write_detector(tmp_path / "ood.pkl", detector)
         document = pickle.loads((tmp_path / "ood.pkl").read_bytes())
-        features = np.random.default_rng(1).normal(size=(200, 8)) * 4
         rejected = [
             mahalanobis(feature, document["mean"], document["inv_cov"]) > document["threshold"] for feature in features
         ]
 
         assert document["mean"].shape == (8,)
-        assert 0 < sum(rejected) < 200
+        assert sum(rejected) == 20
         assert detector.rejects(detector.score(features)).tolist() == rejected
 
     def test_the_same_detector_gives_the_same_bytes(self, tmp_path: Path) -> None:
@@ -224,16 +226,13 @@ class TestFile:
             ({"mean": np.array([0, 0, np.nan])}, "must be finite"),
             ({"inv_cov": -np.eye(3)}, "positive definite"),
             ({"inv_cov": np.full((3, 3), 1e308)}, "positive definite"),
-            ({"inv_cov": np.diag([5e-324] * 3)}, "."),
+            ({"inv_cov": np.diag([5e-324] * 3)}, "positive definite"),
         ],
     )
     def test_wrong_content_is_refused_with_the_path(self, tmp_path: Path, changes, match: str) -> None:
         path = tmp_path / "ood.pkl"
         document = {"mean": np.zeros(3), "inv_cov": np.eye(3), "threshold": 1.0}
         path.write_bytes(pickle.dumps({**document, **changes}))
-        if match == ".":  # a positive definite matrix of denormals: any answer but a crash
-            read_detector(path)
-            return
 
         with pytest.raises(DetectorError, match=match) as caught:
             read_detector(path)
@@ -263,12 +262,12 @@ def rename_core(data: bytes, core: str) -> bytes:
     """The same pickle as another numpy would write it; names are length-prefixed from protocol 4 on."""
     if data[1] < 4:
         return data.replace(b"cnumpy._core.", b"c" + core.encode() + b".")
-    data = pickle.dumps(pickle.loads(data), data[1])
+    assert data[2:3] == b"\x95"
+    data = data[:2] + data[11:]  # without its one frame, whose length would be another
     for module in ("multiarray", "numeric"):
         old, new = (f"{name}.{module}".encode() for name in ("numpy._core", core))
         data = data.replace(b"\x8c" + bytes([len(old)]) + old, b"\x8c" + bytes([len(new)]) + new)
-    frame = int.from_bytes(data[3:11], "little") - (len(pickle.dumps(pickle.loads(data), data[1])) - len(data))
-    return data[:3] + frame.to_bytes(8, "little") + data[11:]
+    return data
 
 
 # Pickles by hand. A frame is optional, so that the attacks below are bare opcodes.
@@ -330,7 +329,7 @@ def canary(tmp_path: Path) -> Iterator[Path]:
 def test_a_call_is_refused_by_name(canary: Path, protocol: int, function, match: str) -> None:
     attack = pickle.dumps({"mean": Reduced(function, f"touch {canary}")}, protocol)
 
-    with pytest.raises(DetectorError, match=f"{match}.*refused"):
+    with pytest.raises(DetectorError, match=rf"{match}.*refused"):
         load_plain_pickle(attack)
 
 
@@ -447,7 +446,7 @@ def test_arrays_of_anything_but_plain_numbers_are_refused(array: np.ndarray, pro
     ids=lambda value: type(value).__name__,
 )
 def test_values_beyond_plain_ones_are_refused(value: object) -> None:
-    with pytest.raises(DetectorError, match="refused|nested too deeply|keys must be text"):
+    with pytest.raises(DetectorError, match=r"refused|nested too deeply|keys must be text"):
         load_plain_pickle(pickle.dumps({"fit": value}))
 
 
@@ -483,7 +482,7 @@ def test_values_beyond_plain_ones_are_refused(value: object) -> None:
         (b"(u", "not a pickle of plain arrays"),
         (b"NNR", "not a pickle of plain arrays"),
         (b"})R", "not a pickle of plain arrays"),
-        (b"NNb", "not a pickle of plain arrays"),
+        (b"NNb", "expected a pickled dict, got NoneType"),
         (b"}}b", "not a pickle of plain arrays|expected"),
         (text("a") + text("b") + b"\x93", "names a.b"),
         (b"NN\x93", "not a pickle of plain arrays"),
@@ -514,7 +513,7 @@ def test_values_beyond_plain_ones_are_refused(value: object) -> None:
         (FROM_BUFFER + b"(" + RAW + F8 + b"K\x01" + text("C") + b"tR", "array shape 1 is refused"),
         (FROM_BUFFER + b"(" + RAW + F8 + b"K\x01\x85" + text("K") + b"tR", "array content is refused"),
         (FROM_BUFFER + b"(" + RAW + F8 + b"(" + b"K\x01" * 70 + b"t" + text("C") + b"tR", "not a pickle of plain"),
-        (name("_codecs", "encode") + text("€") + text("latin1") + b"\x86R", "not a pickle of plain arrays"),
+        (name("_codecs", "encode") + b"\x8c\x03\xe2\x82\xac" + text("latin1") + b"\x86R", "not a pickle of"),
         (name("_codecs", "encode") + text("a") + text("idna") + b"\x86R", "latin1 text only"),
         (name("_codecs", "encode") + b"K\x01\x85R", "latin1 text only"),
     ],
@@ -629,11 +628,11 @@ def test_random_bytes_load_or_are_refused_and_nothing_else(data: bytes) -> None:
         return
 
 
-OPCODES = st.sampled_from(
-    [b"N", b"}", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"u", b"s", b"d", b"R", b"b", b"\x94", b"h\x00", b"h\x01"]
-    + [b"q\x05", b"K\x01", text("a"), text("f8"), text("C"), RAW, F8, FROM_BUFFER, RECONSTRUCT, b"\x93"]
-    + [name("numpy", "ndarray"), name("numpy._core.multiarray", "scalar"), name("_codecs", "encode"), b"\x88"]
-)
+STRUCTURE = [b"N", b"}", b")", b"(", b"t", b"\x85", b"\x86", b"\x87", b"u", b"s", b"d", b"R", b"b", b"\x93", b"\x88"]
+MEMO = [b"\x94", b"h\x00", b"h\x01", b"q\x05"]
+CONTENT = [b"K\x01", text("a"), text("f8"), text("C"), RAW, F8, FROM_BUFFER, RECONSTRUCT, name("numpy", "ndarray")]
+NAMED = [name("numpy._core.multiarray", "scalar"), name("_codecs", "encode")]
+OPCODES = st.sampled_from([*STRUCTURE, *MEMO, *CONTENT, *NAMED])
 
 
 @settings(max_examples=500, deadline=None)

@@ -87,7 +87,7 @@ def test_nan_is_not_written_and_the_old_file_stays(tmp_path: Path, value: float)
     with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(path, {"new": value})
     assert read_json(path) == {"old": 1}
-    assert os.listdir(tmp_path) == ["a.json"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace", "chmod"])
@@ -105,7 +105,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         with pytest.raises(OSError, match="No space left"):
             write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["a.bin"]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]
 
 
 def test_writing_makes_a_new_file_so_that_hard_links_keep_theirs(tmp_path: Path) -> None:

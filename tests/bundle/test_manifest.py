@@ -132,7 +132,7 @@ def test_a_repeated_name_is_refused(folder: Path) -> None:
     entry = f'"a.onnx": {{"size_bytes": 1, "sha256": "{SHA}"}},'
     (folder / MANIFEST_FILE).write_text(text.replace('"files": {', '"files": {' + entry))
 
-    with pytest.raises(BundleError, match="key 'a.onnx' is repeated"):
+    with pytest.raises(BundleError, match=r"key 'a.onnx' is repeated"):
         read_manifest(folder)
 
 
@@ -140,7 +140,7 @@ def test_absent_manifest_and_folder_are_refused(folder: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle folder"):
         read_manifest(folder / "none")
     (folder / MANIFEST_FILE).unlink()
-    with pytest.raises(BundleError, match="manifest.json: cannot be read"):
+    with pytest.raises(BundleError, match=r"manifest.json: cannot be read"):
         read_manifest(folder)
 
 
@@ -151,7 +151,7 @@ def test_every_difference_is_named(folder: Path) -> None:
     (folder / "heads" / ".hidden").write_bytes(b"")
     (folder / "new folder").mkdir()
 
-    with pytest.raises(ManifestMismatchError, match="missing: heads/b.onnx; changed: a.onnx; not in") as caught:
+    with pytest.raises(ManifestMismatchError, match=r"missing: heads/b.onnx; changed: a.onnx; not in") as caught:
         check_files(folder, manifest)
     assert caught.value.missing == ("heads/b.onnx",)
     assert caught.value.changed == ("a.onnx",)
@@ -162,7 +162,7 @@ def test_every_difference_is_named(folder: Path) -> None:
 def test_one_changed_file_is_noticed(folder: Path, content: bytes) -> None:
     (folder / "a.onnx").write_bytes(content)
 
-    with pytest.raises(ManifestMismatchError, match="changed: a.onnx"):
+    with pytest.raises(ManifestMismatchError, match=r"changed: a.onnx"):
         check_files(folder, read_manifest(folder))
 
 
@@ -171,7 +171,7 @@ def test_a_folder_in_place_of_a_file_is_missing(folder: Path) -> None:
     (folder / "a.onnx").unlink()
     (folder / "a.onnx").mkdir()
 
-    with pytest.raises(ManifestMismatchError, match="missing: a.onnx"):
+    with pytest.raises(ManifestMismatchError, match=r"missing: a.onnx"):
         check_files(folder, manifest)
 
 
@@ -218,7 +218,7 @@ def test_a_subset_check_looks_at_its_names_only(folder: Path) -> None:
     check_files(folder, manifest, names=["heads/b.onnx"])
     check_files(folder, manifest, names=iter(["heads/b.onnx"]))
     check_files(folder, manifest, names=[])
-    with pytest.raises(ManifestMismatchError, match="changed: a.onnx"):
+    with pytest.raises(ManifestMismatchError, match=r"changed: a.onnx"):
         check_files(folder, manifest, names=["heads/b.onnx", "a.onnx"])
 
 

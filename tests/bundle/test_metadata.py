@@ -79,7 +79,7 @@ def swap_diseases(document: dict[str, Any]) -> None:
 def test_a_changed_class_order_does_not_fit_the_digest(folder: Path, edit) -> None:
     edit_json(folder / METADATA_FILE, edit)
 
-    with pytest.raises(BundleError, match="class_order_digest '[0-9a-f]{64}' is not that of the taxonomy"):
+    with pytest.raises(BundleError, match=r"class_order_digest '[0-9a-f]{64}' is not that of the taxonomy"):
         read_metadata(folder)
 
 
@@ -89,7 +89,7 @@ def test_a_changed_class_order_with_its_digest_does_not_fit_the_heads_list(folde
     taxonomy = Taxonomy.from_dict(json.loads((folder / METADATA_FILE).read_text())["taxonomy"])
     edit_json(folder / METADATA_FILE, lambda document: document.update(class_order_digest=taxonomy.digest))
 
-    with pytest.raises(BundleError, match="disease-heads-list.json: species id 0 is .* onnx-metadata.json says"):
+    with pytest.raises(BundleError, match=r"disease-heads-list.json: species id 0 is .* onnx-metadata.json says"):
         read_metadata(folder)
 
 
@@ -111,16 +111,16 @@ def test_a_changed_class_order_with_its_digest_does_not_fit_the_heads_list(folde
 def test_a_heads_list_that_disagrees_is_refused(folder: Path, edit, species_id: str) -> None:
     edit_json(folder / HEADS_LIST_FILE, edit)
 
-    with pytest.raises(BundleError, match=f"disease-heads-list.json: species id {species_id} is"):
+    with pytest.raises(BundleError, match=rf"disease-heads-list.json: species id {species_id} is"):
         read_metadata(folder)
 
 
 def test_absent_documents_are_refused(folder: Path) -> None:
     (folder / HEADS_LIST_FILE).unlink()
-    with pytest.raises(BundleError, match="disease-heads-list.json: cannot be read"):
+    with pytest.raises(BundleError, match=r"disease-heads-list.json: cannot be read"):
         read_metadata(folder)
     (folder / METADATA_FILE).unlink()
-    with pytest.raises(BundleError, match="onnx-metadata.json: cannot be read"):
+    with pytest.raises(BundleError, match=r"onnx-metadata.json: cannot be read"):
         read_metadata(folder)
 
 

@@ -130,7 +130,7 @@ def make_measured(**changes: Any) -> Measured:
             by_species={"Apple": Share(1, 200)},
             histogram=Histogram((0.0, 10.0, 20.0, 30.0), (60, 40, 0), (0, 2, 48)),
         ),
-        "latency": Latency(40, 2, "A processor", 27.4, 31.0, 29.9, 35.2),
+        "latency": Latency(40, 2, "A processor", 0.4, 27.4, 31.0, 29.9, 35.2),
         "parity": Parity(64, 2, 8e-4, 5e-4, 2e-6, {"1": 8e-4, "2": 7e-4}, 0.17, 0.03, 0.05),
         "non_plants_given": True,
         "not_run": "",

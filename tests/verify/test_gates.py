@@ -49,7 +49,7 @@ def test_not_measured_does_not_pass() -> None:
 @pytest.mark.parametrize(
     ("name", "measured", "limit", "limit_text", "measured_text"),
     [
-        ("parity", 0.000_31, 0.01, "< 0.01", "0.00031"),
+        ("parity", 0.000_31, 0.01, "< 0.01", "0.000310"),
         ("parity", 0.009_999_9, 0.01, "< 0.01", "0.0099999"),
         ("int8_accuracy", -0.000_65, 0.01, "≤ 0.01", "-0.0006"),
         ("ood_recall", 0.949_96, 0.95, "≥ 95 %", "94.996 %"),

@@ -93,7 +93,7 @@ def reports(draw: st.DrawFn) -> GateReport:
         Parity, COUNTS, COUNTS, maybe, maybe, maybe, st.dictionaries(TEXT, maybe, max_size=3), maybe, maybe, maybe
     )
     rejection = st.builds(Rejection, NUMBERS, SHARES, SHARES, st.booleans(), shares, shares, HISTOGRAMS)
-    latency = st.builds(Latency, COUNTS, COUNTS, TEXT, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
+    latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
     return GateReport(
         gates=draw(gates(policy)),
         policy=policy,

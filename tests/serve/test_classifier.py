@@ -1,0 +1,430 @@
+"""PlantClassifier: what it answers, against the sessions by hand; that a bad image or file harms nothing else."""
+
+import base64
+import dataclasses
+import io
+import json
+import os
+import pickle
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from PIL import Image
+from scipy.special import softmax as scipy_softmax
+
+from plantmodels.bundle.detector import OODDetector, read_detector, write_detector
+from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, PACKED_HEADS_FILE, SPECIES_FILES
+from plantmodels.bundle.manifest import read_manifest, write_manifest
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
+from plantmodels.serve.classifier import CHUNK, PlantClassifier, Prediction, softmax
+from plantmodels.serve.images import decode_image, preprocess
+
+PLAIN = ("species", "species_index", "species_probability", "disease", "disease_probability", "rejected", "error")
+
+
+@pytest.fixture(scope="module")
+def classifier(tiny_bundle) -> PlantClassifier:
+    return PlantClassifier.load(tiny_bundle.bundle, threads=1)
+
+
+@pytest.fixture(scope="module")
+def leaves(tiny_bundle) -> list[Path]:
+    """One val leaf of each of the nine drawn classes, then one non-plant."""
+    folders = sorted((tiny_bundle.data / "val").iterdir())
+    return [*(min(folder.iterdir()) for folder in folders), tiny_bundle.non_plants / "noise" / "3.png"]
+
+
+@pytest.fixture(scope="module")
+def encoded(leaves: list[Path]) -> list[bytes]:
+    return [path.read_bytes() for path in leaves]
+
+
+SCORE_RTOL = 1e-12
+"""A float64 product of matrices sums in another order for another number of rows."""
+
+
+def values(rows: list[Prediction]) -> list[tuple]:
+    """Everything of each row but the score, which `check_equal` compares."""
+    return [tuple(getattr(row, name) for name in PLAIN) for row in rows]
+
+
+def check_equal(rows: list[Prediction], expected: list[Prediction]) -> None:
+    assert values(rows) == values(expected)
+    scores = [[np.nan if row.ood_score is None else row.ood_score for row in part] for part in (rows, expected)]
+    np.testing.assert_allclose(*scores, rtol=SCORE_RTOL)
+
+
+class TestAnswers:
+    @pytest.mark.parametrize("precision", ["int8", "fp16"])
+    def test_equal_the_sessions_by_hand(self, tiny_bundle, encoded: list[bytes], precision) -> None:
+        bundle = tiny_bundle.bundle
+        rows = PlantClassifier.load(bundle, precision=precision, threads=1).predict(encoded)
+        species_session = ort.InferenceSession(bundle / SPECIES_FILES[precision])
+        heads = json.loads((bundle / HEADS_LIST_FILE).read_text())
+        document = pickle.loads((bundle / DETECTOR_FILE).read_bytes())
+        species = json.loads((bundle / METADATA_FILE).read_text())["taxonomy"]["species"]
+        preprocessing = PlantClassifier.load(bundle, threads=1).metadata.preprocessing
+
+        for row, data in zip(rows, encoded, strict=True):
+            pixels = preprocess(decode_image(data), preprocessing)[None]
+            logits, embedding = species_session.run(["species_logits", "embedding"], {"input": pixels})
+            best = int(logits[0].argmax())
+            assert (row.species, row.species_index, row.error) == (species[best], best, None)
+            np.testing.assert_allclose(row.species_probability, scipy_softmax(logits[0])[best], rtol=1e-5)
+            deltas = np.atleast_2d(document["mean"]) - embedding[0].astype(np.float64)
+            score = min(np.sqrt(delta @ document["inv_cov"] @ delta) for delta in deltas)
+            np.testing.assert_allclose(row.ood_score, score, rtol=1e-5)
+            assert row.rejected == (score > document["threshold"])
+            if str(best) not in heads:
+                assert (row.disease, row.disease_probability) == (None, None)
+                continue
+            head = heads[str(best)]
+            answer = ort.InferenceSession(bundle / head["file"]).run(None, {"embedding": embedding})[0][0]
+            assert row.disease == head["diseases"][answer.argmax()]
+            np.testing.assert_allclose(row.disease_probability, scipy_softmax(answer).max(), rtol=1e-5)
+
+    def test_the_drawn_leaves_are_recognised(self, classifier: PlantClassifier, leaves, encoded) -> None:
+        rows = classifier.predict(encoded)
+        found = [f"{row.species}___{row.disease or 'unlabelled'}" for row in rows[:-1]]
+
+        assert found == [path.parent.name for path in leaves[:-1]]
+        assert {row.species for row in rows} >= set(classifier.taxonomy.species)
+        assert rows[-1].rejected
+
+    def test_a_species_without_a_head_has_no_disease(self, classifier: PlantClassifier, encoded) -> None:
+        mint = [row for row in classifier.predict(encoded) if row.species == "Mint"]
+
+        assert mint
+        assert all((row.disease, row.disease_probability, row.error) == (None, None, None) for row in mint)
+        assert all(row.species_probability > 0.3 for row in mint)
+
+    def test_a_species_of_one_class_is_certain_of_it(self, classifier: PlantClassifier, encoded) -> None:
+        row = next(row for row in classifier.predict(encoded) if row.species == "Blueberry")
+
+        assert (row.disease, row.disease_probability) == ("healthy", 1.0)
+
+    def test_a_mixed_batch_equals_single_images(self, classifier: PlantClassifier, encoded) -> None:
+        together = classifier.predict(encoded)
+        alone = [classifier.predict([data])[0] for data in encoded]
+        backwards = classifier.predict(encoded[::-1])[::-1]
+
+        check_equal(together, alone)
+        check_equal(together, backwards)
+
+    def test_a_mixed_batch_equals_single_images_in_fp16(self, tiny_bundle, encoded) -> None:
+        classifier = PlantClassifier.load(tiny_bundle.bundle, precision="fp16", threads=1)
+        for row, data in zip(classifier.predict(encoded), encoded, strict=True):
+            alone = classifier.predict([data])[0]
+            assert (row.species, row.disease, row.rejected) == (alone.species, alone.disease, alone.rejected)
+            np.testing.assert_allclose(row.ood_score, alone.ood_score, rtol=1e-5)
+
+    def test_every_kind_of_input_gives_the_same_answer(self, classifier: PlantClassifier, picture) -> None:
+        image = picture(1, 77, (80, 60))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        data = buffer.getvalue()
+        pixels = preprocess(image, classifier.metadata.preprocessing)
+        kinds = [data, bytearray(data), memoryview(data), base64.b64encode(data).decode(), base64.b64encode(data)]
+        kinds += [image, Image.open(io.BytesIO(data)), image.convert("RGBA"), np.asarray(image), pixels]
+        rows = classifier.predict(kinds)
+
+        assert rows[0].error is None
+        check_equal(rows, [rows[0]] * len(kinds))
+
+    def test_two_threads_do_not_disturb_each_other(self, classifier: PlantClassifier, encoded) -> None:
+        expected = classifier.predict(encoded)
+        with ThreadPoolExecutor(2) as pool:
+            runs = list(pool.map(lambda _: classifier.predict(encoded), range(4)))
+
+        for rows in runs:
+            check_equal(rows, expected)
+
+    def test_no_images_give_no_rows(self, classifier: PlantClassifier) -> None:
+        assert classifier.predict([]) == []
+        assert classifier.predict(iter(())) == []
+
+    def test_an_iterator_is_read_in_chunks(self, classifier: PlantClassifier, encoded) -> None:
+        taken: list[int] = []
+        run, sizes = classifier.run, []
+
+        def images() -> Iterator[bytes]:
+            for i in range(2 * CHUNK + 5):
+                taken.append(i)
+                yield encoded[i % 3]
+
+        def record(inputs):
+            sizes.append((len(inputs), len(taken)))
+            return run(inputs)
+
+        classifier.run = record  # type: ignore[method-assign]
+        try:
+            rows = classifier.predict(images())
+        finally:
+            del classifier.run
+        assert sizes == [(CHUNK, CHUNK), (CHUNK, 2 * CHUNK), (5, 2 * CHUNK + 5)]
+        check_equal(rows[:9], rows[:3] * 3)
+
+
+class TestOptions:
+    def test_top_k_adds_the_most_probable_species(self, classifier: PlantClassifier, encoded) -> None:
+        for row in classifier.predict(encoded, top_k=3):
+            names = [candidate.species for candidate in row.candidates]
+            chances = [candidate.probability for candidate in row.candidates]
+            assert len(set(names)) == 3
+            assert (names[0], chances[0]) == (row.species, row.species_probability)
+            assert chances == sorted(chances, reverse=True)
+        whole = classifier.predict(encoded[:1], top_k=99)[0].candidates
+        assert len(whole) == 5
+        np.testing.assert_allclose(sum(candidate.probability for candidate in whole), 1)
+
+    def test_nothing_is_added_unasked(self, classifier: PlantClassifier, encoded) -> None:
+        row = classifier.predict(encoded[:1])[0]
+
+        assert (row.candidates, row.embedding) == (None, None)
+
+    def test_the_embedding_is_that_of_the_score(self, classifier: PlantClassifier, encoded) -> None:
+        rows = classifier.predict(encoded, return_embedding=True)
+        embedding = np.stack([row.embedding for row in rows])
+
+        assert embedding.dtype == np.float32
+        np.testing.assert_array_equal(classifier.detector.score(embedding), [row.ood_score for row in rows])
+
+    def test_on_error_raise_names_the_image(self, classifier: PlantClassifier, encoded) -> None:
+        images = [encoded[0]] * (CHUNK + 2) + [b"bad"]
+
+        with pytest.raises(ImageError, match=rf"image {CHUNK + 2}: not an image"):
+            classifier.predict(images, on_error="raise")
+
+    @pytest.mark.parametrize(
+        ("options", "match"),
+        [
+            ({"on_error": "ignore"}, "on_error must be one of row, raise, got 'ignore'"),
+            ({"top_k": -1}, "top_k must be an integer of at least 0, got -1"),
+            ({"top_k": 1.5}, "top_k must be an integer"),
+            ({"top_k": True}, "top_k must be an integer"),
+        ],
+    )
+    def test_other_options_are_refused(self, classifier: PlantClassifier, options, match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            classifier.predict([], **options)
+
+
+def truncated_picture() -> Image.Image:
+    """A Pillow image whose file breaks off: it opens, and fails when its pixels are wanted."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return Image.open(io.BytesIO(buffer.getvalue()[:800]))
+
+
+BAD: dict[str, tuple[Callable[[], object], str]] = {
+    "zero bytes": (lambda: b"", "zero bytes"),
+    "no image": (lambda: b"no image", "not an image"),
+    "a path as text": (lambda: "/etc/passwd", "file paths are not read"),
+    "a path": (lambda: Path("/etc/passwd"), "got PosixPath"),
+    "nothing": (lambda: None, "got NoneType"),
+    "a number": (lambda: 3, "got int"),
+    "NaN input": (lambda: np.full((3, 224, 224), np.nan, np.float32), "holds NaN or infinity"),
+    "infinite input": (lambda: np.full((3, 224, 224), np.inf, np.float32), "holds NaN or infinity"),
+    "another size": (lambda: np.zeros((3, 223, 224), np.float32), r"got \(3, 223, 224\) float32"),
+    "another dtype": (lambda: np.zeros((3, 224, 224)), "got .* float64"),
+    "another byte order": (lambda: np.zeros((3, 224, 224), ">f4"), "got .* >f4"),
+    "a batch": (lambda: np.zeros((1, 3, 224, 224), np.float32), r"got \(1, 3, 224, 224\)"),
+    "grey array": (lambda: np.zeros((50, 50), np.uint8), "an array must be"),
+    "RGBA array": (lambda: np.zeros((50, 50, 4), np.uint8), "an array must be"),
+    "empty array": (lambda: np.zeros((0, 50, 3), np.uint8), "an array must be"),
+    "1×1 array": (lambda: np.zeros((1, 1, 3), np.uint8), "1x1 pixels"),
+    "ribbon array": (lambda: np.zeros((16, 100_000, 3), np.uint8), "one side is over 32 times"),
+    "truncated Pillow image": (truncated_picture, "cannot be decoded .image file is truncated"),
+    "empty Pillow image": (lambda: Image.new("RGB", (0, 0)), "0x0 pixels"),
+    "1×1 Pillow image": (lambda: Image.new("RGB", (1, 1)), "1x1 pixels"),
+    "ribbon Pillow image": (lambda: Image.new("L", (100_000, 20)), "one side is over 32 times"),
+    "premultiplied Pillow image": (lambda: Image.new("La", (50, 50)), "cannot be decoded"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_image_gives_an_error_row_and_leaves_its_neighbours_alone(
+    classifier: PlantClassifier, encoded: list[bytes], kind: str
+) -> None:
+    make, match = BAD[kind]
+    rows = classifier.predict([encoded[0], make(), encoded[4]])
+
+    with pytest.raises(ImageError, match=match):
+        raise ImageError(rows[1].error)
+    assert dataclasses.replace(rows[1], error=None) == Prediction()
+    check_equal([rows[0], rows[2]], classifier.predict([encoded[0], encoded[4]]))
+
+
+def test_bad_images_keep_their_places_over_several_chunks(classifier: PlantClassifier, encoded) -> None:
+    bad = {0, 5, CHUNK - 1, CHUNK, 2 * CHUNK + 3}
+    rows = classifier.predict(b"bad" if i in bad else encoded[i % 9] for i in range(2 * CHUNK + 4))
+    good = classifier.predict(encoded[:9])
+
+    assert {i for i, row in enumerate(rows) if row.error} == bad
+    check_equal([row for row in rows if not row.error], [good[i % 9] for i in range(len(rows)) if i not in bad])
+
+
+def test_nothing_but_bad_images(classifier: PlantClassifier) -> None:
+    assert [row.species for row in classifier.predict([b"bad", None])] == [None, None]
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 223, 224), (3, 224, 224), (1, 224, 224, 3), (1, 1, 224, 224)])
+def test_run_refuses_other_shapes(classifier: PlantClassifier, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"inputs must be \(N, 3, 224, 224\) float32"):
+        classifier.run(np.zeros(shape, np.float32))
+    with pytest.raises(ValueError, match="float64"):
+        classifier.run(np.zeros((1, 3, 224, 224)))
+
+
+def test_run_masks_the_classes_that_a_species_lacks(classifier: PlantClassifier, encoded) -> None:
+    preprocessing = classifier.metadata.preprocessing
+    outputs = classifier.run(np.stack([preprocess(decode_image(data), preprocessing) for data in encoded]))
+
+    assert outputs.disease_logits.shape == (len(encoded), 3)
+    for logits, index in zip(outputs.disease_logits, outputs.species_index, strict=True):
+        count = len(classifier.taxonomy.diseases_of(index))
+        assert np.isfinite(logits[:count]).all()
+        assert (logits[count:] == -np.inf).all()
+
+
+@pytest.mark.parametrize("logits", [[1.0, 2, 3], [1e4, -1e4, 0], [0.0], [-3e38, 3e38]])
+def test_softmax_is_scipys(logits: list[float]) -> None:
+    np.testing.assert_allclose(softmax(np.array(logits, np.float32)), scipy_softmax(np.array(logits)), rtol=1e-12)
+
+
+class TestLoading:
+    @pytest.fixture
+    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the files that sessions were opened on."""
+        names: list[str] = []
+        session_class = ort.InferenceSession
+
+        def record(path, *arguments, **options):
+            names.append(Path(path).name)
+            return session_class(path, *arguments, **options)
+
+        monkeypatch.setattr(ort, "InferenceSession", record)
+        return names
+
+    def check_refused(self, folder: Path, opened: list[str], error: type[PlantModelsError], match: str) -> None:
+        with pytest.raises(error, match=match):
+            PlantClassifier.load(folder, threads=1)
+        assert opened == []
+
+    def test_opens_the_one_species_model_and_the_packed_heads(self, tiny_bundle, opened: list[str]) -> None:
+        PlantClassifier.load(tiny_bundle.bundle, threads=1)
+        assert opened == [SPECIES_FILES["int8"], PACKED_HEADS_FILE]
+        opened.clear()
+        PlantClassifier.load(tiny_bundle.bundle, precision="fp16", threads=1)
+        assert opened == [SPECIES_FILES["fp16"], PACKED_HEADS_FILE]
+
+    def test_every_changed_file_is_refused_before_a_session_opens(self, bundle_copy: Path, opened) -> None:
+        for name in read_manifest(bundle_copy).files:
+            path = bundle_copy / name
+            whole = path.read_bytes()
+            path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+            self.check_refused(bundle_copy, opened, ManifestMismatchError, f"changed: {name}")
+            path.unlink()
+            self.check_refused(bundle_copy, opened, ManifestMismatchError, f"missing: {name}")
+            path.write_bytes(whole)
+        PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_an_extra_file_is_refused(self, bundle_copy: Path, opened) -> None:
+        (bundle_copy / "disease-heads" / "fig-int8.onnx").write_bytes(b"")
+        self.check_refused(bundle_copy, opened, ManifestMismatchError, "not in the manifest: disease-heads/fig")
+
+    def test_no_bundle_is_refused(self, tmp_path: Path, opened) -> None:
+        self.check_refused(tmp_path / "none", opened, BundleError, "no such bundle folder")
+        self.check_refused(tmp_path, opened, BundleError, "manifest.json: cannot be read")
+
+    def test_a_swapped_heads_list_is_refused(self, bundle_copy: Path, opened) -> None:
+        path = bundle_copy / HEADS_LIST_FILE
+        heads = json.loads(path.read_text())
+        heads["0"], heads["1"] = heads["1"], heads["0"]
+        path.write_text(json.dumps(heads))
+        write_manifest(bundle_copy)
+        self.check_refused(bundle_copy, opened, BundleError, "disease-heads-list.json: species id 0 is")
+
+    def test_a_swapped_class_order_is_refused(self, bundle_copy: Path, opened) -> None:
+        path = bundle_copy / METADATA_FILE
+        document = json.loads(path.read_text())
+        document["taxonomy"]["species"].reverse()
+        path.write_text(json.dumps(document))
+        write_manifest(bundle_copy)
+        self.check_refused(bundle_copy, opened, BundleError, "class_order_digest .* the class order was changed")
+
+    def test_a_detector_that_would_run_code_is_refused(self, bundle_copy: Path, tmp_path: Path, opened) -> None:
+        class Attack:
+            def __reduce__(self):
+                return os.system, (f"touch {tmp_path / 'executed'}",)
+
+        (bundle_copy / DETECTOR_FILE).write_bytes(pickle.dumps({"mean": Attack()}))
+        write_manifest(bundle_copy)
+        self.check_refused(bundle_copy, opened, DetectorError, "system, which plain arrays do not need: refused")
+        assert not (tmp_path / "executed").exists()
+
+    def test_another_precision_is_refused(self, tiny_bundle, opened) -> None:
+        with pytest.raises(ValueError, match="precision must be one of int8, fp16, got 'fp32'"):
+            PlantClassifier.load(tiny_bundle.bundle, precision="fp32")
+        assert opened == []
+
+    def test_an_absent_provider_is_refused(self, tiny_bundle) -> None:
+        with pytest.raises(BundleError, match="MagicProvider is not available"):
+            PlantClassifier.load(tiny_bundle.bundle, providers=["MagicProvider"])
+
+    @pytest.mark.parametrize("name", [SPECIES_FILES["int8"], PACKED_HEADS_FILE])
+    def test_a_file_that_is_no_model_is_refused(self, bundle_copy: Path, name: str) -> None:
+        (bundle_copy / name).write_bytes(b"no model")
+        write_manifest(bundle_copy)
+        with pytest.raises(BundleError, match=f"{name}: ONNX Runtime cannot open it"):
+            PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_another_input_name_is_refused(self, bundle_copy: Path) -> None:
+        path = bundle_copy / SPECIES_FILES["int8"]
+        model = onnx.load(path)
+        model.graph.input[0].name = "pixels"
+        for node in model.graph.node:
+            node.input[:] = ["pixels" if name == "input" else name for name in node.input]
+        onnx.save(model, path)
+        write_manifest(bundle_copy)
+
+        with pytest.raises(BundleError, match=r"swin-species-int8.onnx: inputs and outputs are .*'pixels'.* not"):
+            PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_models_in_each_others_place_are_refused(self, bundle_copy: Path) -> None:
+        (bundle_copy / PACKED_HEADS_FILE).write_bytes((bundle_copy / SPECIES_FILES["fp16"]).read_bytes())
+        write_manifest(bundle_copy)
+
+        with pytest.raises(BundleError, match=r"disease-heads-packed.onnx: inputs and outputs are"):
+            PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_a_consistent_taxonomy_of_another_length_is_refused(self, bundle_copy: Path) -> None:
+        document = json.loads((bundle_copy / METADATA_FILE).read_text())
+        document["taxonomy"]["species"].append("Fig")
+        document["class_order_digest"] = Taxonomy.from_dict(document["taxonomy"]).digest
+        (bundle_copy / METADATA_FILE).write_text(json.dumps(document))
+        write_manifest(bundle_copy)
+
+        with pytest.raises(BundleError, match=r"swin-species-int8.onnx: .*'species_logits': \[6\]"):
+            PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_a_detector_of_another_length_is_refused(self, bundle_copy: Path) -> None:
+        write_detector(bundle_copy / DETECTOR_FILE, OODDetector("mahalanobis", np.zeros((1, 5)), np.eye(5), 1.0))
+        write_manifest(bundle_copy)
+
+        with pytest.raises(BundleError, match=r"ood-detector.pkl: scores 5 features, the models give 32"):
+            PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_the_bundle_may_be_moved_and_is_not_written(self, bundle_copy: Path, encoded) -> None:
+        before = {path: path.stat().st_mtime_ns for path in bundle_copy.rglob("*")}
+        rows = PlantClassifier.load(bundle_copy, threads=1).predict(encoded)
+
+        assert {path: path.stat().st_mtime_ns for path in bundle_copy.rglob("*")} == before
+        assert read_detector(bundle_copy / DETECTOR_FILE).threshold < max(row.ood_score for row in rows)

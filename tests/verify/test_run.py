@@ -1,0 +1,383 @@
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from plantmodels.build.data import LeafSet
+from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    GATE_REPORT_FILE,
+    HTML_REPORT_FILE,
+    METADATA_FILE,
+    PACKED_HEADS_FILE,
+    SPECIES_FILES,
+    head_file,
+    is_report,
+)
+from plantmodels.bundle.manifest import check_files, list_files, read_manifest, write_manifest
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.errors import (
+    BundleError,
+    DataError,
+    DetectorError,
+    ManifestMismatchError,
+    PlantModelsError,
+)
+from plantmodels.verify import parity
+from plantmodels.verify import run as run_module
+from plantmodels.verify.gates import GATES
+from plantmodels.verify.policy import GatePolicy
+from plantmodels.verify.report import GateReport, read_report
+from plantmodels.verify.run import verify_bundle
+
+MODEL_GATES = {"parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"}
+LENIENT = GatePolicy(parity_max_abs_diff=1, int8_accuracy_max_drop=1, ood_precision_min=0, ood_recall_min=0)
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def verified(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, GateReport]]:
+    """The tiny bundle verified with everything given; read-only."""
+    bundle = Path(shutil.copytree(tiny_bundle.bundle, tmp_path_factory.mktemp("verified") / "models"))
+    report = verify_bundle(
+        bundle,
+        tiny_bundle.data,
+        checkpoint=tiny_bundle.checkpoint,
+        non_plants=tiny_bundle.non_plants,
+        policy=GatePolicy(),
+        threads=1,
+    )
+    yield bundle, report
+
+
+def verify(tiny_bundle: Any, bundle: Path, **changes: Any) -> GateReport:
+    arguments: dict[str, Any] = {"checkpoint": None, "non_plants": None, "policy": LENIENT, "threads": 1}
+    data = changes.pop("data", tiny_bundle.data)
+    return verify_bundle(bundle, data, **{**arguments, **changes})
+
+
+def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[Path, GateReport]) -> None:
+    bundle, report = verified
+    assert [gate.status == "not measured" for gate in report.gates] == [False] * len(GATES)
+    check_files(bundle, read_manifest(bundle))
+    assert read_report(bundle) == report
+    assert {GATE_REPORT_FILE, HTML_REPORT_FILE, "plots/ood-scores.png", "plots/file-sizes.png"} == {
+        name for name in list_files(bundle) if is_report(name)
+    }
+    assert (bundle / HTML_REPORT_FILE).read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
+    _, report = verified
+    assert report.accuracy is not None
+    assert (report.accuracy.fp16.species.images, report.accuracy.fp16.disease.images) == (45, 40)
+    assert report.parity is not None
+    assert (report.parity.images, report.parity.heads) == (45, 4)
+    assert report.rejection is not None
+    assert report.rejection.held_out
+    assert report.rejection.non_plants.images < 48
+    assert (report.inputs.val.images, report.inputs.val.measured) == (45, 45)
+    assert report.inputs.non_plants is not None
+    assert report.inputs.non_plants.images == 48
+    assert report.inputs.checkpoint_sha256 == read_metadata(tiny_bundle.bundle).provenance["checkpoint_sha256"]
+    for name in ("loads", "heads_complete", "species_size", "head_size"):
+        assert report.gate(name).passed
+    assert report.gate("loads").samples == 7
+
+
+def test_models_and_their_digests_are_left_as_they_are(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
+    bundle, report = verified
+    before, after = snapshot(tiny_bundle.bundle), snapshot(bundle)
+    models = {name for name in before if name != "manifest.json"}
+    assert {name: after[name] for name in models} == {name: before[name] for name in models}
+    assert dict(report.files) == dict(read_manifest(tiny_bundle.bundle).files)
+
+
+def without_times(report: GateReport) -> dict[str, Any]:
+    document = report.to_dict()
+    del document["latency"]
+    (latency,) = (gate for gate in document["gates"] if gate["name"] == "latency")
+    latency["measured"] = latency["detail"] = None
+    return document
+
+
+def test_verifying_twice_gives_the_same_report_but_for_latency(
+    verified: tuple[Path, GateReport], tiny_bundle: Any, tmp_path: Path
+) -> None:
+    bundle = Path(shutil.copytree(verified[0], tmp_path / "elsewhere"))
+    again = verify(
+        tiny_bundle,
+        bundle,
+        checkpoint=tiny_bundle.checkpoint,
+        non_plants=tiny_bundle.non_plants,
+        policy=GatePolicy(),
+    )
+    assert without_times(again) == without_times(verified[1])
+    text = (bundle / GATE_REPORT_FILE).read_text(encoding="utf-8")
+    assert str(tmp_path) not in text
+    assert str(tiny_bundle.data) not in text
+
+
+def test_without_checkpoint_and_non_plants_three_gates_are_not_measured(tiny_bundle: Any, bundle_copy: Path) -> None:
+    report = verify(tiny_bundle, bundle_copy)
+    assert {gate.name for gate in report.gates if gate.status == "not measured"} == {
+        "parity",
+        "ood_precision",
+        "ood_recall",
+    }
+    assert not report.passed
+    assert report.rejection is not None
+    assert report.rejection.plants.images == 45, "false alarms are counted all the same"
+
+
+def test_at_most_so_many_images_are_measured(tiny_bundle: Any, bundle_copy: Path) -> None:
+    report = verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=9))
+    assert (report.inputs.val.images, report.inputs.val.measured) == (45, 9)
+    assert report.accuracy is not None
+    assert {row.images for row in report.accuracy.by_species.values()} == {1, 2, 3}
+
+
+def test_network_runs_once_an_image_and_precision(
+    tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """45 leaves and half of the non-plants; the rest are the two tries, and latency's own runs."""
+    seen = {"int8": 0, "fp16": 0}
+    embed = run_module.PlantClassifier.embed
+
+    def count(self: Any, inputs: Any) -> Any:
+        seen[self.precision] += len(inputs)
+        return embed(self, inputs)
+
+    monkeypatch.setattr(run_module.PlantClassifier, "embed", count)
+    monkeypatch.setattr(run_module, "measure_latency", lambda *args, **kwargs: None)
+    report = verify(tiny_bundle, bundle_copy, non_plants=tiny_bundle.non_plants)
+    assert report.rejection is not None
+    assert seen == {"int8": 45 + report.rejection.non_plants.images + 3, "fp16": 45 + 3}
+
+
+def edit_initializers(path: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
+    model = onnx.load(path)
+    for tensor in model.graph.initializer:
+        values = numpy_helper.to_array(tensor).copy()
+        tensor.CopyFrom(numpy_helper.from_array(change(tensor.name, values).astype(values.dtype), tensor.name))
+    onnx.save(model, path)
+
+
+def ruin_int8(bundle: Path) -> None:
+    def zero(name: str, values: np.ndarray) -> np.ndarray:
+        return values * 0 if values.dtype == np.int8 else values
+
+    edit_initializers(bundle / SPECIES_FILES["int8"], zero)
+
+
+def shift_fp16(bundle: Path) -> None:
+    def shift(name: str, values: np.ndarray) -> np.ndarray:
+        return values + 1.5 if name.startswith("species_head.bias") else values
+
+    edit_initializers(bundle / SPECIES_FILES["fp16"], shift)
+
+
+def swap_heads(bundle: Path) -> None:
+    first, second = (bundle / head_file(slug) for slug in ("pepper-bell", "aloe-sp-2"))
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
+
+
+def turn_classes(bundle: Path) -> None:
+    document = read_json(bundle / METADATA_FILE)
+    names = document["taxonomy"]["diseases"]["Pepper,_bell"]
+    names.reverse()
+    from plantmodels.bundle.taxonomy import Taxonomy
+
+    document["class_order_digest"] = Taxonomy.from_dict(document["taxonomy"]).digest
+    write_json(bundle / METADATA_FILE, document)
+    heads = read_json(bundle / "disease-heads-list.json")
+    heads["0"]["diseases"] = names
+    write_json(bundle / "disease-heads-list.json", heads)
+
+
+@pytest.mark.parametrize(
+    ("damage", "gate"),
+    [
+        (ruin_int8, "int8_accuracy"),
+        (shift_fp16, "parity"),
+        (swap_heads, "heads_complete"),
+        (turn_classes, "heads_complete"),
+    ],
+)
+def test_a_doctored_bundle_with_a_right_manifest_fails_its_gate(
+    tiny_bundle: Any,
+    bundle_copy: Path,
+    damage: Callable[[Path], None],
+    gate: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(parity, "MAX_IMAGES", 11)
+    damage(bundle_copy)
+    write_manifest(bundle_copy)
+    strict = GatePolicy(parity_max_abs_diff=0.2)
+    report = verify(tiny_bundle, bundle_copy, checkpoint=tiny_bundle.checkpoint, policy=strict)
+    assert report.gate(gate).status == "failed"
+    assert read_report(bundle_copy).gate(gate).status == "failed"
+
+
+@pytest.mark.parametrize("name", [SPECIES_FILES["int8"], SPECIES_FILES["fp16"], PACKED_HEADS_FILE])
+def test_a_truncated_model_fails_loads_and_leaves_the_rest_unmeasured(
+    tiny_bundle: Any, bundle_copy: Path, name: str
+) -> None:
+    path = bundle_copy / name
+    path.write_bytes(path.read_bytes()[:1000])
+    write_manifest(bundle_copy)
+    report = verify(tiny_bundle, bundle_copy, checkpoint=tiny_bundle.checkpoint, non_plants=tiny_bundle.non_plants)
+    assert (report.gate("loads").status, report.gate("loads").measured) == ("failed", 1)
+    for gate in MODEL_GATES:
+        assert report.gate(gate).status == "not measured"
+        assert "model cannot be run" in report.gate(gate).detail
+    assert report.problems["loads"][0].startswith(f"{name}: ")
+
+
+def test_a_model_with_a_batch_size_baked_in_is_found(tiny_bundle: Any, bundle_copy: Path) -> None:
+    path = bundle_copy / SPECIES_FILES["fp16"]
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    write_manifest(bundle_copy)
+    report = verify(tiny_bundle, bundle_copy, checkpoint=tiny_bundle.checkpoint)
+    assert report.gate("loads").passed
+    assert "the FP16 model cannot be run" in report.gate("parity").detail
+
+
+def test_a_model_that_does_not_fit_the_taxonomy_is_not_run(tiny_bundle: Any, bundle_copy: Path) -> None:
+    shutil.copyfile(bundle_copy / head_file("pepper-bell"), bundle_copy / SPECIES_FILES["int8"])
+    write_manifest(bundle_copy)
+    report = verify(tiny_bundle, bundle_copy)
+    assert report.gate("int8_accuracy").status == "not measured"
+    assert "inputs and outputs are" in report.gate("int8_accuracy").detail
+
+
+def test_files_that_are_not_the_manifests_are_refused(tiny_bundle: Any, bundle_copy: Path) -> None:
+    ruin_int8(bundle_copy)
+    before = snapshot(bundle_copy)
+    with pytest.raises(ManifestMismatchError, match=r"changed: swin-species-int8\.onnx"):
+        verify(tiny_bundle, bundle_copy)
+    assert snapshot(bundle_copy) == before
+
+
+def test_bad_input_is_refused_before_anything_is_measured(
+    tiny_bundle: Any,
+    bundle_copy: Path,
+    tmp_path: Path,
+    tiny_checkpoint_factory: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("measuring has begun")
+
+    monkeypatch.setattr(run_module, "_measure", never)
+    before = snapshot(bundle_copy)
+    (tmp_path / "train only" / "train").mkdir(parents=True)
+    (tmp_path / "nothing").mkdir()
+    unknown = tmp_path / "unknown" / "val" / "Tulip___virus"
+    unknown.mkdir(parents=True)
+    (unknown / "1.png").write_bytes(b"x")
+    other = tiny_checkpoint_factory(lambda document: document.update(epoch=9))
+    cases: list[tuple[dict[str, Any], type[PlantModelsError], str]] = [
+        ({"data": tmp_path / "absent"}, DataError, "absent: no such data folder"),
+        ({"data": tmp_path / "train only"}, DataError, "val: no such folder"),
+        ({"data": tmp_path / "unknown"}, DataError, "'Tulip___virus' is not in the checkpoint"),
+        ({"non_plants": tmp_path / "absent"}, DataError, "absent: no such folder of non-plant images"),
+        ({"non_plants": tmp_path / "nothing"}, DataError, "nothing: holds no images"),
+        ({"checkpoint": tmp_path / "absent.ckpt"}, PlantModelsError, "no checkpoint there"),
+        ({"checkpoint": other}, BundleError, "not the same checkpoint"),
+    ]
+    for changes, error, message in cases:
+        with pytest.raises(error, match=message):
+            verify(tiny_bundle, bundle_copy, **changes)
+    (bundle_copy / DETECTOR_FILE).write_bytes(b"cos\nsystem\n.")
+    write_manifest(bundle_copy)
+    with pytest.raises(DetectorError, match=r"ood-detector\.pkl"):
+        verify(tiny_bundle, bundle_copy)
+    for name, content in before.items():
+        (bundle_copy / name).write_bytes(content)
+    with pytest.raises(BundleError, match="no such bundle folder"):
+        verify(tiny_bundle, tmp_path / "no bundle")
+    assert snapshot(bundle_copy) == before
+
+
+def test_an_error_while_measuring_leaves_the_bundle_as_it_was(
+    tiny_bundle: Any, bundle_copy: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path / "data" / "val")).parent
+    for path in sorted(data.rglob("leaf*"))[:3]:
+        path.write_bytes(b"torn")
+    before, around = snapshot(bundle_copy), set(bundle_copy.parent.iterdir())
+    with pytest.raises(DataError, match=r"over 1% of 45 images cannot be read"):
+        verify(tiny_bundle, bundle_copy, data=data)
+    assert snapshot(bundle_copy) == before
+    assert set(bundle_copy.parent.iterdir()) == around
+
+
+def test_a_file_that_changes_meanwhile_is_noticed(
+    tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measure = run_module._measure
+
+    def measure_and_meddle(*arguments: Any) -> Any:
+        measured = measure(*arguments)
+        swap_heads(bundle_copy)
+        return measured
+
+    monkeypatch.setattr(run_module, "_measure", measure_and_meddle)
+    with pytest.raises(BundleError, match=r"aloe-sp-2-int8\.onnx, .* changed while being verified"):
+        verify(tiny_bundle, bundle_copy)
+    assert not (bundle_copy / GATE_REPORT_FILE).exists()
+
+
+def test_a_few_unreadable_leaves_are_named_below_their_folder(
+    tiny_bundle: Any, bundle_copy: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path / "data" / "val")).parent
+    folder = data / "val" / "Mint___unlabelled"
+    source = next(iter(folder.glob("*.png")))
+    for number in range(70):
+        shutil.copyfile(source, folder / f"copy {number}.png")
+    (folder / "torn.png").write_bytes(source.read_bytes()[:60])
+    report = verify(tiny_bundle, bundle_copy, data=data)
+    assert [(image.source, image.name) for image in report.unreadable] == [("val", "val/Mint___unlabelled/torn.png")]
+    assert (report.inputs.val.images, report.inputs.val.measured) == (116, 115)
+    assert "torn.png" in (bundle_copy / HTML_REPORT_FILE).read_text(encoding="utf-8")
+
+
+def test_an_older_report_is_replaced(verified: tuple[Path, GateReport], tiny_bundle: Any, tmp_path: Path) -> None:
+    bundle = Path(shutil.copytree(verified[0], tmp_path / "models"))
+    (bundle / "plots" / "old.png").write_bytes(b"old")
+    write_manifest(bundle)
+    report = verify(tiny_bundle, bundle)
+    assert not (bundle / "plots" / "old.png").exists()
+    assert read_report(bundle) == report != verified[1]
+
+
+def test_leaves_of_a_split_are_the_only_ones_read(
+    tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits: list[str] = []
+    read = run_module.read_leaves
+
+    def note(data: Path, split: Any, taxonomy: Any) -> LeafSet:
+        splits.append(split)
+        return read(data, split, taxonomy)
+
+    monkeypatch.setattr(run_module, "read_leaves", note)
+    verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=2))
+    assert splits == ["val"]
