@@ -172,11 +172,20 @@ def _write_models(folder: Path, inputs: _Inputs, clock: _Clock) -> dict[str, dic
     models[SPECIES_FILES["fp16"]] = {"precision": "fp16", "rows_per_run": None, "recipe": stored}
     models[SPECIES_FILES["int8"]] = {"precision": "int8", "rows_per_run": 1, "recipe": recipe}
     with clock.step("disease heads"):
-        models |= _write_heads(folder, inputs.checkpoint)
+        models |= write_heads(folder, inputs.checkpoint)
     return {name: {**_describe_interface(folder / name), **entry} for name, entry in models.items()}
 
 
-def _write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
+    """Quantizes and writes every disease head, single and packed.
+
+    Args:
+        folder: of the bundle; must not hold heads yet.
+        checkpoint: whose heads.
+
+    Returns:
+        File name to what the metadata says of it, interface excepted.
+    """
     taxonomy = checkpoint.spec.taxonomy
     heads: dict[int, Int8Head] = {
         i: quantize_head(weight.numpy(), bias.numpy()) for i, (weight, bias) in checkpoint.disease_heads.items()

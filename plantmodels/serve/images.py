@@ -121,7 +121,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     try:
         _check_header(image)
         image.load()
-        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         return to_rgb(image if turn is None else image.transpose(turn))
     except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({error})") from error
