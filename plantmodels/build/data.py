@@ -20,7 +20,7 @@ from tqdm import tqdm
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.errors import DataError, ImageError
+from plantmodels.errors import BundleError, DataError, ImageError
 from plantmodels.serve.images import decode_image, preprocess
 
 Split = Literal["train", "val"]
@@ -147,7 +147,8 @@ def _list_images(folder: Path) -> Iterator[Path]:
 
 def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
     try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+        # no na_filter: to pandas a disease called "None" is a missing value
+        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, na_filter=False)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({error})") from error
     missing = [name for name in _MANIFEST_COLUMNS if name not in table.columns]
@@ -175,7 +176,7 @@ def read_non_plants(folder: Path) -> NonPlantSet:
 def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
     """Splits training leaves into those that fit the detector and those that calibrate its threshold.
 
-    Membership follows from names and seed alone (see `NonPlantSet.half`).
+    Membership follows from names and seed alone (see `NonPlantSet.half`), until there are `at_most`.
 
     Args:
         leaves: the training leaves.
@@ -187,7 +188,7 @@ def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int
         The fit set and the calibration set.
     """
     buckets = [_bucket(leaves.root, sample.path, seed) for sample in leaves.samples]
-    share = min(share, at_most / len(buckets))
+    share = min([share, *sorted(buckets)[at_most : at_most + 1]])
     parts = [
         tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == held_out)
         for held_out in (False, True)
@@ -205,9 +206,19 @@ def _name(root: Path, path: Path) -> str:
 
 
 def digest_images(root: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 over the names relative to the root and the contents of image files, whatever their order."""
-    lines = sorted(f"{_name(root, path)}\0{digest_file(path).sha256}\n" for path in paths)
+    """SHA-256 over the names relative to the root and the contents of image files, whatever their order.
+
+    A file that cannot be read counts by its name: skipping it is `stream_images`' to decide.
+    """
+    lines = sorted(f"{_name(root, path)}\0{_digest_content(path)}\n" for path in paths)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _digest_content(path: Path) -> str:
+    try:
+        return digest_file(path.resolve()).sha256
+    except BundleError:
+        return "unreadable"
 
 
 def class_counts(leaves: LeafSet, taxonomy: Taxonomy) -> Mapping[str, int]:

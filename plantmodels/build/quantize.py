@@ -38,6 +38,9 @@ CPU_FEATURES: Final = (
 )
 
 
+_X86: Final = ("x86_64", "amd64", "x86", "i386", "i686")
+
+
 def store_weights_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     """Returns a copy whose float32 weights are stored in float16 and cast back in the graph.
 
@@ -54,7 +57,7 @@ def store_weights_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         if tensor.data_type != TensorProto.FLOAT or values.size < MIN_FP16_ELEMENTS:
             continue
         name, largest = tensor.name, float(np.abs(values).max())
-        if largest > np.finfo(np.float16).max:
+        if largest > float(np.finfo(np.float16).max):
             raise ExportError(f"weight {name!r} holds {largest:.4g}, beyond float16's 65504: FP16 cannot store it")
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}.fp16"))
         casts.append(helper.make_node("Cast", [f"{name}.fp16"], [name], f"{name}.cast", to=TensorProto.FLOAT))
@@ -117,7 +120,7 @@ class CPU:
     @property
     def has_int8_dot_product(self) -> bool:
         """Whether INT8 products accumulate without saturation (VNNI on x86; every ARM does)."""
-        return "x86" not in self.architecture or any("vnni" in name for name in self.features)
+        return self.architecture.lower() not in _X86 or any("vnni" in name for name in self.features)
 
 
 def describe_cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> CPU:

@@ -192,13 +192,16 @@ def _class_of(sample: LeafSample) -> tuple[int, int]:
 
 
 def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], str]:
-    """Loads both precisions for bulk work and tries them on batches of one and two; or says why that cannot be done."""
+    """Loads both precisions for bulk work and tries them; or says why that cannot be done.
+
+    Two workers or more run image by image: the same bits on every machine.
+    """
     side = task.metadata.preprocessing.image_size
     classifiers: dict[Precision, PlantClassifier] = {}
     for precision in PRECISIONS:
         try:
             classifiers[precision] = PlantClassifier.load(
-                task.bundle, precision=precision, threads=1, workers=count_cores()
+                task.bundle, precision=precision, threads=1, workers=max(2, count_cores())
             )
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
