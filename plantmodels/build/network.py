@@ -13,7 +13,6 @@ from torch import nn
 from plantmodels.build.checkpoint import Checkpoint, NetworkSpec
 from plantmodels.errors import CheckpointError
 
-
 _OURS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
 """Arguments of timm that a checkpoint cannot set: all weights are its own, and nothing is downloaded."""
 

@@ -63,11 +63,11 @@ def check_replaceable(out: Path) -> None:
     """Refuses a target that a bundle must not replace; changes nothing.
 
     Raises:
-        ExportError: `out` is not a folder, not writable, or holds files but no bundle.
+        ExportError: `out` is not a folder, the folder above it is not writable, or it holds files but no bundle.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ExportError(f"{out}: exists and is not a folder")
-    existing = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    existing = next(parent for parent in out.absolute().parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ExportError(f"{out}: {existing} is not writable")
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():

@@ -184,7 +184,7 @@ def _parity(parity: Parity) -> str:
 def _difference(value: float | None) -> str:
     """Two digits; powers of ten as superscripts, with no place to break a line."""
     if value is None:
-        return "not finite"
+        return "missing or not finite"
     mantissa, _, exponent = f"{value:.2g}".partition("e")
     if not exponent:
         return mantissa

@@ -103,7 +103,7 @@ def _drop(fp16: Share, int8: Share) -> float | None:
 
 @dataclass(frozen=True)
 class Parity:
-    """Largest absolute differences from PyTorch; None where a value is not finite.
+    """Largest absolute differences from PyTorch; None where an answer is missing or not finite.
 
     Attributes:
         images: how many real images.

@@ -71,7 +71,7 @@ def _judge_parity(measured: Measured, policy: GatePolicy) -> GateResult:
         reason = measured.not_run or "no checkpoint was given to compare with"
         return not_measured("parity", limit=limit, reason=reason)
     parts = {"logits": parity.logits, "embedding": parity.embedding, "heads": parity.head_logits}
-    written = ", ".join(f"{name} {'not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
+    written = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
     return judge("parity", parity.worst, limit=limit, samples=parity.images, detail=written)
 
 

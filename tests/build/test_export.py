@@ -74,6 +74,18 @@ class TestBundle:
             onnx.checker.check_model(str(path), full_check=True)
             assert "/work" not in path.read_bytes().decode("latin1")
 
+    def test_only_products_are_quantized(self, tiny_bundle) -> None:
+        graph = onnx.shape_inference.infer_shapes(onnx.load(tiny_bundle.bundle / "swin-species-int8.onnx")).graph
+        kinds = [node.op_type for node in graph.node]
+        types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        inputs = [
+            node.input[0] for node in graph.node if node.op_type in ("LayerNormalization", "Softmax", "Gelu", "Conv")
+        ]
+
+        assert {"MatMulInteger", "DynamicQuantizeLinear", "LayerNormalization", "Softmax", "Gelu", "Conv"} <= set(kinds)
+        assert not {"ConvInteger", "QLinearConv", "QLinearMatMul", "Gemm"} & set(kinds)
+        assert {types.get(name, onnx.TensorProto.FLOAT) for name in inputs} == {onnx.TensorProto.FLOAT}
+
     def test_the_metadata_describes_every_model_as_it_is(self, tiny_bundle, tiny_taxonomy) -> None:
         metadata = read_metadata(tiny_bundle.bundle)
         written = json.loads((tiny_bundle.bundle / "onnx-metadata.json").read_text())

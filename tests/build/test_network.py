@@ -164,3 +164,15 @@ def test_what_timm_and_the_checkpoint_disagree_on_is_refused(tiny_checkpoint_fac
 
     with pytest.raises(CheckpointError, match=match):
         load_network(read_checkpoint(tiny_checkpoint_factory(edit)))
+
+
+@pytest.mark.real
+def test_the_real_swin_tiny_is_loaded(real_paths) -> None:
+    checkpoint = read_checkpoint(real_paths.checkpoint)
+    network = load_network(checkpoint)
+
+    assert (len(checkpoint.spec.taxonomy.species), checkpoint.spec.taxonomy.max_diseases) == (14, 10)
+    assert sum(parameter.numel() for parameter in network.backbone.parameters()) > 27_000_000
+    with torch.inference_mode():
+        logits, embedding = network(torch.zeros(1, 3, 224, 224))
+    assert (logits.shape, embedding.shape) == ((1, 14), (1, 768))

@@ -151,7 +151,7 @@ def test_numbers_below_one_are_refused(data: Path, tmp_path: Path, name: str):
 
 @pytest.mark.parametrize("coarsening", [3, 16])
 def test_coarsening_must_divide_patch_and_picture(data: Path, tmp_path: Path, coarsening: int):
-    with pytest.raises(ValueError, match=f"image_size 56 and backbone_kwargs.*8, got {coarsening}"):
+    with pytest.raises(ValueError, match=rf"image_size 56 and backbone_kwargs.*8, got {coarsening}"):
         train_network(data, tmp_path / "x", SPEC, epochs=1, batch_size=8, seed=0, coarsening=coarsening)
 
 

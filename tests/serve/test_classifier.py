@@ -137,6 +137,21 @@ class TestAnswers:
         assert rows[0].error is None
         check_equal(rows, [rows[0]] * len(kinds))
 
+    @pytest.mark.parametrize("precision", ["int8", "fp16"])
+    def test_workers_give_the_same_bits(self, tiny_bundle, encoded: list[bytes], precision) -> None:
+        alone, together = (
+            PlantClassifier.load(tiny_bundle.bundle, precision=precision, threads=1, workers=workers)
+            for workers in (1, 3)
+        )
+        embeddings = [
+            [classifier.predict([data], return_embedding=True)[0].embedding for data in encoded]
+            for classifier in (alone, together)
+        ]
+        rows = together.predict(encoded, return_embedding=True)
+
+        np.testing.assert_array_equal(*embeddings)
+        np.testing.assert_array_equal([row.embedding for row in rows], embeddings[0])
+
     def test_two_threads_do_not_disturb_each_other(self, classifier: PlantClassifier, encoded) -> None:
         expected = classifier.predict(encoded)
         with ThreadPoolExecutor(2) as pool:
