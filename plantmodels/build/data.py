@@ -5,8 +5,8 @@
 """
 
 import hashlib
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -210,8 +210,19 @@ def digest_images(root: Path, paths: Iterable[Path]) -> str:
 
     A file that cannot be read counts by its name: skipping it is `stream_images`' to decide.
     """
-    lines = sorted(f"{_name(root, path)}\0{_digest_content(path)}\n" for path in paths)
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return _digest_lines(f"{_name(root, path)}\0{_digest_content(path)}\n" for path in paths)
+
+
+def digest_leaves(leaves: LeafSet) -> str:
+    """SHA-256 over names, labels and contents of labelled images, whatever their order."""
+    return _digest_lines(
+        f"{_name(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{_digest_content(s.path)}\n"
+        for s in leaves.samples
+    )
+
+
+def _digest_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 
 def _digest_content(path: Path) -> str:
@@ -219,16 +230,6 @@ def _digest_content(path: Path) -> str:
         return digest_file(path.resolve()).sha256
     except BundleError:
         return "unreadable"
-
-
-def class_counts(leaves: LeafSet, taxonomy: Taxonomy) -> Mapping[str, int]:
-    """Number of images of each `<Species>___<Disease>` that occurs, in class order."""
-    counts = Counter((s.species_index, -1 if s.disease_index is None else s.disease_index) for s in leaves.samples)
-    names = {}
-    for (species, disease), count in sorted(counts.items()):
-        label = taxonomy.diseases_of(species)[disease] if disease >= 0 else ""
-        names[taxonomy.species[species] + (CLASS_SEPARATOR + label if label else "")] = count
-    return names
 
 
 def stream_images(

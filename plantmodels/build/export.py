@@ -26,6 +26,7 @@ from plantmodels.build.data import (
     NonPlantSet,
     UnreadableImage,
     digest_images,
+    digest_leaves,
     read_leaves,
     read_non_plants,
     split_for_calibration,
@@ -224,7 +225,7 @@ def _describe(inputs: _Inputs, models: Mapping[str, Mapping[str, Any]], seed: in
         "backbone": spec.backbone,
         "backbone_kwargs": dict(spec.backbone_kwargs),
         "git_commit": read_git_commit(),
-        "data_sha256": digest_images(leaves.root, leaves.paths),
+        "data_sha256": digest_leaves(leaves),
         "non_plants_sha256": None if non_plants is None else digest_images(non_plants.root, non_plants.paths),
         "seed": seed,
     }

@@ -30,6 +30,9 @@ MAX_IMAGE_SIZE: Final = 2048
 MIN_CROP_PCT: Final = 0.1
 """Bounds the resized picture; timm's own configs go down to 0.85."""
 
+KNOWN_SESSION_OPTIONS: Final = frozenset({"session.set_denormal_as_zero", "session.intra_op.allow_spinning"})
+"""What a bundle may ask of ONNX Runtime; other entries can name files to read and write."""
+
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _T = TypeVar("_T")
 
@@ -154,6 +157,11 @@ def read_metadata(folder: Path) -> Metadata:
         if not isinstance(document.get(name), dict):
             raise BundleError(f"{path}: {name!r} must be an object, got {document.get(name)!r:.60}")
     _check_models(path, document["models"])
+    unknown = sorted(set(document["session_options"]) - KNOWN_SESSION_OPTIONS)
+    if unknown:
+        raise BundleError(
+            f"{path}: session option {unknown[0]!r:.60} is refused; known are {', '.join(sorted(KNOWN_SESSION_OPTIONS))}"
+        )
     taxonomy = _parse(path, lambda: Taxonomy.from_dict(document["taxonomy"]))
     if document.get("class_order_digest") != taxonomy.digest:
         raise BundleError(

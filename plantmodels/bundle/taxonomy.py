@@ -17,21 +17,25 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from plantmodels.errors import TaxonomyError
+
+MAX_SLUG: Final = 200
+"""File systems allow 255 bytes, the ending included."""
 
 
 def slugify(name: str) -> str:
     """File-name form of a species: lower-case ASCII letters and digits joined by single hyphens.
 
     Raises:
-        TaxonomyError: nothing of the name is left.
+        TaxonomyError: nothing of the name is left, or more than `MAX_SLUG` characters.
     """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")
-    if not slug:
-        raise TaxonomyError(f"species {name!r} has no ASCII letter or digit to make a file name of")
+    if not 0 < len(slug) <= MAX_SLUG:
+        what = "has no ASCII letter or digit" if not slug else f"is too long (over {MAX_SLUG} characters)"
+        raise TaxonomyError(f"species {name!r:.300} {what} to make a file name of")
     return slug
 
 

@@ -237,14 +237,14 @@ class PlantClassifier:
         """Computes everything for normalised inputs, hard routing: the head of the top species answers.
 
         Args:
-            inputs: (N, 3, S, S) float32, normalised.
+            inputs: (N, 3, S, S) float32, normalised; N at least 1.
 
         Raises:
             ValueError: another shape or dtype.
         """
         side = self.metadata.preprocessing.image_size
-        if inputs.dtype != np.float32 or inputs.shape[1:] != (3, side, side):
-            raise ValueError(f"inputs must be (N, 3, {side}, {side}) float32, got {inputs.shape} {inputs.dtype}")
+        if inputs.dtype != np.float32 or inputs.shape[1:] != (3, side, side) or not len(inputs):
+            raise ValueError(f"inputs must be (N ≥ 1, 3, {side}, {side}) float32, got {inputs.shape} {inputs.dtype}")
         species_logits, embedding = self.embed(inputs)
         species_index = species_logits.argmax(axis=1).astype(np.int64)
         disease_logits = self.disease_logits(embedding, species_index)

@@ -14,7 +14,9 @@ from plantmodels.errors import BundleError
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
 """Recorded in the metadata of every bundle. timm's shifted-window mask is -100 and exp(-100) is a denormal
-float32, on which the attention products run at a third of the speed."""
+float32, on which the attention products run at a third of the speed. The first session of a process decides for
+the thread that opens it: numpy there flushes denormals too, and beside an earlier foreign session the speed-up is
+lost."""
 
 CPU: Final = "CPUExecutionProvider"
 _ERROR_LEVEL: Final = 3

@@ -20,6 +20,7 @@ from plantmodels.build.data import (
     NonPlantSet,
     UnreadableImage,
     digest_images,
+    digest_leaves,
     read_leaves,
     read_non_plants,
 )
@@ -140,7 +141,7 @@ def _prepare(
     leaves = read_leaves(data, "val", metadata.taxonomy)
     others = None if non_plants is None else read_non_plants(non_plants)
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
-    digests: dict[Source, str] = {"val": digest_images(leaves.root, leaves.paths)}
+    digests: dict[Source, str] = {"val": digest_leaves(leaves)}
     if others is not None:
         digests["non-plants"] = digest_images(others.root, others.paths)
     return _Task(bundle, manifest, metadata, leaves, others, digests, matching, policy, threads)

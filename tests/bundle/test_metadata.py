@@ -132,6 +132,10 @@ def test_absent_documents_are_refused(folder: Path) -> None:
         (lambda d: d.update(format_version=True), "format_version True"),
         (lambda d: d.pop("taxonomy"), "'taxonomy' must be an object"),
         (lambda d: d.update(models=[]), "'models' must be an object"),
+        (
+            lambda d: d["session_options"].update({"session.model_external_initializers_file_folder_path": "/"}),
+            "session option 'session.model_external_initializers_file_folder_path' is refused",
+        ),
         (lambda d: d.update(session_options="fast"), "'session_options' must be an object, got 'fast'"),
         (lambda d: d["taxonomy"].pop("species"), 'needs "species"'),
         (lambda d: d["taxonomy"]["species"].append("Mint"), "'Mint' is named more than once"),

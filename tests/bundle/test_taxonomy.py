@@ -148,3 +148,8 @@ def test_a_taxonomy_cannot_be_changed_through_what_it_was_made_of() -> None:
     assert Taxonomy(taxonomy.species, taxonomy.diseases).digest == digest
     with pytest.raises(TypeError):
         taxonomy.diseases["Apple"] = ("scab",)
+
+
+def test_a_species_whose_file_name_would_be_too_long_is_refused() -> None:
+    with pytest.raises(TaxonomyError, match=r"too long \(over 200 characters\) to make a file name of"):
+        slugify("a" * 201)
