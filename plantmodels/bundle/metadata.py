@@ -159,9 +159,8 @@ def read_metadata(folder: Path) -> Metadata:
     _check_models(path, document["models"])
     unknown = sorted(set(document["session_options"]) - KNOWN_SESSION_OPTIONS)
     if unknown:
-        raise BundleError(
-            f"{path}: session option {unknown[0]!r:.60} is refused; known are {', '.join(sorted(KNOWN_SESSION_OPTIONS))}"
-        )
+        known = ", ".join(sorted(KNOWN_SESSION_OPTIONS))
+        raise BundleError(f"{path}: session option {unknown[0]!r:.60} is refused; known are {known}")
     taxonomy = _parse(path, lambda: Taxonomy.from_dict(document["taxonomy"]))
     if document.get("class_order_digest") != taxonomy.digest:
         raise BundleError(
