@@ -6,6 +6,9 @@ BIN := .venv/bin
 READY := .venv/ready
 
 # the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others
+ifneq ($(origin CHECKPOINT),$(origin DATA))
+$(error CHECKPOINT and DATA go together: make demo CHECKPOINT=last.ckpt DATA=leaves [NON_PLANTS=others])
+endif
 CHECKPOINT ?= $(DEMO)/demo.ckpt
 DATA ?= $(DEMO)/data
 NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
@@ -17,7 +20,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check setup
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -46,6 +49,3 @@ $(READY): conda.yaml
 	sed -n 's/^      - //p' conda.yaml > .venv/requirements.txt
 	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt
 	touch $(READY)
-
-clean:
-	rm -rf .venv $(DEMO) mlflow.db mlruns mlartifacts

@@ -27,6 +27,7 @@ from mlflow.types.schema import Array, Object, Property
 from plantmodels.bundle.layout import MANIFEST_FILE, Precision
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, Prediction
 
 FLAVOR_NAME: Final = "plantmodels"
@@ -67,6 +68,7 @@ SIGNATURE: Final = ModelSignature(
             ParamSpec("top_k", DataType.long, 0),
             ParamSpec("return_embedding", DataType.boolean, False),
             ParamSpec("on_error", DataType.string, "row"),
+            ParamSpec("routing", DataType.string, "hard"),
         ]
     ),
 )
@@ -173,15 +175,25 @@ def load_model(model_uri: str, *, precision: Precision = "int8", threads: int | 
         BundleError: digests or class order do not fit; no session was opened.
     """
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
+    _check_description(folder)
     return PlantClassifier.load(folder / BUNDLE_FOLDER, precision=precision, threads=threads)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "_PlantPyfunc":
     """MLflow's entry point: digests and class order are checked before any session opens."""
     config = model_config or {}
+    _check_description(Path(path).parents[1])
     return _PlantPyfunc(
         PlantClassifier.load(Path(path), precision=config.get("precision", "int8"), threads=config.get("threads"))
     )
+
+
+def _check_description(folder: Path) -> None:
+    """Compares the manifest's digest with the one that MLmodel recorded when the version was made."""
+    recorded = Model.load(folder).flavors.get(FLAVOR_NAME, {}).get("manifest_sha256")
+    found = digest_file(folder / BUNDLE_FOLDER / MANIFEST_FILE).sha256
+    if recorded != found:
+        raise BundleError(f"{folder}: MLmodel records a manifest of digest {recorded}, {MANIFEST_FILE} has {found}")
 
 
 class _PlantPyfunc:
@@ -193,6 +205,8 @@ class _PlantPyfunc:
     def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row of contract 4 for each row of the column `image`."""
         options = dict(params or {})
+        if options.get("routing", "hard") != "hard":
+            raise ValueError(f"routing must be 'hard' in this version, got {options['routing']!r}")
         predictions = self.classifier.predict(
             model_input[IMAGE_COLUMN],
             top_k=int(options.get("top_k", 0)),

@@ -11,9 +11,9 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import mlflow
 import requests
@@ -41,8 +41,9 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.bundle.staging import check_replaceable
-from plantmodels.errors import PlantModelsError, RegistrationError
+from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.errors import DataError, ImageError, PlantModelsError, RegistrationError
+from plantmodels.serve.images import decode_image
 from plantmodels.verify.policy import read_policy
 from plantmodels.verify.report import GateReport, read_report
 from plantmodels.verify.run import verify_bundle
@@ -83,6 +84,8 @@ class Request:
 def run_main_job(request: Request) -> ModelVersion:
     """Exports, verifies and registers; everything that can be refused early is, before the long work.
 
+    `request.out` is replaced, once, by a bundle that was verified; on any error before that it is untouched.
+
     Returns:
         The registered version. Its gates may have failed: refusing to promote it is the registry's job.
 
@@ -92,8 +95,10 @@ def run_main_job(request: Request) -> ModelVersion:
     with job("main"):
         check_registry(request.name)
         _check_inputs(request)
-        _log_export(request, _export(request))
-        report = _verify(request)
+        with staged_bundle(request.out) as staging:
+            inner = replace(request, out=staging)
+            _log_export(inner, _export(inner))
+            report = _verify(inner)
         return register_bundle(request.out, report, request.name, _first_leaf(request))
 
 
@@ -123,7 +128,10 @@ def run_register(bundle: Path, name: str, example: Path | None) -> ModelVersion:
         check_registry(name)
         check_files(bundle, read_manifest(bundle))
         report = read_report(bundle)
+        metadata = read_metadata(bundle)
+        mlflow.log_params(_bundle_params(metadata))
         mlflow.log_metrics(report.metrics())
+        mlflow.set_tags({PREFIX + tag: value for tag, value in _version_tags(metadata, report).items()})
         return register_bundle(bundle, report, name, None if example is None else example.read_bytes())
 
 
@@ -134,12 +142,13 @@ def job(kind: str) -> Iterator[mlflow.ActiveRun]:
     Raises:
         RegistrationError: the tracking server cannot be reached.
     """
-    with _one_line("the tracking server"):
+    with _environment(_PREFLIGHT), _one_line("the tracking server"):
         run = mlflow.start_run()
     with run:
         try:
             mlflow.set_tag(f"{PREFIX}job", kind)
-            yield run
+            with _one_line("the job was cut short"):
+                yield run
         except PlantModelsError as error:
             with contextlib.suppress(*_SERVER_ERRORS):
                 mlflow.set_tag(FAILURE_TAG, " ".join(str(error).split())[:_MAX_TAG])
@@ -162,8 +171,8 @@ def check_registry(name: str) -> None:
         RegistrationError: not reachable, or not a name that a registered model can have.
     """
     uri = mlflow.get_registry_uri()
-    if not name.strip() or any(character in name for character in "/:"):
-        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without '/' and ':'")
+    if not name.strip() or any(character in name for character in "/:'"):
+        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without / : and '")
     with _environment(_PREFLIGHT), _one_line(f"the model registry {uri} cannot be used"):
         try:
             MlflowClient().get_registered_model(name)
@@ -205,19 +214,7 @@ def _export(request: Request) -> ExportSummary:
 
 def _log_export(request: Request, summary: ExportSummary) -> None:
     metadata = summary.metadata
-    recipe = metadata.models[SPECIES_FILES["int8"]]["recipe"]
-    params = {
-        "seed": request.seed,
-        "backbone": metadata.provenance["backbone"],
-        "species": len(metadata.taxonomy.species),
-        "heads": len(metadata.taxonomy.species_with_head),
-        "embedding_dim": metadata.embedding_dim,
-        "image_size": metadata.preprocessing.image_size,
-        "int8_method": recipe["method"],
-        "int8_operators": ",".join(recipe["operators"]),
-        "unreadable_images": len(summary.unreadable),
-    }
-    mlflow.log_params({PREFIX + name: value for name, value in params.items()})
+    mlflow.log_params({**_bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
     heads = [size for name, size in summary.sizes.items() if name.startswith(HEADS_FOLDER)]
     sizes = {
         "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
@@ -231,9 +228,24 @@ def _log_export(request: Request, summary: ExportSummary) -> None:
     _log_data(request.data, "train", str(metadata.provenance["data_sha256"]))
 
 
+def _bundle_params(metadata: Metadata) -> dict[str, Any]:
+    recipe = metadata.models[SPECIES_FILES["int8"]]["recipe"]
+    params = {
+        "seed": metadata.provenance["seed"],
+        "backbone": metadata.provenance["backbone"],
+        "species": len(metadata.taxonomy.species),
+        "heads": len(metadata.taxonomy.species_with_head),
+        "embedding_dim": metadata.embedding_dim,
+        "image_size": metadata.preprocessing.image_size,
+        "int8_method": recipe["method"],
+        "int8_operators": ",".join(recipe["operators"]),
+    }
+    return {PREFIX + name: value for name, value in params.items()}
+
+
 def _origin_tags(metadata: Metadata) -> dict[str, str]:
     return {
-        "git_commit": str(metadata.provenance.get("git_commit")),
+        "git_commit": metadata.provenance.get("git_commit") or "unknown",
         "checkpoint_sha256": str(metadata.provenance.get("checkpoint_sha256")),
         "class_order_digest": metadata.taxonomy.digest,
     }
@@ -266,14 +278,23 @@ def _verify(request: Request) -> GateReport:
     return report
 
 
+def _version_tags(metadata: Metadata, report: GateReport) -> dict[str, str]:
+    return {**_origin_tags(metadata), "gates": gates_tag(report)}
+
+
 def gates_tag(report: GateReport) -> str:
     """Says "passed", or which gates did not."""
     return "passed" if report.passed else f"failed: {', '.join(report.failed)}"
 
 
 def _first_leaf(request: Request) -> bytes:
-    leaves = read_leaves(request.data, "val", read_metadata(request.out).taxonomy)
-    return leaves.paths[0].read_bytes()
+    """The first validation leaf that can be decoded, as it lies on disk."""
+    for path in read_leaves(request.data, "val", read_metadata(request.out).taxonomy).paths:
+        with contextlib.suppress(ImageError, OSError):
+            data = path.read_bytes()
+            decode_image(data)
+            return data
+    raise DataError(f"{request.data}: no image of split 'val' can be read")
 
 
 def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes | None) -> ModelVersion:
@@ -288,7 +309,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
     Raises:
         RegistrationError: nothing was registered.
     """
-    tags = {**_origin_tags(read_metadata(bundle)), "gates": gates_tag(report)}
+    tags = _version_tags(read_metadata(bundle), report)
     with _one_line("the bundle could not be uploaded"):
         info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
     client = MlflowClient()

@@ -40,7 +40,7 @@ class KnownErrors(click.Group):
         try:
             return super().invoke(ctx)
         except PlantModelsError as error:
-            raise click.ClickException(str(error)) from error
+            raise click.ClickException(" ".join(str(error).split())) from error
 
 
 checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="Training checkpoint (contract 1).")

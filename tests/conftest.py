@@ -7,7 +7,7 @@ something takes its own copy (`bundle_copy`) or writes its own checkpoint (`tiny
 import copy
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -233,3 +233,22 @@ def real_paths() -> RealPaths:
         pytest.skip(f"no checkpoint and photographs in {shared}")
     data = shared / "data"
     return RealPaths(checkpoints[-1], data / "leaves", data / "non_plants", data / "unseen_plants")
+
+
+@pytest.fixture
+def embedded_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """sqlite tracking and registry and a local artifact folder, all below the test's own folder."""
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(None)
+    yield uri
+    while mlflow.active_run():
+        mlflow.end_run()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
@@ -24,7 +24,6 @@ from plantmodels.errors import BundleError, DataError, ImageError
 from plantmodels.serve.images import decode_image, preprocess
 
 Split = Literal["train", "val"]
-SPLITS: Final[tuple[Split, ...]] = get_args(Split)
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 CLASS_SEPARATOR: Final = "___"
 MAX_UNREADABLE: Final = 0.01
@@ -73,10 +72,11 @@ class NonPlantSet:
     def half(self, which: Literal["selection", "gate"]) -> "NonPlantSet":
         """The half that may choose a detector, or the half that gates measure.
 
-        Membership follows from an image's name alone, so adding images moves none to the other half.
+        Membership follows from an image's content alone: neither adding nor renaming images, nor giving another
+        folder above or below, moves one to the other half.
         """
         bucket = 0 if which == "selection" else 1
-        return NonPlantSet(self.root, tuple(p for p in self.paths if int(_bucket(self.root, p) * 2) == bucket))
+        return NonPlantSet(self.root, tuple(p for p in self.paths if int(_fraction(_digest_content(p)) * 2) == bucket))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
     """
     if not data.exists():
         raise DataError(f"{data}: no such data folder or manifest")
-    labelled = _read_folders(data, split) if data.is_dir() else _read_manifest(data, split)
+    labelled = _read_folders(data, split, taxonomy) if data.is_dir() else _read_manifest(data, split)
     known = {
         (name, disease): LeafSample(Path(), i, taxonomy.diseases_of(i).index(disease))
         for i, name in enumerate(taxonomy.species)
@@ -131,13 +131,16 @@ def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -
     return f"{path}: class {species + CLASS_SEPARATOR + disease!r} is not in the checkpoint; {known}"
 
 
-def _read_folders(data: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
+def _read_folders(data: Path, split: Split, taxonomy: Taxonomy) -> Iterator[tuple[Path, str, str]]:
     folder = data / split
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
     for class_folder in folder.iterdir():
         if class_folder.is_dir() and not class_folder.name.startswith("."):
             species, _, disease = class_folder.name.partition(CLASS_SEPARATOR)
+            headless = species in taxonomy.species and species not in taxonomy.diseases
+            if not headless and disease not in taxonomy.diseases.get(species, ()):
+                raise DataError(_unknown_class(class_folder, species, disease, taxonomy))
             yield from ((path, species, disease) for path in _list_images(class_folder))
 
 
@@ -176,7 +179,7 @@ def read_non_plants(folder: Path) -> NonPlantSet:
 def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
     """Splits training leaves into those that fit the detector and those that calibrate its threshold.
 
-    Membership follows from names and seed alone (see `NonPlantSet.half`), until there are `at_most`.
+    Membership follows from names and seed alone, until there are `at_most`.
 
     Args:
         leaves: the training leaves.
@@ -187,7 +190,7 @@ def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int
     Returns:
         The fit set and the calibration set.
     """
-    buckets = [_bucket(leaves.root, sample.path, seed) for sample in leaves.samples]
+    buckets = [_fraction(f"{seed}:{_name(leaves.root, sample.path)}") for sample in leaves.samples]
     share = min([share, *sorted(buckets)[at_most : at_most + 1]])
     parts = [
         tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == held_out)
@@ -196,9 +199,9 @@ def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int
     return LeafSet(leaves.root, leaves.split, parts[0]), LeafSet(leaves.root, leaves.split, parts[1])
 
 
-def _bucket(root: Path, path: Path, seed: int = 0) -> float:
-    """A number in [0, 1) that follows from the file's name relative to the root, and the seed."""
-    return int.from_bytes(hashlib.sha256(f"{seed}:{_name(root, path)}".encode()).digest()[:6]) / 2**48
+def _fraction(text: str) -> float:
+    """A number in [0, 1) that follows from the text, evenly spread."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def _name(root: Path, path: Path) -> str:

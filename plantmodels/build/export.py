@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -122,11 +122,13 @@ def export_bundle(
         models = _write_models(folder, inputs, clock)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
-        write_metadata(folder, metadata)
         unreadable: list[UnreadableImage] = []
         with clock.step("fit detector"):
             detector = _fit_detector(folder, inputs, metadata, unreadable)
         write_detector(folder / DETECTOR_FILE, detector)
+        skipped = {"unreadable_images": _describe_unreadable(inputs, unreadable)}
+        metadata = replace(metadata, provenance={**metadata.provenance, **skipped})
+        write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
     return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, tuple(unreadable))
@@ -243,6 +245,18 @@ def _describe(inputs: _Inputs, models: Mapping[str, Mapping[str, Any]], seed: in
         },
         cpu={"architecture": cpu.architecture, "model": cpu.model, "features": list(cpu.features)},
     )
+
+
+def _describe_unreadable(inputs: _Inputs, unreadable: Iterable[UnreadableImage]) -> list[dict[str, str]]:
+    """Skipped training leaves and non-plants by their names, for the metadata and, through it, the gate report."""
+    entries = []
+    for image in unreadable:
+        source, root = "train", inputs.leaves.root
+        if inputs.non_plants is not None and image.path in inputs.non_plants.paths:
+            source, root = "non-plants", inputs.non_plants.root
+        name = image.path.relative_to(root).as_posix() if image.path.is_relative_to(root) else image.path.name
+        entries.append({"source": source, "name": name, "reason": image.reason})
+    return entries
 
 
 def read_git_commit() -> str | None:

@@ -180,8 +180,8 @@ def choose_threshold(
     if non_plants is None or not len(non_plants):
         return Threshold(float(ordered[first]), (first + 1) / count, None, None)
     candidates = ordered[first:]
-    recall = (non_plants[None, :] > candidates[:, None]).mean(axis=1)
-    false_alarms = ((ordered[None, :] > candidates[:, None]).sum(axis=1) + 1) / (count + 1)
+    recall = 1 - np.searchsorted(np.sort(non_plants), candidates, side="right") / len(non_plants)
+    false_alarms = (count - np.searchsorted(ordered, candidates, side="right") + 1) / (count + 1)
     precision = recall / (recall + false_alarms)
     reached = np.flatnonzero(precision >= target_precision)
     best = int(reached[0]) if len(reached) else int(precision.argmax())
@@ -193,8 +193,8 @@ def select_detector(
 ) -> OODDetector:
     """Gives each detector its threshold and takes the one that rejects most of the selection non-plants.
 
-    Without non-plants there is no evidence to choose by, and the first, classic, detector is taken; so it is
-    when the others are no better.
+    One that reaches the target precision goes before one that does not. Without non-plants there is no evidence to
+    choose by, and the first, classic, detector is taken; so it is when the others are no better.
 
     Args:
         detectors: fitted ones, the classic first.
@@ -209,7 +209,10 @@ def select_detector(
     thresholds = [
         choose_threshold(plants[:, i], None if non_plants is None else non_plants[:, i]) for i in range(len(detectors))
     ]
-    best = max(range(len(detectors)), key=lambda i: (thresholds[i].recall or 0.0, -i))
+    best = max(
+        range(len(detectors)),
+        key=lambda i: ((thresholds[i].precision or 0.0) >= TARGET_PRECISION, thresholds[i].recall or 0.0, -i),
+    )
     chosen = thresholds[best]
     evidence: dict[str, float | int | str] = {
         "calibration_images": len(plants),

@@ -75,7 +75,7 @@ class OODDetector:
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "inv_cov", inv_cov)
         object.__setattr__(self, "threshold", float(self.threshold))
-        _ = self._whitening
+        _ = self._whitened_mean
 
     @property
     def embedding_dim(self) -> int:
@@ -93,7 +93,8 @@ class OODDetector:
 
     @cached_property
     def _whitened_mean(self) -> NDArray[np.float64]:
-        return _project(self.mean - self.mean[0], self._whitening)
+        means: NDArray[np.float64] = (self.mean - self.mean[0]) @ self._whitening.T
+        return means
 
     def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
         """Distance of each embedding to its nearest mean; higher means more out-of-distribution.

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.bundle.layout import MANIFEST_FILE, is_report
-from plantmodels.bundle.manifest import list_files
-from plantmodels.errors import ExportError
+from plantmodels.bundle.manifest import list_files, read_manifest
+from plantmodels.errors import BundleError, ExportError
 
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
@@ -70,8 +70,13 @@ def check_replaceable(out: Path) -> None:
     existing = next(parent for parent in out.absolute().parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ExportError(f"{out}: {existing} is not writable")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file():
-        raise ExportError(f"{out}: holds files but no {MANIFEST_FILE}: not a bundle, so it is not replaced")
+    if out.is_dir() and any(out.iterdir()):
+        if not (out / MANIFEST_FILE).is_file():
+            raise ExportError(f"{out}: holds files but no {MANIFEST_FILE}: not a bundle, so it is not replaced")
+        try:
+            read_manifest(out)
+        except BundleError as error:
+            raise ExportError(f"{out}: not a bundle, so it is not replaced ({error})") from error
 
 
 def _link_files(source: Path, target: Path) -> None:

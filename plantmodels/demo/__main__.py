@@ -15,7 +15,7 @@ def main(folder: Path, seed: int) -> None:
     """Draw leaves and non-plants into FOLDER and train a small checkpoint on them."""
     try:
         paths = prepare_demo(folder, seed=seed)
-    except PlantModelsError as error:
+    except (PlantModelsError, OSError) as error:
         raise click.ClickException(str(error)) from error
     click.echo(f"demo {'made' if paths.made else 'already complete'}: {paths.summary}")
     for name in ("checkpoint", "data", "non_plants"):

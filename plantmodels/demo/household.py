@@ -25,13 +25,13 @@ from plantmodels.demo.canvas import (
     relief,
     step,
 )
-from plantmodels.demo.scene import PAINT, WALL, background, develop, light_direction, pick, shadow
+from plantmodels.demo.scene import DARK, PAINT, WALL, background, develop, light_direction, pick, shadow
 
 
-def _turned(rng: Generator, points: Points, angle: float) -> Points:
-    """Points about (0, 0) turned and moved near the middle of the picture."""
+def _turned(points: Points, angle: float, centre: tuple[float, float]) -> Points:
+    """Points about (0, 0) turned, and moved to `centre`."""
     cos, sin = np.cos(angle), np.sin(angle)
-    turned: Points = points @ np.array([[cos, sin], [-sin, cos]]) + SIZE / 2
+    turned: Points = points @ np.array([[cos, sin], [-sin, cos]]) + centre
     return turned
 
 
@@ -52,10 +52,10 @@ def _wrench() -> tuple[list[Points], list[Points]]:
 
 
 def _saw() -> tuple[list[Points], list[Points]]:
-    edge = np.arange(-60, 104, 8.0)
-    teeth = np.stack([np.repeat(edge, 2)[1:], np.tile([20.0, 27.0], len(edge))[1:]], axis=1)
-    blade = np.concatenate([[(104, -6), (-60, -30)], teeth])
-    return [np.array([(-104, -36), (-56, -34), (-56, 28), (-84, 44), (-110, 30)])], [blade]
+    edge = np.arange(-104, 60, 8.0)
+    teeth = np.stack([np.tile([27.0, 20.0], len(edge)), np.repeat(edge, 2)], axis=1)
+    blade = np.concatenate([teeth, [(20, 60), (-30, 60), (-6, -104)]])
+    return [np.array([(-36, 104), (-34, 56), (28, 56), (44, 84), (30, 110)])], [blade]
 
 
 def _scissors() -> tuple[list[Points], list[Points]]:
@@ -67,23 +67,47 @@ def _scissors() -> tuple[list[Points], list[Points]]:
 _TOOLS: Final = (_hammer, _screwdriver, _wrench, _saw, _scissors)
 
 
-def tool(rng: Generator) -> Image.Image:
-    """A hammer, screwdriver, wrench, saw or pair of scissors."""
-    light = light_direction(rng)
+def _lay_tool(
+    rng: Generator, light: tuple[float, float], scene: Array, centre: tuple[float, float], angle: float, size: float
+) -> Array:
     kind = _TOOLS[rng.integers(len(_TOOLS))]
-    angle, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.85, 1.1)
-    grips, metals = ([_turned(rng, part * size, angle) for part in parts] for parts in kind())
-    grip, metal = filled(*grips), filled(*metals)
+
+    def drawn(parts: list[Points]) -> Array:
+        return filled(*(_turned(part * size, angle, centre) for part in parts))
+
+    grip, metal = (drawn(parts) for parts in kind())
     if kind is _wrench:
-        metal = metal - filled(_turned(rng, ellipse((0.0, 78.0), 12, 12) * size, angle))
+        metal = metal - drawn([ellipse((0.0, 78.0), 12, 12)])
     if kind is _scissors:
-        grip = grip - filled(*(_turned(rng, ellipse((s * 32.0, 72.0), 12, 21) * size, angle) for s in (1, -1)))
-    scene = shadow(background(rng), np.clip(grip + metal, 0, 1), light, rng.uniform(4, 9))
+        grip = grip - drawn([ellipse((s * 32.0, 72.0), 12, 21) for s in (1, -1)])
+    scene = shadow(scene, np.clip(grip + metal, 0, 1), light, rng.uniform(4, 9))
     brushed = 1 + 0.06 * noise(rng, 4, 120) + 0.25 * noise(rng, 2)
     for shape, colour in ((grip, pick(rng, (*PAINT, (0.5, 0.33, 0.18)))), (metal, pick(rng, ((0.6, 0.61, 0.63),)))):
         height = 8 * blur(shape, 9) + 4 * blur(shape, 4)
         shade = relief(height, (0.7 * light[0], 0.7 * light[1])).clip(0.4, 1.9) * brushed
         scene = mix(scene, colour * shade[..., None], shape)
+    return scene
+
+
+def _pegboard(rng: Generator) -> Array:
+    """A painted board with rows of holes."""
+    pitch = rng.uniform(14, 22)
+    y, x = np.mgrid[:SIZE, :SIZE] / pitch
+    holes = step(-np.hypot(x % 1 - 0.5, y % 1 - 0.5), -0.17, 0.06)
+    board = np.broadcast_to(pick(rng, WALL), (SIZE, SIZE, 3)) * (1 + 0.03 * fractal(rng, 8, 3))[..., None]
+    return mix(board, DARK, 0.8 * holes)
+
+
+def tool(rng: Generator) -> Image.Image:
+    """Hammers, screwdrivers, wrenches, saws and scissors: one that lies about, or a row on a pegboard."""
+    light = light_direction(rng)
+    if rng.random() < 0.3:
+        turn, size = rng.uniform(0, 2 * np.pi), rng.uniform(0.95, 1.15)
+        return develop(_lay_tool(rng, light, background(rng), (SIZE / 2, SIZE / 2), turn, size), rng)
+    scene, count = _pegboard(rng), int(rng.integers(3, 5))
+    for place in range(count):
+        centre = (SIZE * (place + 0.5) / count, SIZE / 2 + rng.uniform(-12, 12))
+        scene = _lay_tool(rng, light, scene, centre, rng.normal(0, 0.06), rng.uniform(0.75, 1.0))
     return develop(scene, rng)
 
 
@@ -183,8 +207,8 @@ def _cutlery(rng: Generator, light: tuple[float, float], scene: Array) -> Array:
 
 
 def _table(rng: Generator, light: tuple[float, float]) -> Array:
-    """A plate with knife and fork, on a cloth more often than not."""
-    scene = _woven(rng, light, 0.3) if rng.random() < 0.6 else background(rng)
+    """A plate with knife and fork on a tablecloth."""
+    scene = _woven(rng, light, 0.3)
     x, y = SIZE / 2 + rng.uniform(-6, 6, 2)
     place = ((float(x), float(y)), rng.uniform(76, 92), rng.uniform(0.8, 1))
     return _plate(rng, light, _cutlery(rng, light, scene), place)
@@ -193,7 +217,8 @@ def _table(rng: Generator, light: tuple[float, float]) -> Array:
 def crockery(rng: Generator) -> Image.Image:
     """A printed mug, a shelf of them, or a plate with knife and fork from above."""
     light = light_direction(rng)
-    return develop((_one_mug, _shelf, _table)[rng.integers(3)](rng, light), rng)
+    kind = (_one_mug, _shelf, _table)[rng.choice(3, p=(0.2, 0.45, 0.35))]
+    return develop(kind(rng, light), rng)
 
 
 def _woven(rng: Generator, light: tuple[float, float], creases: float) -> Array:

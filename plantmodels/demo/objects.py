@@ -77,7 +77,7 @@ def _gravel(rng: Generator, light: tuple[float, float]) -> Array:
 def rock(rng: Generator) -> Image.Image:
     """One to five stones that lie on something, or pebbles all over."""
     light = light_direction(rng)
-    if rng.random() < 0.5:
+    if rng.random() < 0.6:
         return develop(_gravel(rng, light), rng)
     return develop(_boulders(rng, light, int(rng.choice([1, 2, 3, 5]))), rng)
 

@@ -39,7 +39,7 @@ def open_session(
     Args:
         path: the file.
         options: session configuration entries, from the bundle's metadata.
-        threads: threads inside an operator; None lets ONNX Runtime take all cores.
+        threads: threads inside an operator; None takes all cores.
         providers: execution providers in order of preference.
 
     Raises:
@@ -52,7 +52,7 @@ def open_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = threads or 0
+    settings.intra_op_num_threads = threads or count_cores()
     try:
         for name, value in options.items():
             settings.add_session_config_entry(name, value)

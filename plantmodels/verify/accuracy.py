@@ -82,6 +82,7 @@ def stream_batches(
     *,
     unreadable: list[UnreadableImage],
     description: str,
+    out_of: int | None = None,
 ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
     """Decodes images in batches of at most 8, with a progress bar.
 
@@ -90,6 +91,7 @@ def stream_batches(
         preprocessing: how pixels become input.
         unreadable: files that are skipped are appended here.
         description: label of the progress bar.
+        out_of: size of the set that `paths` are part of and 1 % of which may be unreadable; None for `paths`.
 
     Yields:
         Positions in `paths`, and (n, 3, S, S) float32.
@@ -100,7 +102,9 @@ def stream_batches(
     skipped: list[UnreadableImage] = []
     positions: list[int] = []
     pixels: list[NDArray[np.float32]] = []
-    for position, image in stream_images(paths, preprocessing, unreadable=skipped, description=description):
+    for position, image in stream_images(
+        paths, preprocessing, unreadable=skipped, out_of=out_of, description=description
+    ):
         positions.append(position)
         pixels.append(image)
         if len(positions) == BATCH:

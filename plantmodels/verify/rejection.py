@@ -56,7 +56,8 @@ def measure_rejection(
     """
     detector = classifier.detector
     used, held_out = (None, False) if non_plants is None else gate_images(non_plants, detector.fit)
-    sources, scores = _score_non_plants(classifier, used, unreadable)
+    total = 0 if non_plants is None else len(non_plants.paths)
+    sources, scores = _score_non_plants(classifier, used, total, unreadable)
     plants_rejected, non_plants_rejected = detector.rejects(plant_scores), detector.rejects(scores)
     return Rejection(
         threshold=detector.threshold,
@@ -70,14 +71,14 @@ def measure_rejection(
 
 
 def _score_non_plants(
-    classifier: PlantClassifier, non_plants: NonPlantSet | None, unreadable: list[UnreadableImage]
+    classifier: PlantClassifier, non_plants: NonPlantSet | None, total: int, unreadable: list[UnreadableImage]
 ) -> tuple[list[str], NDArray[np.float64]]:
     sources: list[str] = []
     scores: list[NDArray[np.float64]] = [np.empty(0)]
     if non_plants is not None:
         preprocessing = classifier.metadata.preprocessing
         for positions, pixels in stream_batches(
-            non_plants.paths, preprocessing, unreadable=unreadable, description="measure rejection"
+            non_plants.paths, preprocessing, unreadable=unreadable, description="measure rejection", out_of=total
         ):
             sources += [non_plants.source_of(non_plants.paths[position]) for position in positions]
             scores.append(classifier.detector.score(classifier.embed(pixels)[1]))

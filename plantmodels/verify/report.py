@@ -22,7 +22,7 @@ from plantmodels.verify.measurements import Accuracy, Latency, Parity, Rejection
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.records import decode, encode
 
-Source = Literal["val", "non-plants"]
+Source = Literal["train", "val", "non-plants"]
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
+    METADATA_FILE,
     PLOTS_FOLDER,
     PRECISIONS,
     SPECIES_FILES,
@@ -56,6 +57,7 @@ from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.measurements import Parity, Rejection
 from plantmodels.verify.plots import draw_plots
 from plantmodels.verify.policy import GatePolicy
+from plantmodels.verify.records import decode
 from plantmodels.verify.rejection import measure_rejection
 from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, Source, UnreadableFile
 from plantmodels.verify.sampling import pick_each_class, thin_out
@@ -234,7 +236,6 @@ def _measure_parity(task: _Task, int8: PlantClassifier, readable: Sequence[LeafS
 
 
 def _compose(task: _Task, measured: Measured, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> GateReport:
-    roots = {"val": task.leaves.root, "non-plants": task.non_plants.root if task.non_plants else Path()}
     cpu = describe_cpu()
     return GateReport(
         gates=judge_all(measured, task.policy),
@@ -247,15 +248,28 @@ def _compose(task: _Task, measured: Measured, unreadable: Mapping[Source, Sequen
             "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
             "heads_complete": measured.head_problems,
         },
-        unreadable=tuple(
-            UnreadableFile(source, _name_below(image.path, roots[source]), image.reason)
-            for source, images in unreadable.items()
-            for image in images
-        ),
+        unreadable=(*_read_skipped_in_export(task.metadata), *_name_unreadable(task, unreadable)),
         inputs=_describe_inputs(task, measured),
         files=measured.files,
         versions={"plantmodels": __version__, "python": platform.python_version(), **_read_versions()},
         machine=Machine(cpu.architecture, cpu.model, cpu.features),
+    )
+
+
+def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
+    entries = metadata.provenance.get("unreadable_images", ())
+    try:
+        return tuple(decode(UnreadableFile, entry, "unreadable_images") for entry in entries)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{METADATA_FILE}: {error}") from error
+
+
+def _name_unreadable(task: _Task, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> tuple[UnreadableFile, ...]:
+    roots = {"val": task.leaves.root, "non-plants": task.non_plants.root if task.non_plants else Path()}
+    return tuple(
+        UnreadableFile(source, _name_below(image.path, roots[source]), image.reason)
+        for source, images in unreadable.items()
+        for image in images
     )
 
 

@@ -121,9 +121,9 @@ def _judge_loads(measured: Measured) -> GateResult:
 def _judge_heads(measured: Measured) -> GateResult:
     problems = measured.head_problems
     detail = _list_some(problems)
-    if not measured.heads_compared:
-        unsure = "no checkpoint was given: class order and weights are not compared with it"
-        detail = f"{detail}; {unsure}" if detail else unsure
+    if not measured.heads_compared and not problems:
+        reason = "no checkpoint was given: class order and weights cannot be compared with it"
+        return not_measured("heads_complete", limit=0.0, reason=reason)
     samples = len(measured.head_files)
     return judge("heads_complete", float(len(problems)), limit=0.0, samples=samples, detail=detail)
 

@@ -218,3 +218,10 @@ def test_start_from_nothing_is_refused(out: Path, tmp_path: Path) -> None:
     ):
         pytest.fail("was entered")
     assert snapshot(out) == before
+
+
+def test_a_web_app_with_its_own_manifest_is_no_bundle(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir()
+    (tmp_path / "public" / "manifest.json").write_text('{"name": "my web app"}')
+    with pytest.raises(ExportError, match="not a bundle, so it is not replaced"):
+        check_replaceable(tmp_path / "public")

@@ -1,10 +1,8 @@
-"""Fixtures: a tracking server and registry of a test's own, and one verified tiny bundle."""
+"""Fixtures of the MLflow edge: one verified tiny bundle."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 
 from plantmodels.verify.policy import read_policy
@@ -12,19 +10,8 @@ from plantmodels.verify.run import verify_bundle
 
 
 @pytest.fixture(autouse=True)
-def embedded_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """sqlite tracking and registry and a local artifact folder, all below the test's own folder."""
-    monkeypatch.chdir(tmp_path)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.delenv("MLFLOW_RUN_ID", raising=False)
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
-    mlflow.set_tracking_uri(uri)
-    mlflow.set_registry_uri(None)
-    yield uri
-    while mlflow.active_run():
-        mlflow.end_run()
-    mlflow.set_tracking_uri(None)
+def _own_mlflow(embedded_mlflow: str) -> None:
+    """Every test of the plugins has a tracking server of its own."""
 
 
 @pytest.fixture(scope="session")

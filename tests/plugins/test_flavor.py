@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from mlflow_plugins import flavor
-from plantmodels.errors import ManifestMismatchError
+from plantmodels.bundle.manifest import write_manifest
+from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
 
 COLUMNS = [
@@ -132,3 +133,16 @@ def test_native_loader_takes_a_uri_and_a_precision(verified_bundle: Path, leaf: 
 def test_model_config_chooses_the_precision(model: Path) -> None:
     loaded = flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER), {"precision": "fp16", "threads": 1})
     assert loaded.classifier.precision == "fp16"
+
+
+def test_manifest_rewritten_with_a_changed_file_does_not_load(model: Path) -> None:
+    head = next((model / flavor.BUNDLE_FOLDER / "disease-heads").iterdir())
+    head.write_bytes(head.read_bytes() + b"\0")
+    write_manifest(model / flavor.BUNDLE_FOLDER)
+    with pytest.raises(BundleError, match="MLmodel records a manifest of digest"):
+        mlflow.pyfunc.load_model(str(model))
+
+
+def test_soft_routing_is_refused_and_not_answered_hard(model: Path, leaf: bytes) -> None:
+    with pytest.raises(Exception, match="routing must be 'hard' in this version, got 'soft'"):
+        mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": [leaf]}), params={"routing": "soft"})

@@ -1,5 +1,7 @@
 import re
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import mlflow
@@ -102,6 +104,7 @@ def test_job_attaches_to_the_run_of_mlflow_run(request_: Request, monkeypatch: p
         ({"non_plants": Path("absent")}, DataError, "absent: no such folder of non-plant images"),
         ({"policy": Path("absent.toml")}, PolicyError, r"absent\.toml"),
         ({"name": "a/b"}, RegistrationError, "'a/b' cannot name"),
+        ({"name": "it's"}, RegistrationError, "cannot name a registered model"),
         ({"name": " "}, RegistrationError, "cannot name a registered model"),
     ],
 )
@@ -182,3 +185,27 @@ def test_show_loads_the_latest_version_back(verified_bundle: Path, tiny_bundle) 
     assert len(answers) == 4 and "no plant (bricks)" in answers[-1]
     with pytest.raises(RegistrationError, match="holds no version of 'absent'"):
         describe_version("absent", "", tiny_bundle.data, None)
+
+
+def test_bad_validation_images_leave_the_older_bundle(request_: Request, verified_bundle: Path, tmp_path: Path) -> None:
+    shutil.copytree(verified_bundle, request_.out)
+    before = build_manifest(request_.out)
+    leaves = Path(shutil.copytree(request_.data, tmp_path / "leaves"))
+    for path in list(leaves.glob("val/*/*"))[:3]:
+        path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(DataError, match="over 1% of 45 images cannot be read"):
+        run_main_job(replace(request_, data=leaves))
+    assert build_manifest(request_.out) == before
+    assert sorted(path.name for path in tmp_path.glob(".models*")) == []
+    assert_failed_and_nothing_registered("cannot be read")
+
+
+def test_tracking_server_lost_on_the_way_is_one_line(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_, **__):
+        raise mlflow.MlflowException("connection reset")
+
+    monkeypatch.setattr(mlflow, "log_input", fail)
+    with pytest.raises(RegistrationError, match="the job was cut short: MlflowException: connection reset"):
+        run_main_job(request_)
+    assert not request_.out.exists()
+    assert_failed_and_nothing_registered("cut short")

@@ -22,9 +22,7 @@ def link_subset(source: Path, target: Path, count: int) -> None:
 
 @pytest.mark.real
 @pytest.mark.slow
-def test_real_swin_becomes_one_version(real_paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+def test_real_swin_becomes_one_version(real_paths, embedded_mlflow: str, tmp_path: Path) -> None:
     link_subset(real_paths.leaves / "train", tmp_path / "leaves" / "train", TRAIN)
     link_subset(real_paths.leaves / "val", tmp_path / "leaves" / "val", VAL)
     link_subset(real_paths.non_plants, tmp_path / "others", NON_PLANTS)
@@ -38,9 +36,8 @@ def test_real_swin_becomes_one_version(real_paths, tmp_path: Path, monkeypatch: 
     assert report.accuracy is not None and report.accuracy.fp16.species.value > 0.65
     assert report.accuracy.species_flips <= 3
 
-    leaf = next(iter(sorted((real_paths.leaves / "val" / "Orange___Haunglongbing_(Citrus_greening)").iterdir())))
+    leaves = sorted((real_paths.leaves / "val" / "Corn_(maize)___Common_rust_").iterdir())[:10]
     model = mlflow.pyfunc.load_model(f"models:/{version.name}/{version.version}")
-    row = model.predict(pd.DataFrame({"image": [leaf.read_bytes()]})).to_dict("records")[0]
-    assert row["error"] is None
-    assert (row["species"], row["disease"]) == ("Orange", "Haunglongbing_(Citrus_greening)")
-    mlflow.set_tracking_uri(None)
+    rows = model.predict(pd.DataFrame({"image": [leaf.read_bytes() for leaf in leaves]}))
+    assert rows["error"].isna().all()
+    assert (rows["species"] + rows["disease"] == "Corn_(maize)Common_rust_").sum() >= 8

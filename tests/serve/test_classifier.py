@@ -290,9 +290,11 @@ def test_nothing_but_bad_images(classifier: PlantClassifier) -> None:
     assert [row.species for row in classifier.predict([b"bad", None])] == [None, None]
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 223, 224), (3, 224, 224), (1, 224, 224, 3), (1, 1, 224, 224)])
+@pytest.mark.parametrize(
+    "shape", [(1, 3, 223, 224), (0, 3, 224, 224), (3, 224, 224), (1, 224, 224, 3), (1, 1, 224, 224)]
+)
 def test_run_refuses_other_shapes(classifier: PlantClassifier, shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=r"inputs must be \(N, 3, 224, 224\) float32"):
+    with pytest.raises(ValueError, match=r"inputs must be \(N ≥ 1, 3, 224, 224\) float32"):
         classifier.run(np.zeros(shape, np.float32))
     with pytest.raises(ValueError, match="float64"):
         classifier.run(np.zeros((1, 3, 224, 224)))

@@ -91,6 +91,8 @@ def test_a_detector_that_was_chosen_on_non_plants_is_measured_on_the_others(
 )
 def test_which_half_is_measured_follows_from_the_fit(fit: dict[str, object], held_out: bool, tmp_path: Path) -> None:
     images = NonPlantSet(tmp_path, tuple(tmp_path / f"{i}.png" for i in range(10)))
+    for path in images.paths:
+        path.write_text(path.name)
     used, answer = gate_images(images, fit)
     assert answer is held_out
     assert (used == images) is not held_out

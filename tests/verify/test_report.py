@@ -200,7 +200,7 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("accuracy.int8.species.count", 1.5, r"report\.accuracy\.int8\.species\.count: expected an integer, got 1.5"),
         ("latency.median_ms", "fast", r"report\.latency\.median_ms: expected a finite number, got 'fast'"),
         ("rejection.histogram.plants", [1], "3 bins need as many counts, got 1 and 3"),
-        ("unreadable.0.source", "train", r"report\.unreadable\[0\]\.source: expected one of"),
+        ("unreadable.0.source", "test", r"report\.unreadable\[0\]\.source: expected one of"),
         ("machine", ..., "report: 'machine' is missing; expected gates, policy"),
         ("note", "hello", "report: 'note' is unknown; expected gates, policy"),
     ],
