@@ -172,7 +172,7 @@ def embed_by_hand(bundle: Path, paths: tuple[Path, ...]) -> np.ndarray:
 
 def test_the_detector_is_fitted_on_one_part_and_its_threshold_on_the_other(tiny_bundle, tiny_taxonomy) -> None:
     detector = read_detector(tiny_bundle.bundle / "ood-detector.pkl")
-    leaves = read_leaves(tiny_bundle.data, "train", metadata.taxonomy)
+    leaves = read_leaves(tiny_bundle.data, "train", tiny_taxonomy)
     fit_set, held_out = split_for_calibration(leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, 0)
     others = read_non_plants(tiny_bundle.non_plants).half("selection")
     fitted = embed_by_hand(tiny_bundle.bundle, fit_set.paths)
