@@ -215,7 +215,7 @@ def _export(request: Request) -> ExportSummary:
 def _log_export(request: Request, summary: ExportSummary) -> None:
     metadata = summary.metadata
     mlflow.log_params({**_bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
-    heads = [size for name, size in summary.sizes.items() if name.startswith(HEADS_FOLDER)]
+    heads = [size for name, size in summary.sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
     sizes = {
         "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
         "size_bytes.species_fp16": summary.sizes[SPECIES_FILES["fp16"]],

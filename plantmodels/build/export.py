@@ -78,8 +78,8 @@ class ExportSummary:
 
     def describe(self) -> str:
         """Where it lies, sizes, times and skipped images, for terminals."""
-        heads = [size for name, size in self.sizes.items() if name.startswith(HEADS_FOLDER)]
-        files = {name: size for name, size in self.sizes.items() if not name.startswith(HEADS_FOLDER)}
+        heads = [size for name, size in self.sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
+        files = {name: size for name, size in self.sizes.items() if not name.startswith(f"{HEADS_FOLDER}/")}
         lines = [f"{size:>12,}  {name}" for name, size in files.items()]
         lines.append(f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})")
         lines += [f"{seconds:>11.1f}s  {step}" for step, seconds in self.seconds.items()]

@@ -105,6 +105,10 @@ class TestBundle:
         assert (species["precision"], species["rows_per_run"], species["recipe"]["per_channel"]) == ("int8", 1, True)
         assert metadata.models["swin-species.onnx"]["rows_per_run"] is None
 
+    def test_the_summary_counts_single_heads_apart_from_the_packed_file(self, tiny_bundle) -> None:
+        text = tiny_bundle.summary.describe()
+        assert "disease-heads/ (4 files, largest" in text and "  disease-heads-packed.onnx" in text
+
     def test_the_metadata_says_what_it_was_made_of(self, tiny_bundle) -> None:
         metadata = read_metadata(tiny_bundle.bundle)
         provenance = metadata.provenance
