@@ -32,12 +32,12 @@ from plantmodels.build.data import read_leaves, read_non_plants
 from plantmodels.build.export import ExportSummary, export_bundle
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
-    HEADS_FOLDER,
     HTML_REPORT_FILE,
     MANIFEST_FILE,
     PACKED_HEADS_FILE,
     PLOTS_FOLDER,
     SPECIES_FILES,
+    is_single_head,
 )
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
@@ -215,7 +215,7 @@ def _export(request: Request) -> ExportSummary:
 def _log_export(request: Request, summary: ExportSummary) -> None:
     metadata = summary.metadata
     mlflow.log_params({**_bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
-    heads = [size for name, size in summary.sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
+    heads = [size for name, size in summary.sizes.items() if is_single_head(name)]
     sizes = {
         "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
         "size_bytes.species_fp16": summary.sizes[SPECIES_FILES["fp16"]],

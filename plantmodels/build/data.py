@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal
 
@@ -279,6 +280,31 @@ def stream_images(
                     pool.shutdown(wait=False, cancel_futures=True)
                     raise _too_many(unreadable, total) from error
             progress.update()
+
+
+def stream_batches(
+    paths: Sequence[Path],
+    preprocessing: Preprocessing,
+    *,
+    size: int,
+    unreadable: list[UnreadableImage],
+    out_of: int | None = None,
+    description: str = "",
+) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    """`stream_images` in batches: yields positions in `paths`, and (n, 3, S, S) float32 with n at most `size`.
+
+    Raises:
+        DataError: more unreadable images than allowed, naming the first few.
+    """
+    images = stream_images(paths, preprocessing, unreadable=unreadable, out_of=out_of, description=description)
+    while batch := list(islice(images, size)):
+        positions, pixels = zip(*batch, strict=True)
+        yield list(positions), np.stack(pixels)
+
+
+def name_below(root: Path, path: Path) -> str:
+    """What reports call an image: its name relative to its set's folder, or the bare name outside it."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _load(path: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:

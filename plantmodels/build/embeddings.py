@@ -5,14 +5,13 @@
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import UnreadableImage, stream_images
+from plantmodels.build.data import UnreadableImage, stream_batches
 from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.serve.classifier import SpeciesModel
@@ -46,12 +45,15 @@ class Embedder:
         Raises:
             DataError: too many unreadable files.
         """
-        images = stream_images(
-            paths, self._preprocessing, unreadable=self.unreadable, out_of=self._out_of, description=description
-        )
-        while batch := list(islice(images, _BATCH)):
-            positions, pixels = zip(*batch, strict=True)
-            yield list(positions), self._model.run(np.stack(pixels))[1]
+        for positions, pixels in stream_batches(
+            paths,
+            self._preprocessing,
+            size=_BATCH,
+            unreadable=self.unreadable,
+            out_of=self._out_of,
+            description=description,
+        ):
+            yield positions, self._model.run(pixels)[1]
 
     def score(self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str) -> NDArray[np.float64]:
         """Scores (n, detectors) of the readable images; 8 bytes an image and detector are all that is kept."""

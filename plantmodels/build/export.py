@@ -27,6 +27,7 @@ from plantmodels.build.data import (
     UnreadableImage,
     digest_images,
     digest_leaves,
+    name_below,
     read_leaves,
     read_non_plants,
     split_for_calibration,
@@ -43,6 +44,7 @@ from plantmodels.bundle.layout import (
     HEADS_FOLDER,
     PACKED_HEADS_FILE,
     SPECIES_FILES,
+    describe_sizes,
     head_file,
 )
 from plantmodels.bundle.manifest import write_manifest
@@ -78,10 +80,7 @@ class ExportSummary:
 
     def describe(self) -> str:
         """Where it lies, sizes, times and skipped images, for terminals."""
-        heads = [size for name, size in self.sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
-        files = {name: size for name, size in self.sizes.items() if not name.startswith(f"{HEADS_FOLDER}/")}
-        lines = [f"{size:>12,}  {name}" for name, size in files.items()]
-        lines.append(f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})")
+        lines = describe_sizes(self.sizes)
         lines += [f"{seconds:>11.1f}s  {step}" for step, seconds in self.seconds.items()]
         lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
         return "\n".join([f"wrote {self.bundle}", *lines])
@@ -254,8 +253,7 @@ def _describe_unreadable(inputs: _Inputs, unreadable: Iterable[UnreadableImage])
         source, root = "train", inputs.leaves.root
         if inputs.non_plants is not None and image.path in inputs.non_plants.paths:
             source, root = "non-plants", inputs.non_plants.root
-        name = image.path.relative_to(root).as_posix() if image.path.is_relative_to(root) else image.path.name
-        entries.append({"source": source, "name": name, "reason": image.reason})
+        entries.append({"source": source, "name": name_below(root, image.path), "reason": image.reason})
     return entries
 
 

@@ -4,6 +4,7 @@
 'disease-heads/tomato-int8.onnx'
 """
 
+from collections.abc import Mapping
 from typing import Final, Literal, get_args
 
 FORMAT_VERSION: Final = 1
@@ -36,6 +37,18 @@ DISEASE_OUTPUT: Final = "disease_logits"
 def head_file(slug: str) -> str:
     """Name of the ONNX file of one species' disease head."""
     return f"{HEADS_FOLDER}/{slug}-int8.onnx"
+
+
+def is_single_head(name: str) -> bool:
+    """Whether a bundle file is one species' disease head; the packed file is not."""
+    return name.startswith(f"{HEADS_FOLDER}/")
+
+
+def describe_sizes(sizes: Mapping[str, int]) -> list[str]:
+    """One line a file with its size in bytes, for terminals; all single heads share the last line."""
+    heads = [size for name, size in sizes.items() if is_single_head(name)]
+    lines = [f"{size:>12,}  {name}" for name, size in sizes.items() if not is_single_head(name)]
+    return [*lines, f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})"]
 
 
 def is_report(name: str) -> bool:

@@ -8,16 +8,14 @@ Species; disease given the TRUE species (its head answers, whatever the species 
 0.8116
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage, stream_images
-from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage, stream_batches
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify.measurements import Accuracy, PrecisionAccuracy, Share, SpeciesRow
 
@@ -65,7 +63,7 @@ def measure_accuracy(
     samples: list[LeafSample] = []
     scores: list[NDArray[np.float64]] = []
     for positions, pixels in stream_batches(
-        leaves.paths, int8.metadata.preprocessing, unreadable=unreadable, description="measure accuracy"
+        leaves.paths, int8.metadata.preprocessing, size=BATCH, unreadable=unreadable, description="measure accuracy"
     ):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
@@ -74,45 +72,6 @@ def measure_accuracy(
         _answer_(answers["fp16"], fp16, batch, pixels)
     accuracy = _count(samples, answers["fp16"], answers["int8"], int8.taxonomy.species)
     return AccuracyRun(accuracy, tuple(samples), np.concatenate([np.empty(0), *scores]))
-
-
-def stream_batches(
-    paths: Sequence[Path],
-    preprocessing: Preprocessing,
-    *,
-    unreadable: list[UnreadableImage],
-    description: str,
-    out_of: int | None = None,
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """Decodes images in batches of at most 8, with a progress bar.
-
-    Args:
-        paths: image files.
-        preprocessing: how pixels become input.
-        unreadable: files that are skipped are appended here.
-        description: label of the progress bar.
-        out_of: size of the set that `paths` are part of and 1 % of which may be unreadable; None for `paths`.
-
-    Yields:
-        Positions in `paths`, and (n, 3, S, S) float32.
-
-    Raises:
-        DataError: too many unreadable files among `paths`.
-    """
-    skipped: list[UnreadableImage] = []
-    positions: list[int] = []
-    pixels: list[NDArray[np.float32]] = []
-    for position, image in stream_images(
-        paths, preprocessing, unreadable=skipped, out_of=out_of, description=description
-    ):
-        positions.append(position)
-        pixels.append(image)
-        if len(positions) == BATCH:
-            yield positions, np.stack(pixels)
-            positions, pixels = [], []
-    if positions:
-        yield positions, np.stack(pixels)
-    unreadable.extend(skipped)
 
 
 def _answer_(

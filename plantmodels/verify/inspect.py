@@ -6,7 +6,7 @@
 from pathlib import Path
 
 from plantmodels.bundle.detector import read_detector
-from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, HEADS_FOLDER
+from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, describe_sizes
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.verify.report import read_report
@@ -22,8 +22,6 @@ def describe_bundle(bundle: Path) -> str:
     check_files(bundle, manifest)
     metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
     taxonomy = metadata.taxonomy
-    heads = [entry.size_bytes for name, entry in manifest.files.items() if name.startswith(f"{HEADS_FOLDER}/")]
-    others = {name: e.size_bytes for name, e in manifest.files.items() if not name.startswith(f"{HEADS_FOLDER}/")}
     lines = [
         f"{bundle}: {len(manifest.files)} files, all as in the manifest",
         f"classes     {len(taxonomy.species)} species, {len(taxonomy.species_with_head)} with a disease head, "
@@ -35,8 +33,7 @@ def describe_bundle(bundle: Path) -> str:
         f"made from   checkpoint {metadata.provenance.get('checkpoint_sha256', '')[:12]}, "
         f"commit {metadata.provenance.get('git_commit')}",
         "",
-        *(f"{size:>12,}  {name}" for name, size in others.items()),
-        f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})",
+        *describe_sizes({name: entry.size_bytes for name, entry in manifest.files.items()}),
     ]
     if GATE_REPORT_FILE in manifest.files:
         lines += ["", read_report(bundle).table()]

@@ -11,9 +11,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import NonPlantSet, UnreadableImage
+from plantmodels.build.data import NonPlantSet, UnreadableImage, stream_batches
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify.accuracy import stream_batches
+from plantmodels.verify.accuracy import BATCH
 from plantmodels.verify.measurements import Histogram, Rejection, Share
 
 HISTOGRAM_BINS: Final = 60
@@ -78,7 +78,12 @@ def _score_non_plants(
     if non_plants is not None:
         preprocessing = classifier.metadata.preprocessing
         for positions, pixels in stream_batches(
-            non_plants.paths, preprocessing, unreadable=unreadable, description="measure rejection", out_of=total
+            non_plants.paths,
+            preprocessing,
+            size=BATCH,
+            unreadable=unreadable,
+            out_of=total,
+            description="measure rejection",
         ):
             sources += [non_plants.source_of(non_plants.paths[position]) for position in positions]
             scores.append(classifier.detector.score(classifier.embed(pixels)[1]))

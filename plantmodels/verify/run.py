@@ -21,8 +21,10 @@ from plantmodels.build.data import (
     UnreadableImage,
     digest_images,
     digest_leaves,
+    name_below,
     read_leaves,
     read_non_plants,
+    stream_batches,
 )
 from plantmodels.build.quantize import describe_cpu
 from plantmodels.bundle.detector import read_detector
@@ -45,7 +47,7 @@ from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
-from plantmodels.verify.accuracy import AccuracyRun, measure_accuracy, stream_batches
+from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
 from plantmodels.verify.integrity import (
     RUN_ERRORS,
@@ -227,7 +229,9 @@ def _measure_parity(task: _Task, int8: PlantClassifier, readable: Sequence[LeafS
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
     paths = [sample.path for sample in pick_each_class(readable, MAX_IMAGES, key=_class_of)]
-    batches = stream_batches(paths, task.metadata.preprocessing, unreadable=[], description="measure parity")
+    batches = stream_batches(
+        paths, task.metadata.preprocessing, size=BATCH, unreadable=[], description="measure parity"
+    )
     pixels = np.concatenate([batch for _, batch in batches])
     session = open_session(
         task.bundle / SPECIES_FILES["fp16"], options=task.metadata.session_options, threads=task.threads
@@ -267,14 +271,10 @@ def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
 def _name_unreadable(task: _Task, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> tuple[UnreadableFile, ...]:
     roots = {"val": task.leaves.root, "non-plants": task.non_plants.root if task.non_plants else Path()}
     return tuple(
-        UnreadableFile(source, _name_below(image.path, roots[source]), image.reason)
+        UnreadableFile(source, name_below(roots[source], image.path), image.reason)
         for source, images in unreadable.items()
         for image in images
     )
-
-
-def _name_below(path: Path, root: Path) -> str:
-    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
 
 
 def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
