@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.11 (with venv) and this folder; everything else they set up themselves.
+# `make demo`, `make server` and `make test` need Python 3.11 (with venv) and this folder; everything else they set up themselves.
 
 PYTHON ?= python3
 DEMO := .demo
@@ -15,12 +15,13 @@ NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
 NAME ?= plant-disease
 OUT ?= public/models
 POLICY ?= gates.toml
+PORT ?= 5000
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo test check setup
+.PHONY: demo server test check setup
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -29,6 +30,11 @@ endif
 	mlflow run . --env-manager local -P checkpoint='$(CHECKPOINT)' -P data='$(DATA)' -P non_plants='$(NON_PLANTS)' \
 	  -P name='$(NAME)' -P out='$(OUT)' -P policy='$(POLICY)'
 	python -m mlflow_plugins.cli show --name '$(NAME)' --data '$(DATA)' --non-plants '$(NON_PLANTS)'
+
+# The demo's database behind the gated registry, and MLflow's UI on it.
+server: setup
+	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)' \
+	  --registry-store-uri 'plantmodels:$(MLFLOW_TRACKING_URI)' --artifacts-destination mlartifacts
 
 test: setup
 	python -m pytest
@@ -41,11 +47,13 @@ check: setup
 
 setup: $(READY)
 
-# The pins are the list under `pip:` in conda.yaml, and only there.
-$(READY): conda.yaml
+# The pins are the list under `pip:` in conda.yaml, and only there. MLflow finds the gated registry by this project's
+# entry point, so the project is installed as well.
+$(READY): conda.yaml pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, PYTHON=$(PYTHON) is " + sys.version)'
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	sed -n 's/^      - //p' conda.yaml > .venv/requirements.txt
 	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt
+	$(BIN)/python -m pip install --progress-bar off --no-deps --editable .
 	touch $(READY)

@@ -1,4 +1,4 @@
-"""`plantmodels-registry`: the jobs that `MLproject` names, and a look at what was registered.
+"""`plantmodels-registry`: the jobs that `MLproject` names, and what people ask of the gated registry.
 
 Exit status: 0 done (a version whose gates failed is registered and says so), 1 a known error, 2 wrong usage.
 """
@@ -25,7 +25,10 @@ name_option = click.option("--name", default="plant-disease", show_default=True,
 
 @click.group(cls=KnownErrors)
 def main() -> None:
-    """Registers verified bundles as MLflow model versions."""
+    """Registers verified bundles as MLflow model versions, and governs their promotion.
+
+    The registry is MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI: a server's address, or plantmodels:DATABASE.
+    """
     configure_logging()
 
 
@@ -103,6 +106,37 @@ def show(name: str, version: str, data: Path, non_plants: Path | None) -> None:
     from mlflow_plugins.show import describe_version
 
     click.echo(describe_version(name, version, data, non_plants))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+@click.argument("gate")
+@click.option("--reason", required=True, help="Why this version may be used although the gate failed.")
+def waive(name: str, version: str, gate: str, reason: str) -> None:
+    """Answer for one failed GATE of one VERSION; void as soon as its files or the measured value are others."""
+    from mlflow_plugins.governance import waive_gate
+
+    click.echo(waive_gate(name, version, gate, reason))
+
+
+@main.command()
+@click.argument("name")
+def audit(name: str) -> None:
+    """Every decision of the gated registry about NAME, oldest first."""
+    from mlflow_plugins.governance import list_decisions
+
+    for decision in list_decisions(name):
+        click.echo(decision.describe())
+
+
+@main.command()
+@click.argument("name")
+def reconcile(name: str) -> None:
+    """Make stage Production and alias production of NAME agree again, after a server died between the two."""
+    from mlflow_plugins.governance import reconcile_model
+
+    click.echo(reconcile_model(name))
 
 
 if __name__ == "__main__":

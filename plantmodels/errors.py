@@ -62,3 +62,7 @@ class ManifestMismatchError(BundleError):
 
 class RegistrationError(PlantModelsError):
     """A model version that could not be registered; nothing was."""
+
+
+class GovernanceError(PlantModelsError):
+    """A waiver, audit or repair that the registry refused or could not do."""

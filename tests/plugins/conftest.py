@@ -1,12 +1,22 @@
 """Fixtures of the MLflow edge: one verified tiny bundle."""
 
+import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from plantmodels.bundle.documents import write_json
+from plantmodels.bundle.layout import GATE_REPORT_FILE
+from plantmodels.bundle.manifest import write_manifest
+from plantmodels.verify.gates import GATES, judge
 from plantmodels.verify.policy import read_policy
+from plantmodels.verify.report import read_report
 from plantmodels.verify.run import verify_bundle
+
+PASSING = {"parity": 0.001, "int8_accuracy": 0.0, "ood_precision": 0.995, "ood_recall": 0.97, "latency": 5.0}
+"""What these gates measured; the others have their true values."""
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +36,32 @@ def verified_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Pa
         policy=read_policy(None),
     )
     return bundle
+
+
+@pytest.fixture(scope="session")
+def judged_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Path) -> Callable[..., Path]:
+    """`judged_bundle(ood_recall=0.5)`: the verified bundle with a report of these values, the rest passing."""
+
+    def build(**measured: float) -> Path:
+        bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("judged") / "models"))
+        report = read_report(bundle)
+        values = {gate.name: gate.measured for gate in report.gates} | PASSING | measured
+        gates = tuple(judge(name, values[name], limit=report.policy.limit_of(name), samples=9) for name in GATES)
+        write_json(bundle / GATE_REPORT_FILE, dataclasses.replace(report, gates=gates).to_dict())
+        write_manifest(bundle)
+        return bundle
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def good_bundle(judged_bundle) -> Path:
+    return judged_bundle()
+
+
+@pytest.fixture(scope="session")
+def bad_bundle(judged_bundle) -> Path:
+    return judged_bundle(ood_recall=0.5)
 
 
 @pytest.fixture

@@ -1,0 +1,205 @@
+"""What a model's files prove: read from the artifact store each time, never taken from a client's word.
+
+>>> evidence = read_evidence("mlflow-artifacts:/1/models/m-1/artifacts")  # doctest: +SKIP
+>>> evidence.find_failures(GatePolicy())  # doctest: +SKIP
+()
+"""
+
+import hashlib
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from mlflow_plugins._mlflow_compat import locate_artifacts
+from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
+from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, list_files, read_manifest
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.verify.gates import GateResult, judge
+from plantmodels.verify.policy import GatePolicy
+from plantmodels.verify.report import GateReport, read_report
+
+FLAVOR_NAME: Final = "plantmodels"
+BUNDLE_FOLDER: Final = "data/bundle"
+_MLMODEL: Final = "MLmodel"
+_MAX_MLMODEL_BYTES: Final = 4 * 2**20
+_NOT_OF_THE_MODEL: Final = ("registered_model_meta",)
+"""MLflow writes it beside the model after registration."""
+
+
+class EvidenceError(PlantModelsError):
+    """Files that are missing, changed, contradictory or cannot be read; no waiver helps."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was found in one model's files.
+
+    Attributes:
+        manifest_sha256: of the bundle's manifest, which names every file of the bundle.
+        model_sha256: of the names and digests of all files of the model: bundle, MLmodel and code.
+        report: the gate report, about exactly these files; None when the bundle was never verified.
+    """
+
+    manifest_sha256: str
+    model_sha256: str
+    report: GateReport | None
+
+    def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
+        """Gates that did not pass by the report's own limits or by this policy's.
+
+        Raises:
+            EvidenceError: there is no report.
+        """
+        if self.report is None:
+            raise EvidenceError(f"the bundle holds no {GATE_REPORT_FILE}: it was never verified")
+        strict = (_tighten(gate, policy) for gate in self.report.gates)
+        return tuple(gate for gate in strict if not gate.passed)
+
+
+def _tighten(gate: GateResult, policy: GatePolicy) -> GateResult:
+    if not gate.passed:
+        return gate
+    return judge(gate.name, gate.measured, limit=policy.limit_of(gate.name), samples=gate.samples, detail=gate.detail)
+
+
+def describe_gate(gate: GateResult) -> str:
+    """A gate that did not pass, with its measured value and its limit."""
+    if gate.status == "not measured":
+        return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
+    return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}"
+
+
+def has_flavor(location: str) -> bool:
+    """Whether a model's MLmodel names our flavor; a place without an MLmodel holds none.
+
+    Raises:
+        EvidenceError: the place cannot be read, so nobody can tell.
+    """
+    try:
+        repository, path, folder = locate_artifacts(location)
+        if folder is not None:
+            return (folder / _MLMODEL).is_file() and FLAVOR_NAME in _read_flavors(folder)
+        names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
+        if _MLMODEL not in names:
+            return False
+        with tempfile.TemporaryDirectory(prefix="plantmodels-mlmodel-") as temporary:
+            repository.download_artifacts(f"{path}/{_MLMODEL}".lstrip("/"), temporary)
+            return FLAVOR_NAME in _read_flavors(next(Path(temporary).rglob(_MLMODEL)).parent)
+    except EvidenceError:
+        raise
+    except Exception as error:  # each artifact store has exceptions of its own
+        raise EvidenceError(_unreadable(location, error)) from error
+
+
+def read_evidence(location: str) -> Evidence:
+    """Reads and checks every file of a model in its artifact store.
+
+    Args:
+        location: URI of the model folder.
+
+    Raises:
+        EvidenceError: not our flavor, a file is missing, changed or not listed, the report is about other files,
+            the class order differs, or the place cannot be read.
+    """
+    try:
+        with _model_folder(location) as folder:
+            return _check_model(folder)
+    except EvidenceError:
+        raise
+    except PlantModelsError as error:
+        raise EvidenceError(str(error)) from error
+    except Exception as error:  # each artifact store has exceptions of its own
+        raise EvidenceError(_unreadable(location, error)) from error
+
+
+def _unreadable(location: str, error: Exception) -> str:
+    reason = " ".join(str(error).split())[:300]
+    return f"the artifacts at {location} cannot be read ({type(error).__name__}: {reason})"
+
+
+@contextmanager
+def _model_folder(location: str) -> Iterator[Path]:
+    """The model's files on this machine: in place, or downloaded for as long as they are needed."""
+    repository, path, folder = locate_artifacts(location)
+    if folder is not None:
+        yield folder
+        return
+    with tempfile.TemporaryDirectory(prefix="plantmodels-registry-") as temporary:
+        yield Path(repository.download_artifacts(path, temporary))
+
+
+def _check_model(folder: Path) -> Evidence:
+    flavor = _read_flavors(folder).get(FLAVOR_NAME)
+    if not isinstance(flavor, dict) or flavor.get("bundle") != BUNDLE_FOLDER:
+        raise EvidenceError(f"{_MLMODEL} describes no {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
+    bundle = folder / BUNDLE_FOLDER
+    digests = {name: _digest(folder / name) for name in list_files(folder) if _is_of_the_model(name)}
+    manifest = read_manifest(bundle)
+    check_files(bundle, manifest, digest=_digest)
+    manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
+    if flavor.get("manifest_sha256") != manifest_sha256:
+        raise EvidenceError(f"{MANIFEST_FILE} is not the one that {_MLMODEL} was written for")
+    class_order = read_metadata(bundle).taxonomy.digest
+    if flavor.get("class_order_digest") != class_order:
+        raise EvidenceError(f"the class order is not the one that {_MLMODEL} was written for")
+    report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
+    if report is not None and report.inputs.class_order_digest != class_order:
+        raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order")
+    return Evidence(manifest_sha256, _digest_names(digests), report)
+
+
+def _is_of_the_model(name: str) -> bool:
+    """Python writes `__pycache__` where a version is loaded in place."""
+    return name not in _NOT_OF_THE_MODEL and "__pycache__" not in name.split("/")
+
+
+def _digest_names(digests: dict[str, FileDigest]) -> str:
+    lines = "".join(f"{name}\0{entry.sha256}\n" for name, entry in sorted(digests.items()))
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _read_flavors(folder: Path) -> dict[str, Any]:
+    path = folder / _MLMODEL
+    if not path.is_file():
+        raise EvidenceError(f"{path}: no such file")
+    if path.stat().st_size > _MAX_MLMODEL_BYTES:
+        raise EvidenceError(f"{path}: over {_MAX_MLMODEL_BYTES:,} bytes")
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise EvidenceError(f"{path}: not YAML") from error
+    flavors = document.get("flavors") if isinstance(document, dict) else None
+    if not isinstance(flavors, dict):
+        raise EvidenceError(f"{path}: names no flavors")
+    return flavors
+
+
+_MAX_REMEMBERED: Final = 100_000
+_remembered: dict[tuple[str, int, int, int, int], FileDigest] = {}
+_remembering = threading.Lock()
+
+
+def _digest(path: Path) -> FileDigest:
+    """A file's digest, read again only when its size, inode, or time of modification or change is another.
+
+    The time of change is in the key because, unlike that of modification, no program can set it.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{path}: expected a regular file")
+    stat = path.stat()
+    key = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
+    found = _remembered.get(key)
+    if found is None:
+        found = digest_file(path)
+        with _remembering:
+            if len(_remembered) >= _MAX_REMEMBERED:
+                _remembered.clear()
+            _remembered[key] = found
+    return found

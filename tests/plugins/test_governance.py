@@ -1,0 +1,116 @@
+"""waive, audit and reconcile, as a person types them, against a gated registry."""
+
+import mlflow
+import pytest
+from click.testing import CliRunner, Result
+from mlflow import MlflowClient
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+from mlflow_plugins import flavor
+from mlflow_plugins.cli import main
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def client(embedded_mlflow: str) -> MlflowClient:
+    mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
+    return MlflowClient()
+
+
+def register(bundle) -> str:
+    with mlflow.start_run():
+        uri = flavor.log_model(bundle, name="m").model_uri
+    return str(mlflow.register_model(uri, "leaves").version)
+
+
+def production(client: MlflowClient) -> tuple[list[str], str | None]:
+    versions = client.search_model_versions("name = 'leaves'")
+    alias = client.get_registered_model("leaves").aliases.get("production")
+    return [str(v.version) for v in versions if v.current_stage == "Production"], alias and str(alias)
+
+
+def test_waive_names_the_gate_and_audit_tells_of_it(client, bad_bundle) -> None:
+    register(bad_bundle)
+    result = run("waive", "leaves", 1, "ood_recall", "--reason", "greenhouse only")
+    assert result.exit_code == 0, result.output
+    assert "leaves version 1: ood_recall waived by" in result.stdout
+    lines = run("audit", "leaves").stdout.splitlines()
+    assert len(lines) == 2 and "allowed" in lines[1] and lines[1].endswith("greenhouse only")
+
+
+def test_waive_of_another_gate_is_one_line_of_error(client, bad_bundle) -> None:
+    register(bad_bundle)
+    result = run("waive", "leaves", 1, "latency", "--reason", "x")
+    assert result.exit_code == 1
+    assert "no such gate failed; those that did: ood_recall" in result.stderr
+    assert "REFUSED" in run("audit", "leaves").stdout
+
+
+def test_waive_on_an_ungated_registry_leaves_no_tag(embedded_mlflow, bad_bundle) -> None:
+    register(bad_bundle)
+    result = run("waive", "leaves", 1, "ood_recall", "--reason", "x")
+    assert result.exit_code == 1
+    assert "not a gated registry: nothing was waived" in result.stderr
+    assert not any("waive" in key for key in MlflowClient().get_model_version("leaves", "1").tags)
+
+
+@pytest.mark.parametrize("command", ["audit", "reconcile"])
+def test_a_model_that_is_not_there_is_named(client, command) -> None:
+    result = run(command, "nothing")
+    assert result.exit_code == 1
+    assert "nothing" in result.stderr
+
+
+class Died(BaseException):
+    """The server's process ends here."""
+
+
+def dies(*arguments: object, **named: object) -> None:
+    raise Died
+
+
+def test_reconcile_completes_a_promotion(client, good_bundle, monkeypatch) -> None:
+    first, second = register(good_bundle), register(good_bundle)
+    client.transition_model_version_stage("leaves", first, "Production")
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlAlchemyStore, "transition_model_version_stage", dies)
+        with pytest.raises(Died):
+            client.set_registered_model_alias("leaves", "production", second)
+    assert production(client) == ([first], second)
+    assert "version 2 is in Production now" in run("reconcile", "leaves").stdout
+    assert production(client) == ([second], second)
+    assert "version 2 is in Production by stage and by alias" in run("reconcile", "leaves").stdout
+
+
+def test_reconcile_puts_back_what_was_half_taken_away(client, good_bundle, monkeypatch) -> None:
+    version = register(good_bundle)
+    client.transition_model_version_stage("leaves", version, "Production")
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlAlchemyStore, "delete_registered_model_alias", dies)
+        with pytest.raises(Died):
+            client.transition_model_version_stage("leaves", version, "Archived")
+    assert production(client) == ([], version)
+    run("reconcile", "leaves")
+    assert production(client) == ([version], version)
+
+
+def test_reconcile_gives_the_alias_to_what_was_promoted_before_the_gate(embedded_mlflow, client, good_bundle) -> None:
+    versions = [register(good_bundle), register(good_bundle)]
+    plain = MlflowClient(registry_uri=embedded_mlflow)
+    for version in versions:
+        plain.transition_model_version_stage("leaves", version, "Production")
+    run("reconcile", "leaves")
+    assert production(client) == ([versions[1]], versions[1])
+
+
+def test_reconcile_refuses_what_the_gates_refuse(embedded_mlflow, client, bad_bundle) -> None:
+    version = register(bad_bundle)
+    MlflowClient(registry_uri=embedded_mlflow).set_registered_model_alias("leaves", "production", version)
+    result = run("reconcile", "leaves")
+    assert result.exit_code == 1
+    assert "ood_recall measured 50.00 %" in result.stderr
