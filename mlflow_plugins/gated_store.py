@@ -180,12 +180,18 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             super().set_model_version_tag(name, version, ModelVersionTag(key, value))
 
     def _refuse(
-        self, name: str, version: str | None, action: str, reason: str, evidence: Evidence | None = None
+        self,
+        name: str,
+        version: str | None,
+        action: str,
+        reason: str,
+        evidence: Evidence | None = None,
+        advice: str = "",
     ) -> MlflowException:
         """Writes a refusal down and returns the error that tells of it."""
         self._record(name, version, action, False, reason, evidence)
         what = name if version is None else f"{name} version {version}"
-        return refusal(f"{what}: refused to {action}: {reason}")
+        return refusal(f"{what}: refused to {action}: {reason}{advice}")
 
     def _admit(self, version: ModelVersion, action: str) -> None:
         """Checks a version's files and gates, and writes the decision down.
@@ -211,8 +217,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             else:
                 passed.append(f"{gate.name} waived by {waiver.user or 'unknown user'}: {waiver.reason}")
         if failed:
-            reason = "; ".join(map(describe_gate, failed)) + _advice(failed[0].name, name, number)
-            raise self._refuse(name, number, action, reason, evidence)
+            reason, advice = "; ".join(map(describe_gate, failed)), _advice(failed[0].name, name, number)
+            raise self._refuse(name, number, action, reason, evidence, advice)
         self._record(name, number, action, True, "; ".join(passed) or "all gates passed", evidence)
 
     @contextlib.contextmanager
