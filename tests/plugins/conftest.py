@@ -1,11 +1,15 @@
 """Fixtures of the MLflow edge: one verified tiny bundle."""
 
 import dataclasses
+import os
 import shutil
-from collections.abc import Callable
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 
 from plantmodels.bundle.documents import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE
@@ -68,3 +72,53 @@ def bad_bundle(judged_bundle) -> Path:
 def leaf(tiny_bundle) -> bytes:
     """One encoded validation leaf."""
     return next(path for path in sorted(tiny_bundle.data.glob("val/*/*")) if path.suffix == ".jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Debian's PostgreSQL on a port of its own, with MLflow's tables in the database `template`; its address."""
+    programs = sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    if not programs:
+        pytest.skip("PostgreSQL is not installed")
+    as_postgres = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []  # it refuses to run as root
+    folder = Path(subprocess.check_output([*as_postgres, "mktemp", "-d"], text=True).strip())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+
+    def call(program: str, *arguments: str) -> None:
+        subprocess.run(
+            [*as_postgres, str(programs[-1] / program), "-D", str(folder / "data"), *arguments],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
+        )
+
+    options = f"-p {port} -k {folder} -c fsync=off -c max_connections=400"
+    call("initdb", "--username=plantmodels", "--auth=trust", "--locale=C.UTF-8")
+    call("pg_ctl", "-w", "-l", str(folder / "log"), "-o", options, "start")
+    address = f"postgresql+psycopg2://plantmodels@127.0.0.1:{port}"
+    try:
+        _run_sql(address, "CREATE DATABASE template")
+        from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+        SqlAlchemyStore(f"{address}/template")._dispose_engine()
+        yield address
+    finally:
+        call("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def postgresql_database(postgresql_server: str) -> str:
+    """A fresh database with MLflow's tables."""
+    name = f"test_{os.urandom(6).hex()}"
+    _run_sql(postgresql_server, f"CREATE DATABASE {name} TEMPLATE template")
+    return f"{postgresql_server}/{name}"
+
+
+def _run_sql(address: str, statement: str) -> None:
+    engine = sqlalchemy.create_engine(f"{address}/postgres", isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(sqlalchemy.text(statement))
+    engine.dispose()

@@ -1,4 +1,4 @@
-"""The gated registry on sqlite: what passes, what is refused, and that other models see MLflow's own store."""
+"""The gated registry on sqlite and PostgreSQL: what it lets through, refuses, and leaves to MLflow's own store."""
 
 import json
 import shutil
@@ -23,10 +23,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:Futu
 NAME = "plant-disease"
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def registry_uri(request: pytest.FixtureRequest, embedded_mlflow: str) -> str:
+    """A database of the test's own, by MLflow's address for it."""
+    return embedded_mlflow if request.param == "sqlite" else request.getfixturevalue("postgresql_database")
+
+
 @pytest.fixture
-def client(embedded_mlflow: str) -> MlflowClient:
+def client(registry_uri: str) -> MlflowClient:
     """A client whose registry is the gated one."""
-    mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
+    mlflow.set_registry_uri(f"plantmodels:{registry_uri}")
     return MlflowClient()
 
 
@@ -246,9 +252,9 @@ class Echo(mlflow.pyfunc.PythonModel):
         return model_input
 
 
-def test_a_rename_into_a_configured_name_is_checked(embedded_mlflow, client, bad_bundle, good_bundle, monkeypatch):
+def test_a_rename_into_a_configured_name_is_checked(registry_uri, client, bad_bundle, good_bundle, monkeypatch):
     version = register(bad_bundle)
-    store = build_gated_store(embedded_mlflow, RegistryConfig(guarded=("prod-*",)))
+    store = build_gated_store(registry_uri, RegistryConfig(guarded=("prod-*",)))
     with refused("refused to rename plant-disease to Prod-plants: ood_recall"):
         store.rename_registered_model(NAME, "Prod-plants")
     client.delete_model_version(NAME, version)
@@ -256,9 +262,9 @@ def test_a_rename_into_a_configured_name_is_checked(embedded_mlflow, client, bad
     assert store.rename_registered_model(NAME, "prod-plants").name == "prod-plants"
 
 
-def test_the_registry_has_limits_of_its_own(embedded_mlflow, client, good_bundle):
+def test_the_registry_has_limits_of_its_own(registry_uri, client, good_bundle):
     version = register(good_bundle)
-    store = build_gated_store(embedded_mlflow, RegistryConfig(policy=GatePolicy(ood_recall_min=0.98)))
+    store = build_gated_store(registry_uri, RegistryConfig(policy=GatePolicy(ood_recall_min=0.98)))
     with refused("ood_recall measured 97.00 %, limit ≥ 98 %"):
         store.transition_model_version_stage(NAME, version, "Production", False)
 
@@ -282,12 +288,12 @@ def test_a_waived_gate_lets_this_version_through(client, bad_bundle):
         by_stage(client, other)
 
 
-def test_a_waiver_is_void_once_the_measured_value_is_another(client, bad_bundle, judged_bundle, embedded_mlflow):
+def test_a_waiver_is_void_once_the_measured_value_is_another(client, bad_bundle, judged_bundle, registry_uri):
     version = register(bad_bundle)
     waive(client, version, "ood_recall")
     other = register(judged_bundle(ood_recall=0.4))
     value = client.get_model_version(NAME, version).tags[f"{WAIVE_TAG}ood_recall"]
-    plain = MlflowClient(registry_uri=embedded_mlflow)  # past the gate, as an ungated server would be
+    plain = MlflowClient(registry_uri=registry_uri)  # past the gate, as an ungated server would be
     plain.set_model_version_tag(NAME, other, f"{WAIVE_TAG}ood_recall", value)
     with refused("ood_recall measured 40.00 %"):
         by_stage(client, other)
@@ -323,11 +329,11 @@ def test_waivers_that_say_nothing_are_refused(client, bad_bundle, gate, reason, 
         waive(client, version, gate, reason)
 
 
-def test_waivers_can_be_limited_to_users(embedded_mlflow, client, bad_bundle, monkeypatch):
+def test_waivers_can_be_limited_to_users(registry_uri, client, bad_bundle, monkeypatch):
     from mlflow.entities.model_registry import ModelVersionTag
 
     version = register(bad_bundle)
-    store = build_gated_store(embedded_mlflow, RegistryConfig(waiver_users=("ada",)))
+    store = build_gated_store(registry_uri, RegistryConfig(waiver_users=("ada",)))
     monkeypatch.setattr("mlflow_plugins.gated_store._user", lambda: "bob")
     tag = ModelVersionTag(f"{WAIVE_TAG}ood_recall", "fine")
     with refused("bob is not of ada"):
@@ -386,7 +392,7 @@ def test_promotions_at_the_same_time_end_in_one_state(client, good_bundle):
 # models that are not guarded
 
 
-def test_an_unguarded_model_sees_mlflows_own_store(embedded_mlflow, client):
+def test_an_unguarded_model_sees_mlflows_own_store(registry_uri, client):
     """The same calls to MLflow's store and to ours give the same answers, but for names and times."""
 
     def exercise(registry: MlflowClient, name: str) -> list[Any]:
@@ -411,7 +417,7 @@ def test_an_unguarded_model_sees_mlflows_own_store(embedded_mlflow, client):
             (model.tags, model.aliases, model.description),
         ]
 
-    plain = MlflowClient(registry_uri=embedded_mlflow)
+    plain = MlflowClient(registry_uri=registry_uri)
     assert exercise(client, "ours") == exercise(plain, "theirs")
 
 
