@@ -16,6 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from selenium.webdriver.common.keys import Keys
 
 from mlflow_plugins import flavor
 
@@ -103,6 +104,23 @@ def wait_for_text(browser, text: str) -> None:
     _wait_for(lambda: text in browser.find_element("tag name", "body").text)
 
 
+def take_picture(browser, path: Path) -> None:
+    browser.execute_script("document.querySelector('[data-component-id$=\"chat_panel.close\"]')?.click()")
+    time.sleep(1)  # what slides in or out has then arrived
+    browser.save_screenshot(str(path))
+
+
+def promote_by_alias(browser, server: str, version: str) -> None:
+    browser.get(f"{server}/#/models/{NAME}/versions/{version}")
+    browser.refresh()
+    click(browser, "//button[contains(@aria-label, 'alias') or normalize-space()='Add']")
+    click(browser, "//*[@role='dialog']//input")
+    field = browser.switch_to.active_element
+    field.send_keys("production")
+    field.send_keys(Keys.ENTER)
+    click(browser, "//*[@role='dialog']//button[contains(., 'Save')]")
+
+
 def promote_by_stage(browser, server: str, version: str) -> None:
     browser.get(f"{server}/#/models/{NAME}/versions/{version}")
     browser.execute_script(f"localStorage.setItem('{CLASSIC_UI}', 'true')")
@@ -120,5 +138,17 @@ def test_promotion_by_stage(server, browser, good_bundle, bad_bundle, tmp_path):
     assert client.get_model_version(NAME, good).aliases == ["production"]
     promote_by_stage(browser, server, bad)
     wait_for_text(browser, REFUSED)
-    browser.save_screenshot(str(tmp_path / "ui-stage-refused.png"))
+    take_picture(browser, tmp_path / "ui-stage-refused.png")
     assert client.get_model_version(NAME, bad).current_stage == "None"
+
+
+def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path):
+    good, bad = register(good_bundle), register(bad_bundle)
+    client = MlflowClient()
+    promote_by_alias(browser, server, good)
+    _wait_for(lambda: client.get_registered_model(NAME).aliases)
+    assert client.get_model_version(NAME, good).current_stage == "Production"
+    promote_by_alias(browser, server, bad)
+    wait_for_text(browser, REFUSED)
+    take_picture(browser, tmp_path / "ui-alias-refused.png")
+    assert client.get_registered_model(NAME).aliases == {"production": good}
