@@ -3,8 +3,12 @@
 import dataclasses
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -122,3 +126,74 @@ def _run_sql(address: str, statement: str) -> None:
     with engine.connect() as connection:
         connection.execute(sqlalchemy.text(statement))
     engine.dispose()
+
+
+@dataclasses.dataclass(frozen=True)
+class GatedServer:
+    """A running `mlflow server` with the gated registry; `process` leads a process group of its own."""
+
+    address: str
+    process: subprocess.Popen[bytes]
+
+    def kill(self) -> None:
+        """Ends all its processes as a power cut would."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture
+def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GatedServer]]:
+    """`start_server("--app-name", "basic-auth", database=…, NAME=value)`: makes it the tracking server, too."""
+    import mlflow
+
+    started: list[GatedServer] = []
+
+    def start(*arguments: str, database: str = "sqlite:///server.db", **variables: str) -> GatedServer:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        stores = ["--backend-store-uri", database, "--registry-store-uri", f"plantmodels:{database}"]
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *stores]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+        with (tmp_path / "server.log").open("a") as log:
+            process = subprocess.Popen(
+                [*command, *arguments],
+                cwd=tmp_path,
+                env=environment | variables,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        started.append(GatedServer(f"http://127.0.0.1:{port}", process))
+        wait_for(lambda: process.poll() is not None or _answers(f"{started[-1].address}/health"), 90)
+        assert process.poll() is None, (tmp_path / "server.log").read_text()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", started[-1].address)
+        mlflow.set_tracking_uri(started[-1].address)
+        mlflow.set_registry_uri(None)
+        return started[-1]
+
+    yield start
+    for server in started:
+        if server.process.poll() is None:
+            server.kill()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Asks again and again until something is true."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.2)
+
+
+@pytest.fixture(name="wait_for")
+def _wait_for() -> Callable[..., None]:
+    return wait_for

@@ -3,20 +3,21 @@
 The pictures go to `--basetemp`'s folder of the test; two of them stand in the README (docs/ui-*.png).
 """
 
-import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support import expected_conditions as seen
+from selenium.webdriver.support.ui import WebDriverWait
 
 from mlflow_plugins import flavor
 
@@ -30,49 +31,12 @@ REFUSED = "ood_recall measured 50.00 %, limit ≥ 95 %"
 
 
 @pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    address = f"http://127.0.0.1:{port}"
-    command = ["mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    stores = ["--backend-store-uri", "sqlite:///m.db", "--registry-store-uri", "plantmodels:sqlite:///m.db"]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    with (tmp_path / "server.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *command, *stores], cwd=tmp_path, env=environment, stdout=log, stderr=log
-        )
-    try:
-        _wait_for(lambda: _answers(f"{address}/health"), 60)
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
-        mlflow.set_tracking_uri(address)
-        mlflow.set_registry_uri(None)
-        yield address
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.2)
+def server(start_server: Callable[..., Any]) -> str:
+    return start_server("--workers", "1").address
 
 
 @pytest.fixture
 def browser(tmp_path: Path) -> Iterator:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
     options = webdriver.ChromeOptions()
     options.binary_location = str(shutil.which("chromium"))
     for flag in (
@@ -93,15 +57,11 @@ def register(bundle: Path) -> str:
 
 
 def click(browser, xpath: str) -> None:
-    from selenium.webdriver.common.by import By
-    from selenium.webdriver.support import expected_conditions as seen
-    from selenium.webdriver.support.ui import WebDriverWait
-
     WebDriverWait(browser, 30).until(seen.element_to_be_clickable((By.XPATH, xpath))).click()
 
 
 def wait_for_text(browser, text: str) -> None:
-    _wait_for(lambda: text in browser.find_element("tag name", "body").text)
+    WebDriverWait(browser, 30).until(lambda driver: text in driver.find_element("tag name", "body").text)
 
 
 def take_picture(browser, path: Path) -> None:
@@ -130,11 +90,11 @@ def promote_by_stage(browser, server: str, version: str) -> None:
     click(browser, "//*[@role='dialog']//button[normalize-space()='OK' or normalize-space()='Transition']")
 
 
-def test_promotion_by_stage(server, browser, good_bundle, bad_bundle, tmp_path):
+def test_promotion_by_stage(server, browser, good_bundle, bad_bundle, tmp_path, wait_for):
     good, bad = register(good_bundle), register(bad_bundle)
     promote_by_stage(browser, server, good)
     client = MlflowClient()
-    _wait_for(lambda: client.get_model_version(NAME, good).current_stage == "Production")
+    wait_for(lambda: client.get_model_version(NAME, good).current_stage == "Production")
     assert client.get_model_version(NAME, good).aliases == ["production"]
     promote_by_stage(browser, server, bad)
     wait_for_text(browser, REFUSED)
@@ -142,11 +102,11 @@ def test_promotion_by_stage(server, browser, good_bundle, bad_bundle, tmp_path):
     assert client.get_model_version(NAME, bad).current_stage == "None"
 
 
-def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path):
+def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path, wait_for):
     good, bad = register(good_bundle), register(bad_bundle)
     client = MlflowClient()
     promote_by_alias(browser, server, good)
-    _wait_for(lambda: client.get_registered_model(NAME).aliases)
+    wait_for(lambda: client.get_registered_model(NAME).aliases)
     assert client.get_model_version(NAME, good).current_stage == "Production"
     promote_by_alias(browser, server, bad)
     wait_for_text(browser, REFUSED)
