@@ -11,6 +11,7 @@ before is archived. Every decision is written down before it is carried out.
 import contextlib
 import fnmatch
 import getpass
+import logging
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
@@ -59,6 +60,7 @@ from plantmodels.verify.policy import GatePolicy, read_policy
 _Store: Any = object
 """One of MLflow's stores takes its place in `build_gated_store`."""
 
+_log = logging.getLogger("mlflow.plantmodels.audit")  # below MLflow's logger, so that the server's log shows it
 _MAX_REASON: Final = 1000
 _PASSED: Final = "passed"
 
@@ -172,7 +174,9 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
     ) -> None:
         digest = None if evidence is None else evidence.manifest_sha256
         text = None if version is None else str(version)
-        key, value = Decision(now(), _user(), text, action, allowed, reason, digest).to_tag()
+        decision = Decision(now(), _user(), text, action, allowed, reason, digest)
+        _log.info("%s: %s", name, decision.describe())
+        key, value = decision.to_tag()
         if version is None:
             with contextlib.suppress(MlflowException):  # a refused name may not exist
                 super().set_registered_model_tag(name, RegisteredModelTag(key, value))
@@ -361,6 +365,19 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
                     super().set_registered_model_tag(name, RegisteredModelTag(key, value))
             self._record(name, None, f"delete version {version}", True, f"was in stage {found.current_stage}", None)
             super().delete_model_version(name, version)
+
+    def delete_registered_model(self, name: str) -> None:
+        """Refuses while a version is in Production; the audit goes with the model, but for the server's log."""
+        if not self._names_guarded(name):
+            super().delete_registered_model(name)
+            return
+        with self._locked(name):
+            held = super().get_registered_model(name).aliases.get(ALIAS)
+            if held is not None:
+                reason = f"version {held} is in Production; take it out first"
+                raise self._refuse(name, None, "delete the registered model", reason)
+            self._record(name, None, "delete the registered model", True, "asked for", None)
+            super().delete_registered_model(name)
 
     def rename_registered_model(self, name: str, new_name: str) -> Any:
         """Into a name that is guarded by configuration, only models of which every version may be promoted."""

@@ -9,7 +9,6 @@ import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Final
 
 import filelock
@@ -40,7 +39,7 @@ class Locks:
         """
         mutex = self._threads[name]
         if not mutex.acquire(timeout=TIMEOUT_S):
-            raise TimeoutError(f"another promotion of {name!r} has not ended for {TIMEOUT_S} s")
+            raise TimeoutError(_not_free(name))
         try:
             with self._hold_shared(name):
                 yield
@@ -53,14 +52,25 @@ class Locks:
             yield
         elif self._engine.dialect.name == "sqlite":
             digest = hashlib.sha256(name.encode()).hexdigest()[:16]
-            database = Path(str(self._engine.url.database))
-            with filelock.FileLock(f"{database}.{digest}.lock", timeout=TIMEOUT_S, thread_local=False):
+            lock = filelock.FileLock(f"{self._engine.url.database}.{digest}.lock", thread_local=False)
+            try:
+                lock.acquire(timeout=TIMEOUT_S)
+            except filelock.Timeout as error:
+                raise TimeoutError(_not_free(name)) from error
+            try:
                 yield
+            finally:
+                lock.release()
         else:
+            limit, take, let_go, key = _statements(self._engine.dialect.name, name)
             with self._engine.connect() as connection:
-                take, let_go, key = _statements(self._engine.dialect.name, name)
-                if connection.execute(take, key).scalar() in (0, False):
-                    raise TimeoutError(f"another promotion of {name!r} has not ended for {TIMEOUT_S} s")
+                try:
+                    connection.execute(limit)
+                    is_held = connection.execute(take, key).scalar() not in (0, False)
+                except sqlalchemy.exc.OperationalError as error:
+                    raise TimeoutError(f"{_not_free(name)} ({error.orig})") from error
+                if not is_held:
+                    raise TimeoutError(_not_free(name))
                 try:
                     yield
                 finally:
@@ -68,13 +78,25 @@ class Locks:
                     connection.rollback()
 
 
-def _statements(dialect: str, name: str) -> tuple[sqlalchemy.TextClause, sqlalchemy.TextClause, dict[str, Any]]:
+def _not_free(name: str) -> str:
+    return f"another promotion of {name!r} has not ended for {TIMEOUT_S} s"
+
+
+def _statements(
+    dialect: str, name: str
+) -> tuple[sqlalchemy.TextClause, sqlalchemy.TextClause, sqlalchemy.TextClause, dict[str, Any]]:
+    """How long to wait, the lock, its release, and their key."""
     digest = hashlib.sha256(f"plantmodels:{name}".encode()).digest()
     if dialect == "postgresql":
-        key = int.from_bytes(digest[:8], signed=True)
+        limit = f"SET LOCAL lock_timeout = {round(TIMEOUT_S * 1000)}"
         take, let_go = "SELECT pg_advisory_lock(:key)", "SELECT pg_advisory_unlock(:key)"
-        return sqlalchemy.text(take), sqlalchemy.text(let_go), {"key": key}
-    if dialect == "mysql":
+        key: dict[str, Any] = {"key": int.from_bytes(digest[:8], signed=True)}
+    elif dialect == "mysql":
+        limit = "SELECT 1"  # GET_LOCK has a limit of its own
         take, let_go = f"SELECT GET_LOCK(:key, {TIMEOUT_S})", "SELECT RELEASE_LOCK(:key)"
-        return sqlalchemy.text(take), sqlalchemy.text(let_go), {"key": digest.hex()[:60]}
-    raise NotImplementedError(f"the gated registry has no lock for {dialect}; it runs on sqlite, PostgreSQL and MySQL")
+        key = {"key": digest.hex()[:60]}
+    else:
+        raise NotImplementedError(
+            f"the gated registry has no lock for {dialect}; it runs on sqlite, PostgreSQL and MySQL"
+        )
+    return sqlalchemy.text(limit), sqlalchemy.text(take), sqlalchemy.text(let_go), key

@@ -143,16 +143,26 @@ class GatedServer:
 
 @pytest.fixture
 def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GatedServer]]:
-    """`start_server("--app-name", "basic-auth", database=…, NAME=value)`: makes it the tracking server, too."""
+    """`start_server("--app-name", "basic-auth", database=…, NAME=value)`: makes it the tracking server, too.
+
+    `gated=False` starts it with MLflow's own registry.
+    """
     import mlflow
 
     started: list[GatedServer] = []
 
-    def start(*arguments: str, database: str = "sqlite:///server.db", **variables: str) -> GatedServer:
+    def start(
+        *arguments: str, database: str = "sqlite:///server.db", gated: bool = True, **variables: str
+    ) -> GatedServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        stores = ["--backend-store-uri", database, "--registry-store-uri", f"plantmodels:{database}"]
+        stores = [
+            "--backend-store-uri",
+            database,
+            "--registry-store-uri",
+            f"{'plantmodels:' if gated else ''}{database}",
+        ]
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), *stores]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         with (tmp_path / "server.log").open("a") as log:

@@ -11,7 +11,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["run", "export", "verify", "register", "show"])
+@pytest.mark.parametrize("command", sorted(main.commands))
 def test_help_names_every_option(command: str) -> None:
     assert run(command, "--help").exit_code == 0
     assert all(option.help for option in main.commands[command].params)

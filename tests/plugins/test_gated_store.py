@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_plugins import flavor
 from mlflow_plugins.decisions import AUDIT_TAG, GATES_TAG, GUARDED_TAG, MANIFEST_TAG, WAIVE_TAG, read_decisions
-from mlflow_plugins.gated_store import GateMixin, RegistryConfig, build_gated_store
+from mlflow_plugins.gated_store import RegistryConfig, build_gated_store
 from plantmodels.bundle.layout import MANIFEST_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.verify.policy import GatePolicy
@@ -133,6 +133,16 @@ def test_deleting_a_version_leaves_its_audit(client, good_bundle):
     assert served(client) == ([], None)
     actions = [decision.action for decision in read_decisions([client.get_registered_model(NAME).tags])]
     assert actions == ["register it", "promote to stage Production", f"delete version {version}"]
+
+
+def test_a_model_in_production_is_not_deleted_whole(client, good_bundle):
+    version = register(good_bundle)
+    by_alias(client, version)
+    with refused("version 1 is in Production; take it out first"):
+        client.delete_registered_model(NAME)
+    client.delete_registered_model_alias(NAME, "production")
+    client.delete_registered_model(NAME)
+    assert client.search_registered_models() == []
 
 
 def test_the_server_stamps_what_it_read(client, good_bundle, bad_bundle):
@@ -425,12 +435,3 @@ def test_prompts_are_left_alone(client):
     mlflow.genai.register_prompt("greeting", "Say {{x}}")
     client.set_prompt_alias("greeting", "production", 1)
     assert mlflow.genai.load_prompt("prompts:/greeting@production").version == 1
-
-
-def test_every_overridden_method_is_one_of_mlflows_store():
-    from mlflow.store.model_registry.abstract_store import AbstractStore
-
-    own = [name for name in vars(GateMixin) if not name.startswith("_") and callable(getattr(GateMixin, name))]
-    assert own
-    for name in own:
-        assert hasattr(AbstractStore, name), f"MLflow's store has no {name} to guard any more"

@@ -20,8 +20,8 @@ pytestmark = [
 NAME = "plant-disease"
 
 
-def register(bundle) -> str:
-    with mlflow.start_run():
+def register(bundle, experiment_id: str | None = None) -> str:
+    with mlflow.start_run(experiment_id=experiment_id):
         uri = flavor.log_model(bundle, name="m").model_uri
     return str(mlflow.register_model(uri, NAME).version)
 
@@ -37,14 +37,14 @@ def database(request: pytest.FixtureRequest) -> str:
     return "sqlite:///server.db" if request.param == "sqlite" else request.getfixturevalue("postgresql_database")
 
 
-def test_two_clients_promoting_200_times_end_in_one_state(start_server, database, good_bundle):
+def test_two_clients_promoting_200_times_each_end_in_one_state(start_server, database, good_bundle):
     start_server("--workers", "2", database=database)
     versions = [register(good_bundle), register(good_bundle)]
     failures: list[BaseException] = []
 
     def work(version: str) -> None:
         client = MlflowClient()
-        for turn in range(100):
+        for turn in range(200):
             try:
                 if turn % 2:
                     client.transition_model_version_stage(NAME, version, "Production")
@@ -62,7 +62,7 @@ def test_two_clients_promoting_200_times_end_in_one_state(start_server, database
     stage, alias = production()
     assert stage == [alias]
     promotions = [decision for decision in list_decisions(NAME) if decision.action != "register it"]
-    assert len(promotions) == 200
+    assert len(promotions) == 400
     assert promotions[-1].version == alias
 
 
@@ -137,3 +137,51 @@ def _promote_until_refused(version: str) -> None:
             requests.post(url, json={"name": NAME, "alias": "production", "version": version}, timeout=5)
     except requests.RequestException:
         return
+
+
+def test_ways_round_by_plain_http_are_refused(start_server, good_bundle, bad_bundle):
+    """Both of MLflow's API prefixes; a metric logged afterwards; an artifact overwritten afterwards."""
+    server = start_server("--workers", "1")
+    bad, good = register(bad_bundle), register(good_bundle)
+    client = MlflowClient()
+    client.log_metric(client.search_runs(["0"])[0].info.run_id, "ood_recall", 1.0)
+    for prefix in ("api", "ajax-api"):
+        asked = {"name": NAME, "version": bad, "stage": "Production", "archive_existing_versions": True}
+        answer = requests.post(
+            f"{server.address}/{prefix}/2.0/mlflow/model-versions/transition-stage", json=asked, timeout=30
+        )
+        assert answer.status_code == 403
+        assert "ood_recall measured 50.00 %, limit ≥ 95 %" in answer.json()["message"]
+
+    place = client.get_model_version_download_uri(NAME, good).removeprefix("mlflow-artifacts:/")
+    target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{place}/data/bundle/report.html"
+    requests.put(target, data=b"<h1>All passed</h1>", timeout=30).raise_for_status()
+    with pytest.raises(MlflowException, match=r"refused to set alias production: .*changed: report\.html"):
+        client.set_registered_model_alias(NAME, "production", good)
+    assert production() == ([], None)
+
+
+def test_a_client_gates_an_ungated_server_for_itself(start_server, good_bundle, bad_bundle):
+    """Over MLflow's REST store, with artifacts that must be downloaded to be checked."""
+    server = start_server("--workers", "1", gated=False)
+    mlflow.set_registry_uri(f"plantmodels:{server.address}")
+    good, bad = register(good_bundle), register(bad_bundle)
+    with pytest.raises(MlflowException, match=r"ood_recall measured 50\.00 %"):
+        MlflowClient().transition_model_version_stage(NAME, bad, "Production")
+    MlflowClient().transition_model_version_stage(NAME, good, "Production")
+    assert production() == ([good], good)
+
+
+def test_workspaces_are_gated_each_by_itself(start_server, good_bundle, bad_bundle, monkeypatch):
+    start_server("--workers", "1", "--enable-workspaces")
+    mlflow.create_workspace("greenhouse")
+    for workspace in ("default", "greenhouse"):
+        monkeypatch.setenv("MLFLOW_WORKSPACE", workspace)
+        experiment_id = mlflow.create_experiment("leaves")
+        good, bad = register(good_bundle, experiment_id), register(bad_bundle, experiment_id)
+        assert (good, bad) == ("1", "2")
+        MlflowClient().set_registered_model_alias(NAME, "production", good)
+        with pytest.raises(MlflowException, match=r"ood_recall measured 50\.00 %"):
+            MlflowClient().set_registered_model_alias(NAME, "production", bad)
+        assert production() == ([good], good)
+        assert len(list_decisions(NAME)) == 4
