@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 from mlflow import MlflowClient
@@ -14,7 +15,7 @@ def run(*arguments: object) -> Result:
 @pytest.mark.parametrize("command", sorted(main.commands))
 def test_help_names_every_option(command: str) -> None:
     assert run(command, "--help").exit_code == 0
-    assert all(option.help for option in main.commands[command].params)
+    assert all(option.help for option in main.commands[command].params if isinstance(option, click.Option))
 
 
 def test_register_prints_the_uri(verified_bundle: Path) -> None:

@@ -119,8 +119,13 @@ def test_places_that_cannot_be_read(location: str) -> None:
             read(location)
 
 
+class Echo(mlflow.pyfunc.PythonModel):
+    def predict(self, context, model_input: list[str], params=None) -> list[str]:
+        return model_input
+
+
 def test_flavors_are_told_apart(model: Path, tmp_path: Path) -> None:
-    mlflow.pyfunc.save_model(tmp_path / "other", python_model=lambda model_input: model_input, pip_requirements=[])
+    mlflow.pyfunc.save_model(tmp_path / "other", python_model=Echo(), pip_requirements=[])
     assert has_flavor(str(model))
     assert not has_flavor(str(tmp_path / "other"))
     assert not has_flavor(str(tmp_path / "nothing here"))
