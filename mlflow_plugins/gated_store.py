@@ -157,11 +157,14 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         if self._names_guarded(name):
             return True
         try:
-            return has_flavor(self._locate(version))
+            found = has_flavor(self._locate(version))
         except EvidenceError as error:
             raise refusal(
                 f"{name} version {version.version}: {error}; the registry cannot tell whether its gates passed"
             ) from error
+        if found:  # registered before the gate was put there
+            super().set_registered_model_tag(name, RegisteredModelTag(GUARDED_TAG, "true"))
+        return found
 
     def _locate(self, version: ModelVersion) -> str:
         location: str = super().get_model_version_download_uri(version.name, version.version)
@@ -223,6 +226,9 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         if failed:
             reason, advice = "; ".join(map(describe_gate, failed)), _advice(failed[0].name, name, number)
             raise self._refuse(name, number, action, reason, evidence, advice)
+        if stamped is None:  # registered before the gate was put there: from now on these files are meant
+            for tag in _make_stamps(evidence, failures):
+                super().set_model_version_tag(name, number, tag)
         self._record(name, number, action, True, "; ".join(passed) or "all gates passed", evidence)
 
     @contextlib.contextmanager
@@ -262,9 +268,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         gates = _describe_gates(failures)
         if origin is not None and gates != _PASSED:
             raise self._refuse(name, None, action, gates, evidence)
-        stamps = {MANIFEST_TAG: evidence.manifest_sha256, MODEL_TAG: evidence.model_sha256, GATES_TAG: gates}
         super().set_registered_model_tag(name, RegisteredModelTag(GUARDED_TAG, "true"))
-        tags += [ModelVersionTag(key, value) for key, value in stamps.items()]
+        tags += _make_stamps(evidence, failures)
         version: ModelVersion = create(name, source, run_id, tags, *args, **kwargs)
         self._record(name, version.version, action, True, f"gates {gates}", evidence)
         return version
@@ -454,6 +459,15 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
 def _user() -> str | None:
     """Who asks: the authenticated user of a server, or of this machine where there is no server."""
     return read_authenticated_user() or (None if is_serving() else getpass.getuser())
+
+
+def _make_stamps(evidence: Evidence, failures: tuple[GateResult, ...] | None) -> list[ModelVersionTag]:
+    stamps = {
+        MANIFEST_TAG: evidence.manifest_sha256,
+        MODEL_TAG: evidence.model_sha256,
+        GATES_TAG: _describe_gates(failures),
+    }
+    return [ModelVersionTag(key, value) for key, value in stamps.items()]
 
 
 def _describe_gates(failures: tuple[GateResult, ...] | None) -> str:

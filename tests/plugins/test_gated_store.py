@@ -135,6 +135,30 @@ def test_deleting_a_version_leaves_its_audit(client, good_bundle):
     assert actions == ["register it", "promote to stage Production", f"delete version {version}"]
 
 
+def test_a_version_registered_before_the_gate_is_guarded_from_its_promotion_on(
+    registry_uri, client, good_bundle, bad_bundle
+):
+    """As after `make demo`, which writes to the database without a server."""
+    plain = MlflowClient(registry_uri=registry_uri)
+    plain.create_registered_model(NAME)
+    good, other, bad = (
+        plain.create_model_version(NAME, log(b)).version for b in (good_bundle, good_bundle, bad_bundle)
+    )
+    with refused("ood_recall measured 50.00 %"):
+        by_alias(client, bad)
+    by_alias(client, good)
+    assert served(client) == ([str(good)], str(good))
+    assert client.get_model_version(NAME, good).tags[GATES_TAG] == "passed"
+    client.delete_registered_model_alias(NAME, "production")
+    assert served(client) == ([], None)
+
+    target, source = folder_of(client, good), folder_of(client, other)
+    shutil.rmtree(target)
+    shutil.copytree(source, target)
+    with refused("not those that were registered"):
+        by_stage(client, good)
+
+
 def test_a_model_in_production_is_not_deleted_whole(client, good_bundle):
     version = register(good_bundle)
     by_alias(client, version)
