@@ -10,14 +10,15 @@ file), so a consumer installs the pip requirements and nothing of ours.
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import mlflow
+import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
 from mlflow.models.model import ModelInfo
@@ -28,7 +29,7 @@ from plantmodels.bundle.layout import MANIFEST_FILE, Precision
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError
-from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
 
 FLAVOR_NAME: Final = "plantmodels"
 BUNDLE_FOLDER: Final = "data/bundle"
@@ -55,7 +56,6 @@ _COLUMNS: Final[Mapping[str, DataType]] = {
 _CANDIDATES: Final = Array(Object([Property("species", DataType.string), Property("probability", DataType.double)]))
 
 SIGNATURE: Final = ModelSignature(
-    inputs=Schema([ColSpec(DataType.binary, IMAGE_COLUMN)]),
     outputs=Schema(
         [
             *(ColSpec(kind, name, required=False) for name, kind in _COLUMNS.items()),
@@ -72,6 +72,11 @@ SIGNATURE: Final = ModelSignature(
         ]
     ),
 )
+"""What comes out. There is no input schema: MLflow would make a DataFrame of every list and array before the model
+sees it, and refuse arrays of images; what goes in is checked here instead, image by image."""
+
+
+_PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
 
 
 def get_default_pip_requirements() -> list[str]:
@@ -202,18 +207,56 @@ class _PlantPyfunc:
     def __init__(self, classifier: PlantClassifier) -> None:
         self.classifier = classifier
 
-    def predict(self, model_input: pd.DataFrame, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """One row of contract 4 for each row of the column `image`."""
-        options = dict(params or {})
-        if options.get("routing", "hard") != "hard":
-            raise ValueError(f"routing must be 'hard' in this version, got {options['routing']!r}")
-        predictions = self.classifier.predict(
-            model_input[IMAGE_COLUMN],
-            top_k=int(options.get("top_k", 0)),
-            return_embedding=bool(options.get("return_embedding", False)),
-            on_error=options.get("on_error", "row"),
-        )
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+        """One row of contract 4 for each image of any form that `read_images` takes.
+
+        Raises:
+            ImageError: a bad image, with on_error="raise".
+            ValueError: an input of no known form, an unknown param, or a param of another value.
+        """
+        options = {name: spec.default for name, spec in _PARAMS.items()} | dict(params or {})
+        if unknown := sorted(set(options) - set(_PARAMS)):
+            raise ValueError(f"unknown params {', '.join(unknown)}: expected {', '.join(_PARAMS)}")
+        predictions = self.classifier.predict(read_images(model_input), **options)
         return _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+
+
+def read_images(model_input: Any) -> Iterable[ImageLike]:
+    """The images in an input of any form of contract 4.
+
+    Args:
+        model_input: a DataFrame, or a dict of lists, with the column `image` (a single column may have the name 0
+            or "0", as `spark_udf` calls it); a Series, list or one-dimensional array of encoded bytes, base64
+            text or Pillow images, or of dicts with the key `image`; a (N, H, W, 3) uint8 array; a normalised
+            (N, 3, S, S) float32 array.
+
+    Raises:
+        ValueError: another form.
+    """
+    if isinstance(model_input, pd.DataFrame | Mapping):
+        names = [IMAGE_COLUMN, *([0, "0"] if len(model_input.keys()) == 1 else [])]
+        for name in names:
+            if name in model_input.keys():  # noqa: SIM118 - a DataFrame's `in` is about columns, a dict's about keys
+                return read_images(model_input[name])
+        columns = ", ".join(map(str, model_input.keys()))
+        raise ValueError(f"no column {IMAGE_COLUMN!r}: the columns are {columns or 'none at all'}")
+    if isinstance(model_input, np.ndarray):
+        if model_input.ndim in (1, 4):
+            return cast("Iterable[ImageLike]", model_input)
+        raise ValueError(
+            f"an array must be (N,) of encoded images, (N, H, W, 3) uint8 or (N, 3, S, S) float32, "
+            f"got {model_input.shape} {model_input.dtype}"
+        )
+    if isinstance(model_input, pd.Series | list | tuple):
+        return [image[IMAGE_COLUMN] if _is_row(image) else image for image in model_input]
+    raise ValueError(
+        f"expected a DataFrame with the column {IMAGE_COLUMN!r}, a list of images or an array, "
+        f"got {type(model_input).__name__}"
+    )
+
+
+def _is_row(image: object) -> bool:
+    return isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN}
 
 
 def _asks_for(column: str, options: Mapping[str, Any]) -> bool:

@@ -34,6 +34,7 @@ from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, upright_rgb
+from plantmodels.serve.routing import DiseaseMixture, softmax
 from plantmodels.serve.session import CPU, open_session
 
 CHUNK: Final = 32
@@ -44,6 +45,9 @@ ImageLike = bytes | bytearray | memoryview | str | Image.Image | NDArray[np.uint
 
 OnError = Literal["row", "raise"]
 ON_ERROR: Final[tuple[OnError, ...]] = get_args(OnError)
+
+Routing = Literal["hard", "soft"]
+ROUTINGS: Final[tuple[Routing, ...]] = get_args(Routing)
 
 
 @dataclass(frozen=True)
@@ -151,6 +155,7 @@ class PlantClassifier:
         self.precision = precision
         self._species_model = species_model
         self._heads_session = heads_session
+        self._mixture = DiseaseMixture(metadata.taxonomy)
         self._check_parts()
 
     @classmethod
@@ -255,6 +260,7 @@ class PlantClassifier:
         images: Iterable[ImageLike],
         *,
         top_k: int = 0,
+        routing: Routing = "hard",
         return_embedding: bool = False,
         on_error: OnError = "row",
     ) -> list[Prediction]:
@@ -265,6 +271,8 @@ class PlantClassifier:
                 (3, S, S) float32 arrays, in any mix. Read in chunks: an iterator of any length needs bounded
                 memory.
             top_k: how many of the most probable species to add as candidates; 0 for none.
+            routing: "hard": the head of the top species names the disease; "soft": the disease of the highest
+                probability over all species (`DiseaseMixture`), whichever species it belongs to.
             return_embedding: whether to add the embedding.
             on_error: "row" gives a bad image a row with `error`, "raise" raises at the first.
 
@@ -277,16 +285,24 @@ class PlantClassifier:
         """
         if on_error not in ON_ERROR:
             raise ValueError(f"on_error must be one of {', '.join(ON_ERROR)}, got {on_error!r}")
+        if routing not in ROUTINGS:
+            raise ValueError(f"routing must be one of {', '.join(ROUTINGS)}, got {routing!r}")
         if isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 0:
             raise ValueError(f"top_k must be an integer of at least 0, got {top_k!r}")
         rows: list[Prediction] = []
         iterator = iter(images)
         while chunk := list(islice(iterator, CHUNK)):
-            rows.extend(self._predict_chunk(chunk, len(rows), top_k, return_embedding, on_error))
+            rows.extend(self._predict_chunk(chunk, len(rows), top_k, routing, return_embedding, on_error))
         return rows
 
     def _predict_chunk(
-        self, images: Sequence[ImageLike], offset: int, top_k: int, return_embedding: bool, on_error: OnError
+        self,
+        images: Sequence[ImageLike],
+        offset: int,
+        top_k: int,
+        routing: Routing,
+        return_embedding: bool,
+        on_error: OnError,
     ) -> Iterator[Prediction]:
         pixels: list[NDArray[np.float32]] = []
         errors: dict[int, str] = {}
@@ -298,7 +314,7 @@ class PlantClassifier:
                     raise ImageError(f"image {offset + position}: {error}") from error
                 errors[position] = str(error)
         outputs = self.run(np.stack(pixels)) if pixels else None
-        predictions = iter(() if outputs is None else self._describe(outputs, top_k, return_embedding))
+        predictions = iter(() if outputs is None else self._describe(outputs, top_k, routing, return_embedding))
         for position in range(len(images)):
             yield Prediction(error=errors[position]) if position in errors else next(predictions)
 
@@ -323,18 +339,12 @@ class PlantClassifier:
             raise ImageError("the float32 input holds NaN or infinity")
         return image.astype(np.float32, copy=False)
 
-    def _describe(self, outputs: Outputs, top_k: int, return_embedding: bool) -> Iterator[Prediction]:
+    def _describe(self, outputs: Outputs, top_k: int, routing: Routing, return_embedding: bool) -> Iterator[Prediction]:
         species_probability = softmax(outputs.species_logits)
         rejected = self.detector.rejects(outputs.ood_scores)
+        diseases = self._route(outputs, species_probability, routing)
         for row, index in enumerate(outputs.species_index.tolist()):
-            diseases = self.taxonomy.diseases_of(index)
-            disease, disease_probability = None, None
-            if diseases:
-                probabilities = softmax(outputs.disease_logits[row, : len(diseases)])
-                disease, disease_probability = (
-                    diseases[int(probabilities.argmax())],
-                    float(probabilities.max()),
-                )
+            disease, disease_probability = diseases[row]
             yield Prediction(
                 species=self.taxonomy.species[index],
                 species_index=index,
@@ -347,14 +357,26 @@ class PlantClassifier:
                 embedding=outputs.embedding[row] if return_embedding else None,
             )
 
+    def _route(
+        self, outputs: Outputs, species_probability: NDArray[np.float64], routing: Routing
+    ) -> list[tuple[str | None, float | None]]:
+        """The disease of each image and its probability; None where no head can answer."""
+        if routing == "soft":
+            mixed = self._mixture.mix(species_probability, outputs.embedding, self.disease_logits)
+            return [
+                (self._mixture.names[row.argmax()], float(row.max())) if row.any() else (None, None) for row in mixed
+            ]
+        found: list[tuple[str | None, float | None]] = []
+        for index, logits in zip(outputs.species_index.tolist(), outputs.disease_logits, strict=True):
+            names = self.taxonomy.diseases_of(index)
+            probabilities = softmax(logits[: len(names)]) if names else None
+            found.append(
+                (None, None)
+                if probabilities is None
+                else (names[int(probabilities.argmax())], float(probabilities.max()))
+            )
+        return found
+
     def _candidates(self, probabilities: NDArray[np.float64], top_k: int) -> tuple[Candidate, ...]:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return tuple(Candidate(self.taxonomy.species[i], float(probabilities[i])) for i in best)
-
-
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities along the last axis, computed in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    exponents = np.exp(shifted)
-    probabilities: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
-    return probabilities

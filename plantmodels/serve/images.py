@@ -102,7 +102,7 @@ def _encoded_bytes(data: bytes | str) -> bytes:
     if raw.startswith(_MAGIC):
         return raw
     try:
-        decoded = base64.b64decode(raw, validate=True)
+        decoded = base64.b64decode(raw.translate(None, b" \t\r\n"), validate=True)  # encoders break lines
     except ValueError:
         decoded = b""
     if isinstance(data, str) and raw and not decoded:

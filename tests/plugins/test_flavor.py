@@ -1,11 +1,13 @@
 import base64
 import json
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -13,6 +15,7 @@ from mlflow_plugins import flavor
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.images import decode_image, preprocess
 
 COLUMNS = [
     "species",
@@ -76,7 +79,9 @@ def test_base64_bytes_are_read_as_the_scoring_server_sends_them(model: Path, lea
 def test_signature_example_and_requirements_travel_with_the_model(model: Path, leaf: bytes) -> None:
     description = mlflow.models.Model.load(model)
     assert description.signature == flavor.SIGNATURE
-    assert description.load_input_example(str(model))["image"].tolist() == [leaf]
+    example = description.load_input_example(str(model))
+    loaded = mlflow.pyfunc.load_model(str(model))
+    pd.testing.assert_frame_equal(loaded.predict(example), loaded.predict([leaf]))
     names = {line.split("==")[0] for line in (model / "requirements.txt").read_text().split()}
     assert names == {"mlflow", "numpy", "onnxruntime", "pandas", "pillow"}
 
@@ -143,6 +148,88 @@ def test_manifest_rewritten_with_a_changed_file_does_not_load(model: Path) -> No
         mlflow.pyfunc.load_model(str(model))
 
 
-def test_soft_routing_is_refused_and_not_answered_hard(model: Path, leaf: bytes) -> None:
-    with pytest.raises(Exception, match="routing must be 'hard' in this version, got 'soft'"):
-        mlflow.pyfunc.load_model(str(model)).predict(pd.DataFrame({"image": [leaf]}), params={"routing": "soft"})
+def test_soft_routing_is_the_native_classifiers(model: Path, verified_bundle: Path, leaf: bytes) -> None:
+    rows = mlflow.pyfunc.load_model(str(model)).predict([leaf], params={"routing": "soft"})
+    (native,) = PlantClassifier.load(verified_bundle).predict([leaf], routing="soft")
+    assert (rows.loc[0, "disease"], rows.loc[0, "disease_probability"]) == (native.disease, native.disease_probability)
+
+
+def test_every_form_of_input_gives_the_same_row(model: Path, leaf: bytes) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    photograph, text = decode_image(leaf), base64.b64encode(leaf).decode()
+    (expected,) = loaded.predict(pd.DataFrame({"image": [leaf]})).to_dict("records")
+    for form in (
+        pd.DataFrame({"image": [text]}),
+        pd.DataFrame({"other": [1], "image": [leaf]}),
+        pd.DataFrame({"0": [leaf]}),
+        pd.Series([leaf]),
+        {"image": [leaf]},
+        {"image": np.array([text])},
+        [leaf],
+        (bytearray(leaf),),
+        [text],
+        [{"image": leaf}],
+        [photograph],
+        np.array([leaf], dtype=object),
+        np.asarray(photograph)[None],
+    ):
+        (row,) = loaded.predict(form).to_dict("records")
+        assert row == expected
+
+
+def test_a_normalised_array_is_taken_as_it_is(model: Path, verified_bundle: Path, leaf: bytes) -> None:
+    ready = preprocess(decode_image(leaf), PlantClassifier.load(verified_bundle).metadata.preprocessing)[None]
+    loaded = mlflow.pyfunc.load_model(str(model))
+    assert loaded.predict(ready).to_dict("records") == loaded.predict([leaf]).to_dict("records")
+    bad = np.concatenate([ready, np.full_like(ready, np.nan), ready.clip(max=0) + np.inf, ready])
+    assert loaded.predict(bad)["error"].tolist() == [None, *["the float32 input holds NaN or infinity"] * 2, None]
+
+
+@pytest.mark.parametrize(
+    "nothing", [[], pd.DataFrame({"image": []}), np.zeros((0, 9, 9, 3), np.uint8), np.array([], dtype=object)]
+)
+@pytest.mark.parametrize("params", [None, {"top_k": 2, "return_embedding": True, "routing": "soft"}])
+def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf: bytes, nothing, params) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    empty, one = loaded.predict(nothing, params=params), loaded.predict([leaf], params=params)
+    assert len(empty) == 0
+    assert list(empty.columns) == list(one.columns) and empty.dtypes.tolist() == one.dtypes.tolist()
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        (pd.DataFrame({"picture": [b""], "x": [1]}), "no column 'image': the columns are picture, x"),
+        (pd.DataFrame(), "no column 'image': the columns are none at all"),
+        (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
+        ("leaf.jpg", "a list of images or an array, got str"),
+        (None, "got NoneType"),
+        (np.zeros((4, 4, 3), np.uint8), r"\(N, 3, S, S\) float32, got \(4, 4, 3\) uint8"),
+    ],
+)
+def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        flavor.read_images(form)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (None, "got NoneType"),
+        (3, "got int"),
+        ("leaf.jpg", "file paths are not read"),
+        (b"", "zero bytes"),
+        (np.zeros((4, 4), np.uint8), r"an array must be"),
+        (np.zeros((64, 64, 3), np.float64), r"got \(64, 64, 3\) float64"),
+    ],
+)
+def test_a_bad_row_never_fails_its_neighbours(model: Path, leaf: bytes, bad, message: str) -> None:
+    rows = mlflow.pyfunc.load_model(str(model)).predict([leaf, bad, leaf])
+    assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
+    assert re.search(message, rows.loc[1, "error"])
+
+
+def test_unknown_params_are_an_error_that_lists_the_known_ones(model: Path, leaf: bytes) -> None:
+    loaded = flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER))  # MLflow's wrapper drops them with a warning
+    with pytest.raises(ValueError, match="unknown params topk: expected top_k, return_embedding, on_error, routing"):
+        loaded.predict([leaf], {"topk": 3})

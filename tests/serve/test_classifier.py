@@ -22,8 +22,9 @@ from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_F
 from plantmodels.bundle.manifest import read_manifest, write_manifest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
-from plantmodels.serve.classifier import CHUNK, PlantClassifier, Prediction, softmax
+from plantmodels.serve.classifier import CHUNK, PlantClassifier, Prediction
 from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.routing import softmax
 
 PLAIN = ("species", "species_index", "species_probability", "disease", "disease_probability", "rejected", "error")
 
