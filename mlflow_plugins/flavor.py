@@ -10,7 +10,7 @@ file), so a consumer installs the pip requirements and nothing of ours.
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -21,15 +21,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 from mlflow.models import Model, ModelSignature
-from mlflow.models.model import ModelInfo
+from mlflow.models.model import MLMODEL_FILE_NAME, ModelInfo
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
-from plantmodels.bundle.layout import MANIFEST_FILE, Precision
+from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, Precision, serving_files
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
+from plantmodels.serve.session import CPU, Provider
 
 FLAVOR_NAME: Final = "plantmodels"
 BUNDLE_FOLDER: Final = "data/bundle"
@@ -76,6 +78,9 @@ SIGNATURE: Final = ModelSignature(
 sees it, and refuse arrays of images; what goes in is checked here instead, image by image."""
 
 
+_MODEL_CONFIG: Final[Mapping[str, Any]] = {"precision": "int8", "threads": None, "workers": 1, "providers": [CPU]}
+"""What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record."""
+
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
 
 
@@ -116,6 +121,7 @@ def save_model(
             data_path=str(data),
             code_paths=[str(folder) for folder in sorted(code.iterdir())],
             mlflow_model=model,
+            model_config=dict(_MODEL_CONFIG),
             signature=SIGNATURE,
             input_example=None if input_example is None else pd.DataFrame({IMAGE_COLUMN: [input_example]}),
             pip_requirements=get_default_pip_requirements(),
@@ -168,29 +174,56 @@ def _named(bundle: Path, name: str) -> Iterator[Path]:
         yield link
 
 
-def load_model(model_uri: str, *, precision: Precision = "int8", threads: int | None = None) -> PlantClassifier:
-    """Loads the native classifier of a version.
+def load_model(
+    model_uri: str,
+    *,
+    precision: Precision = "int8",
+    threads: int | None = None,
+    workers: int = 1,
+    providers: Sequence[Provider] = (CPU,),
+) -> PlantClassifier:
+    """Loads the native classifier of a version, and downloads only the files that a precision needs.
+
+    An alias is resolved once, so that all files are of one version whatever is promoted meanwhile. Nothing of the
+    version is executed: code that travels with it is not even downloaded.
 
     Args:
         model_uri: such as "models:/plant-disease@production".
         precision: which species model answers.
         threads: threads inside an operator; None takes all cores.
+        workers: images embedded at the same time, for bulk work with threads=1.
+        providers: ONNX Runtime's execution providers in order of preference, with their options where they have any.
 
     Raises:
-        BundleError: digests or class order do not fit; no session was opened.
+        BundleError: digests or class order do not fit; no session was opened. Or no such provider.
+        ValueError: another precision.
     """
-    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=model_uri))
-    _check_description(folder)
-    return PlantClassifier.load(folder / BUNDLE_FOLDER, precision=precision, threads=threads)
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    repository = get_artifact_repository(model_uri)
+    with tempfile.TemporaryDirectory(prefix="plantmodels-load-") as temporary:
+        folder = Path(temporary)
+        for name in (MLMODEL_FILE_NAME, *(f"{BUNDLE_FOLDER}/{n}" for n in (MANIFEST_FILE, *serving_files(precision)))):
+            repository.download_artifacts(name, dst_path=str(folder))
+        _check_description(folder)
+        return PlantClassifier.load(
+            folder / BUNDLE_FOLDER,
+            precision=precision,
+            threads=threads,
+            workers=workers,
+            providers=providers,
+            whole=False,
+        )
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "_PlantPyfunc":
     """MLflow's entry point: digests and class order are checked before any session opens."""
-    config = model_config or {}
+    config = {**_MODEL_CONFIG, **(model_config or {})}
+    if unknown := sorted(set(config) - set(_MODEL_CONFIG)):
+        raise ValueError(f"unknown model_config {', '.join(unknown)}: expected {', '.join(_MODEL_CONFIG)}")
+    config["providers"] = [name if isinstance(name, str) else tuple(name) for name in config["providers"]]
     _check_description(Path(path).parents[1])
-    return _PlantPyfunc(
-        PlantClassifier.load(Path(path), precision=config.get("precision", "int8"), threads=config.get("threads"))
-    )
+    return _PlantPyfunc(PlantClassifier.load(Path(path), **config))
 
 
 def _check_description(folder: Path) -> None:

@@ -54,3 +54,8 @@ def describe_sizes(sizes: Mapping[str, int]) -> list[str]:
 def is_report(name: str) -> bool:
     """Whether a bundle file is part of the gate report and not of the model."""
     return name.split("/", 1)[0] in REPORT_NAMES
+
+
+def serving_files(precision: Precision) -> tuple[str, ...]:
+    """The files by which a precision answers: not the other species model, the single heads, or the reports."""
+    return (METADATA_FILE, HEADS_LIST_FILE, DETECTOR_FILE, SPECIES_FILES[precision], PACKED_HEADS_FILE)

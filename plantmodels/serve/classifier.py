@@ -29,13 +29,14 @@ from plantmodels.bundle.layout import (
     SPECIES_INDEX_INPUT,
     SPECIES_OUTPUT,
     Precision,
+    serving_files,
 )
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, upright_rgb
 from plantmodels.serve.routing import DiseaseMixture, softmax
-from plantmodels.serve.session import CPU, open_session
+from plantmodels.serve.session import CPU, Provider, open_session
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -166,7 +167,8 @@ class PlantClassifier:
         precision: Precision = "int8",
         threads: int | None = None,
         workers: int = 1,
-        providers: Sequence[str] = (CPU,),
+        providers: Sequence[Provider] = (CPU,),
+        whole: bool = True,
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
 
@@ -175,7 +177,9 @@ class PlantClassifier:
             precision: which species model answers. The detector's threshold is calibrated on "int8".
             threads: threads inside an operator; None takes all cores.
             workers: images embedded at the same time (see `SpeciesModel`); for bulk work, with threads=1.
-            providers: execution providers in order of preference.
+            providers: execution providers in order of preference (see `open_session`).
+            whole: whether every file of the manifest must be there; False for a folder that holds those that this
+                precision needs (`serving_files`).
 
         Raises:
             BundleError: files that differ from the manifest, documents that disagree, or a session that
@@ -185,7 +189,7 @@ class PlantClassifier:
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        check_files(folder, read_manifest(folder))
+        check_files(folder, read_manifest(folder), None if whole else serving_files(precision))
         metadata = read_metadata(folder)
         detector = read_detector(folder / DETECTOR_FILE)
         sessions = [
@@ -218,6 +222,11 @@ class PlantClassifier:
                 )
         if self.detector.embedding_dim != dim:
             raise BundleError(f"{DETECTOR_FILE}: scores {self.detector.embedding_dim} features, the models give {dim}")
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """The execution providers that answer, in order of preference."""
+        return tuple(self._species_model.session.get_providers())
 
     def embed(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Runs the species model alone: `SpeciesModel.run`."""

@@ -19,6 +19,10 @@ the thread that opens it: numpy there flushes denormals too, and beside an earli
 lost."""
 
 CPU: Final = "CPUExecutionProvider"
+
+Provider = str | tuple[str, Mapping[str, str]]
+"""An execution provider's name, or its name and its options."""
+
 _ERROR_LEVEL: Final = 3
 
 
@@ -32,7 +36,7 @@ def open_session(
     *,
     options: Mapping[str, str] = SESSION_OPTIONS,
     threads: int | None = None,
-    providers: Sequence[str] = (CPU,),
+    providers: Sequence[Provider] = (CPU,),
 ) -> ort.InferenceSession:
     """Opens one ONNX file.
 
@@ -40,15 +44,19 @@ def open_session(
         path: the file.
         options: session configuration entries, from the bundle's metadata.
         threads: threads inside an operator; None takes all cores.
-        providers: execution providers in order of preference.
+        providers: execution providers in order of preference. ONNX Runtime keeps what a provider lacks on the CPU,
+            but never the whole model unless the CPU is asked for as well.
 
     Raises:
-        BundleError: a provider that this ONNX Runtime lacks, or a file or an option that it refuses.
+        BundleError: a provider that this ONNX Runtime lacks or cannot start, or a file or an option that it refuses.
     """
-    missing = [name for name in providers if name not in ort.get_available_providers()]
-    if missing:
-        available = ", ".join(ort.get_available_providers())
-        raise BundleError(f"execution provider {missing[0]} is not available; this ONNX Runtime has {available}")
+    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    available = ort.get_available_providers()
+    if not names or set(names) - set(available):
+        missing = next((name for name in names if name not in available), "none at all")
+        raise BundleError(
+            f"execution provider {missing} is not available; this ONNX Runtime has {', '.join(available)}"
+        )
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
@@ -56,9 +64,18 @@ def open_session(
     try:
         for name, value in options.items():
             settings.add_session_config_entry(name, value)
-        return ort.InferenceSession(path, settings, providers=list(providers))
+        session = ort.InferenceSession(
+            path,
+            settings,
+            providers=[name if isinstance(name, str) else (name[0], dict(name[1])) for name in providers],
+        )
     except _ORT_ERRORS as error:
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({str(error).strip()[:300]})") from error
+    if names[0] not in session.get_providers() and CPU not in names:
+        raise BundleError(
+            f"{path}: execution provider {names[0]} could not be started; ONNX Runtime fell back to the CPU"
+        )
+    return session
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

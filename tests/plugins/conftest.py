@@ -175,7 +175,7 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
                 start_new_session=True,
             )
         started.append(GatedServer(f"http://127.0.0.1:{port}", process))
-        wait_for(lambda: process.poll() is not None or _answers(f"{started[-1].address}/health"), 90)
+        wait_for(lambda: process.poll() is not None or answers(f"{started[-1].address}/health"), 90)
         assert process.poll() is None, (tmp_path / "server.log").read_text()
         monkeypatch.setenv("MLFLOW_TRACKING_URI", started[-1].address)
         mlflow.set_tracking_uri(started[-1].address)
@@ -188,7 +188,7 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
             server.kill()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)

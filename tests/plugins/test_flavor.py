@@ -135,9 +135,59 @@ def test_native_loader_takes_a_uri_and_a_precision(verified_bundle: Path, leaf: 
     assert fp16.precision == "fp16" and fp16.predict([leaf])[0].error is None
 
 
-def test_model_config_chooses_the_precision(model: Path) -> None:
-    loaded = flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER), {"precision": "fp16", "threads": 1})
-    assert loaded.classifier.precision == "fp16"
+def test_native_loader_downloads_what_a_precision_needs(
+    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="leaves")
+    fetched: list[str] = []
+    repository = flavor.get_artifact_repository(info.model_uri)
+    download = repository.download_artifacts
+    monkeypatch.setattr(
+        repository, "download_artifacts", lambda name, **to: (fetched.append(Path(name).name), download(name, **to))[1]
+    )
+    monkeypatch.setattr(flavor, "get_artifact_repository", lambda uri: repository)
+    loaded = flavor.load_model(info.model_uri, precision="fp16", threads=1)
+    assert sorted(fetched) == [
+        "MLmodel",
+        "disease-heads-list.json",
+        "disease-heads-packed.onnx",
+        "manifest.json",
+        "onnx-metadata.json",
+        "ood-detector.pkl",
+        "swin-species.onnx",
+    ]
+    expected = PlantClassifier.load(verified_bundle, precision="fp16", threads=1)
+    assert loaded.predict([leaf]) == expected.predict([leaf])
+
+
+def test_native_loader_checks_what_it_downloaded(verified_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="leaves")
+    folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=info.artifact_path))
+    path = folder / flavor.BUNDLE_FOLDER / "disease-heads-packed.onnx"
+    path.write_bytes(path.read_bytes()[:-1])
+    monkeypatch.setattr("plantmodels.serve.classifier.open_session", lambda *_, **__: pytest.fail("a session opened"))
+    with pytest.raises(ManifestMismatchError, match=r"changed: disease-heads-packed\.onnx"):
+        flavor.load_model(info.artifact_path)
+    with pytest.raises(ValueError, match="precision must be one of int8, fp16, got 'int4'"):
+        flavor.load_model(info.model_uri, precision="int4")
+
+
+def test_model_config_reaches_the_classifier(model: Path) -> None:
+    config = {"precision": "fp16", "threads": 1, "providers": [["CPUExecutionProvider", {}]]}
+    loaded = mlflow.pyfunc.load_model(str(model), model_config=config)
+    classifier = loaded._model_impl.classifier
+    assert classifier.precision == "fp16" and classifier.providers == ("CPUExecutionProvider",)
+    with pytest.raises(
+        ValueError, match="unknown model_config thread: expected precision, threads, workers, providers"
+    ):
+        flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER), {"thread": 1})
+
+
+def test_a_provider_that_is_not_there_is_an_error(model: Path) -> None:
+    with pytest.raises(BundleError, match=r"CUDAExecutionProvider is not available; this ONNX Runtime has .*CPU"):
+        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["CUDAExecutionProvider"]})
 
 
 def test_manifest_rewritten_with_a_changed_file_does_not_load(model: Path) -> None:

@@ -132,3 +132,27 @@ def test_a_bug_is_not_taken_for_a_bad_file(model_file: Path, monkeypatch: pytest
     monkeypatch.setattr(session.ort, "InferenceSession", fail)
     with pytest.raises(AttributeError, match="bug"):
         open_session(model_file)
+
+
+class _FellBack:
+    """What ONNX Runtime gives when a provider that is compiled in does not start."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        pass
+
+    def get_providers(self) -> list[str]:
+        return ["CPUExecutionProvider"]
+
+
+def test_falling_back_to_the_cpu_unasked_is_an_error(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(ort, "InferenceSession", _FellBack)
+    cuda = ("CUDAExecutionProvider", {"device_id": "0"})
+    with pytest.raises(BundleError, match="CUDAExecutionProvider could not be started"):
+        open_session(tmp_path / "m.onnx", providers=[cuda])
+    assert open_session(tmp_path / "m.onnx", providers=[cuda, "CPUExecutionProvider"]).get_providers()
+
+
+def test_an_empty_list_of_providers_is_an_error(tmp_path) -> None:
+    with pytest.raises(BundleError, match="execution provider none at all is not available"):
+        open_session(tmp_path / "m.onnx", providers=[])
