@@ -266,6 +266,8 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
     Raises:
         ValueError: another form.
     """
+    if isinstance(model_input, pd.DataFrame) and model_input.shape == (0, 0):
+        return []  # `dataframe_records` of no record
     if isinstance(model_input, pd.DataFrame | Mapping):
         names = [IMAGE_COLUMN, *([0, "0"] if len(model_input.keys()) == 1 else [])]
         for name in names:

@@ -204,6 +204,11 @@ def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
         time.sleep(0.2)
 
 
-@pytest.fixture(name="wait_for")
+@pytest.fixture(scope="session", name="wait_for")
 def _wait_for() -> Callable[..., None]:
     return wait_for
+
+
+@pytest.fixture(scope="session", name="answers")
+def _answers() -> Callable[[str], bool]:
+    return answers

@@ -236,7 +236,8 @@ def test_a_normalised_array_is_taken_as_it_is(model: Path, verified_bundle: Path
 
 
 @pytest.mark.parametrize(
-    "nothing", [[], pd.DataFrame({"image": []}), np.zeros((0, 9, 9, 3), np.uint8), np.array([], dtype=object)]
+    "nothing",
+    [[], pd.DataFrame(), pd.DataFrame({"image": []}), np.zeros((0, 9, 9, 3), np.uint8), np.array([], dtype=object)],
 )
 @pytest.mark.parametrize("params", [None, {"top_k": 2, "return_embedding": True, "routing": "soft"}])
 def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf: bytes, nothing, params) -> None:
@@ -250,7 +251,7 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
     ("form", "message"),
     [
         (pd.DataFrame({"picture": [b""], "x": [1]}), "no column 'image': the columns are picture, x"),
-        (pd.DataFrame(), "no column 'image': the columns are none at all"),
+        ({}, "no column 'image': the columns are none at all"),
         (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
         ("leaf.jpg", "a list of images or an array, got str"),
         (None, "got NoneType"),
