@@ -141,9 +141,10 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
     # what is guarded
 
     def _names_guarded(self, name: str) -> bool:
-        """By configuration, or by the mark that this store set when it saw our flavor under the name."""
-        if self.config.guards(name):
-            return True
+        return self.config.guards(name) or self._is_marked(name)
+
+    def _is_marked(self, name: str) -> bool:
+        """By this store, when it saw our flavor under the name."""
         try:
             return GUARDED_TAG in super().get_registered_model(name).tags
         except MlflowException as error:
@@ -152,8 +153,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             raise
 
     def _is_guarded(self, name: str, version: ModelVersion) -> bool:
-        if version.source in PROMPT_SOURCES:
-            return False
+        if version.source in PROMPT_SOURCES:  # among our models it is no prompt, but a version that cannot be loaded
+            return self._is_marked(name)
         if self._names_guarded(name):
             return True
         try:
@@ -247,7 +248,7 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         """Stamps what the files of a guarded version are; refuses incomplete ones and forged stamps."""
         tags = list(tags or [])
         create: Callable[..., ModelVersion] = super().create_model_version
-        if source in PROMPT_SOURCES:
+        if source in PROMPT_SOURCES and not self._is_marked(name):
             _refuse_reserved(tag.key for tag in tags)
             return create(name, source, run_id, tags, *args, **kwargs)
         origin = self._read_origin(source)

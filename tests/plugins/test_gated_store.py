@@ -386,6 +386,19 @@ def test_waivers_can_be_limited_to_users(registry_uri, client, bad_bundle, monke
 # audit and concurrency
 
 
+def test_a_prompts_placeholder_is_no_way_into_a_guarded_model(registry_uri, client, good_bundle):
+    version = register(good_bundle)
+    by_alias(client, version)
+    with refused("refused to register it: the artifacts at dummy-source|refused to register it: .*MLmodel"):
+        client.create_model_version(NAME, "dummy-source")
+    plain = MlflowClient(registry_uri=registry_uri)  # past the gate
+    empty = plain.create_model_version(NAME, "dummy-source").version
+    for promote in (by_alias, by_stage):
+        with refused(f"version {empty}: refused to"):
+            promote(client, empty)
+    assert served(client) == ([version], version)
+
+
 def test_every_decision_is_written_down(client, good_bundle, bad_bundle):
     first, second = register(good_bundle), register(bad_bundle)
     by_stage(client, first)
