@@ -16,11 +16,12 @@ from mlflow.entities.model_registry.model_version_stages import (
     STAGE_STAGING,
     get_canonical_stage,
 )
-from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS
+from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 __all__ = [
     "PROMPT_SOURCES",
+    "PROMPT_TAG",
     "STAGE_ARCHIVED",
     "STAGE_PRODUCTION",
     "STAGE_STAGING",
@@ -37,6 +38,10 @@ __all__ = [
 PROMPT_SOURCES: Final = _PROMPT_SOURCE_PLACEHOLDERS
 """What MLflow writes as the source of a prompt's version, which has no artifacts."""
 
+PROMPT_TAG: Final = IS_PROMPT_TAG_KEY
+"""MLflow's search of model versions leaves out a whole model of which one version has it."""
+
+_BASIC_AUTH: Final = "mlflow.server.auth:authenticate_request_basic_auth"
 _HANDLERS: Final = "mlflow.server.handlers"
 _AUTH: Final = "mlflow.server.auth"
 
@@ -105,6 +110,7 @@ def read_authenticated_user() -> str | None:
     """The user of the present request, if MLflow's basic-auth app checked who it is."""
     import flask
 
-    if _AUTH in sys.modules and flask.has_request_context() and flask.request.authorization is not None:
-        return flask.request.authorization.username
-    return None
+    auth = sys.modules.get(_AUTH)
+    if auth is None or auth.auth_config.authorization_function != _BASIC_AUTH or not flask.has_request_context():
+        return None  # another function may not look at the header from which the name is read
+    return None if flask.request.authorization is None else flask.request.authorization.username

@@ -3,7 +3,7 @@
 A tag whose key starts with `plantmodels.` is the registry's own: it refuses those that clients send, but for
 the one by which a person asks for a waiver.
 
->>> Waiver.from_json("ood_recall", '{"reason": "…", …}').covers(gate, manifest_sha256)  # doctest: +SKIP
+>>> Waiver.from_json('{"reason": "…", …}').covers(gate, manifest_sha256)  # doctest: +SKIP
 """
 
 import json
@@ -23,6 +23,9 @@ MODEL_TAG: Final = f"{RESERVED}model_sha256"
 GATES_TAG: Final = f"{RESERVED}gates"
 WAIVE_TAG: Final = f"{RESERVED}waive."
 AUDIT_TAG: Final = f"{RESERVED}audit."
+
+_MAX_REASON: Final = 2000
+"""Characters; a registered model's tag, where the audit of deleted versions goes, holds 5,000 in all."""
 
 INTEGRITY_GATES: Final = frozenset({"loads", "heads_complete"})
 """They say that the files are whole and the classes in order: never waived."""
@@ -95,7 +98,7 @@ class Decision:
     def to_tag(self) -> tuple[str, str]:
         """Key and value: one tag a decision, so that two servers never overwrite each other's."""
         return f"{AUDIT_TAG}{self.at.replace(':', '')}.{secrets.token_hex(3)}", json.dumps(
-            asdict(self), ensure_ascii=False
+            asdict(self) | {"reason": self.reason[:_MAX_REASON]}, ensure_ascii=False
         )
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlparse
 
 import yaml
 
@@ -85,6 +86,8 @@ def has_flavor(location: str) -> bool:
     try:
         repository, path, folder = locate_artifacts(location)
         if folder is not None:
+            if not folder.is_dir():
+                raise EvidenceError(f"the artifacts at {location} cannot be read (no such folder)")
             return (folder / _MLMODEL).is_file() and FLAVOR_NAME in _read_flavors(folder)
         names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
         if _MLMODEL not in names:
@@ -110,7 +113,7 @@ def read_evidence(location: str) -> Evidence:
     """
     try:
         with _model_folder(location) as folder:
-            return _check_model(folder)
+            return _check_model(folder, loads_in_place=urlparse(location).scheme in ("", "file"))
     except EvidenceError:
         raise
     except PlantModelsError as error:
@@ -135,12 +138,12 @@ def _model_folder(location: str) -> Iterator[Path]:
         yield Path(repository.download_artifacts(path, temporary))
 
 
-def _check_model(folder: Path) -> Evidence:
+def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:
     flavor = _read_flavors(folder).get(FLAVOR_NAME)
     if not isinstance(flavor, dict) or flavor.get("bundle") != BUNDLE_FOLDER:
         raise EvidenceError(f"{_MLMODEL} describes no {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
     bundle = folder / BUNDLE_FOLDER
-    digests = {name: _digest(folder / name) for name in list_files(folder) if _is_of_the_model(name)}
+    digests = {name: _digest(folder / name) for name in list_files(folder) if _is_of_the_model(name, loads_in_place)}
     manifest = read_manifest(bundle)
     check_files(bundle, manifest, digest=_digest)
     manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
@@ -155,9 +158,12 @@ def _check_model(folder: Path) -> Evidence:
     return Evidence(manifest_sha256, _digest_names(digests), report)
 
 
-def _is_of_the_model(name: str) -> bool:
-    """Python writes `__pycache__` where a version is loaded in place."""
-    return name not in _NOT_OF_THE_MODEL and "__pycache__" not in name.split("/")
+def _is_of_the_model(name: str, loads_in_place: bool) -> bool:
+    """Python writes `__pycache__` where a version is loaded in place; anywhere else somebody put it there.
+
+    A byte-code file need not agree with its source, and Python runs it instead.
+    """
+    return name not in _NOT_OF_THE_MODEL and not (loads_in_place and "__pycache__" in name.split("/"))
 
 
 def _digest_names(digests: dict[str, FileDigest]) -> str:

@@ -3,7 +3,7 @@
 A guarded model is one that the server's configuration names, or of which a version holds our flavor. For it, a
 version becomes Production, Staging or `@production` only after its files were read back from the artifact store
 and every gate passed or was waived. The alias leads and the stage follows, under a lock; what was in Production
-before is archived. Every decision is written down before it is carried out.
+before is archived. Every promotion is written down before it is carried out.
 
 >>> store = build_gated_store("sqlite:///mlflow.db")  # doctest: +SKIP
 """
@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlparse
 
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
@@ -27,6 +28,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED, RESOURCE_DOES_NOT_EX
 
 from mlflow_plugins._mlflow_compat import (
     PROMPT_SOURCES,
+    PROMPT_TAG,
     STAGE_ARCHIVED,
     STAGE_PRODUCTION,
     STAGE_STAGING,
@@ -251,6 +253,10 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         if source in PROMPT_SOURCES and not self._is_marked(name):
             _refuse_reserved(tag.key for tag in tags)
             return create(name, source, run_id, tags, *args, **kwargs)
+        if PROMPT_TAG in (tag.key for tag in tags):
+            raise refusal(f"{name}: a version with the source {source} is no prompt")
+        if urlparse(source.strip()).scheme == "models" and not source.startswith("models:/"):
+            raise refusal(f"{name}: the source {source!r} must start with 'models:/'")  # MLflow reads other spellings
         origin = self._read_origin(source)
         if origin is not None:  # a copy brings the stamps of its origin along: they are made anew
             tags = [tag for tag in tags if not (tag.key.startswith(RESERVED) and tag.value == origin.tags.get(tag.key))]
@@ -309,18 +315,19 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         """Checks before Production and Staging; moves the alias along with Production."""
         transition: Callable[..., ModelVersion] = super().transition_model_version_stage
         found: ModelVersion = super().get_model_version(name, version)
-        if not self._is_guarded(name, found):
-            return transition(name, version, stage, archive_existing_versions)
         wanted = get_canonical_stage(stage)
+        is_promotion = wanted in (STAGE_PRODUCTION, STAGE_STAGING)
+        if not (self._is_guarded(name, found) if is_promotion else self._names_guarded(name)):
+            return transition(name, version, stage, archive_existing_versions)
         with self._locked(name):
             found = super().get_model_version(name, version)
             if wanted == STAGE_PRODUCTION:
                 return self._promote(found, "promote to stage Production")
             if wanted == STAGE_STAGING:
                 self._admit(found, "promote to stage Staging")
-            else:
-                self._record(name, found.version, f"move to stage {wanted}", True, "asked for", None)
             moved: ModelVersion = transition(name, version, wanted, archive_existing_versions)
+            if not is_promotion:
+                self._record(name, found.version, f"move to stage {wanted}", True, "asked for", None)
             if ALIAS in found.aliases:
                 super().delete_registered_model_alias(name, ALIAS)
                 moved = super().get_model_version(name, version)
@@ -338,7 +345,7 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             self._promote(super().get_model_version(name, version), f"set alias {ALIAS}")
 
     def _promote(self, version: ModelVersion, action: str) -> ModelVersion:
-        """Both steps can be repeated; between them the alias is already right, and both versions were admitted."""
+        """Both steps can be repeated; between them the alias is already right."""
         self._admit(version, action)
         name, number = version.name, version.version
         super().set_registered_model_alias(name, ALIAS, number)
@@ -355,8 +362,7 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             held = super().get_registered_model(name).aliases.get(ALIAS)
             if held is not None:
                 self._record(name, str(held), f"delete alias {ALIAS}", True, "asked for", None)
-                if super().get_model_version(name, held).current_stage == STAGE_PRODUCTION:
-                    super().transition_model_version_stage(name, held, STAGE_ARCHIVED, False)
+                self._archive_production(name)
             super().delete_registered_model_alias(name, alias)
 
     def delete_model_version(self, name: str, version: str) -> None:
@@ -370,6 +376,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
                 if key.startswith(AUDIT_TAG):
                     super().set_registered_model_tag(name, RegisteredModelTag(key, value))
             self._record(name, None, f"delete version {version}", True, f"was in stage {found.current_stage}", None)
+            if ALIAS in found.aliases:  # a promotion that stopped half-way leaves another one in the stage
+                self._archive_production(name)
             super().delete_model_version(name, version)
 
     def delete_registered_model(self, name: str) -> None:
@@ -378,22 +386,51 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             super().delete_registered_model(name)
             return
         with self._locked(name):
-            held = super().get_registered_model(name).aliases.get(ALIAS)
-            if held is not None:
-                reason = f"version {held} is in Production; take it out first"
-                raise self._refuse(name, None, "delete the registered model", reason)
+            self._refuse_in_production(name, "delete the registered model")
             self._record(name, None, "delete the registered model", True, "asked for", None)
             super().delete_registered_model(name)
 
     def rename_registered_model(self, name: str, new_name: str) -> Any:
-        """Into a name that is guarded by configuration, only models of which every version may be promoted."""
-        if self.config.guards(new_name) and not self.config.guards(name):
-            for version in super().search_model_versions(f"name = '{name}'", max_results=200_000):
-                self._admit(
-                    super().get_model_version(name, version.version),
-                    f"rename {name} to {new_name}",
-                )
-        return super().rename_registered_model(name, new_name)
+        """Neither a guarded model away from its name nor any model into a guarded one while it is in Production.
+
+        Into a name that is guarded by configuration, only models of which every version may be promoted.
+        """
+        rename = super().rename_registered_model
+        if not (self._names_guarded(name) or self.config.guards(new_name)):
+            return rename(name, new_name)
+        first, second = sorted((name, str(new_name)))
+        with self._locked(first), self._locked(second) if second != first else contextlib.nullcontext():
+            action = f"rename {name} to {new_name}"
+            self._refuse_in_production(name, action)
+            if self.config.guards(new_name) and not self.config.guards(name):
+                for version in self._list_versions(name):
+                    self._admit(version, action)
+            self._record(name, None, action, True, "nothing is in Production", None)
+            return rename(name, new_name)
+
+    def _list_versions(self, name: str) -> Iterator[ModelVersion]:
+        """Every version, by its number: MLflow's search leaves out what a client's tag or a quote in a name hides."""
+        get = super().get_model_version
+        latest = super().get_registered_model(name).latest_versions or []
+        for number in range(1, max((int(version.version) for version in latest), default=0) + 1):
+            try:
+                yield get(name, str(number))
+            except MlflowException as error:
+                if not _is_absent(error):
+                    raise
+
+    def _archive_production(self, name: str) -> None:
+        for version in self._list_versions(name):
+            if version.current_stage == STAGE_PRODUCTION:
+                super().transition_model_version_stage(name, version.version, STAGE_ARCHIVED, False)
+
+    def _refuse_in_production(self, name: str, action: str) -> None:
+        held = {str(v) for a, v in super().get_registered_model(name).aliases.items() if _is_spelling_of_alias(a)}
+        held |= {str(v.version) for v in self._list_versions(name) if v.current_stage == STAGE_PRODUCTION}
+        if held:
+            raise self._refuse(
+                name, None, action, f"version {', '.join(sorted(held))} is in Production; take it out first"
+            )
 
     # tags
 
@@ -403,8 +440,10 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         return super().create_registered_model(name, tags, *args, **kwargs)
 
     def set_registered_model_tag(self, name: str, tag: RegisteredModelTag) -> None:
-        """Refuses reserved tags."""
+        """Refuses reserved tags, and to call a guarded model a prompt."""
         _refuse_reserved([tag.key])
+        if tag.key == PROMPT_TAG and self._names_guarded(name):
+            raise refusal(f"{name}: a guarded model is no prompt")
         super().set_registered_model_tag(name, tag)
 
     def delete_registered_model_tag(self, name: str, key: str) -> None:
@@ -418,6 +457,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
             self._waive(name, version, tag.key.removeprefix(WAIVE_TAG), tag.value)
             return
         _refuse_reserved([tag.key])
+        if tag.key == PROMPT_TAG and super().get_model_version(name, version).source not in PROMPT_SOURCES:
+            raise refusal(f"{name} version {version}: a version with artifacts is no prompt")
         super().set_model_version_tag(name, version, tag)
 
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None:

@@ -56,7 +56,7 @@ def list_decisions(name: str) -> list[Decision]:
 
 
 def reconcile_model(name: str) -> str:
-    """Completes a promotion or an archiving that stopped half-way; changes nothing that agrees.
+    """Completes a promotion that stopped half-way, undoes such an archiving; changes nothing that agrees.
 
     The alias is written first on promotion and taken away last, so it tells what was meant; where there is none
     (versions promoted before the registry was gated), the version that `models:/NAME/Production` gives does.

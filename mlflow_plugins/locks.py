@@ -1,6 +1,6 @@
 """One promotion at a time for each registered model, across threads, server workers and servers.
 
->>> with Locks("sqlite:////srv/mlflow.db", engine=None).hold("plant-disease"):  # doctest: +SKIP
+>>> with Locks(store.engine).hold("plant-disease"):  # doctest: +SKIP
 ...     ...
 """
 

@@ -128,4 +128,5 @@ def test_flavors_are_told_apart(model: Path, tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "other", python_model=Echo(), pip_requirements=[])
     assert has_flavor(str(model))
     assert not has_flavor(str(tmp_path / "other"))
-    assert not has_flavor(str(tmp_path / "nothing here"))
+    with pytest.raises(EvidenceError, match="no such folder"):
+        has_flavor(str(tmp_path / "nothing here"))

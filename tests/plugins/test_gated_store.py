@@ -386,6 +386,55 @@ def test_waivers_can_be_limited_to_users(registry_uri, client, bad_bundle, monke
 # audit and concurrency
 
 
+def test_versions_cannot_be_hidden_from_a_rename(registry_uri, client, bad_bundle):
+    """MLflow's search leaves out models of a prompt's tag, and reads a name with a quote as a filter."""
+    store = build_gated_store(registry_uri, RegistryConfig(guarded=("prod-*",)))
+    register(bad_bundle, "evil' AND run_id = 'none")
+    with refused("ood_recall"):
+        store.rename_registered_model("evil' AND run_id = 'none", "prod-1")
+    version = register(bad_bundle)
+    with refused("a version with artifacts is no prompt"):
+        client.set_model_version_tag(NAME, version, "mlflow.prompt.is_prompt", "true")
+    with refused("a guarded model is no prompt"):
+        client.set_registered_model_tag(NAME, "mlflow.prompt.is_prompt", "true")
+    with refused("is no prompt|Prompts cannot be registered"):
+        client.create_model_version(NAME, log(bad_bundle), tags={"mlflow.prompt.is_prompt": "true"})
+
+
+def test_a_model_in_production_keeps_its_name(client, good_bundle):
+    version = register(good_bundle)
+    by_alias(client, version)
+    with refused("refused to rename plant-disease to old: version 1 is in Production"):
+        client.rename_registered_model(NAME, "old")
+    client.delete_registered_model_alias(NAME, "production")
+    client.rename_registered_model(NAME, "old")
+    actions = [decision.action for decision in read_decisions([client.get_registered_model("old").tags])]
+    assert actions == ["rename plant-disease to old"] * 2
+
+
+@pytest.mark.parametrize("prefix", ["Models:/", " models:/", "MODELS:/"])
+def test_other_spellings_of_a_models_uri_are_refused(client, good_bundle, prefix):
+    source = log(good_bundle).replace("models:/", prefix)
+    with refused("must start with 'models:/'"):
+        client._get_registry_client().create_model_version(NAME, source, run_id=None)
+
+
+def test_nothing_stays_in_the_stage_once_a_half_promoted_alias_goes(registry_uri, client, good_bundle):
+    first, second = register(good_bundle), register(good_bundle)
+    by_alias(client, first)
+    MlflowClient(registry_uri=registry_uri).set_registered_model_alias(NAME, "production", second)  # as if cut off
+    client.delete_registered_model_alias(NAME, "production")
+    assert served(client) == ([], None)
+
+
+def test_a_long_reason_fits_the_audit_of_a_deleted_version(client, judged_bundle):
+    version = register(judged_bundle(ood_recall=0.5, ood_precision=0.5, latency=900.0, int8_accuracy=0.5, parity=0.5))
+    for gate in ("ood_recall", "ood_precision", "latency", "int8_accuracy", "parity"):
+        waive(client, version, gate, "x" * 1000)
+    by_alias(client, version)
+    client.delete_model_version(NAME, version)
+
+
 def test_a_prompts_placeholder_is_no_way_into_a_guarded_model(registry_uri, client, good_bundle):
     version = register(good_bundle)
     by_alias(client, version)

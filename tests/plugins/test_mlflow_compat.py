@@ -3,6 +3,7 @@
 import inspect
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import flask
 import pytest
@@ -96,5 +97,7 @@ def test_a_request_and_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
         assert compat.is_serving()
         monkeypatch.delitem(sys.modules, "mlflow.server.auth", raising=False)
         assert compat.read_authenticated_user() is None  # nobody checked the password
-        monkeypatch.setitem(sys.modules, "mlflow.server.auth", object())
-        assert compat.read_authenticated_user() == "ada"
+        for function, user in (("mlflow.server.auth:authenticate_request_basic_auth", "ada"), ("sso:check", None)):
+            config = SimpleNamespace(authorization_function=function)
+            monkeypatch.setitem(sys.modules, "mlflow.server.auth", SimpleNamespace(auth_config=config))
+            assert compat.read_authenticated_user() == user

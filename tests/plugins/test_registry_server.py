@@ -161,6 +161,18 @@ def test_ways_round_by_plain_http_are_refused(start_server, good_bundle, bad_bun
     assert production() == ([], None)
 
 
+def test_byte_code_put_beside_the_code_is_refused(start_server, good_bundle):
+    """Python would run it instead of the source, whose digest is right."""
+    server = start_server("--workers", "1")
+    version, client = register(good_bundle), MlflowClient()
+    place = client.get_model_version_download_uri(NAME, version).removeprefix("mlflow-artifacts:/")
+    path = f"{place}/code/plantmodels/__pycache__/__init__.cpython-311.pyc"
+    target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{path}"
+    requests.put(target, data=b"byte code", timeout=30).raise_for_status()
+    with pytest.raises(MlflowException, match="its files are not those that were registered"):
+        client.set_registered_model_alias(NAME, "production", version)
+
+
 def test_a_client_gates_an_ungated_server_for_itself(start_server, good_bundle, bad_bundle):
     """Over MLflow's REST store, with artifacts that must be downloaded to be checked."""
     server = start_server("--workers", "1", gated=False)
