@@ -3,7 +3,6 @@
 Found in MLflow 3.17.2; `tests/plugins/test_mlflow_compat.py` fails when one of them moves.
 """
 
-import os
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -31,7 +30,6 @@ __all__ = [
     "parse_models_uri",
     "read_authenticated_user",
     "rest_store_arguments",
-    "sql_store_arguments",
     "store_class",
 ]
 
@@ -64,13 +62,6 @@ def rest_store_arguments(inner_uri: str) -> tuple[Callable[[], Any]]:
     from mlflow.utils.credentials import get_default_host_creds
 
     return (partial(get_default_host_creds, inner_uri),)
-
-
-def sql_store_arguments(inner_uri: str) -> tuple[str, str | None]:
-    """What `SqlAlchemyStore` is made from: the database and, where the server has one, its read replica."""
-    from mlflow.server.constants import READ_REPLICA_BACKEND_STORE_URI_ENV_VAR
-
-    return inner_uri, os.environ.get(READ_REPLICA_BACKEND_STORE_URI_ENV_VAR)
 
 
 def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:

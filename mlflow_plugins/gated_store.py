@@ -37,7 +37,6 @@ from mlflow_plugins._mlflow_compat import (
     parse_models_uri,
     read_authenticated_user,
     rest_store_arguments,
-    sql_store_arguments,
     store_class,
 )
 from mlflow_plugins.decisions import (
@@ -115,7 +114,8 @@ def build_gated_store(inner_uri: str, config: RegistryConfig | None = None) -> A
     base = store_class(inner_uri)
     gated = type(f"Gated{base.__name__}", (GateMixin, base), {})
     is_rest = inner_uri.startswith(("http://", "https://"))
-    store = gated(*(rest_store_arguments(inner_uri) if is_rest else sql_store_arguments(inner_uri)))
+    # a server's read replica is not given on: one that lags behind would answer with tags and stages of before
+    store = gated(*(rest_store_arguments(inner_uri) if is_rest else (inner_uri,)))
     store.config = config or RegistryConfig.from_environment()
     store.locks = Locks(None if is_rest else store.engine)
     return store
@@ -275,6 +275,8 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
         gates = _describe_gates(failures)
         if origin is not None and gates != _PASSED:
             raise self._refuse(name, None, action, gates, evidence)
+        if not self._names_guarded(name):  # what was promoted before was never asked for its gates
+            self._refuse_in_production(name, action)
         super().set_registered_model_tag(name, RegisteredModelTag(GUARDED_TAG, "true"))
         tags += _make_stamps(evidence, failures)
         version: ModelVersion = create(name, source, run_id, tags, *args, **kwargs)

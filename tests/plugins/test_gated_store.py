@@ -401,6 +401,19 @@ def test_versions_cannot_be_hidden_from_a_rename(registry_uri, client, bad_bundl
         client.create_model_version(NAME, log(bad_bundle), tags={"mlflow.prompt.is_prompt": "true"})
 
 
+def test_nothing_ungated_stays_in_production_when_a_name_becomes_guarded(client, good_bundle):
+    with mlflow.start_run():
+        info = mlflow.pyfunc.log_model(name="other", python_model=Echo(), pip_requirements=[])
+    mlflow.register_model(info.model_uri, NAME)
+    client.transition_model_version_stage(NAME, "1", "Production")
+    with refused("refused to register it: version 1 is in Production; take it out first"):
+        register(good_bundle)
+    client.transition_model_version_stage(NAME, "1", "Archived")
+    version = register(good_bundle)
+    by_alias(client, version)
+    assert served(client) == ([version], version)
+
+
 def test_a_model_in_production_keeps_its_name(client, good_bundle):
     version = register(good_bundle)
     by_alias(client, version)

@@ -55,12 +55,9 @@ def test_stores_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.store_class("sqlite:///a.db") is WorkspaceAwareSqlAlchemyStore
 
 
-def test_stores_take_our_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_rest_store_takes_our_arguments() -> None:
     (creds,) = compat.rest_store_arguments("http://127.0.0.1:1")
     assert RestStore(creds).get_host_creds().host == "http://127.0.0.1:1"
-    monkeypatch.setenv("_MLFLOW_SERVER_READ_REPLICA_BACKEND_STORE", "sqlite:///replica.db")
-    assert compat.sql_store_arguments("sqlite:///a.db") == ("sqlite:///a.db", "sqlite:///replica.db")
-    assert list(inspect.signature(SqlAlchemyStore).parameters)[:2] == ["db_uri", "read_db_uri"]
 
 
 @pytest.mark.parametrize(
