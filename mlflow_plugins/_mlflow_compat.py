@@ -9,12 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+from mlflow import MlflowClient
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
     STAGE_PRODUCTION,
     STAGE_STAGING,
     get_canonical_stage,
 )
+from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
@@ -29,6 +31,7 @@ __all__ = [
     "locate_artifacts",
     "parse_models_uri",
     "read_authenticated_user",
+    "resolve_models_uri",
     "rest_store_arguments",
     "store_class",
 ]
@@ -70,6 +73,21 @@ def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:
 
     parsed = _parse_model_uri(source)
     return parsed.model_id, parsed.name, parsed.version
+
+
+def resolve_models_uri(uri: str) -> tuple[str, str]:
+    """Registered name and version that a `models:/name@alias`, `/name/stage` or `/name/version` means now.
+
+    Raises:
+        MlflowException: no such version, or no URI of a registered model.
+    """
+    from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+    found = get_model_name_and_version(MlflowClient(), uri)
+    if len(found) != 2:
+        raise MlflowException.invalid_parameter_value(f"{uri} names no version of a registered model")
+    version = MlflowClient().get_model_version(*found)  # of a version in the URI nothing was asked so far
+    return str(version.name), str(version.version)
 
 
 def locate_artifacts(uri: str) -> tuple[Any, str, Path | None]:

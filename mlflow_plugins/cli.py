@@ -19,6 +19,7 @@ from plantmodels.cli import (
     policy_option,
     seed_option,
 )
+from plantmodels.serve.routing import ROUTINGS, Routing
 
 name_option = click.option("--name", default="plant-disease", show_default=True, help="Registered model.")
 
@@ -94,6 +95,34 @@ def register(out: Path, name: str, example: Path | None) -> None:
 
     version = run_register(out, name, example)
     click.echo(f"registered models:/{version.name}/{version.version}")
+
+
+@main.command()
+@click.option("--model", required=True, help="models:/ URI of a version, an alias or a stage.")
+@click.option("--images", required=True, help="Folder of image files, or a .parquet table with a binary column image.")
+@click.option("--output", required=True, help="Folder of Parquet files; one that a stopped job left is completed.")
+@click.option("--spark-master", default="local[*]", show_default=True, help="Where Spark runs, or spark://HOST:PORT.")
+@click.option("--partition-by", default="", help="Columns of the scores that become folders, comma between.")
+@click.option(
+    "--images-per-batch",
+    type=click.IntRange(min=1),
+    default=2000,
+    show_default=True,
+    help="What a stop loses at most; files of a table.",
+)
+@click.option("--routing", type=click.Choice(ROUTINGS), default="hard", show_default=True, help="Of the disease.")
+def score(
+    model: str, images: str, output: str, spark_master: str, partition_by: str, images_per_batch: int, routing: Routing
+) -> None:
+    """Score any number of images on Spark; resumes after a stop without scoring an image twice."""
+    from mlflow_plugins.scoring import ScoreRequest, run_score
+
+    columns = tuple(name.strip() for name in partition_by.split(",") if name.strip())
+    scores = run_score(ScoreRequest(model, images, output, spark_master, columns, images_per_batch, routing))
+    click.echo(
+        f"{output}: {scores.images:,} images, {scores.scored_now:,} of them scored now; {scores.errors:,} bad, "
+        f"{scores.rejected:,} rejected"
+    )
 
 
 @main.command()

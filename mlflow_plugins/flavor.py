@@ -39,11 +39,16 @@ BUNDLE_FOLDER: Final = "data/bundle"
 
 IMAGE_COLUMN: Final = "image"
 
+STRUCT_COLUMN: Final = "prediction"
+"""The one column of an answer with as_struct=True, each value a dict of contract 4. For `mlflow.pyfunc.spark_udf`:
+it casts each column of a primitive type as a whole, which fails for an integer that is None and turns a boolean that
+is None into False; the fields of a struct it casts one by one, and leaves None alone."""
+
 _SERVING_LIBRARIES: Final = ("numpy", "onnxruntime", "pandas", "pillow")
 _CODE: Final = ("plantmodels/__init__.py", "plantmodels/errors.py", "plantmodels/bundle", "plantmodels/serve")
 _FLAVOR_CODE: Final = ("mlflow_plugins/__init__.py", "mlflow_plugins/flavor.py")
 
-_COLUMNS: Final[Mapping[str, DataType]] = {
+PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "species": DataType.string,
     "species_index": DataType.long,
     "species_probability": DataType.double,
@@ -60,7 +65,7 @@ _CANDIDATES: Final = Array(Object([Property("species", DataType.string), Propert
 SIGNATURE: Final = ModelSignature(
     outputs=Schema(
         [
-            *(ColSpec(kind, name, required=False) for name, kind in _COLUMNS.items()),
+            *(ColSpec(kind, name, required=False) for name, kind in PREDICTION_COLUMNS.items()),
             ColSpec(_CANDIDATES, "candidates", required=False),
             ColSpec(Array(DataType.float), "embedding", required=False),
         ]
@@ -71,6 +76,7 @@ SIGNATURE: Final = ModelSignature(
             ParamSpec("return_embedding", DataType.boolean, False),
             ParamSpec("on_error", DataType.string, "row"),
             ParamSpec("routing", DataType.string, "hard"),
+            ParamSpec("as_struct", DataType.boolean, False),
         ]
     ),
 )
@@ -78,7 +84,13 @@ SIGNATURE: Final = ModelSignature(
 sees it, and refuse arrays of images; what goes in is checked here instead, image by image."""
 
 
-_MODEL_CONFIG: Final[Mapping[str, Any]] = {"precision": "int8", "threads": None, "workers": 1, "providers": [CPU]}
+_MODEL_CONFIG: Final[Mapping[str, Any]] = {
+    "precision": "int8",
+    "threads": None,
+    "workers": 1,
+    "providers": [CPU],
+    "allow_paths": False,
+}
 """What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record."""
 
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
@@ -181,6 +193,7 @@ def load_model(
     threads: int | None = None,
     workers: int = 1,
     providers: Sequence[Provider] = (CPU,),
+    allow_paths: bool = False,
 ) -> PlantClassifier:
     """Loads the native classifier of a version, and downloads only the files that a precision needs.
 
@@ -193,6 +206,7 @@ def load_model(
         threads: threads inside an operator; None takes all cores.
         workers: images embedded at the same time, for bulk work with threads=1.
         providers: ONNX Runtime's execution providers in order of preference, with their options where they have any.
+        allow_paths: whether an image may be given as the path of a file.
 
     Raises:
         BundleError: digests or class order do not fit; no session was opened. Or no such provider.
@@ -212,6 +226,7 @@ def load_model(
             threads=threads,
             workers=workers,
             providers=providers,
+            allow_paths=allow_paths,
             whole=False,
         )
 
@@ -241,7 +256,7 @@ class _PlantPyfunc:
         self.classifier = classifier
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
-        """One row of contract 4 for each image of any form that `read_images` takes.
+        """One row of contract 4 for each image of any form that `read_images` takes; see `STRUCT_COLUMN`.
 
         Raises:
             ImageError: a bad image, with on_error="raise".
@@ -250,8 +265,12 @@ class _PlantPyfunc:
         options = {name: spec.default for name, spec in _PARAMS.items()} | dict(params or {})
         if unknown := sorted(set(options) - set(_PARAMS)):
             raise ValueError(f"unknown params {', '.join(unknown)}: expected {', '.join(_PARAMS)}")
+        as_struct = options.pop("as_struct")
         predictions = self.classifier.predict(read_images(model_input), **options)
-        return _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+        frame = _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+        if not as_struct:
+            return frame
+        return pd.DataFrame({STRUCT_COLUMN: pd.Series(frame.to_dict("records"), dtype=object)})
 
 
 def read_images(model_input: Any) -> Iterable[ImageLike]:
@@ -301,10 +320,10 @@ def _asks_for(column: str, options: Mapping[str, Any]) -> bool:
 def _to_frame(predictions: list[Prediction], further: list[str]) -> pd.DataFrame:
     rows = []
     for prediction in predictions:
-        row: dict[str, Any] = {name: getattr(prediction, name) for name in _COLUMNS}
+        row: dict[str, Any] = {name: getattr(prediction, name) for name in PREDICTION_COLUMNS}
         if "candidates" in further:
             row["candidates"] = None if prediction.candidates is None else [asdict(c) for c in prediction.candidates]
         if "embedding" in further:
             row["embedding"] = None if prediction.embedding is None else prediction.embedding.tolist()
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*_COLUMNS, *further], dtype=object)
+    return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *further], dtype=object)

@@ -7,17 +7,12 @@ leaves the run FAILED with one line of reason, and registers nothing.
 """
 
 import contextlib
-import os
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import mlflow
-import requests
-import sqlalchemy.exc
 from mlflow import MlflowClient
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when imported
@@ -27,6 +22,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_plugins import flavor
+from mlflow_plugins.runs import PREFIX, SERVER_ERRORS, job, one_line, preflight
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.data import read_leaves, read_non_plants
 from plantmodels.build.export import ExportSummary, export_bundle
@@ -48,14 +44,7 @@ from plantmodels.verify.policy import read_policy
 from plantmodels.verify.report import GateReport, read_report
 from plantmodels.verify.run import verify_bundle
 
-PREFIX: Final = "plantmodels."
-"""Of this project's run params and tags: `mlflow run` logs its own parameters under their plain names."""
-
-FAILURE_TAG: Final = f"{PREFIX}failure"
 _DATASET_DIGEST_LENGTH: Final = 36
-_MAX_TAG: Final = 5000
-_PREFLIGHT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-_SERVER_ERRORS: Final = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
 
 
 @dataclass(frozen=True)
@@ -135,35 +124,6 @@ def run_register(bundle: Path, name: str, example: Path | None) -> ModelVersion:
         return register_bundle(bundle, report, name, None if example is None else example.read_bytes())
 
 
-@contextmanager
-def job(kind: str) -> Iterator[mlflow.ActiveRun]:
-    """An MLflow run: that of `mlflow run` when there is one, else a new one; FAILED on any error.
-
-    Raises:
-        RegistrationError: the tracking server cannot be reached.
-    """
-    with _environment(_PREFLIGHT), _one_line("the tracking server"):
-        run = mlflow.start_run()
-    with run:
-        try:
-            mlflow.set_tag(f"{PREFIX}job", kind)
-            with _one_line("the job was cut short"):
-                yield run
-        except PlantModelsError as error:
-            with contextlib.suppress(*_SERVER_ERRORS):
-                mlflow.set_tag(FAILURE_TAG, " ".join(str(error).split())[:_MAX_TAG])
-            raise
-
-
-@contextmanager
-def _one_line(what: str) -> Iterator[None]:
-    try:
-        yield
-    except _SERVER_ERRORS as error:
-        reason = " ".join(str(error).split())[:500]
-        raise RegistrationError(f"{what}: {type(error).__name__}: {reason}") from error
-
-
 def check_registry(name: str) -> None:
     """Asks the registry for the model, so that an unreachable one is found before the long work.
 
@@ -173,26 +133,12 @@ def check_registry(name: str) -> None:
     uri = mlflow.get_registry_uri()
     if not name.strip() or any(character in name for character in "/:'"):
         raise RegistrationError(f"{name!r} cannot name a registered model: expected text without / : and '")
-    with _environment(_PREFLIGHT), _one_line(f"the model registry {uri} cannot be used"):
+    with preflight(), one_line(f"the model registry {uri} cannot be used"):
         try:
             MlflowClient().get_registered_model(name)
         except MlflowException as error:
             if error.error_code != ErrorCode.Name(RESOURCE_DOES_NOT_EXIST):
                 raise
-
-
-@contextmanager
-def _environment(values: Mapping[str, str]) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 def _check_inputs(request: Request) -> None:
@@ -310,16 +256,16 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         RegistrationError: nothing was registered.
     """
     tags = _version_tags(read_metadata(bundle), report)
-    with _one_line("the bundle could not be uploaded"):
+    with one_line("the bundle could not be uploaded"):
         info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
     client = MlflowClient()
     try:
         _read_back(bundle, info.model_id)
     except PlantModelsError:
-        with contextlib.suppress(*_SERVER_ERRORS):
+        with contextlib.suppress(*SERVER_ERRORS):
             client.finalize_logged_model(info.model_id, LoggedModelStatus.FAILED)
         raise
-    with _one_line("the version could not be registered"):
+    with one_line("the version could not be registered"):
         return mlflow.register_model(f"models:/{info.model_id}", name, tags=tags)
 
 
@@ -327,12 +273,12 @@ def _read_back(bundle: Path, model_id: str) -> None:
     """Downloads a logged model, compares every digest with the bundle, and loads it once."""
     manifest = read_manifest(bundle)
     with tempfile.TemporaryDirectory(prefix="plantmodels-read-back-") as temporary:
-        with _one_line("the uploaded files cannot be read back"):
+        with one_line("the uploaded files cannot be read back"):
             uri = f"models:/{model_id}"
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary))
         stored = folder / flavor.BUNDLE_FOLDER
         check_files(stored, manifest)
         if digest_file(stored / MANIFEST_FILE) != digest_file(bundle / MANIFEST_FILE):
             raise RegistrationError(f"{MANIFEST_FILE} was read back with another content than was uploaded")
-        with _one_line("the uploaded model does not load"):
+        with one_line("the uploaded model does not load"):
             mlflow.pyfunc.load_model(str(folder))

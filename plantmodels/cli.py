@@ -133,11 +133,8 @@ def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k:
     """Classify image files; prints one JSON object a line."""
     from plantmodels.serve.classifier import PlantClassifier
 
-    classifier = PlantClassifier.load(bundle, precision=precision)
+    classifier = PlantClassifier.load(bundle, precision=precision, allow_paths=True)
     for path in images:
-        data = path.read_bytes() if path.is_file() else b""
-        (prediction,) = classifier.predict([data], top_k=top_k)
+        (prediction,) = classifier.predict([path], top_k=top_k)
         row = {name: value for name, value in dataclasses.asdict(prediction).items() if name != "embedding"}
-        if not path.is_file():
-            row["error"] = "no such file"
         click.echo(json.dumps({"path": str(path), **row}, ensure_ascii=False))

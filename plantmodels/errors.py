@@ -64,5 +64,9 @@ class RegistrationError(PlantModelsError):
     """A model version that could not be registered; nothing was."""
 
 
+class ScoringError(PlantModelsError):
+    """Images that cannot be scored in bulk; what was scored before stays."""
+
+
 class GovernanceError(PlantModelsError):
     """A waiver, audit or repair that the registry refused or could not do."""

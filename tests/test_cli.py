@@ -26,7 +26,7 @@ def test_predict_prints_a_json_line_an_image(tiny_bundle) -> None:
     assert result.exit_code == 0, result.output
     first, second = (json.loads(line) for line in result.stdout.splitlines())
     assert first["path"] == str(leaf) and first["error"] is None and len(first["candidates"]) == 2
-    assert second["error"] == "no such file" and second["species"] is None
+    assert second["error"] == "no such file: 'absent.jpg'" and second["species"] is None
 
 
 def test_inspect_names_files_and_classes(tiny_bundle) -> None:

@@ -5,6 +5,7 @@
 'Tomato'
 """
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,21 +35,22 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
-from plantmodels.serve.images import decode_image, preprocess, upright_rgb
-from plantmodels.serve.routing import DiseaseMixture, softmax
+from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
+from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
 from plantmodels.serve.session import CPU, Provider, open_session
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
 
-ImageLike = bytes | bytearray | memoryview | str | Image.Image | NDArray[np.uint8] | NDArray[np.float32]
+ImageLike = (
+    bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | NDArray[np.uint8] | NDArray[np.float32]
+)
 
+_MAX_PATH: Final = 4096
+"""Longer text is no path, so no file is looked for."""
 
 OnError = Literal["row", "raise"]
 ON_ERROR: Final[tuple[OnError, ...]] = get_args(OnError)
-
-Routing = Literal["hard", "soft"]
-ROUTINGS: Final[tuple[Routing, ...]] = get_args(Routing)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ class PlantClassifier:
         heads_session: ort.InferenceSession,
         *,
         precision: Precision,
+        allow_paths: bool = False,
     ) -> None:
         """Takes loaded parts; `load` is the way to get them from a bundle.
 
@@ -154,6 +157,7 @@ class PlantClassifier:
         self.taxonomy = metadata.taxonomy
         self.detector = detector
         self.precision = precision
+        self.allow_paths = allow_paths
         self._species_model = species_model
         self._heads_session = heads_session
         self._mixture = DiseaseMixture(metadata.taxonomy)
@@ -168,6 +172,7 @@ class PlantClassifier:
         threads: int | None = None,
         workers: int = 1,
         providers: Sequence[Provider] = (CPU,),
+        allow_paths: bool = False,
         whole: bool = True,
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
@@ -175,9 +180,11 @@ class PlantClassifier:
         Args:
             folder: the bundle.
             precision: which species model answers. The detector's threshold is calibrated on "int8".
-            threads: threads inside an operator; None takes all cores.
+            threads: threads inside an operator; None takes all cores (see `open_session`).
             workers: images embedded at the same time (see `SpeciesModel`); for bulk work, with threads=1.
             providers: execution providers in order of preference (see `open_session`).
+            allow_paths: whether an image may be given as the path of a file. Whoever may ask can then learn what any
+                file that this process may read shows; not for a service.
             whole: whether every file of the manifest must be there; False for a folder that holds those that this
                 precision needs (`serving_files`).
 
@@ -197,7 +204,7 @@ class PlantClassifier:
             for name in (SPECIES_FILES[precision], PACKED_HEADS_FILE)
         ]
         species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision), workers=workers)
-        return cls(metadata, detector, species_model, sessions[1], precision=precision)
+        return cls(metadata, detector, species_model, sessions[1], precision=precision, allow_paths=allow_paths)
 
     def _check_parts(self) -> None:
         side, dim = self.metadata.preprocessing.image_size, self.metadata.embedding_dim
@@ -277,8 +284,8 @@ class PlantClassifier:
 
         Args:
             images: encoded bytes or their base64 text, Pillow images, (H, W, 3) uint8 or normalised
-                (3, S, S) float32 arrays, in any mix. Read in chunks: an iterator of any length needs bounded
-                memory.
+                (3, S, S) float32 arrays, and paths where they are allowed, in any mix. Read in chunks: an iterator
+                of any length needs bounded memory.
             top_k: how many of the most probable species to add as candidates; 0 for none.
             routing: "hard": the head of the top species names the disease; "soft": the disease of the highest
                 probability over all species (`DiseaseMixture`), whichever species it belongs to.
@@ -329,6 +336,10 @@ class PlantClassifier:
 
     def _to_input(self, image: ImageLike) -> NDArray[np.float32]:
         preprocessing = self.metadata.preprocessing
+        if isinstance(image, os.PathLike) and not self.allow_paths:
+            raise ImageError(f"file paths are not read: {os.fspath(image)[:200]!r}")
+        if isinstance(image, os.PathLike) or (self.allow_paths and isinstance(image, str) and _names_file(image)):
+            image = read_file(image)
         if isinstance(image, bytes | bytearray | memoryview | str):
             return preprocess(decode_image(image if isinstance(image, str) else bytes(image)), preprocessing)
         if isinstance(image, Image.Image):
@@ -389,3 +400,10 @@ class PlantClassifier:
     def _candidates(self, probabilities: NDArray[np.float64], top_k: int) -> tuple[Candidate, ...]:
         best = np.argsort(-probabilities, kind="stable")[:top_k]
         return tuple(Candidate(self.taxonomy.species[i], float(probabilities[i])) for i in best)
+
+
+def _names_file(text: str) -> bool:
+    try:
+        return len(text) <= _MAX_PATH and Path(text).is_file()
+    except (OSError, ValueError):  # too long a name, a null character
+        return False

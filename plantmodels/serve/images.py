@@ -11,8 +11,10 @@ normalise. EXIF orientation is honoured; CMYK, palette, grey, alpha and 16-bit i
 import base64
 import io
 import math
+import os
 import struct
 import zlib
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -95,6 +97,20 @@ def decode_image(data: bytes | str) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({error})") from error
     return upright_rgb(image)
+
+
+def read_file(path: str | os.PathLike[str]) -> bytes:
+    """Reads an encoded image from a regular file.
+
+    Raises:
+        ImageError: no such file, no regular file, or one that cannot be read.
+    """
+    try:
+        if not Path(path).is_file():
+            raise ImageError(f"no such file: {str(path)[:200]!r}")
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # too long a name, a null character
+        raise ImageError(f"cannot be read: {str(path)[:200]!r} ({error})") from error
 
 
 def _encoded_bytes(data: bytes | str) -> bytes:

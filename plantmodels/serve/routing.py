@@ -7,12 +7,16 @@
 """
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.bundle.taxonomy import Taxonomy
+
+Routing = Literal["hard", "soft"]
+ROUTINGS: Final[tuple[Routing, ...]] = get_args(Routing)
+"""By whose head a disease is named: that of the top species, or those of all (`DiseaseMixture`)."""
 
 MIN_SPECIES_PROBABILITY: Final = 1e-6
 """A species less probable than this adds nothing; S species leave out less than S times it."""

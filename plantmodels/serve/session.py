@@ -31,6 +31,12 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _threads_of_environment() -> int:
+    """0 when OMP_NUM_THREADS does not say; of a list, one number a nesting level, the first."""
+    first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def open_session(
     path: Path,
     *,
@@ -43,7 +49,7 @@ def open_session(
     Args:
         path: the file.
         options: session configuration entries, from the bundle's metadata.
-        threads: threads inside an operator; None takes all cores.
+        threads: threads inside an operator; None takes OMP_NUM_THREADS, which Spark gives its workers, else all cores.
         providers: execution providers in order of preference. ONNX Runtime keeps what a provider lacks on the CPU,
             but never the whole model unless the CPU is asked for as well.
 
@@ -60,7 +66,7 @@ def open_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = threads or count_cores()
+    settings.intra_op_num_threads = threads or _threads_of_environment() or count_cores()
     try:
         for name, value in options.items():
             settings.add_session_config_entry(name, value)

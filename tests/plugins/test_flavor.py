@@ -282,5 +282,34 @@ def test_a_bad_row_never_fails_its_neighbours(model: Path, leaf: bytes, bad, mes
 
 def test_unknown_params_are_an_error_that_lists_the_known_ones(model: Path, leaf: bytes) -> None:
     loaded = flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER))  # MLflow's wrapper drops them with a warning
-    with pytest.raises(ValueError, match="unknown params topk: expected top_k, return_embedding, on_error, routing"):
+    with pytest.raises(
+        ValueError, match="unknown params topk: expected top_k, return_embedding, on_error, routing, as_struct"
+    ):
         loaded.predict([leaf], {"topk": 3})
+
+
+def test_a_path_is_read_only_where_that_was_allowed(model: Path, leaf: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "leaf.jpg"
+    path.write_bytes(leaf)
+    refusing = mlflow.pyfunc.load_model(str(model))
+    allowing = mlflow.pyfunc.load_model(str(model), model_config={"allow_paths": True})
+    expected = refusing.predict([leaf]).to_dict("records")
+    for form in (str(path), path):
+        assert "file paths are not read" in refusing.predict([form]).loc[0, "error"]
+        assert allowing.predict([form]).to_dict("records") == expected
+    text = base64.b64encode(leaf).decode()
+    bad = [text, tmp_path, tmp_path / "absent.jpg", "absent.jpg", "!" * 5000, "a\0b"]
+    errors = allowing.predict(bad)["error"].tolist()
+    assert errors[0] is None
+    assert errors[1] == f"no such file: {str(tmp_path)!r}"
+    assert errors[2] == f"no such file: {str(tmp_path / 'absent.jpg')!r}"
+    assert all("not base64 of an image" in error for error in errors[3:])
+
+
+def test_rows_as_structs_hold_the_same_values(model: Path, leaf: bytes) -> None:
+    loaded = mlflow.pyfunc.load_model(str(model))
+    plain = loaded.predict([leaf, b""], params={"top_k": 1})
+    structs = loaded.predict([leaf, b""], params={"top_k": 1, "as_struct": True})
+    assert list(structs.columns) == [flavor.STRUCT_COLUMN]
+    assert structs[flavor.STRUCT_COLUMN].tolist() == plain.to_dict("records")
+    assert loaded.predict([], params={"as_struct": True}).shape == (0, 1)

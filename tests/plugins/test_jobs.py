@@ -13,6 +13,7 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from mlflow_plugins import jobs
 from mlflow_plugins.jobs import Request, run_export, run_main_job, run_register, run_verify
+from mlflow_plugins.runs import FAILURE_TAG, job
 from mlflow_plugins.show import describe_version
 from plantmodels.bundle.manifest import build_manifest, read_manifest
 from plantmodels.errors import (
@@ -40,7 +41,7 @@ def only_run() -> Run:
 def assert_failed_and_nothing_registered(match: str) -> None:
     run = only_run()
     assert run.info.status == "FAILED"
-    reason = run.data.tags[jobs.FAILURE_TAG]
+    reason = run.data.tags[FAILURE_TAG]
     assert re.search(match, reason) and "\n" not in reason
     assert MlflowClient().search_registered_models() == []
 
@@ -91,7 +92,7 @@ def test_parts_make_what_the_main_job_makes(request_: Request) -> None:
 def test_job_attaches_to_the_run_of_mlflow_run(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:
     created = MlflowClient().create_run("0")
     monkeypatch.setenv("MLFLOW_RUN_ID", created.info.run_id)
-    with jobs.job("main") as run:
+    with job("main") as run:
         assert run.info.run_id == created.info.run_id
     assert only_run().info.status == "FINISHED"
 

@@ -157,3 +157,17 @@ def test_falling_back_to_the_cpu_unasked_is_an_error(tmp_path, monkeypatch) -> N
 def test_an_empty_list_of_providers_is_an_error(tmp_path) -> None:
     with pytest.raises(BundleError, match="execution provider none at all is not available"):
         open_session(tmp_path / "m.onnx", providers=[])
+
+
+@pytest.mark.parametrize(
+    ("variable", "threads", "expected"),
+    [("3", None, 3), ("3", 1, 1), ("4,2", None, 4), (None, None, session.count_cores()), ("no", None, None)],
+)
+def test_threads_follow_the_argument_then_the_environment_then_the_cores(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, threads: int | None, expected: int | None
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    options = open_session(model_file, threads=threads).get_session_options()
+    assert options.intra_op_num_threads == (expected or session.count_cores())
