@@ -1,4 +1,4 @@
-# `make demo`, `make server` and `make test` need Python 3.11 (with venv) and this folder; everything else they set up themselves.
+# `make demo`, `make server`, `make bench` and `make test` need Python 3.11 (with venv) and this folder; everything else they set up themselves.
 
 PYTHON ?= python3
 DEMO := .demo
@@ -21,7 +21,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server test check setup
+.PHONY: demo server bench test check setup
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -35,6 +35,10 @@ endif
 server: setup
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)' \
 	  --registry-store-uri 'plantmodels:$(MLFLOW_TRACKING_URI)' --artifacts-destination mlartifacts
+
+# What serving a bundle costs: make bench OUT=public/models DATA=leaves
+bench: setup
+	python -m benchmarks.serving run '$(OUT)' '$(DATA)' --out public/bench
 
 test: setup
 	python -m pytest

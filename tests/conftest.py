@@ -7,7 +7,14 @@ something takes its own copy (`bundle_copy`) or writes its own checkpoint (`tiny
 import copy
 import os
 import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -252,3 +259,70 @@ def embedded_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         mlflow.end_run()
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
+    """Asks again and again until something is true."""
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it did not come about in time"
+        time.sleep(0.2)
+
+
+@pytest.fixture(scope="session", name="wait_for")
+def _wait_for() -> Callable[..., None]:
+    return wait_for
+
+
+@pytest.fixture(scope="session", name="answers")
+def _answers() -> Callable[[str], bool]:
+    return answers
+
+
+@pytest.fixture(scope="session")
+def serve() -> Callable[..., AbstractContextManager[str]]:
+    """`with serve(model_uri, folder) as url`: `mlflow models serve` and the address of its invocations."""
+
+    @contextmanager
+    def start(model_uri: str, folder: Path) -> Iterator[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "models",
+            "serve",
+            "--model-uri",
+            model_uri,
+            "--env-manager",
+            "local",
+        ]
+        with (folder / "serve.log").open("w") as log:
+            process = subprocess.Popen(
+                [*command, "--port", address.rsplit(":", 1)[1], "--workers", "1"],
+                cwd=folder,
+                env=os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # uvicorn is there
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        try:
+            wait_for(lambda: process.poll() is not None or answers(f"http://{address}/ping"), 90)
+            assert process.poll() is None, (folder / "serve.log").read_text()
+            yield f"http://{address}/invocations"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+    return start

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -142,7 +140,9 @@ class GatedServer:
 
 
 @pytest.fixture
-def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., GatedServer]]:
+def start_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., None], answers: Callable[[str], bool]
+) -> Iterator[Callable[..., GatedServer]]:
     """`start_server("--app-name", "basic-auth", database=…, NAME=value)`: makes it the tracking server, too.
 
     `gated=False` starts it with MLflow's own registry.
@@ -186,29 +186,3 @@ def start_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Ca
     for server in started:
         if server.process.poll() is None:
             server.kill()
-
-
-def answers(url: str) -> bool:
-    try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def wait_for(condition: Callable[[], object], timeout_s: float = 30) -> None:
-    """Asks again and again until something is true."""
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it did not come about in time"
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="session", name="wait_for")
-def _wait_for() -> Callable[..., None]:
-    return wait_for
-
-
-@pytest.fixture(scope="session", name="answers")
-def _answers() -> Callable[[str], bool]:
-    return answers

@@ -71,7 +71,13 @@ def test_a_version_answers_by_its_uri_from_a_server(
     assert ran.returncode == 0, ran.stderr
     absent, rows, native, code = json.loads(ran.stdout.splitlines()[-1])
     assert absent == ["torch", "timm", "onnx", "scipy", "plantmodels"]
-    assert rows == expected.to_dict("records")
+    for row, wanted in zip(rows, expected.to_dict("records"), strict=True):
+        for name, value in wanted.items():
+            if name == "candidates" and value is not None:  # one process keeps denormal floats, the other does not
+                assert [list(c.values()) for c in row[name]] == [pytest.approx(list(c.values())) for c in value]
+            else:
+                exact = value is None or isinstance(value, str | bool)
+                assert row[name] == (value if exact else pytest.approx(value, rel=1e-4, abs=1e-5))
     assert native == expected.loc[0, "species"]
     assert not Path(code).is_relative_to(Path(__file__).parents[2]), "the code that answered came with the version"
     assert "WARNING" not in ran.stderr, ran.stderr

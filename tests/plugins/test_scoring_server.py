@@ -2,12 +2,7 @@
 
 import base64
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,33 +16,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def server(
-    verified_bundle: Path, tmp_path_factory: pytest.TempPathFactory, wait_for: Callable[..., None], answers: Any
-) -> Iterator[str]:
+def server(verified_bundle: Path, tmp_path_factory: pytest.TempPathFactory, serve) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("served")
     flavor.save_model(verified_bundle, folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(folder / "model")]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, "--env-manager", "local", "--port", str(port), "--workers", "1"],
-            cwd=folder,
-            env=environment | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},  # it looks for uvicorn
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    try:
-        wait_for(lambda: process.poll() is not None or answers(f"http://127.0.0.1:{port}/ping"), 90)
-        assert process.poll() is None, (folder / "log").read_text()
-        yield f"http://127.0.0.1:{port}/invocations"
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with serve(str(folder / "model"), folder) as url:
+        yield url
 
 
 def ask(server: str, document: Any) -> requests.Response:
