@@ -1,19 +1,25 @@
 """What serving a registered version costs: cold start, download, memory, images a second.
 
 python -m benchmarks.serving run public/models leaves/val --out public/bench
+python -m benchmarks.serving soak public/models leaves/val
 
 Each cold start is a process of its own, the two loaders in turn; the files are in the page cache. Speeds are from
 encoded photograph to final row, INT8 and FP16 in turn within one process.
 """
 
+import dataclasses
 import json
+import math
 import os
 import platform
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
@@ -39,9 +45,7 @@ def main() -> None:
 @click.option("--out", type=PATH, default=Path("public/bench"), show_default=True, help="For serving.json and .md.")
 def run(bundle: Path, images: Path, rounds: int, out: Path) -> None:
     """Register BUNDLE in a store of its own and ask it about IMAGES, a folder searched at any depth."""
-    photographs = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)[:: max(1, rounds)]
-    if not photographs:
-        raise click.ClickException(f"{images}: holds no image")
+    photographs = _find(images)
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
         environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary}/mlflow.db"}
         environment.pop("MLFLOW_REGISTRY_URI", None)
@@ -72,6 +76,14 @@ def run(bundle: Path, images: Path, rounds: int, out: Path) -> None:
     click.echo(_table(result))
 
 
+def _find(images: Path) -> list[Path]:
+    """Photographs of every part of a folder, in an order that mixes its classes but is always the same."""
+    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if not found:
+        raise click.ClickException(f"{images}: holds no image")
+    return sorted(found, key=lambda path: zlib.crc32(path.name.encode()))
+
+
 def _child(arguments: list[str], environment: dict[str, str]) -> Any:
     """Runs a command of this file in a process of its own; adds the seconds from its start to its answer."""
     start = time.perf_counter()
@@ -88,6 +100,55 @@ def _child(arguments: list[str], environment: dict[str, str]) -> Any:
     return answer
 
 
+@main.command()
+@click.argument("bundle", type=PATH)
+@click.argument("images", type=PATH)
+@click.option("--predictions", default=20_000, show_default=True, help="Of one image each, in all.")
+@click.option("--workers", default=8, show_default=True, help="Threads that ask one classifier.")
+def soak(bundle: Path, images: Path, predictions: int, workers: int) -> None:
+    """Ask one handle from many threads, and move the alias to a second version in the middle."""
+    photographs = [path.read_bytes() for path in _find(images)[:64]]
+    with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
+        environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{temporary}/mlflow.db"}
+        environment.pop("MLFLOW_REGISTRY_URI", None)
+        for _ in range(2):
+            _child(["register", str(bundle), temporary], environment)
+        os.environ.update(environment)
+        import mlflow
+
+        from mlflow_plugins.handle import ModelHandle
+
+        client = mlflow.MlflowClient()
+        client.set_registered_model_alias("bench", "production", "1")
+        with ModelHandle("models:/bench@production", interval_s=0.5, threads=1) as handle:
+            expected = handle.predict(photographs)
+            count, wrong, lock = 0, 0, threading.Lock()
+            marks = []
+
+            def ask(worker: int) -> None:
+                nonlocal count, wrong
+                for i in range(predictions // workers):
+                    which = (worker * 31 + i) % len(photographs)
+                    row = handle.predict([photographs[which]])[0]
+                    bad = dataclasses.replace(row, ood_score=None) != dataclasses.replace(
+                        expected[which], ood_score=None
+                    ) or not math.isclose(row.ood_score or 0, expected[which].ood_score or 0, rel_tol=1e-9)
+                    with lock:
+                        count, wrong = count + 1, wrong + bad
+                        if count % (predictions // 20) == 0:
+                            marks.append({"predictions": count, "version": handle.current.version, **_memory()})
+                            click.echo(json.dumps(marks[-1]), err=True)
+                        if count == predictions // 2:
+                            client.set_registered_model_alias("bench", "production", "2")
+
+            start = time.perf_counter()
+            with ThreadPoolExecutor(workers) as pool:
+                list(pool.map(ask, range(workers)))
+            seconds = time.perf_counter() - start
+            result = {"predictions": count, "wrong": wrong, "seconds": seconds, "failure": str(handle.failure)}
+        click.echo(json.dumps({**result, "memory": marks}, indent=1))
+
+
 @main.command(hidden=True)
 @click.argument("bundle", type=PATH)
 @click.argument("folder", type=PATH)
@@ -98,12 +159,13 @@ def register(bundle: Path, folder: Path) -> None:
     from mlflow_plugins.flavor import log_model
     from plantmodels.bundle.layout import MANIFEST_FILE, serving_files
 
-    mlflow.create_experiment("bench", artifact_location=(folder / "artifacts").as_uri())
+    if mlflow.get_experiment_by_name("bench") is None:
+        mlflow.create_experiment("bench", artifact_location=(folder / "artifacts").as_uri())
     mlflow.set_experiment("bench")
     with mlflow.start_run():
         info = log_model(bundle, name="bench")
     mlflow.register_model(info.model_uri, "bench")
-    (description,) = (folder / "artifacts").rglob("MLmodel")
+    description = next((folder / "artifacts").rglob("MLmodel"))
     files = [path for path in description.parent.rglob("*") if path.is_file()]
     native = [description, *(description.parent / "data/bundle" / n for n in (MANIFEST_FILE, *serving_files("int8")))]
     click.echo(
