@@ -130,10 +130,10 @@ def test_a_registry_that_is_gone_changes_nothing(versions, leaf: bytes, wait_for
         raise MlflowException("the registry is gone")
 
     with ModelHandle(URI, interval_s=0.01, threads=1) as watching:
-        monkeypatch.setattr(handle, "resolve_models_uri", gone)
-        wait_for(lambda: len(tries) > 3)
-        assert watching.predict([leaf])[0].error is None and "gone" in str(watching.failure)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(handle, "resolve_models_uri", gone)
+            wait_for(lambda: len(tries) > 3)
+            assert watching.predict([leaf])[0].error is None and "gone" in str(watching.failure)
         wait_for(lambda: watching.failure is None)
     assert caplog.text.count("the registry is gone") <= 1, "the same failure is told once"
 
