@@ -8,11 +8,10 @@
 import importlib.metadata
 import logging
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +21,7 @@ import onnx
 from plantmodels import __version__
 from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.build.data import (
+    LeafSample,
     LeafSet,
     NonPlantSet,
     UnreadableImage,
@@ -31,12 +31,15 @@ from plantmodels.build.data import (
     read_leaves,
     read_non_plants,
     split_for_calibration,
+    stream_batches,
 )
 from plantmodels.build.embeddings import Embedder
 from plantmodels.build.fit_detector import RunningMoments, check_image_counts, fit_detector, select_detector
 from plantmodels.build.heads import Int8Head, int8_head_model, packed_heads_model, quantize_head
 from plantmodels.build.network import HierarchicalNetwork, load_network
-from plantmodels.build.quantize import describe_cpu, quantize_int8, store_weights_fp16
+from plantmodels.build.quantize import describe_cpu, store_weights_fp16
+from plantmodels.build.sampling import pick_each_class
+from plantmodels.build.search import MAX_DROP, Choice, LabelledImages, choose_int8
 from plantmodels.build.species import export_species
 from plantmodels.bundle.detector import METHODS, OODDetector, write_detector
 from plantmodels.bundle.layout import (
@@ -50,11 +53,16 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.errors import DataError
 from plantmodels.serve.classifier import SpeciesModel
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
 CALIBRATION_SHARE: Final = 0.2
 MAX_CALIBRATION_IMAGES: Final = 20_000
+SEARCH_IMAGES: Final = 128
+"""Held-out training leaves on which INT8 candidates are judged; the first few also hold the graph to PyTorch."""
+
+_COMPARED_IMAGES: Final = 4
 _LIBRARIES: Final = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "pillow")
 
 _log = logging.getLogger(__name__)
@@ -69,6 +77,7 @@ class ExportSummary:
         metadata: as written.
         sizes: file name to bytes, for every ONNX file.
         seconds: step to wall-clock time.
+        choice: which products are INT8, and what was tried.
         unreadable: training and non-plant images that were skipped.
     """
 
@@ -76,12 +85,14 @@ class ExportSummary:
     metadata: Metadata
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
+    choice: Choice
     unreadable: tuple[UnreadableImage, ...]
 
     def describe(self) -> str:
         """Where it lies, sizes, times and skipped images, for terminals."""
         lines = describe_sizes(self.sizes)
         lines += [f"{seconds:>11.1f}s  {step}" for step, seconds in self.seconds.items()]
+        lines += self.choice.describe()
         lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
         return "\n".join([f"wrote {self.bundle}", *lines])
 
@@ -118,10 +129,10 @@ def export_bundle(
     with clock.step("read"):
         inputs = _read_inputs(checkpoint, data, non_plants, seed)
     with staged_bundle(out) as folder:
-        models = _write_models(folder, inputs, clock)
+        unreadable: list[UnreadableImage] = []
+        models, choice = _write_models(folder, inputs, clock, unreadable)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
-        unreadable: list[UnreadableImage] = []
         with clock.step("fit detector"):
             detector = _fit_detector(folder, inputs, metadata, unreadable)
         write_detector(folder / DETECTOR_FILE, detector)
@@ -130,7 +141,7 @@ def export_bundle(
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
-    return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, tuple(unreadable))
+    return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, choice, tuple(unreadable))
 
 
 @dataclass
@@ -155,27 +166,62 @@ def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, see
     return _Inputs(checkpoint, load_network(checkpoint), leaves, fit_set, calibration_set, others)
 
 
-def _write_models(folder: Path, inputs: _Inputs, clock: _Clock) -> dict[str, dict[str, Any]]:
+def _write_models(
+    folder: Path, inputs: _Inputs, clock: _Clock, unreadable: list[UnreadableImage]
+) -> tuple[dict[str, dict[str, Any]], Choice]:
     """Writes every ONNX file and returns what the metadata says of each."""
-    models: dict[str, dict[str, Any]] = {}
-    cpu = describe_cpu()
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as temporary:
-        float_file = Path(temporary) / "float32.onnx"
-        with clock.step("export species"):
-            float_model = export_species(inputs.network)
-            onnx.save(float_model, float_file)
-        with clock.step("store FP16"):
-            onnx.save(store_weights_fp16(float_model), folder / SPECIES_FILES["fp16"])
-        with clock.step("quantize INT8"):
-            recipe = quantize_int8(
-                float_file, folder / SPECIES_FILES["int8"], reduce_range=not cpu.has_int8_dot_product
-            )
-    stored = {"method": "weights stored in float16, computed in float32"}
-    models[SPECIES_FILES["fp16"]] = {"precision": "fp16", "rows_per_run": None, "recipe": stored}
-    models[SPECIES_FILES["int8"]] = {"precision": "int8", "rows_per_run": 1, "recipe": recipe}
+    reduce_range = not describe_cpu().has_int8_dot_product
+    leaves = _read_labelled(inputs, unreadable)
+    with clock.step("export species"):
+        graph = export_species(inputs.network, leaves.pixels[:_COMPARED_IMAGES])
+    with clock.step("store FP16"):
+        onnx.save(store_weights_fp16(graph.model), folder / SPECIES_FILES["fp16"])
+    with clock.step("quantize INT8"):
+        choice = choose_int8(graph.model, leaves, reduce_range=reduce_range)
+        onnx.save(choice.model, folder / SPECIES_FILES["int8"])
+    stored = {"method": "weights stored in float16, computed in float32", "graph": graph.form}
+    recipe = {
+        "method": "dynamic",
+        "graph": graph.form,
+        "per_channel": True,
+        "weights": "int8",
+        "activations": "uint8",
+        "reduce_range": reduce_range,
+        "products": choice.products,
+        "kept_float": list(choice.kept_float),
+        "tried": [asdict(trial) for trial in choice.trials],
+        "tried_on": {"images": len(leaves.pixels), "max_drop": MAX_DROP},
+    }
+    models: dict[str, dict[str, Any]] = {
+        SPECIES_FILES["fp16"]: {"precision": "fp16", "rows_per_run": None, "recipe": stored},
+        SPECIES_FILES["int8"]: {"precision": "int8", "rows_per_run": 1, "recipe": recipe},
+    }
     with clock.step("disease heads"):
         models |= write_heads(folder, inputs.checkpoint)
-    return {name: {**_describe_interface(folder / name), **entry} for name, entry in models.items()}
+    return {name: {**_describe_interface(folder / name), **entry} for name, entry in models.items()}, choice
+
+
+def _read_labelled(inputs: _Inputs, unreadable: list[UnreadableImage]) -> LabelledImages:
+    """A few held-out training leaves of every class."""
+
+    def class_of(sample: LeafSample) -> tuple[int, int]:
+        return sample.species_index, -1 if sample.disease_index is None else sample.disease_index
+
+    samples = pick_each_class(inputs.calibration_set.samples, SEARCH_IMAGES, key=class_of)
+    batches = stream_batches(
+        [sample.path for sample in samples],
+        inputs.checkpoint.spec.preprocessing,
+        size=SEARCH_IMAGES,
+        unreadable=unreadable,
+        out_of=len(inputs.leaves.samples),
+    )
+    read = list(batches)
+    if not read:
+        raise DataError(f"{inputs.leaves.root}: none of {len(samples)} held-out training leaves can be read")
+    ((positions, pixels),) = read
+    species, diseases = np.array([class_of(samples[i]) for i in positions], np.int64).T
+    heads = {i: (weight.numpy(), bias.numpy()) for i, (weight, bias) in inputs.checkpoint.disease_heads.items()}
+    return LabelledImages(pixels, species, diseases, heads)
 
 
 def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:

@@ -27,6 +27,7 @@ from plantmodels.build.data import (
     stream_batches,
 )
 from plantmodels.build.quantize import describe_cpu
+from plantmodels.build.sampling import pick_each_class, thin_out
 from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.documents import write_bytes, write_json
 from plantmodels.bundle.layout import (
@@ -62,7 +63,6 @@ from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.records import decode
 from plantmodels.verify.rejection import measure_rejection
 from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, Source, UnreadableFile
-from plantmodels.verify.sampling import pick_each_class, thin_out
 from plantmodels.verify.verdicts import Measured, judge_all
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def _read_versions() -> dict[str, str]:
 
 def _write(task: _Task, report: GateReport) -> None:
     plots = draw_plots(report)
-    page = render_report(report, plots)
+    page = render_report(report, plots, task.metadata.models[SPECIES_FILES["int8"]].get("recipe", {}))
     with staged_bundle(task.bundle, start_from=task.bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())

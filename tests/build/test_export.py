@@ -20,6 +20,7 @@ from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.data import digest_images, digest_leaves, read_leaves, read_non_plants, split_for_calibration
 from plantmodels.build.export import CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, export_bundle, read_git_commit
 from plantmodels.build.network import load_network
+from plantmodels.build.species import SpeciesGraph
 from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.manifest import check_files, digest_file, list_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -40,7 +41,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def ready_model(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips PyTorch's exporter: the tiny species model of the session's bundle is used again."""
     model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
-    monkeypatch.setattr(export_module, "export_species", lambda _: model)
+    monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
 
 
 @pytest.fixture
@@ -79,11 +80,16 @@ class TestBundle:
         kinds = [node.op_type for node in graph.node]
         types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
         inputs = [
-            node.input[0] for node in graph.node if node.op_type in ("LayerNormalization", "Softmax", "Gelu", "Conv")
+            node.input[0]
+            for node in graph.node
+            if node.op_type in ("LayerNormalization", "Attention", "Gelu", "Conv", "Gemm")
         ]
 
-        assert {"MatMulInteger", "DynamicQuantizeLinear", "LayerNormalization", "Softmax", "Gelu", "Conv"} <= set(kinds)
-        assert not {"ConvInteger", "QLinearConv", "QLinearMatMul", "Gemm"} & set(kinds)
+        assert {"MatMulIntegerToFloat", "DynamicQuantizeLinear", "LayerNormalization", "Attention", "Gelu"} <= set(
+            kinds
+        )
+        assert not {"ConvInteger", "QLinearConv", "QLinearMatMul", "MatMul"} & set(kinds)
+        assert kinds.count("Gemm") == 2, "projection and species head, on one row an image"
         assert {types.get(name, onnx.TensorProto.FLOAT) for name in inputs} == {onnx.TensorProto.FLOAT}
 
     def test_the_metadata_describes_every_model_as_it_is(self, tiny_bundle, tiny_taxonomy) -> None:
@@ -332,7 +338,7 @@ class TestFailure:
     def test_what_can_be_known_before_the_work_is_refused_before_it(
         self, tiny_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
     ) -> None:
-        monkeypatch.setattr(export_module, "export_species", lambda _: pytest.fail("the work was begun"))
+        monkeypatch.setattr(export_module, "export_species", lambda *_: pytest.fail("the work was begun"))
         change, match = FAILURES[case]
 
         with pytest.raises(PlantModelsError, match=match):
@@ -349,7 +355,7 @@ class TestFailure:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3e38, np.float32), "huge"))
         for source, target in (("finite", "larger"), ("larger", "embedding")):
             model.graph.node.append(onnx.helper.make_node("Mul", [source, "huge"], [target]))
-        monkeypatch.setattr(export_module, "export_species", lambda _: model)
+        monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
         before = snapshot(old_bundle)
 
         with pytest.raises(PlantModelsError, match="an embedding holds NaN or infinity"):
@@ -362,7 +368,7 @@ class TestFailure:
         weight = onnx.numpy_helper.from_array(np.full(16, 1e5, np.float32), "giant")
         model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
         model.graph.initializer.append(weight)
-        monkeypatch.setattr(export_module, "export_species", lambda _: model)
+        monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
         before = snapshot(old_bundle)
 
         with pytest.raises(PlantModelsError, match=r"weight 'giant' holds 1e\+05, beyond float16's 65504"):

@@ -13,13 +13,18 @@ import pytest
 import timm
 import torch
 
+from plantmodels.build import species
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.network import HierarchicalNetwork, load_network
-from plantmodels.build.species import export_species
+from plantmodels.build.species import TOLERANCE, export_species
 from plantmodels.errors import ExportError
 
 ATOL = 1e-4
 """Float32 in other kernels, on values of order one to ten."""
+
+
+REAL = np.random.default_rng(1).standard_normal((2, 3, 224, 224)).astype(np.float32)
+"""What stands for real images here."""
 
 
 def check_parity(model: onnx.ModelProto, network: HierarchicalNetwork) -> None:
@@ -42,7 +47,7 @@ def network(tiny_checkpoint: Path) -> HierarchicalNetwork:
 
 @pytest.fixture(scope="module")
 def model(network: HierarchicalNetwork) -> onnx.ModelProto:
-    return export_species(network)
+    return export_species(network, REAL).model
 
 
 def test_a_swin_equals_pytorch(model: onnx.ModelProto, network: HierarchicalNetwork) -> None:
@@ -58,7 +63,7 @@ def test_the_interface_is_that_of_contract_3(model: onnx.ModelProto) -> None:
 
     assert shapes == {"input": ["batch", 3, 224, 224], "species_logits": ["batch", 5], "embedding": ["batch", 32]}
     assert {value.type.tensor_type.elem_type for value in values} == {onnx.TensorProto.FLOAT}
-    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 20)]
+    assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
 
 
 def test_norms_and_gelus_stay_whole(model: onnx.ModelProto) -> None:
@@ -72,7 +77,16 @@ def test_norms_and_gelus_stay_whole(model: onnx.ModelProto) -> None:
 def test_nothing_of_this_machine_is_in_the_file(model: onnx.ModelProto) -> None:
     data = model.SerializeToString()
 
-    for trace in (b"/work/", b"site-packages", b".venv", b"/home", b"/root", b"plantmodels", b".py", b"stack_trace"):
+    for trace in (
+        b"/work/",
+        b"site-packages",
+        b".venv",
+        b"/home",
+        b"/root",
+        b"plantmodels.build",
+        b".py",
+        b"stack_trace",
+    ):
         assert trace not in data
 
 
@@ -93,7 +107,9 @@ def plain_backbone(name: str) -> Callable[[dict[str, Any]], None]:
 
 def test_a_convolutional_backbone_equals_pytorch(tiny_checkpoint_factory) -> None:
     network = load_network(read_checkpoint(tiny_checkpoint_factory(plain_backbone("resnet10t"))))
-    model = export_species(network)
+    graph = export_species(network, REAL[:, :, :64, :64])
+    model = graph.model
+    assert graph.form == "traced" and graph.difference < 1e-5
     onnx.checker.check_model(model, full_check=True)
 
     check_parity(model, network)
@@ -114,7 +130,7 @@ def test_a_backbone_that_cannot_be_exported_is_an_error_of_one_line(tiny_checkpo
     broken.backbone = Undecided()
 
     with pytest.raises(ExportError, match=r"PyTorch 2\..* cannot export backbone 'swin_tiny") as caught:
-        export_species(broken)
+        export_species(broken, REAL)
     assert "\n" not in str(caught.value)
 
 
@@ -127,8 +143,55 @@ def test_exporting_leaves_warnings_and_logging_alone(network: HierarchicalNetwor
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
+    monkeypatch.setattr(species, "is_supported", lambda _: False)
     with pytest.raises(ExportError, match=r"\(RuntimeError: first line\)$"):
-        export_species(network)
+        export_species(network, REAL)
     assert warnings.filters == filters
     assert logging.getLogger("torch.onnx").level == level
     assert capsys.readouterr().out == ""
+
+
+def test_a_swin_is_not_traced(network: HierarchicalNetwork, monkeypatch) -> None:
+    monkeypatch.setattr(species, "_trace", lambda _: pytest.fail("traced"))
+    graph = export_species(network, REAL)
+
+    assert graph.form == "swin" and 0 < graph.difference <= TOLERANCE["swin"] == 1e-5
+
+
+@pytest.fixture
+def wrong(tiny_checkpoint: Path) -> onnx.ModelProto:
+    """The graph of a network with another bias."""
+    other = load_network(read_checkpoint(tiny_checkpoint))
+    with torch.no_grad():
+        other.species_head.bias += 0.5
+    return species.build_swin(other)
+
+
+def test_a_graph_with_other_answers_is_traced_instead(
+    network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch, caplog
+) -> None:
+    monkeypatch.setattr(species, "build_swin", lambda _: wrong)
+    graph = export_species(network, REAL)
+
+    assert graph.form == "traced"
+    assert "the swin graph differs from PyTorch by 0." in caplog.text
+    check_parity(graph.model, network)
+
+
+def test_real_images_are_compared_as_well(network: HierarchicalNetwork, monkeypatch) -> None:
+    seen = []
+    measure = species._measure_difference
+    monkeypatch.setattr(species, "_measure_difference", lambda *a: seen.append(a[2]) or measure(*a))
+    export_species(network, REAL)
+
+    assert any(images is REAL for images in seen) and len(seen) == 2
+
+
+def test_other_answers_than_pytorchs_are_an_error(
+    network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch
+) -> None:
+    monkeypatch.setattr(species, "build_swin", lambda _: wrong)
+    monkeypatch.setattr(species, "_trace", lambda _: wrong)
+
+    with pytest.raises(ExportError, match=r"'swin_tiny.*differs from PyTorch by 0\..*at most 1e-03 is accepted"):
+        export_species(network, REAL)

@@ -150,3 +150,18 @@ def test_cells_are_escaped_unless_they_are_html() -> None:
     assert "a&lt;b" in page
     assert "&lt;i&gt;" in page
     assert '<td class="number"><i>x</i></td>' in page
+
+
+def test_the_quantization_that_was_tried_is_shown(report: Make) -> None:
+    trial = {"species_drop": 0.021, "disease_drop": -0.005, "changed": 0.04, "embedding_error": 0.2}
+    recipe = {
+        "products": 75,
+        "tried": [{"float_products": 0, **trial}, {"float_products": 5, **trial, "species_drop": 0.0}],
+        "tried_on": {"images": 128, "max_drop": 0.01},
+    }
+    page = render_report(report(), {}, recipe)
+
+    assert "0 of 75" in page and "5 of 75" in page
+    assert "−2.10 points" in page and "+0.50 points" in page and "4.00 %" in page and "20.00 %" in page
+    assert page.index("too many lost") < page.index(">taken<")
+    assert "what was tried" not in render_report(report(), {})

@@ -4,7 +4,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantmodels.verify.sampling import pick_each_class, thin_out
+from plantmodels.build.sampling import pick_each_class, thin_out
 
 SAMPLES = st.lists(st.tuples(st.sampled_from("abcde"), st.integers()), min_size=1, max_size=200, unique=True)
 
