@@ -1,4 +1,4 @@
-"""Every MLflow name that is not public, used here and nowhere else.
+"""Every MLflow name that is not public, used here and nowhere else. (`light_store` reads MLflow's tables, by no name.)
 
 Found in MLflow 3.17.2; `tests/plugins/test_mlflow_compat.py` fails when one of them moves.
 """
