@@ -14,8 +14,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from mlflow_plugins._mlflow_compat import resolve_models_uri
-from mlflow_plugins.flavor import load_model
+from mlflow_plugins.light_store import find_version
+from mlflow_plugins.native import load_model
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
 
@@ -24,6 +24,20 @@ _LOGGER: Final = logging.getLogger("plantmodels.handle")
 _LONGEST_PAUSE_S: Final = 600.0
 _CLOSING_S: Final = 5.0
 _PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
+
+
+def resolve_models_uri(uri: str) -> tuple[str, str]:
+    """Registered name and version that a URI means now, without MLflow where `light_store` knows the store.
+
+    Raises:
+        MlflowException: no such version, or no URI of a registered model.
+    """
+    found = find_version(uri)
+    if found is not None and found.name is not None and found.version is not None:
+        return found.name, found.version
+    from mlflow_plugins import _mlflow_compat
+
+    return _mlflow_compat.resolve_models_uri(uri)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Final
 import mlflow
 
 from mlflow_plugins._mlflow_compat import resolve_models_uri
-from mlflow_plugins.flavor import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN
+from mlflow_plugins.pyfunc_model import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN
 from mlflow_plugins.runs import PREFIX, job, one_line
 from plantmodels.errors import ScoringError
 from plantmodels.serve.classifier import CHUNK

@@ -173,8 +173,19 @@ def read_detector(path: Path) -> OODDetector:
         data = path.read_bytes()
     except OSError as error:
         raise DetectorError(f"{path}: cannot be read ({error.strerror})") from error
+    return parse_detector(path, data)
+
+
+def parse_detector(path: Path, content: bytes) -> OODDetector:
+    """The same for a file whose bytes are at hand; the path only names it.
+
+    Raises:
+        DetectorError: as `read_detector`.
+    """
+    if len(content) > MAX_PICKLE_BYTES:
+        raise DetectorError(f"{path}: {len(content):,} bytes, at most {MAX_PICKLE_BYTES:,} are read")
     try:
-        return _build_detector(load_plain_pickle(data))
+        return _build_detector(load_plain_pickle(content))
     except DetectorError as error:
         raise DetectorError(f"{path}: {error}") from error
 

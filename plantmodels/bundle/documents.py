@@ -27,12 +27,21 @@ def read_json(path: Path) -> dict[str, Any]:
             repeated, or NaN or infinity.
     """
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_JSON_BYTES:
-            raise BundleError(f"{path}: {size_bytes:,} bytes of JSON, at most {MAX_JSON_BYTES:,} are read")
-        text = path.read_text(encoding="utf-8")
+        _check_size(path, path.stat().st_size)
+        return parse_json(path, path.read_bytes())
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def parse_json(path: Path, content: bytes) -> dict[str, Any]:
+    """The same for a file whose bytes are at hand; the path only names it.
+
+    Raises:
+        BundleError: as `read_json`.
+    """
+    _check_size(path, len(content))
+    try:
+        text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: not UTF-8 text") from error
     try:
@@ -44,6 +53,11 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document
+
+
+def _check_size(path: Path, size_bytes: int) -> None:
+    if size_bytes > MAX_JSON_BYTES:
+        raise BundleError(f"{path}: {size_bytes:,} bytes of JSON, at most {MAX_JSON_BYTES:,} are read")
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,6 +102,20 @@ def digest_file(path: Path) -> FileDigest:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
 
 
+def read_file(path: Path) -> bytes:
+    """All bytes of a regular file.
+
+    Raises:
+        BundleError: a symbolic link, not a regular file, or unreadable.
+    """
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{path}: expected a regular file")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
+
+
 def list_files(folder: Path) -> tuple[str, ...]:
     """Names of all files below a bundle but its manifest, sorted.
 
@@ -170,6 +184,33 @@ def check_files(
             changed.append(name)
     if missing or changed or unexpected:
         raise _mismatch(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
+
+
+def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whole: bool) -> dict[str, bytes]:
+    """Reads files once and gives back the very bytes that were compared with the manifest.
+
+    Whatever is written into the folder meanwhile is not what the caller uses: no private copy is needed.
+
+    Args:
+        folder: the bundle.
+        manifest: what it should hold.
+        names: the files whose bytes are wanted, which the manifest must list.
+        whole: whether to check every other file of the manifest as well, and that nothing else is there.
+
+    Raises:
+        ManifestMismatchError: naming what is missing, changed or unexpected.
+    """
+    wanted = {folder / name: name for name in names}
+    contents: dict[str, bytes] = {}
+
+    def digest(path: Path) -> FileDigest:
+        if path not in wanted:
+            return digest_file(path)
+        content = contents[wanted[path]] = read_file(path)
+        return FileDigest(len(content), hashlib.sha256(content).hexdigest())
+
+    check_files(folder, manifest, None if whole else wanted.values(), digest=digest)
+    return contents
 
 
 def _mismatch(

@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
-from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.documents import parse_json, read_json, write_json
 from plantmodels.bundle.layout import (
     FORMAT_VERSION,
     HEADS_LIST_FILE,
@@ -140,15 +140,19 @@ def _heads_list(taxonomy: Taxonomy) -> dict[str, Any]:
     }
 
 
-def read_metadata(folder: Path) -> Metadata:
+def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> Metadata:
     """Reads `onnx-metadata.json`, and checks that `disease-heads-list.json` tells the same class order.
+
+    Args:
+        folder: the bundle.
+        contents: the bytes of both files by name, where they are at hand; the folder then only names them.
 
     Raises:
         BundleError: absent or malformed documents, a class-order digest that does not fit the taxonomy, or a
             heads list that disagrees with it.
     """
     path = folder / METADATA_FILE
-    document = read_json(path)
+    document = _read(path, contents)
     version = document.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise BundleError(f"{path}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
@@ -170,7 +174,7 @@ def read_metadata(folder: Path) -> Metadata:
     embedding_dim = document.get("embedding_dim")
     if type(embedding_dim) is not int or embedding_dim < 1:
         raise BundleError(f"{path}: embedding_dim must be a positive integer, got {embedding_dim!r}")
-    _check_heads_list(folder / HEADS_LIST_FILE, taxonomy)
+    _check_heads_list(folder / HEADS_LIST_FILE, _read(folder / HEADS_LIST_FILE, contents), taxonomy)
     return Metadata(
         taxonomy=taxonomy,
         preprocessing=_parse(path, lambda: Preprocessing(**document["preprocessing"])),
@@ -178,6 +182,10 @@ def read_metadata(folder: Path) -> Metadata:
         session_options={str(k): str(v) for k, v in document["session_options"].items()},
         **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
     )
+
+
+def _read(path: Path, contents: Mapping[str, bytes] | None) -> dict[str, Any]:
+    return read_json(path) if contents is None else parse_json(path, contents[path.name])
 
 
 def _check_models(path: Path, models: Mapping[str, object]) -> None:
@@ -196,8 +204,8 @@ def _parse(path: Path, build: Callable[[], _T]) -> _T:
         raise BundleError(f"{path}: {error}") from error
 
 
-def _check_heads_list(path: Path, taxonomy: Taxonomy) -> None:
-    found, expected = read_json(path), _heads_list(taxonomy)
+def _check_heads_list(path: Path, found: Mapping[str, Any], taxonomy: Taxonomy) -> None:
+    expected = _heads_list(taxonomy)
     if found == expected:
         return
     for key in sorted(set(found) | set(expected), key=lambda k: (len(k), k)):

@@ -18,7 +18,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from PIL import Image
 
-from plantmodels.bundle.detector import OODDetector, read_detector
+from plantmodels.bundle.detector import OODDetector, parse_detector
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     DISEASE_OUTPUT,
@@ -32,12 +32,12 @@ from plantmodels.bundle.layout import (
     Precision,
     serving_files,
 )
-from plantmodels.bundle.manifest import check_files, read_manifest
+from plantmodels.bundle.manifest import Manifest, read_checked, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
-from plantmodels.serve.session import CPU, Provider, open_session
+from plantmodels.serve.session import CPU, Provider, give_back_memory, open_session
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -174,8 +174,11 @@ class PlantClassifier:
         providers: Sequence[Provider] = (CPU,),
         allow_paths: bool = False,
         whole: bool = True,
+        manifest: Manifest | None = None,
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
+
+        Each file is read once, and the bytes that were checked are those that are used.
 
         Args:
             folder: the bundle.
@@ -187,6 +190,7 @@ class PlantClassifier:
                 file that this process may read shows; not for a service.
             whole: whether every file of the manifest must be there; False for a folder that holds those that this
                 precision needs (`serving_files`).
+            manifest: the bundle's, where the caller has read and checked it.
 
         Raises:
             BundleError: files that differ from the manifest, documents that disagree, or a session that
@@ -196,13 +200,20 @@ class PlantClassifier:
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-        check_files(folder, read_manifest(folder), None if whole else serving_files(precision))
-        metadata = read_metadata(folder)
-        detector = read_detector(folder / DETECTOR_FILE)
+        contents = read_checked(folder, manifest or read_manifest(folder), serving_files(precision), whole=whole)
+        metadata = read_metadata(folder, contents)
+        detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
         sessions = [
-            open_session(folder / name, options=metadata.session_options, threads=threads, providers=providers)
+            open_session(
+                folder / name,
+                contents.pop(name),
+                options=metadata.session_options,
+                threads=threads,
+                providers=providers,
+            )
             for name in (SPECIES_FILES[precision], PACKED_HEADS_FILE)
         ]
+        give_back_memory()
         species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision), workers=workers)
         return cls(metadata, detector, species_model, sessions[1], precision=precision, allow_paths=allow_paths)
 

@@ -17,6 +17,7 @@ from plantmodels.bundle.manifest import (
     check_files,
     digest_file,
     list_files,
+    read_checked,
     read_manifest,
     write_manifest,
 )
@@ -220,6 +221,22 @@ def test_a_subset_check_looks_at_its_names_only(folder: Path) -> None:
     check_files(folder, manifest, names=[])
     with pytest.raises(ManifestMismatchError, match=r"changed: a.onnx"):
         check_files(folder, manifest, names=["heads/b.onnx", "a.onnx"])
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_checked_bytes_are_those_of_the_files(folder: Path, whole: bool) -> None:
+    manifest = write_manifest(folder)
+    first, *others = manifest.files
+    assert read_checked(folder, manifest, [first], whole=whole) == {first: (folder / first).read_bytes()}
+    (folder / others[0]).write_bytes(b"changed")
+    if whole:
+        with pytest.raises(ManifestMismatchError, match="changed"):
+            read_checked(folder, manifest, [first], whole=True)
+    else:
+        assert list(read_checked(folder, manifest, [first], whole=False)) == [first]
+    (folder / first).write_bytes(b"changed")
+    with pytest.raises(ManifestMismatchError, match=f"changed: {first}"):
+        read_checked(folder, manifest, [first], whole=whole)
 
 
 def test_a_subset_check_refuses_names_that_the_manifest_lacks(folder: Path) -> None:

@@ -10,8 +10,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from mlflow.store.artifact import artifact_repository_registry
 
-from mlflow_plugins import flavor
+from mlflow_plugins import flavor, pyfunc_model
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
@@ -78,7 +79,7 @@ def test_base64_bytes_are_read_as_the_scoring_server_sends_them(model: Path, lea
 
 def test_signature_example_and_requirements_travel_with_the_model(model: Path, leaf: bytes) -> None:
     description = mlflow.models.Model.load(model)
-    assert description.signature == flavor.SIGNATURE
+    assert description.signature == pyfunc_model.SIGNATURE
     example = description.load_input_example(str(model))
     loaded = mlflow.pyfunc.load_model(str(model))
     pd.testing.assert_frame_equal(loaded.predict(example), loaded.predict([leaf]))
@@ -141,12 +142,16 @@ def test_native_loader_downloads_what_a_precision_needs(
     with mlflow.start_run():
         info = flavor.log_model(verified_bundle, name="leaves")
     fetched: list[str] = []
-    repository = flavor.get_artifact_repository(info.model_uri)
-    download = repository.download_artifacts
-    monkeypatch.setattr(
-        repository, "download_artifacts", lambda name, **to: (fetched.append(Path(name).name), download(name, **to))[1]
-    )
-    monkeypatch.setattr(flavor, "get_artifact_repository", lambda uri: repository)
+    stored = artifact_repository_registry.get_artifact_repository(info.model_uri)
+
+    class Remote:
+        """Artifacts that are not on this machine."""
+
+        def download_artifacts(self, name: str, dst_path: str) -> str:
+            fetched.append(Path(name).name)
+            return str(stored.download_artifacts(name, dst_path=dst_path))
+
+    monkeypatch.setattr(artifact_repository_registry, "get_artifact_repository", lambda uri: Remote())
     loaded = flavor.load_model(info.model_uri, precision="fp16", threads=1)
     assert sorted(fetched) == [
         "MLmodel",
@@ -159,6 +164,49 @@ def test_native_loader_downloads_what_a_precision_needs(
     ]
     expected = PlantClassifier.load(verified_bundle, precision="fp16", threads=1)
     assert loaded.predict([leaf]) == expected.predict([leaf])
+
+
+def test_native_loader_reads_files_on_this_machine_where_they_lie(
+    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="leaves")
+    monkeypatch.setattr("tempfile.TemporaryDirectory", lambda **_: pytest.fail("a copy was made"))
+    assert flavor.load_model(info.model_uri, threads=1).predict([leaf])[0].error is None
+
+
+LIGHT = """
+import sys
+from pathlib import Path
+from mlflow_plugins.flavor import load_model
+from mlflow_plugins.handle import ModelHandle
+leaf = Path(sys.argv[2]).read_bytes()
+print(load_model(sys.argv[1], threads=1).predict([leaf])[0].species)
+print(ModelHandle(sys.argv[1], interval_s=0, threads=1).predict([leaf])[0].species)
+print(*sorted({name.split(".")[0] for name in sys.modules} & {"mlflow", "pandas", "sqlalchemy", "requests", "torch"}))
+"""
+
+
+def test_native_loader_needs_neither_mlflow_nor_pandas_for_a_local_store(
+    verified_bundle: Path, leaf: bytes, tmp_path: Path
+) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="leaves")
+    mlflow.register_model(info.model_uri, "leaves")
+    (tmp_path / "leaf.jpg").write_bytes(leaf)
+    command = [sys.executable, "-c", LIGHT, "models:/leaves/1", str(tmp_path / "leaf.jpg")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    species = PlantClassifier.load(verified_bundle, threads=1).predict([leaf])[0].species
+    assert ran.stdout.splitlines() == [species, species, ""]
+
+
+@pytest.mark.parametrize(
+    "content", [b"- a list", b"flavors: {plantmodels: 3}", b"\xff", b"a: [", b"", b"a: 2020-99-99"]
+)
+def test_a_description_that_records_no_digest_is_refused(model: Path, content: bytes) -> None:
+    (model / "MLmodel").write_bytes(content)
+    with pytest.raises(BundleError, match="MLmodel"):
+        flavor.load_model(str(model))
 
 
 def test_native_loader_checks_what_it_downloaded(verified_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +308,7 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
 )
 def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        flavor.read_images(form)
+        pyfunc_model.read_images(form)
 
 
 @pytest.mark.parametrize(
@@ -310,6 +358,6 @@ def test_rows_as_structs_hold_the_same_values(model: Path, leaf: bytes) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     plain = loaded.predict([leaf, b""], params={"top_k": 1})
     structs = loaded.predict([leaf, b""], params={"top_k": 1, "as_struct": True})
-    assert list(structs.columns) == [flavor.STRUCT_COLUMN]
-    assert structs[flavor.STRUCT_COLUMN].tolist() == plain.to_dict("records")
+    assert list(structs.columns) == [pyfunc_model.STRUCT_COLUMN]
+    assert structs[pyfunc_model.STRUCT_COLUMN].tolist() == plain.to_dict("records")
     assert loaded.predict([], params={"as_struct": True}).shape == (0, 1)

@@ -17,7 +17,7 @@ import pyarrow.dataset
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_plugins import flavor, scoring
+from mlflow_plugins import flavor, pyfunc_model, scoring
 from mlflow_plugins.scoring import ScoreRequest, run_score
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
@@ -29,7 +29,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed"),
 ]
 
-COLUMNS = list(flavor.PREDICTION_COLUMNS)
+COLUMNS = list(pyfunc_model.PREDICTION_COLUMNS)
 
 
 @pytest.fixture

@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 import requests
 
-from mlflow_plugins.flavor import PREDICTION_COLUMNS, load_model
+from mlflow_plugins.flavor import load_model
 from mlflow_plugins.jobs import Request, run_main_job
+from mlflow_plugins.pyfunc_model import PREDICTION_COLUMNS
 from mlflow_plugins.scoring import ScoreRequest, run_score
 from plantmodels.bundle.layout import PRECISIONS
 from plantmodels.verify.report import read_report

@@ -19,7 +19,7 @@ from scipy.special import softmax as scipy_softmax
 
 from plantmodels.bundle.detector import OODDetector, read_detector, write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, PACKED_HEADS_FILE, SPECIES_FILES
-from plantmodels.bundle.manifest import read_manifest, write_manifest
+from plantmodels.bundle.manifest import read_checked, read_manifest, write_manifest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
 from plantmodels.serve.classifier import CHUNK, PlantClassifier, Prediction
@@ -319,14 +319,15 @@ def test_softmax_is_scipys(logits: list[float]) -> None:
 
 class TestLoading:
     @pytest.fixture
-    def opened(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-        """Names of the files that sessions were opened on."""
+    def opened(self, tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """Names of the files whose bytes sessions were opened on."""
         names: list[str] = []
+        known = {path.read_bytes(): path.name for path in tiny_bundle.bundle.glob("*.onnx")}
         session_class = ort.InferenceSession
 
-        def record(path, *arguments, **options):
-            names.append(Path(path).name)
-            return session_class(path, *arguments, **options)
+        def record(content, *arguments, **options):
+            names.append(known.get(content, "another"))
+            return session_class(content, *arguments, **options)
 
         monkeypatch.setattr(ort, "InferenceSession", record)
         return names
@@ -353,6 +354,18 @@ class TestLoading:
             self.check_refused(bundle_copy, opened, ManifestMismatchError, f"missing: {name}")
             path.write_bytes(whole)
         PlantClassifier.load(bundle_copy, threads=1)
+
+    def test_what_was_checked_is_what_is_used(self, tiny_bundle, bundle_copy: Path, encoded, monkeypatch) -> None:
+        def check_then_lose(folder: Path, *arguments, **options) -> dict[str, bytes]:
+            contents = read_checked(folder, *arguments, **options)
+            for name in contents:
+                (folder / name).write_bytes(b"written after the check")
+            return contents
+
+        monkeypatch.setattr("plantmodels.serve.classifier.read_checked", check_then_lose)
+        rows = PlantClassifier.load(bundle_copy, threads=1).predict(encoded)
+        monkeypatch.undo()
+        check_equal(rows, PlantClassifier.load(tiny_bundle.bundle, threads=1).predict(encoded))
 
     def test_an_extra_file_is_refused(self, bundle_copy: Path, opened) -> None:
         (bundle_copy / "disease-heads" / "fig-int8.onnx").write_bytes(b"")

@@ -114,6 +114,36 @@ def test_files_that_are_no_servable_model_are_refused(tmp_path: Path, kind: str)
         open_session(path)
 
 
+@pytest.mark.parametrize("kind", FILES)
+def test_bytes_that_are_no_servable_model_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where ONNX Runtime would look for the weights of a model in memory
+    (tmp_path / "weights.bin").write_bytes(bytes(4000))
+
+    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime cannot open it"):
+        open_session(tmp_path / "model.onnx", FILES[kind])
+
+
+def test_a_session_of_bytes_reads_no_file_and_keeps_no_copy_of_them(tmp_path: Path) -> None:
+    content = make_model().SerializeToString()
+    before = sys.getrefcount(content)
+    opened = open_session(tmp_path / "none.onnx", content, threads=1)
+
+    np.testing.assert_array_equal(opened.run(None, {"x": np.ones((2, 3), np.float32)})[0], -np.ones((2, 3)))
+    assert sys.getrefcount(content) == before
+
+
+def test_sessions_keep_no_block_of_memory_for_each_batch_size(model_file: Path) -> None:
+    assert not open_session(model_file, threads=1).get_session_options().enable_mem_pattern
+
+
+@pytest.mark.parametrize("library", [session.ctypes.CDLL(None), object()], ids=["this", "another"])
+def test_memory_is_given_back_by_whatever_c_library_there_is(monkeypatch: pytest.MonkeyPatch, library) -> None:
+    monkeypatch.setattr(session.ctypes, "CDLL", lambda _: library)
+    session.give_back_memory()
+
+
 def test_absent_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.onnx", tmp_path):
         with pytest.raises(BundleError, match="ONNX Runtime cannot open it"):
