@@ -210,7 +210,7 @@ def load_model(
 
     Raises:
         BundleError: digests or class order do not fit; no session was opened. Or no such provider.
-        ValueError: another precision.
+        ValueError: an argument of another value.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
@@ -236,7 +236,6 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "_
     config = {**_MODEL_CONFIG, **(model_config or {})}
     if unknown := sorted(set(config) - set(_MODEL_CONFIG)):
         raise ValueError(f"unknown model_config {', '.join(unknown)}: expected {', '.join(_MODEL_CONFIG)}")
-    config["providers"] = [name if isinstance(name, str) else tuple(name) for name in config["providers"]]
     _check_description(Path(path).parents[1])
     return _PlantPyfunc(PlantClassifier.load(Path(path), **config))
 
@@ -254,6 +253,10 @@ class _PlantPyfunc:
 
     def __init__(self, classifier: PlantClassifier) -> None:
         self.classifier = classifier
+
+    def get_raw_model(self) -> PlantClassifier:
+        """The classifier: what `PyFuncModel.get_raw_model()` gives."""
+        return self.classifier
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row of contract 4 for each image of any form that `read_images` takes; see `STRUCT_COLUMN`.

@@ -177,7 +177,7 @@ def test_native_loader_checks_what_it_downloaded(verified_bundle: Path, monkeypa
 def test_model_config_reaches_the_classifier(model: Path) -> None:
     config = {"precision": "fp16", "threads": 1, "providers": [["CPUExecutionProvider", {}]]}
     loaded = mlflow.pyfunc.load_model(str(model), model_config=config)
-    classifier = loaded._model_impl.classifier
+    classifier = loaded.get_raw_model()
     assert classifier.precision == "fp16" and classifier.providers == ("CPUExecutionProvider",)
     with pytest.raises(
         ValueError, match="unknown model_config thread: expected precision, threads, workers, providers"
@@ -185,9 +185,30 @@ def test_model_config_reaches_the_classifier(model: Path) -> None:
         flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER), {"thread": 1})
 
 
-def test_a_provider_that_is_not_there_is_an_error(model: Path) -> None:
-    with pytest.raises(BundleError, match=r"CUDAExecutionProvider is not available; this ONNX Runtime has .*CPU"):
-        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["CUDAExecutionProvider"]})
+def test_a_provider_that_is_not_there_is_an_error_unless_the_cpu_is_listed_last(model: Path) -> None:
+    with pytest.raises(BundleError, match=r"MagicProvider is not available; this ONNX Runtime has .*CPU"):
+        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["MagicProvider"]})
+    providers = [["MagicProvider", {"device_id": "0"}], "CPUExecutionProvider"]
+    loaded = mlflow.pyfunc.load_model(str(model), model_config={"providers": providers})
+    assert loaded.get_raw_model().providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("precision", "int4"),
+        ("threads", "2"),
+        ("workers", 0),
+        ("providers", "CPUExecutionProvider"),
+        ("providers", [["CPUExecutionProvider"]]),
+        ("allow_paths", "no"),
+    ],
+)
+def test_model_config_of_another_value_is_refused(model: Path, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(repr(value))}"):
+        mlflow.pyfunc.load_model(str(model), model_config={name: value})
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(repr(value))}"):
+        flavor.load_model(str(model), **{name: value})
 
 
 def test_manifest_rewritten_with_a_changed_file_does_not_load(model: Path) -> None:
