@@ -289,7 +289,7 @@ class PlantClassifier:
         Args:
             images: encoded bytes or their base64 text, Pillow images, (H, W, 3) uint8 or normalised
                 (3, S, S) float32 arrays, and paths where they are allowed, in any mix. Read in chunks: an iterator
-                of any length needs bounded memory.
+                of any length needs bounded memory. A Pillow image that was not read yet stays decoded afterwards.
             top_k: how many of the most probable species to add as candidates; 0 for none.
             routing: "hard": the head of the top species names the disease; "soft": the disease of the highest
                 probability over all species (`DiseaseMixture`), whichever species it belongs to.

@@ -9,9 +9,12 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from mlflow_plugins import flavor
+from plantmodels.bundle.layout import Precision
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
@@ -135,8 +138,11 @@ def test_native_loader_takes_a_uri_and_a_precision(verified_bundle: Path, leaf: 
     assert fp16.precision == "fp16" and fp16.predict([leaf])[0].error is None
 
 
+@pytest.mark.parametrize(
+    ("precision", "species_file"), [("int8", "swin-species-int8.onnx"), ("fp16", "swin-species.onnx")]
+)
 def test_native_loader_downloads_what_a_precision_needs(
-    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch
+    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch, precision: Precision, species_file: str
 ) -> None:
     with mlflow.start_run():
         info = flavor.log_model(verified_bundle, name="leaves")
@@ -147,7 +153,7 @@ def test_native_loader_downloads_what_a_precision_needs(
         repository, "download_artifacts", lambda name, **to: (fetched.append(Path(name).name), download(name, **to))[1]
     )
     monkeypatch.setattr(flavor, "get_artifact_repository", lambda uri: repository)
-    loaded = flavor.load_model(info.model_uri, precision="fp16", threads=1)
+    loaded = flavor.load_model(info.model_uri, precision=precision, threads=1)
     assert sorted(fetched) == [
         "MLmodel",
         "disease-heads-list.json",
@@ -155,9 +161,9 @@ def test_native_loader_downloads_what_a_precision_needs(
         "manifest.json",
         "onnx-metadata.json",
         "ood-detector.pkl",
-        "swin-species.onnx",
+        species_file,
     ]
-    expected = PlantClassifier.load(verified_bundle, precision="fp16", threads=1)
+    expected = PlantClassifier.load(verified_bundle, precision=precision, threads=1)
     assert loaded.predict([leaf]) == expected.predict([leaf])
 
 
@@ -273,6 +279,8 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
     [
         (pd.DataFrame({"picture": [b""], "x": [1]}), "no column 'image': the columns are picture, x"),
         ({}, "no column 'image': the columns are none at all"),
+        (pd.DataFrame([[b"", b""]], columns=["image", "image"]), "several columns 'image'"),
+        ({"image": [b""], "img": [b""]}, "a dict of lists has the key 'image' alone, got image, img"),
         (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
         ("leaf.jpg", "a list of images or an array, got str"),
         (None, "got NoneType"),
@@ -293,12 +301,39 @@ def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
         (b"", "zero bytes"),
         (np.zeros((4, 4), np.uint8), r"an array must be"),
         (np.zeros((64, 64, 3), np.float64), r"got \(64, 64, 3\) float64"),
+        ({"image": b"", "id": 3}, "got dict"),
+        ({"img": b""}, "got dict"),
     ],
 )
 def test_a_bad_row_never_fails_its_neighbours(model: Path, leaf: bytes, bad, message: str) -> None:
     rows = mlflow.pyfunc.load_model(str(model)).predict([leaf, bad, leaf])
     assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
     assert re.search(message, rows.loc[1, "error"])
+
+
+def test_images_that_numpy_wrapped_are_unwrapped(model: Path, leaf: bytes) -> None:
+    """MLflow's scoring server makes of `{"instances": [{"image": …}, {"image": null}]}` arrays within an array."""
+    wrapped = np.empty(3, dtype=object)
+    wrapped[:] = [np.array(base64.b64encode(leaf).decode()), np.array(None), {"image": leaf}]
+    rows = mlflow.pyfunc.load_model(str(model)).predict({"image": wrapped})
+    assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
+    assert "got NoneType" in rows.loc[1, "error"]
+
+
+def test_arrow_types_do_not_depend_on_the_images(model: Path, leaf: bytes, tmp_path: Path) -> None:
+    loaded, params = mlflow.pyfunc.load_model(str(model)), {"top_k": 2, "return_embedding": True}
+    schemas = []
+    for images in ([leaf, b""], [b"no image"], []):
+        frame = loaded.predict(images, params=params)
+        table = pa.Table.from_pandas(frame, schema=flavor.arrow_schema(frame.columns))
+        pq.write_table(table, tmp_path / "scores.parquet")
+        read = pq.read_table(tmp_path / "scores.parquet")
+        assert read.to_pylist() == frame.to_dict("records")
+        schemas.append(read.schema.remove_metadata())
+    assert schemas == [flavor.arrow_schema([*COLUMNS, "candidates", "embedding"])] * 3
+    plain = flavor.arrow_schema()
+    assert plain.names == COLUMNS and all(field.nullable for field in plain)
+    assert [str(kind) for kind in plain.types] == "string int64 double string double double bool string".split()
 
 
 def test_unknown_params_are_an_error_that_lists_the_known_ones(model: Path, leaf: bytes) -> None:
