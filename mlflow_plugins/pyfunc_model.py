@@ -9,7 +9,7 @@ Apart from `flavor`, because pandas and MLflow's types take a second to import, 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 import pandas as pd
@@ -21,12 +21,16 @@ from mlflow_plugins.native import read_recorded_manifest
 from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
 from plantmodels.serve.session import CPU
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 IMAGE_COLUMN: Final = "image"
 
 STRUCT_COLUMN: Final = "prediction"
 """The one column of an answer with as_struct=True, each value a dict of contract 4. For `mlflow.pyfunc.spark_udf`:
 it casts each column of a primitive type as a whole, which fails for an integer that is None and turns a boolean that
-is None into False; the fields of a struct it casts one by one, and leaves None alone."""
+is None into False; the fields of a struct it casts one by one, and leaves None alone. The signature describes answers
+without it."""
 
 PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "species": DataType.string,
@@ -76,6 +80,23 @@ MODEL_CONFIG: Final[Mapping[str, Any]] = {
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
 
 
+def arrow_schema(columns: Iterable[str] = tuple(PREDICTION_COLUMNS)) -> "pa.Schema":
+    """The Arrow types of an answer's columns, which pyarrow otherwise guesses from the rows: an all-null one has none.
+
+    >>> pa.Table.from_pandas(frame, schema=arrow_schema(frame.columns))  # doctest: +SKIP
+
+    Args:
+        columns: names of the signature's outputs.
+    """
+    import pyarrow as pa
+
+    plain = {"string": pa.string(), "long": pa.int64(), "double": pa.float64(), "boolean": pa.bool_()}
+    kinds = {name: plain[kind.name] for name, kind in PREDICTION_COLUMNS.items()}
+    kinds["candidates"] = pa.list_(pa.struct({"species": pa.string(), "probability": pa.float64()}))
+    kinds["embedding"] = pa.list_(pa.float32())
+    return pa.schema([(name, kinds[name]) for name in columns])
+
+
 def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> "PlantPyfunc":
     """Loads a bundle inside a model folder; digests and class order are checked before any session opens.
 
@@ -86,7 +107,6 @@ def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> 
     config = {**MODEL_CONFIG, **(model_config or {})}
     if unknown := sorted(set(config) - set(MODEL_CONFIG)):
         raise ValueError(f"unknown model_config {', '.join(unknown)}: expected {', '.join(MODEL_CONFIG)}")
-    config["providers"] = [name if isinstance(name, str) else tuple(name) for name in config["providers"]]
     return PlantPyfunc(PlantClassifier.load(bundle, **config, manifest=read_recorded_manifest(bundle.parents[1])))
 
 
@@ -96,6 +116,10 @@ class PlantPyfunc:
     def __init__(self, classifier: PlantClassifier) -> None:
         """Wraps a loaded classifier."""
         self.classifier = classifier
+
+    def get_raw_model(self) -> PlantClassifier:
+        """The classifier: what `PyFuncModel.get_raw_model()` gives."""
+        return self.classifier
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
         """One row of contract 4 for each image of any form that `read_images` takes; see `STRUCT_COLUMN`.
@@ -119,10 +143,10 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
     """The images in an input of any form of contract 4.
 
     Args:
-        model_input: a DataFrame, or a dict of lists, with the column `image` (a single column may have the name 0
-            or "0", as `spark_udf` calls it); a Series, list or one-dimensional array of encoded bytes, base64
-            text or Pillow images, or of dicts with the key `image`; a (N, H, W, 3) uint8 array; a normalised
-            (N, 3, S, S) float32 array.
+        model_input: a DataFrame with the column `image`, or a dict of lists with this key alone (a single column may
+            have the name 0 or "0", as `spark_udf` calls it); a Series, list or one-dimensional array of encoded
+            bytes, base64 text or Pillow images, or of dicts with the key `image` alone; a (N, H, W, 3) uint8 array;
+            a normalised (N, 3, S, S) float32 array.
 
     Raises:
         ValueError: another form.
@@ -133,26 +157,40 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
         names = [IMAGE_COLUMN, *([0, "0"] if len(model_input.keys()) == 1 else [])]
         for name in names:
             if name in model_input.keys():  # noqa: SIM118 - a DataFrame's `in` is about columns, a dict's about keys
-                return read_images(model_input[name])
+                return _read_column(model_input, name)
         columns = ", ".join(map(str, model_input.keys()))
         raise ValueError(f"no column {IMAGE_COLUMN!r}: the columns are {columns or 'none at all'}")
     if isinstance(model_input, np.ndarray):
-        if model_input.ndim in (1, 4):
+        if model_input.ndim == 1:
+            return map(_unwrap, model_input)
+        if model_input.ndim == 4:
             return cast("Iterable[ImageLike]", model_input)
         raise ValueError(
             f"an array must be (N,) of encoded images, (N, H, W, 3) uint8 or (N, 3, S, S) float32, "
             f"got {model_input.shape} {model_input.dtype}"
         )
     if isinstance(model_input, pd.Series | list | tuple):
-        return [image[IMAGE_COLUMN] if _is_row(image) else image for image in model_input]
+        return map(_unwrap, model_input)
     raise ValueError(
         f"expected a DataFrame with the column {IMAGE_COLUMN!r}, a list of images or an array, "
         f"got {type(model_input).__name__}"
     )
 
 
-def _is_row(image: object) -> bool:
-    return isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN}
+def _read_column(model_input: Any, name: object) -> Iterable[ImageLike]:
+    if isinstance(model_input, Mapping) and len(model_input) > 1:  # of rows with unlike keys, MLflow's server makes one
+        raise ValueError(f"a dict of lists has the key {name!r} alone, got {', '.join(map(str, model_input))}")
+    column = model_input[name]
+    if isinstance(column, pd.DataFrame):
+        raise ValueError(f"several columns {name!r}: expected one")
+    return read_images(column)
+
+
+def _unwrap(image: Any) -> Any:
+    """The image of a row `{"image": …}`; MLflow's server puts what lies beside a null into arrays of no dimension."""
+    if isinstance(image, np.ndarray) and image.ndim == 0:
+        image = image.item()
+    return image[IMAGE_COLUMN] if isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN} else image
 
 
 def _asks_for(column: str, options: Mapping[str, Any]) -> bool:

@@ -37,7 +37,7 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
-from plantmodels.serve.session import CPU, Provider, give_back_memory, open_session
+from plantmodels.serve.session import CPU, Provider, answering_providers, give_back_memory, open_session
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -196,10 +196,14 @@ class PlantClassifier:
             BundleError: files that differ from the manifest, documents that disagree, or a session that
                 does not open.
             DetectorError: an unsafe or malformed detector pickle.
-            ValueError: another precision.
+            ValueError: an argument of another value.
         """
         if precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+            raise ValueError(f"workers must be an integer of at least 1, got {workers!r}")
+        if not isinstance(allow_paths, bool):
+            raise ValueError(f"allow_paths must be True or False, got {allow_paths!r}")
         contents = read_checked(folder, manifest or read_manifest(folder), serving_files(precision), whole=whole)
         metadata = read_metadata(folder, contents)
         detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
@@ -243,8 +247,8 @@ class PlantClassifier:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """The execution providers that answer, in order of preference."""
-        return tuple(self._species_model.session.get_providers())
+        """The execution providers that run the species model, in order of preference (`answering_providers`)."""
+        return answering_providers(self._species_model.session)
 
     def embed(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Runs the species model alone: `SpeciesModel.run`."""
@@ -296,7 +300,7 @@ class PlantClassifier:
         Args:
             images: encoded bytes or their base64 text, Pillow images, (H, W, 3) uint8 or normalised
                 (3, S, S) float32 arrays, and paths where they are allowed, in any mix. Read in chunks: an iterator
-                of any length needs bounded memory.
+                of any length needs bounded memory. A Pillow image that was not read yet stays decoded afterwards.
             top_k: how many of the most probable species to add as candidates; 0 for none.
             routing: "hard": the head of the top species names the disease; "soft": the disease of the highest
                 probability over all species (`DiseaseMixture`), whichever species it belongs to.

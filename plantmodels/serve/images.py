@@ -157,8 +157,10 @@ def _check_header(image: Image.Image) -> None:
 def to_rgb(image: Image.Image) -> Image.Image:
     """Converts any Pillow mode to 8-bit RGB; 16-bit grey keeps its upper byte, alpha is dropped."""
     if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return Image.fromarray((values.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        upper = np.asarray(image) >> 8
+        grey = np.empty(upper.shape, np.uint8)
+        np.clip(upper, 0, 255, out=grey, casting="unsafe")
+        return Image.fromarray(grey).convert("RGB")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")

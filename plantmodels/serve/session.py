@@ -4,6 +4,7 @@
 """
 
 import ctypes
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,11 @@ the thread that opens it: numpy there flushes denormals too, and beside an earli
 lost."""
 
 CPU: Final = "CPUExecutionProvider"
+
+_LOGGER: Final = logging.getLogger("plantmodels.serve")
+
+_RECORD_NODES: Final = "session.record_ep_graph_assignment_info"
+"""Lets a session tell by which provider each node runs; costs no time or memory that could be measured."""
 
 Provider = str | tuple[str, Mapping[str, str]]
 """An execution provider's name, or its name and its options."""
@@ -56,18 +62,23 @@ def open_session(
         content: its bytes, where they are at hand: nothing is then read, and the path only names them.
         options: session configuration entries, from the bundle's metadata.
         threads: threads inside an operator; None takes OMP_NUM_THREADS, which Spark gives its workers, else all cores.
-        providers: execution providers in order of preference. ONNX Runtime keeps what a provider lacks on the CPU,
-            but never the whole model unless the CPU is asked for as well.
+        providers: execution providers in order of preference. ONNX Runtime keeps on the CPU those operators that a
+            provider lacks. Where the CPU is the last of the list, the rest of it answers, with a logged warning, for
+            what is not there, does not start or has none of the operators.
 
     Raises:
-        BundleError: a provider that this ONNX Runtime lacks or cannot start, or a file or an option that it refuses.
+        BundleError: a provider that this ONNX Runtime lacks or cannot start, or providers of which none has an
+            operator of the model, and the CPU is not the last; or a file or an option that ONNX Runtime refuses.
+        ValueError: no provider at all, or threads or providers of another form.
     """
-    names = [provider if isinstance(provider, str) else provider[0] for provider in providers]
+    wanted = _read_providers(providers)
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be an integer of at least 1, or None, got {threads!r}")
     available = ort.get_available_providers()
-    if not names or set(names) - set(available):
-        missing = next((name for name in names if name not in available), "none at all")
+    missing = [name for name in wanted if name not in available]
+    if missing and list(wanted)[-1] != CPU:
         raise BundleError(
-            f"execution provider {missing} is not available; this ONNX Runtime has {', '.join(available)}"
+            f"execution provider {missing[0]} is not available; this ONNX Runtime has {', '.join(available)}"
         )
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
@@ -77,21 +88,21 @@ def open_session(
     # run of that size filled: for one image of a Swin-Tiny 38 MB, which no run is the quicker for.
     settings.enable_mem_pattern = False
     try:
-        for name, value in options.items():
+        for name, value in {**options, _RECORD_NODES: "1"}.items():
             settings.add_session_config_entry(name, value)
         if content is not None:
             settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # below it nothing can lie
         session = ort.InferenceSession(
             path if content is None else content,
             settings,
-            providers=[name if isinstance(name, str) else (name[0], dict(name[1])) for name in providers],
+            providers=[item for item in wanted.items() if item[0] in available],
         )
     except _ORT_ERRORS as error:
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({str(error).strip()[:300]})") from error
-    if names[0] not in session.get_providers() and CPU not in names:
-        raise BundleError(
-            f"{path}: execution provider {names[0]} could not be started; ONNX Runtime fell back to the CPU"
-        )
+    if problem := _find_fallback(session, list(wanted)):
+        if list(wanted)[-1] != CPU:
+            raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")
+        _LOGGER.warning("%s: %s; the rest of the list answers", path.name, problem)
     if content is not None:
         _forget_content(session)
     return session
@@ -111,6 +122,44 @@ def give_back_memory() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
+
+
+def answering_providers(session: ort.InferenceSession) -> tuple[str, ...]:
+    """The execution providers that run nodes of a session of `open_session`, in order of preference.
+
+    ONNX Runtime before 1.24 tells only which were started.
+    """
+    started = tuple(session.get_providers())
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return started
+    running = {part.ep_name for part in session.get_provider_graph_assignment_info()}
+    return tuple(name for name in started if name in running)
+
+
+def _find_fallback(session: ort.InferenceSession, names: Sequence[str]) -> str | None:
+    """Which of the providers asked for leave their work to the CPU, and why; None where they do it."""
+    others = [name for name in names if name != CPU]
+    if stopped := [name for name in others if name not in session.get_providers()]:
+        has = ", ".join(ort.get_available_providers())
+        return f"execution provider {', '.join(stopped)} could not be started; this ONNX Runtime has {has}"
+    if others and not set(others) & set(answering_providers(session)):
+        return f"execution provider {', '.join(others)} runs no operator of it"
+    return None
+
+
+def _read_providers(providers: object) -> dict[str, dict[str, str]]:
+    """The options of each provider by its name, in order.
+
+    Raises:
+        ValueError: anything but a list of names and [name, {option: value}] pairs, which JSON gives as lists.
+    """
+    if isinstance(providers, list | tuple) and providers:
+        pairs = [(provider, {}) if isinstance(provider, str) else provider for provider in providers]
+        if all(isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], Mapping) for pair in pairs):
+            return {str(name): dict(options) for name, options in pairs}
+    raise ValueError(
+        f"providers must be a list of names or [name, {{option: value}}] pairs, at least one, got {providers!r}"
+    )
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -9,10 +9,13 @@ from pathlib import Path
 import mlflow
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from mlflow.store.artifact import artifact_repository_registry
 
 from mlflow_plugins import flavor, pyfunc_model
+from plantmodels.bundle.layout import Precision
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
@@ -136,8 +139,11 @@ def test_native_loader_takes_a_uri_and_a_precision(verified_bundle: Path, leaf: 
     assert fp16.precision == "fp16" and fp16.predict([leaf])[0].error is None
 
 
+@pytest.mark.parametrize(
+    ("precision", "species_file"), [("int8", "swin-species-int8.onnx"), ("fp16", "swin-species.onnx")]
+)
 def test_native_loader_downloads_what_a_precision_needs(
-    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch
+    verified_bundle: Path, leaf: bytes, monkeypatch: pytest.MonkeyPatch, precision: Precision, species_file: str
 ) -> None:
     with mlflow.start_run():
         info = flavor.log_model(verified_bundle, name="leaves")
@@ -152,7 +158,7 @@ def test_native_loader_downloads_what_a_precision_needs(
             return str(stored.download_artifacts(name, dst_path=dst_path))
 
     monkeypatch.setattr(artifact_repository_registry, "get_artifact_repository", lambda uri: Remote())
-    loaded = flavor.load_model(info.model_uri, precision="fp16", threads=1)
+    loaded = flavor.load_model(info.model_uri, precision=precision, threads=1)
     assert sorted(fetched) == [
         "MLmodel",
         "disease-heads-list.json",
@@ -160,9 +166,9 @@ def test_native_loader_downloads_what_a_precision_needs(
         "manifest.json",
         "onnx-metadata.json",
         "ood-detector.pkl",
-        "swin-species.onnx",
+        species_file,
     ]
-    expected = PlantClassifier.load(verified_bundle, precision="fp16", threads=1)
+    expected = PlantClassifier.load(verified_bundle, precision=precision, threads=1)
     assert loaded.predict([leaf]) == expected.predict([leaf])
 
 
@@ -225,7 +231,7 @@ def test_native_loader_checks_what_it_downloaded(verified_bundle: Path, monkeypa
 def test_model_config_reaches_the_classifier(model: Path) -> None:
     config = {"precision": "fp16", "threads": 1, "providers": [["CPUExecutionProvider", {}]]}
     loaded = mlflow.pyfunc.load_model(str(model), model_config=config)
-    classifier = loaded._model_impl.classifier
+    classifier = loaded.get_raw_model()
     assert classifier.precision == "fp16" and classifier.providers == ("CPUExecutionProvider",)
     with pytest.raises(
         ValueError, match="unknown model_config thread: expected precision, threads, workers, providers"
@@ -233,9 +239,30 @@ def test_model_config_reaches_the_classifier(model: Path) -> None:
         flavor._load_pyfunc(str(model / flavor.BUNDLE_FOLDER), {"thread": 1})
 
 
-def test_a_provider_that_is_not_there_is_an_error(model: Path) -> None:
-    with pytest.raises(BundleError, match=r"CUDAExecutionProvider is not available; this ONNX Runtime has .*CPU"):
-        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["CUDAExecutionProvider"]})
+def test_a_provider_that_is_not_there_is_an_error_unless_the_cpu_is_listed_last(model: Path) -> None:
+    with pytest.raises(BundleError, match=r"MagicProvider is not available; this ONNX Runtime has .*CPU"):
+        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["MagicProvider"]})
+    providers = [["MagicProvider", {"device_id": "0"}], "CPUExecutionProvider"]
+    loaded = mlflow.pyfunc.load_model(str(model), model_config={"providers": providers})
+    assert loaded.get_raw_model().providers == ("CPUExecutionProvider",)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("precision", "int4"),
+        ("threads", "2"),
+        ("workers", 0),
+        ("providers", "CPUExecutionProvider"),
+        ("providers", [["CPUExecutionProvider"]]),
+        ("allow_paths", "no"),
+    ],
+)
+def test_model_config_of_another_value_is_refused(model: Path, name: str, value: object) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(repr(value))}"):
+        mlflow.pyfunc.load_model(str(model), model_config={name: value})
+    with pytest.raises(ValueError, match=f"{name} must be .*, got {re.escape(repr(value))}"):
+        flavor.load_model(str(model), **{name: value})
 
 
 def test_manifest_rewritten_with_a_changed_file_does_not_load(model: Path) -> None:
@@ -300,6 +327,8 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
     [
         (pd.DataFrame({"picture": [b""], "x": [1]}), "no column 'image': the columns are picture, x"),
         ({}, "no column 'image': the columns are none at all"),
+        (pd.DataFrame([[b"", b""]], columns=["image", "image"]), "several columns 'image'"),
+        ({"image": [b""], "img": [b""]}, "a dict of lists has the key 'image' alone, got image, img"),
         (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
         ("leaf.jpg", "a list of images or an array, got str"),
         (None, "got NoneType"),
@@ -320,12 +349,39 @@ def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
         (b"", "zero bytes"),
         (np.zeros((4, 4), np.uint8), r"an array must be"),
         (np.zeros((64, 64, 3), np.float64), r"got \(64, 64, 3\) float64"),
+        ({"image": b"", "id": 3}, "got dict"),
+        ({"img": b""}, "got dict"),
     ],
 )
 def test_a_bad_row_never_fails_its_neighbours(model: Path, leaf: bytes, bad, message: str) -> None:
     rows = mlflow.pyfunc.load_model(str(model)).predict([leaf, bad, leaf])
     assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
     assert re.search(message, rows.loc[1, "error"])
+
+
+def test_images_that_numpy_wrapped_are_unwrapped(model: Path, leaf: bytes) -> None:
+    """MLflow's scoring server makes of `{"instances": [{"image": …}, {"image": null}]}` arrays within an array."""
+    wrapped = np.empty(3, dtype=object)
+    wrapped[:] = [np.array(base64.b64encode(leaf).decode()), np.array(None), {"image": leaf}]
+    rows = mlflow.pyfunc.load_model(str(model)).predict({"image": wrapped})
+    assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
+    assert "got NoneType" in rows.loc[1, "error"]
+
+
+def test_arrow_types_do_not_depend_on_the_images(model: Path, leaf: bytes, tmp_path: Path) -> None:
+    loaded, params = mlflow.pyfunc.load_model(str(model)), {"top_k": 2, "return_embedding": True}
+    schemas = []
+    for images in ([leaf, b""], [b"no image"], []):
+        frame = loaded.predict(images, params=params)
+        table = pa.Table.from_pandas(frame, schema=pyfunc_model.arrow_schema(frame.columns))
+        pq.write_table(table, tmp_path / "scores.parquet")
+        read = pq.read_table(tmp_path / "scores.parquet")
+        assert read.to_pylist() == frame.to_dict("records")
+        schemas.append(read.schema.remove_metadata())
+    assert schemas == [pyfunc_model.arrow_schema([*COLUMNS, "candidates", "embedding"])] * 3
+    plain = pyfunc_model.arrow_schema()
+    assert plain.names == COLUMNS and all(field.nullable for field in plain)
+    assert [str(kind) for kind in plain.types] == "string int64 double string double double bool string".split()
 
 
 def test_unknown_params_are_an_error_that_lists_the_known_ones(model: Path, leaf: bytes) -> None:

@@ -81,3 +81,10 @@ def test_a_version_answers_by_its_uri_from_a_server(
     assert native == expected.loc[0, "species"]
     assert not Path(code).is_relative_to(Path(__file__).parents[2]), "the code that answered came with the version"
     assert "WARNING" not in ran.stderr, ran.stderr
+
+
+def test_the_native_loader_and_the_handle_need_the_checkout_and_no_more(light_python: Path, tmp_path: Path) -> None:
+    script = "from mlflow_plugins.flavor import load_model; from mlflow_plugins.handle import ModelHandle"
+    checkout = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    ran = subprocess.run([str(light_python), "-c", script], cwd=tmp_path, env=checkout, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -9,8 +9,10 @@ from typing import Any
 import mlflow
 import pytest
 import requests
+from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
+from plantmodels.serve.classifier import PlantClassifier
 
 pytestmark = pytest.mark.slow
 
@@ -50,15 +52,53 @@ def test_four_forms_give_the_same_rows(server: str, leaf: bytes, verified_bundle
         assert set(bad.values()) == {None}
 
 
+FORMS = {
+    "split": lambda images: {"dataframe_split": {"columns": ["image"], "data": [[image] for image in images]}},
+    "records": lambda images: {"dataframe_records": [{"image": image} for image in images]},
+    "instances": lambda images: {"instances": images},
+    "instances, rows": lambda images: {"instances": [{"image": image} for image in images]},
+    "inputs": lambda images: {"inputs": images},
+    "inputs, column": lambda images: {"inputs": {"image": images}},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_any_number_of_images_in_any_form(server: str, leaf: bytes, verified_bundle: Path, form: str) -> None:
+    text = base64.b64encode(leaf).decode()
+    (native,) = PlantClassifier.load(verified_bundle).predict([leaf])
+    expected = {name: getattr(native, name) for name in flavor.PREDICTION_COLUMNS}
+    for number in (0, 1, 32):
+        answer = ask(server, FORMS[form]([text] * number))
+        assert answer.status_code == 200, answer.text
+        rows = answer.json()["predictions"]
+        assert rows == [pytest.approx(expected)] * number
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_null_never_fails_its_neighbours(server: str, leaf: bytes, form: str) -> None:
+    text = base64.b64encode(leaf).decode()
+    answer = ask(server, FORMS[form]([text, None, text]))
+    assert answer.status_code == 200, answer.text
+    first, null, last = answer.json()["predictions"]
+    assert first == last and first["error"] is None and first["species"]
+    assert "expected encoded bytes" in null.pop("error") and set(null.values()) == {None}
+
+
+def test_an_alias_is_served(leaf: bytes, verified_bundle: Path, tmp_path: Path, serve) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="plants")
+    version = mlflow.register_model(info.model_uri, "plants")
+    MlflowClient().set_registered_model_alias("plants", "production", version.version)
+    with serve("models:/plants@production", tmp_path) as url:
+        (row,) = ask(url, {"instances": [base64.b64encode(leaf).decode()]}).json()["predictions"]
+    assert row["error"] is None and row["species"]
+
+
 def test_params_reach_the_classifier(server: str, leaf: bytes) -> None:
     text = base64.b64encode(leaf).decode()
     answer = ask(server, {"inputs": [text], "params": {"top_k": 2, "routing": "soft", "return_embedding": True}})
     (row,) = answer.json()["predictions"]
     assert len(row["candidates"]) == 2 and len(row["embedding"]) == 32
-
-
-def test_an_empty_batch_is_an_empty_answer(server: str) -> None:
-    assert ask(server, {"dataframe_records": []}).json() == {"predictions": []}
 
 
 @pytest.mark.parametrize(
@@ -67,6 +107,7 @@ def test_an_empty_batch_is_an_empty_answer(server: str) -> None:
         ("{", "JSON"),
         ({"images": []}, "dataframe_split"),
         ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "no column 'image': the columns are picture"),
+        ({"instances": [{"image": ""}, {"img": ""}]}, "a dict of lists has the key 'image' alone, got image, img"),
         ({"inputs": [""], "params": {"routing": "firm"}}, "routing must be one of hard, soft, got 'firm'"),
         ({"inputs": [""], "params": {"top_k": -1}}, "top_k must be an integer of at least 0, got -1"),
         ({"inputs": [""], "params": {"top_k": "many"}}, "top_k"),

@@ -230,6 +230,10 @@ class TestOptions:
         with pytest.raises(ValueError, match=match):
             classifier.predict([], **options)
 
+    def test_an_unknown_option_is_refused_by_its_name(self, classifier: PlantClassifier) -> None:
+        with pytest.raises(TypeError, match="unexpected keyword argument 'topk'"):
+            classifier.predict([], topk=3)
+
 
 def truncated_picture() -> Image.Image:
     """A Pillow image whose file breaks off: it opens, and fails when its pixels are wanted."""
@@ -409,6 +413,25 @@ class TestLoading:
     def test_an_absent_provider_is_refused(self, tiny_bundle) -> None:
         with pytest.raises(BundleError, match="MagicProvider is not available"):
             PlantClassifier.load(tiny_bundle.bundle, providers=["MagicProvider"])
+
+    def test_it_tells_which_providers_run_the_model(self, tiny_bundle) -> None:
+        providers = ["AzureExecutionProvider", "MagicProvider", "CPUExecutionProvider"]
+        loaded = PlantClassifier.load(tiny_bundle.bundle, threads=1, providers=providers)
+        assert loaded.providers == ("CPUExecutionProvider",)
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"workers": 0}, "workers must be an integer of at least 1, got 0"),
+            ({"workers": "2"}, "workers must be an integer of at least 1, got '2'"),
+            ({"allow_paths": "no"}, "allow_paths must be True or False, got 'no'"),
+            ({"threads": -5}, "threads must be an integer of at least 1, or None, got -5"),
+            ({"providers": "CPUExecutionProvider"}, "providers must be a list of names or .*, got 'CPUExecution"),
+        ],
+    )
+    def test_options_of_another_value_are_refused(self, tiny_bundle, options, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            PlantClassifier.load(tiny_bundle.bundle, **options)
 
     @pytest.mark.parametrize("name", [SPECIES_FILES["int8"], PACKED_HEADS_FILE])
     def test_a_file_that_is_no_model_is_refused(self, bundle_copy: Path, name: str) -> None:

@@ -171,6 +171,24 @@ def test_grey_files_have_three_equal_channels() -> None:
         np.testing.assert_array_equal(decoded, np.repeat(expected[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize(("mode", "pixel_bytes"), [("I;16", 2), ("I;16B", 2), ("I", 4)])
+def test_deep_grey_takes_no_wider_numbers_than_its_own(mode: str, pixel_bytes: int) -> None:
+    image = Image.new(mode, (1000, 1000), 200 << 8)
+    tracemalloc.start()
+    try:
+        assert to_rgb(image).getpixel((3, 3)) == (200, 200, 200)
+        assert tracemalloc.get_traced_memory()[1] < (2 * pixel_bytes + 2) * 1e6
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"), [(-1, 0), (255, 0), (256, 1), (65535, 255), (65536, 255), (2**31 - 1, 255)]
+)
+def test_grey_beyond_16_bits_is_clipped(value: int, expected: int) -> None:
+    assert to_rgb(Image.new("I", (20, 20), value)).getpixel((3, 3)) == (expected,) * 3
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I", "F", "I;16", "I;16B"])
 def test_to_rgb_takes_every_mode_of_pillow(mode: str) -> None:
     grey = Image.new("L", (20, 20), 200)

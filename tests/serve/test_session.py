@@ -1,8 +1,10 @@
 """The one place that opens sessions: whatever ONNX Runtime refuses becomes a BundleError that names the file."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.errors import BundleError
 from plantmodels.serve import session
-from plantmodels.serve.session import SESSION_OPTIONS, open_session
+from plantmodels.serve.session import SESSION_OPTIONS, answering_providers, open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -87,7 +89,39 @@ print(session.run(None, {{"x": numpy.array([1e-40], numpy.float32)}})[0][0] > 0)
 
 def test_an_absent_provider_lists_the_available_ones(model_file: Path) -> None:
     with pytest.raises(BundleError, match=r"MagicProvider is not available; this ONNX Runtime has .*CPUExecution"):
-        open_session(model_file, providers=["MagicProvider", "CPUExecutionProvider"])
+        open_session(model_file, providers=["CPUExecutionProvider", "MagicProvider"])
+
+
+def test_the_cpu_at_the_end_stands_in_for_an_absent_provider(model_file: Path, caplog) -> None:
+    opened = open_session(model_file, providers=["MagicProvider", "CPUExecutionProvider"])
+    assert answering_providers(opened) == ("CPUExecutionProvider",)
+    assert re.search(
+        r"neg.onnx: execution provider MagicProvider could not be started; this ONNX Runtime has .*CPUExecutionProvider"
+        "; the rest of the list answers",
+        caplog.text,
+    )
+
+
+idle = pytest.mark.skipif(
+    "AzureExecutionProvider" not in ort.get_available_providers(), reason="no provider that starts and runs nothing"
+)
+
+
+@idle
+def test_a_provider_that_runs_nothing_is_an_error_unless_the_cpu_is_the_last(model_file: Path, caplog) -> None:
+    message = r"neg.onnx: execution provider AzureExecutionProvider runs no operator of it"
+    for providers in (["AzureExecutionProvider"], ["CPUExecutionProvider", "AzureExecutionProvider"]):
+        with pytest.raises(BundleError, match=f"{message}, and CPUExecutionProvider is not the last of the providers"):
+            open_session(model_file, providers=providers)
+    assert not caplog.records
+    opened = open_session(model_file, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
+    assert answering_providers(opened) == ("CPUExecutionProvider",)
+    assert re.search(f"{message}; the rest of the list answers", caplog.text)
+
+
+def test_an_older_onnx_runtime_tells_what_was_started() -> None:
+    older = SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    assert answering_providers(older) == ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 FILES = {
@@ -165,28 +199,63 @@ def test_a_bug_is_not_taken_for_a_bad_file(model_file: Path, monkeypatch: pytest
         open_session(model_file)
 
 
-class _FellBack:
-    """What ONNX Runtime gives when a provider that is compiled in does not start."""
+class _Started:
+    """What ONNX Runtime gives where not all providers start: those that did, and which of them run nodes."""
 
-    def __init__(self, *_: object, **__: object) -> None:
-        pass
+    def __init__(self, started: list[str], running: list[str]) -> None:
+        self._started, self._running = [*started, "CPUExecutionProvider"], running
 
     def get_providers(self) -> list[str]:
-        return ["CPUExecutionProvider"]
+        return self._started
+
+    def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(ep_name=name) for name in self._running]
 
 
-def test_falling_back_to_the_cpu_unasked_is_an_error(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    monkeypatch.setattr(ort, "InferenceSession", _FellBack)
-    cuda = ("CUDAExecutionProvider", {"device_id": "0"})
-    with pytest.raises(BundleError, match="CUDAExecutionProvider could not be started"):
-        open_session(tmp_path / "m.onnx", providers=[cuda])
-    assert open_session(tmp_path / "m.onnx", providers=[cuda, "CPUExecutionProvider"]).get_providers()
+A, B, CPU = "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionProvider"
 
 
-def test_an_empty_list_of_providers_is_an_error(tmp_path) -> None:
-    with pytest.raises(BundleError, match="execution provider none at all is not available"):
-        open_session(tmp_path / "m.onnx", providers=[])
+@pytest.mark.parametrize(
+    ("providers", "started", "running", "problem"),
+    [
+        ([(A, {"device_id": "0"})], [], [CPU], f"{A} could not be started"),
+        ([A, B], [A], [A], f"{B} could not be started"),
+        ([A, B], [B], [B], f"{A} could not be started"),
+        ([A, B], [A, B], [CPU], f"{A}, {B} runs no operator of it"),
+        ([A, B], [A, B], [CPU, B], None),
+        ([A], [A], [CPU, A], None),
+    ],
+)
+def test_falling_back_to_the_cpu_unasked_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, providers, started, running, problem: str | None
+) -> None:
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [A, B, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: _Started(started, running))
+    if problem is not None:
+        with pytest.raises(BundleError, match=problem):
+            open_session(tmp_path / "m.onnx", providers=providers)
+    else:
+        opened = open_session(tmp_path / "m.onnx", providers=providers)
+        assert answering_providers(opened) == tuple(name for name in [A, B, CPU] if name in running)
+    assert not caplog.records
+    open_session(tmp_path / "m.onnx", providers=[*providers, CPU])
+    assert len(caplog.records) == (problem is not None)
+    assert (problem or "") in caplog.text
+
+
+@pytest.mark.parametrize(
+    "providers", [[], "CPUExecutionProvider", None, [["CPUExecutionProvider"]], [("CPUExecutionProvider", "x")], [3]]
+)
+def test_providers_of_another_form_are_refused(tmp_path: Path, providers) -> None:
+    with pytest.raises(ValueError, match=r"providers must be a list of names or .* at least one, got ") as caught:
+        open_session(tmp_path / "m.onnx", providers=providers)
+    assert str(caught.value).endswith(repr(providers))
+
+
+@pytest.mark.parametrize("threads", ["2", -5, 0, True, 1.0])
+def test_threads_of_another_value_are_refused(tmp_path: Path, threads) -> None:
+    with pytest.raises(ValueError, match=rf"threads must be an integer of at least 1, or None, got {threads!r}"):
+        open_session(tmp_path / "m.onnx", threads=threads)
 
 
 @pytest.mark.parametrize(
