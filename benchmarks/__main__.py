@@ -80,9 +80,8 @@ def main(
             waiting.wait()
             result[part] = building.measure_export(checkpoint, data)
         else:
-            waiting.wait()
             result[part] = building.measure_verification(
-                bundle, data, images=64 if quick else 256, rounds=plan.growth_rounds
+                bundle, data, images=64 if quick else 256, rounds=plan.growth_rounds, patience=waiting
             )
         _write(result, out)  # a part that fails later takes nothing with it
     result["waited_s"] = waiting.budget_s - waiting.left_s

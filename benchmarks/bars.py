@@ -64,7 +64,7 @@ def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
 
 def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
     speed, steps = part.get("speed", []), part.get("steps")
-    threads = max((entry["threads"] for entry in speed), default=0)
+    threads = max((entry["threads"] for entry in speed), default=2)
 
     def best(names: tuple[str, ...], batch: int) -> tuple[str, float | None]:
         found = [

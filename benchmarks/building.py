@@ -17,7 +17,18 @@ from typing import Any, Final
 import click
 
 from benchmarks.contestants import OURS_INT8, Setup
-from benchmarks.driver import Patience, Workers, alternate, ask_quietly, describe_turns, run_child, summarize
+from benchmarks.driver import (
+    QUIET,
+    Patience,
+    Turn,
+    Workers,
+    alternate,
+    ask_quietly,
+    describe_turns,
+    run_child,
+    run_quietly,
+    summarize,
+)
 from benchmarks.machine import read_memory
 from benchmarks.many_species import write_checkpoint
 from benchmarks.speed import worker_command
@@ -75,7 +86,7 @@ def verify(bundle: Path, data: Path, images: int) -> None:
         json.dumps(
             {
                 "images": len(run.samples),
-                "images_per_s": len(run.samples) / seconds,
+                "pass_s": seconds,
                 "resident_mb_before": before["resident_mb"],
                 "resident_mb_after": read_memory()["resident_mb"],
             }
@@ -89,14 +100,15 @@ def measure_export(checkpoint: Path, data: Path, species: int = MANY_SPECIES) ->
         many = Path(temporary) / "many.ckpt"
         write_checkpoint(checkpoint, many, species)
         measured: dict[str, Any] = run_child(MODULE, ["export", str(many), str(data), f"{temporary}/bundle"])
-    return {"species": species, **measured}
+    return {"species": species, "disturbed": measured["foreign"] > QUIET, **measured}
 
 
-def measure_verification(bundle: Path, data: Path, *, images: int, rounds: int) -> dict[str, Any]:
+def measure_verification(bundle: Path, data: Path, *, images: int, rounds: int, patience: Patience) -> dict[str, Any]:
     """The accuracy pass, a few times."""
-    runs = [run_child(MODULE, ["verify", str(bundle), str(data), "--images", str(images)]) for _ in range(rounds)]
-    rates = [run["images_per_s"] for run in runs]
-    return {**runs[-1], "images_per_s": statistics.median(rates), "runs_images_per_s": rates}
+    arguments = ["verify", str(bundle), str(data), "--images", str(images)]
+    runs = [run_quietly(patience, MODULE, arguments) for _ in range(rounds)]
+    described = describe_turns([Turn(run["pass_s"], run["foreign"]) for run in runs])
+    return {**runs[-1], **described, "images_per_s": runs[-1]["images"] / described["median_s"]}
 
 
 def measure_growth(

@@ -12,6 +12,7 @@ contestant later each time, so that nobody always follows the same other.
 
 import json
 import os
+import resource
 import signal
 import statistics
 import subprocess
@@ -32,6 +33,7 @@ QUIET: Final = 0.05
 """Share of the machine's processors. Two threads that wait for each other take four times as long when a third program
 wants one of two cores, so a turn waits until others take less, and is taken again when they took more."""
 
+_BLUR_TICKS: Final = 2
 _ATTEMPTS: Final = 3
 _PROBE_S: Final = 0.2
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -209,7 +211,8 @@ def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any
 
 
 def _share(processor_s: float, elapsed_s: float) -> float:
-    return max(0.0, processor_s / (elapsed_s * (os.cpu_count() or 1)))
+    """Of all processors; a few ticks of the kernel's clock are what its own counts differ by."""
+    return max(0.0, (processor_s - _BLUR_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
 
 
 def _busy_s() -> float:
@@ -236,21 +239,34 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def describe_turns(turns: Sequence[Turn]) -> dict[str, Any]:
-    """A case's turns for the result: summary, each round's seconds, and the largest share that others took."""
-    seconds = [turn.seconds for turn in turns]
-    return {**summarize(seconds), "rounds_s": seconds, "foreign": max(turn.foreign for turn in turns)}
+    """A case's turns for the result.
+
+    Turns that other programs disturbed are left out of the summary where at least half of the rounds were quiet.
+
+    Returns:
+        The summary, every round's `rounds_s` and `foreign` share, and whether the summary is `disturbed`.
+    """
+    quiet = [turn.seconds for turn in turns if turn.foreign <= QUIET]
+    disturbed = 2 * len(quiet) < len(turns)
+    return {
+        **summarize([turn.seconds for turn in turns] if disturbed else quiet),
+        "rounds_s": [turn.seconds for turn in turns],
+        "foreign": [turn.foreign for turn in turns],
+        "disturbed": disturbed,
+    }
 
 
 def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
-    """Runs a module's command in a process of its own; a dict gets `process_s`, from its start to its end.
+    """Runs a module's command in a process of its own.
 
     Returns:
-        The last line that is a JSON document.
+        The last line that is a JSON document. A dict gets `process_s`, the seconds from the process' start to its end,
+        and the `foreign` share of the processors meanwhile (see `Turn`).
 
     Raises:
         click.ClickException: it failed, or printed none.
     """
-    start = time.perf_counter()
+    busy, own, start = _busy_s(), _children_s(), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -260,8 +276,26 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
         raise click.ClickException(f"{module} {' '.join(arguments[:2])} failed")
     answer = json.loads(lines[-1])
     if isinstance(answer, dict):
-        answer["process_s"] = seconds
+        foreign = (_busy_s() - busy) - (_children_s() - own)
+        answer |= {"process_s": seconds, "foreign": _share(foreign, time.perf_counter() - start)}
     return answer
+
+
+def run_quietly(
+    patience: Patience, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`run_child`, as `ask_quietly` asks: the attempt during which others ran least."""
+    attempts: list[dict[str, Any]] = []
+    while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1]["foreign"] > QUIET and patience.left_s > 0):
+        patience.wait()
+        attempts.append(run_child(module, arguments, environment))
+    return min(attempts, key=lambda attempt: float(attempt["foreign"]))
+
+
+def _children_s() -> float:
+    """Processor seconds of processes that have been waited for, their own children included."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def find_photographs(images: Path) -> list[Path]:

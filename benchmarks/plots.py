@@ -94,7 +94,14 @@ def _label_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
             color=_STYLES.get(name, {"color": MUTED})["color"],
             fontweight="bold" if name.startswith("ours") else "normal",
             annotation_clip=False,
-            arrowprops={"arrowstyle": "-", "color": LINE, "shrinkA": 0, "shrinkB": 3, "linewidth": 0.8},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": LINE,
+                "relpos": (0, 0.5),
+                "shrinkA": 2,
+                "shrinkB": 3,
+                "linewidth": 0.8,
+            },
         )
 
 
@@ -120,52 +127,51 @@ def _tidy(axes: Axes, xs: Sequence[int]) -> None:
 
 
 def draw_species(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Four panels against the number of species, each from zero."""
+    """Four panels against the number of species, both axes from zero: what grows linearly is a straight line."""
     xs = [entry["species"] for entry in entries]
-    export = [entry["export"] for entry in entries]
-    answers = [entry["tensor"] for entry in entries]
     after = [1000 * (e["steps"]["ood"]["median_s"] + e["steps"]["disease"]["median_s"]) for e in entries]
+    panels = (
+        (
+            "Export, detector on a few leaves, s",
+            {
+                "in all": [entry["export"]["total_s"] for entry in entries],
+                "species model": [entry["export"]["steps"].get("export species", np.nan) for entry in entries],
+            },
+        ),
+        (
+            "All heads exported, quantized, checked, s",
+            {"": [entry["heads"]["exported_and_checked"]["median_s"] for entry in entries]},
+        ),
+        ("Bundle checked and loaded, s", {"": [entry["load"]["median_s"] for entry in entries]}),
+        (
+            "One image, tensor to final row, ms",
+            {"in all": [1000 * entry["tensor"]["median_s"] for entry in entries], "OOD score\nand disease": after},
+        ),
+    )
     figure = Figure(figsize=(8.2, 5.4), layout="constrained")
-    panels = figure.subplots(2, 2)
-    figure.get_layout_engine().set(wspace=0.06, hspace=0.08)  # type: ignore[union-attr]
-    _draw_panel(
-        panels[0, 0],
-        "Export, s (detector on a few leaves)",
-        xs,
-        {
-            "in all": [e["total_s"] for e in export],
-            "the backbone alone": [e["steps"]["export species"] for e in export],
-        },
-    )
-    heads = [entry["heads"]["exported_and_checked"]["median_s"] for entry in entries]
-    _draw_panel(panels[0, 1], "All disease heads exported, quantized and checked, s", xs, {"": heads})
-    _draw_panel(
-        panels[1, 0], "Bundle loaded and checked, s", xs, {"": [entry["load"]["median_s"] for entry in entries]}
-    )
-    _draw_panel(
-        panels[1, 1],
-        "One image, tensor to final row, ms",
-        xs,
-        {"in all": [1000 * entry["median_s"] for entry in answers], "OOD score and disease": after},
-    )
+    figure.get_layout_engine().set(wspace=0.05, hspace=0.08)  # type: ignore[union-attr]
+    for axes, (title, lines) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        _draw_panel(axes, title, xs, lines)
     figure.supxlabel("species", color=MUTED, fontsize=9)
     return figure
 
 
 def _draw_panel(axes: Axes, title: str, xs: Sequence[int], lines: Mapping[str, Sequence[float]]) -> None:
+    top = 1.15 * max(np.nanmax(ys) for ys in lines.values())
     styles = ({"color": "#3f7d58", "linestyle": "-"}, {"color": "#4a6fa5", "linestyle": "--"})
     for (label, ys), style in zip(lines.items(), styles, strict=False):
-        axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.8, **style)
+        axes.plot(xs, ys, marker="o", markersize=3.5, linewidth=1.8, clip_on=False, **style)
         axes.annotate(
-            f"{label}  {ys[-1]:.3g}".strip(),
+            f"{label}\n{ys[-1]:.3g}".strip(),
             (xs[-1], ys[-1]),
-            xytext=(0, 6),
+            xytext=(7, 0),
             textcoords="offset points",
-            ha="right",
+            va="center" if ys[-1] > 0.1 * top else "bottom",  # the axis' own numbers are below
             fontsize=8.5,
             color=style["color"],
+            annotation_clip=False,
         )
-    axes.set_xscale("log")
-    axes.set_ylim(0, 1.25 * max(max(ys) for ys in lines.values()))
+    axes.set_xlim(0, 1.02 * max(xs))
+    axes.set_ylim(0, top)
     _tidy(axes, xs)
     axes.set_title(title, **_TITLE)

@@ -61,11 +61,12 @@ def _bars(result: Mapping[str, Any]) -> str:
 
 def _speed(part: Mapping[str, Any]) -> str:
     speed = part["speed"]
-    disturbed = sum(entry["foreign"] > QUIET for entry in speed)
+    disturbed = sum(entry["disturbed"] for entry in speed)
     lines = [
-        "Medians over the rounds, quartiles in brackets; each contestant in its better mode for a batch.",
-        f"Figures of which a turn shared the processors with other programs for more than {QUIET:.0%}: "
-        f"{disturbed} of {len(speed)}.",
+        "Medians over the rounds, quartiles in brackets. Of a batch, each contestant's better mode counts: whole, in "
+        "one call, or apart, image by image and as many at once as there are threads.",
+        f"Turns during which other programs took over {QUIET:.0%} of the processors are left out where half of the "
+        f"rounds were quiet; {disturbed} of {len(speed)} figures had too few quiet rounds and are marked †.",
     ]
     for threads in sorted({entry["threads"] for entry in speed}):
         head = [
@@ -109,14 +110,19 @@ def _milliseconds(entry: Mapping[str, Any] | None, images: int = 1) -> str:
     if entry is None:
         return ""
     low, middle, high = (1000 * entry[key] / images for key in ("q1_s", "median_s", "q3_s"))
-    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+    return f"{middle:.1f} ({low:.1f}–{high:.1f}){_mark(entry)}"
+
+
+def _mark(entry: Mapping[str, Any]) -> str:
+    """Of a figure that other programs have disturbed."""
+    return " †" if entry["disturbed"] else ""
 
 
 def _rate(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
     low, middle, high = (entry["batch"] / entry[key] for key in ("q3_s", "median_s", "q1_s"))
-    return f"{middle:.1f} ({low:.1f}–{high:.1f})"
+    return f"{middle:.1f} ({low:.1f}–{high:.1f}){_mark(entry)}"
 
 
 def _batches(part: Mapping[str, Any]) -> str:
@@ -126,7 +132,7 @@ def _batches(part: Mapping[str, Any]) -> str:
     rows = []
     for name in _names(speed):
         found = [best_entry(speed, name, threads=threads, source="tensor", batch=batch) for batch in batches]
-        rows.append([name, *(f"{1000 * e['median_s'] / e['batch']:.1f}" if e else "" for e in found)])
+        rows.append([name, *(f"{1000 * e['median_s'] / e['batch']:.1f}{_mark(e)}" if e else "" for e in found)])
     return table([f"ms an image, tensor to row, {threads} threads; batch of", *map(str, batches)], rows)
 
 
@@ -170,14 +176,14 @@ def _cold(part: Mapping[str, Any]) -> str:
         rows.append(
             [
                 _LOADERS.get(loader, "`import mlflow.pyfunc` and nothing else"),
-                f"{times['median_s']:.2f} ({times['min_s']:.2f}–{times['max_s']:.2f})",
+                f"{times['median_s']:.2f} ({times['min_s']:.2f}–{times['max_s']:.2f}){_mark(times)}",
                 f"{memory['resident_mb']:.0f}",
                 f"{memory['peak_mb']:.0f}",
             ]
         )
     download = part["download"]
     return (
-        table(["from a cold process", "median s (all)", "resident MB", "peak MB"], rows)
+        table(["from a cold process", "median s (quickest–slowest)", "resident MB", "peak MB"], rows)
         + f"\n\nThe native loader downloads {download['native_int8_files']} files, "
         f"{download['native_int8_mb']:.0f} MB; pyfunc everything, {download['pyfunc_files']} files, "
         f"{download['pyfunc_mb']:.0f} MB."
@@ -189,11 +195,12 @@ def _building(result: Mapping[str, Any]) -> str:
     if export := result.get("export"):
         rows = [[step, f"{seconds:.2f}"] for step, seconds in export["steps"].items()]
         title = f"export of {export['species']} species, detector on all training leaves"
-        parts.append(table([title, "s"], [*rows, ["in all", f"{export['total_s']:.2f}"]]))
+        parts.append(table([title, "s"], [*rows, ["in all", f"{export['total_s']:.2f}{_mark(export)}"]]))
     if verify := result.get("verify"):
         parts.append(
-            f"Verification's accuracy pass (both precisions on each image): {verify['images_per_s']:.1f} images a "
-            f"second, {verify['images']} images; resident {verify['resident_mb_before']:.0f} MB before, "
+            "Verification's accuracy pass (both precisions on each image): "
+            f"{verify['images_per_s']:.1f}{_mark(verify)} images a second, "
+            f"{verify['images']} images; resident {verify['resident_mb_before']:.0f} MB before, "
             f"{verify['resident_mb_after']:.0f} MB after."
         )
     if peers := result.get("peers"):

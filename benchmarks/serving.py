@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.driver import Patience, find_photographs, run_child, summarize
+from benchmarks.driver import Patience, Turn, describe_turns, find_photographs, run_child, run_quietly
 from benchmarks.machine import read_memory
 
 PATH = click.Path(path_type=Path)
@@ -45,12 +45,14 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
         cold: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
         for i in range(rounds):
             for loader in LOADERS:
-                patience.wait()
-                cold[loader].append(run_child(MODULE, ["cold", loader, str(photograph)], environment))
+                cold[loader].append(run_quietly(patience, MODULE, ["cold", loader, str(photograph)], environment))
                 click.echo(f"  {i + 1}/{rounds}, {loader}: {cold[loader][-1]['process_s']:.2f} s", err=True)
     return {
         "download": sizes,
-        "cold_start": {loader: summarize([run["process_s"] for run in runs]) for loader, runs in cold.items()},
+        "cold_start": {
+            loader: describe_turns([Turn(run["process_s"], run["foreign"]) for run in runs])
+            for loader, runs in cold.items()
+        },
         "memory": {
             loader: {key: statistics.median(run[key] for run in runs) for key in ("resident_mb", "peak_mb")}
             for loader, runs in cold.items()
@@ -60,7 +62,10 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
 
 def _own_store(folder: str) -> dict[str, str]:
     """Environment of processes whose MLflow writes into a folder."""
-    environment = os.environ | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    environment = os.environ | {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    }
     environment.pop("MLFLOW_REGISTRY_URI", None)
     return environment
 
