@@ -146,7 +146,7 @@ def measure_growth(
             write_checkpoint(checkpoint, setup.checkpoint, count)
             entries[count]["export"] = run_child(MODULE, ["export", str(setup.checkpoint), str(few), str(setup.bundle)])
             click.echo(f"  exported {count} species: {entries[count]['export']['total_s']:.1f} s", err=True)
-        _measure_heads_(entries, setups, rounds)
+        _measure_heads_(entries, setups, rounds, patience)
         _measure_answers_(entries, setups, photographs, rounds, threads, patience)
     return list(entries.values())
 
@@ -165,13 +165,17 @@ def _write_few_leaves(data: Path, manifest: Path, checkpoint: Path) -> Path:
     return manifest
 
 
-def _measure_heads_(entries: Mapping[int, dict[str, Any]], setups: Mapping[int, Setup], rounds: int) -> None:
+def _measure_heads_(
+    entries: Mapping[int, dict[str, Any]], setups: Mapping[int, Setup], rounds: int, patience: Patience
+) -> None:
     runs: dict[int, list[dict[str, Any]]] = {count: [] for count in entries}
     for _ in range(rounds):
         for count, setup in setups.items():
-            runs[count].append(run_child("benchmarks.many_species", ["heads", str(setup.checkpoint), "--as-json"]))
+            runs[count].append(
+                run_quietly(patience, "benchmarks.many_species", ["heads", str(setup.checkpoint), "--as-json"])
+            )
     for count, measured in runs.items():
-        steps = [key for key in measured[0] if key.endswith("_s")]
+        steps = [key for key in measured[0] if key.endswith("_s") and key != "process_s"]
         entries[count]["heads"] = measured[0] | {
             step: statistics.median(run[step] for run in measured) for step in steps
         }

@@ -51,7 +51,7 @@ def _bars(result: Mapping[str, Any]) -> str:
             bar.what + (f" ({bar.detail})" if bar.detail else ""),
             f"{bar.sense} {number(bar.bar, bar.unit)}",
             f"{bar.sense} {number(bar.moonshot, bar.unit)}",
-            "" if bar.measured is None else number(bar.measured, bar.unit),
+            "" if bar.measured is None else number(bar.measured, bar.unit) + (" †" if bar.disturbed else ""),
             bar.verdict,
         )
         for bar in judge_bars(result)
@@ -144,7 +144,14 @@ def _steps(part: Mapping[str, Any]) -> str:
         (title, f"{1000 * part['steps'][step]['median_s']:.3f}", f"{1000 * part['steps'][step]['q3_s']:.3f}")
         for step, title in titles.items()
     ]
-    return table(["ours INT8, one image, step by step", "median ms", "third quartile ms"], rows)
+    return table(
+        [
+            f"ours INT8, one image, step by step{' †' if part['steps_disturbed'] else ''}",
+            "median ms",
+            "third quartile ms",
+        ],
+        rows,
+    )
 
 
 def _species(entries: Sequence[Mapping[str, Any]]) -> str:

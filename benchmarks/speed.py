@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from benchmarks.contestants import OURS_INT8, REFERENCE, Setup, modes_of
-from benchmarks.driver import Patience, Turn, Worker, Workers, alternate, ask_quietly, describe_turns, summarize
+from benchmarks.driver import QUIET, Patience, Turn, Worker, Workers, alternate, ask_quietly, describe_turns, summarize
 
 SOURCES: Final = ("tensor", "photograph")
 BULK: Final = 32
@@ -84,7 +84,8 @@ def measure_speed(
                 result["speed"] += _entries(growth, threads)
                 result["agreement"] = _compare(workers)
                 if OURS_INT8 in workers:
-                    steps, _ = ask_quietly(workers[OURS_INT8], patience, do="steps", repeats=20 * plan.repeats)
+                    steps, foreign = ask_quietly(workers[OURS_INT8], patience, do="steps", repeats=20 * plan.repeats)
+                    result["steps_disturbed"] = foreign > QUIET
                     result["steps"] = {step: summarize(seconds) for step, seconds in steps.items()}
     return result
 

@@ -49,6 +49,7 @@ def result():
             "opened": [{"contestant": name, "threads": 2, "resident_mb": 100.4} for name in SECONDS],
             "agreement": {name: {"images": 64, "species": 63, "species_and_disease": 61} for name in SECONDS},
             "steps": steps,
+            "steps_disturbed": False,
         },
         "species": [
             {
@@ -100,7 +101,9 @@ def test_tables_show_medians_modes_and_agreement(result):
 def test_a_figure_without_enough_quiet_rounds_is_marked(result):
     entry = result["speed"]["speed"][0]
     entry |= describe_turns([Turn(0.09, 0.5)])
+    assert [bar.disturbed for bar in judge_bars(result)] == [True] + [False] * 8
     text = render(result)
+    assert "| 0.267× † | met |" in text
     assert "90.0 (90.0–90.0) †" in text
     assert f"1 of {len(result['speed']['speed'])} figures" in text
 
