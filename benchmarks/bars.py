@@ -68,23 +68,21 @@ def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
     speed, steps = part.get("speed", []), part.get("steps")
     threads = max((entry["threads"] for entry in speed), default=2)
 
-    def best(names: tuple[str, ...], batch: int) -> tuple[str, float | None, bool]:
-        found = [
-            (float(entry["median_s"]), name, bool(entry["disturbed"]))
-            for name in names
-            if (entry := best_entry(speed, name, threads=threads, source="tensor", batch=batch))
-        ]
-        seconds, name, disturbed = min(found, default=(None, "", False))
-        return name, seconds, disturbed
+    def best(names: tuple[str, ...], batch: int) -> Mapping[str, Any] | None:
+        found = [best_entry(speed, name, threads=threads, source="tensor", batch=batch) for name in names]
+        return min((e for e in found if e), key=lambda entry: float(entry["median_s"]), default=None)
 
-    def compare(what: str, peers: tuple[str, ...], batch: int, *limits: float) -> Bar:
-        """A ratio of times for one image, of rates for a batch."""
-        (_, ours, own_disturbed), (peer, theirs, disturbed) = best((OURS_INT8,), batch), best(peers, batch)
-        pair = (ours, theirs) if batch == 1 else (theirs, ours)
-        ratio = None if pair[0] is None or pair[1] is None else pair[0] / pair[1]
-        detail = peer if len(peers) > 1 else ""
+    def compare(what: str, peers: tuple[str, ...], batch: int, bar: float, moonshot: float) -> Bar:
+        """A ratio of times for one image, of rates for a batch; the detail has the ratios of the single rounds."""
+        ours, peer = best((OURS_INT8,), batch), best(peers, batch)
         sense: Literal["≤", "≥"] = "≤" if batch == 1 else "≥"
-        return Bar(what, ratio, limits[0], limits[1], sense, "×", detail, own_disturbed or disturbed)
+        if ours is None or peer is None:
+            return Bar(what, None, bar, moonshot, sense, "×")
+        above, below = (ours, peer) if batch == 1 else (peer, ours)
+        rounds = [a / b for a, b in zip(above["rounds_s"], below["rounds_s"], strict=True)]
+        detail = f"{peer['contestant']}; {min(rounds):.3g} to {max(rounds):.3g} in the single rounds"
+        disturbed = ours["disturbed"] or peer["disturbed"]
+        return Bar(what, above["median_s"] / below["median_s"], bar, moonshot, sense, "×", detail, disturbed)
 
     after = None if steps is None else 1000 * (steps["ood"]["median_s"] + steps["disease"]["median_s"])
     one = f"one image, tensor to final row, {threads} threads"
