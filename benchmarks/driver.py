@@ -1,7 +1,7 @@
 """Alternating runs: every contestant waits in its own process, and one at a time runs.
 
-A process that is not asked is stopped by signal: thread pools spin for tens of milliseconds after a run (ONNX Runtime's
-took a third of the next contestant's time on two cores), and some never sleep quite.
+A process that is not asked is stopped by signal: thread pools go on spinning after a run (ONNX Runtime's threads used
+50 ms of processor time in the next 30 ms), and would run beside the next contestant.
 
 Noise of the machine then hits all alike: a round asks everyone the same case before the next case comes, and starts one
 contestant later each time, so that nobody always follows the same other.
