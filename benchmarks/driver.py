@@ -3,8 +3,8 @@
 A process that is not asked is stopped by signal: thread pools go on spinning after a run (ONNX Runtime's threads used
 50 ms of processor time in the next 30 ms), and would run beside the next contestant.
 
-Noise of the machine then hits all alike: a round asks everyone the same case before the next case comes, and starts one
-contestant later each time, so that nobody always follows the same other.
+Noise of the machine then hits all alike: a round asks everyone the same case before the next case comes, and each
+round begins further on in that order.
 
 >>> with Workers({"a": command_of_a, "b": command_of_b}) as workers:  # doctest: +SKIP
 ...     turns = alternate(workers, [{"source": "tensor", "batch": 1}], rounds=7)
