@@ -4,6 +4,7 @@ PYTHON ?= python3
 DEMO := .demo
 BIN := .venv/bin
 READY := .venv/ready
+BENCH_READY := .venv-bench/ready
 
 # the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others
 ifneq ($(origin CHECKPOINT),$(origin DATA))
@@ -15,6 +16,8 @@ NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
 NAME ?= plant-disease
 OUT ?= public/models
 POLICY ?= gates.toml
+# more options for `make bench`, such as BENCH=--quick
+BENCH ?=
 PORT ?= 5000
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
@@ -36,9 +39,9 @@ server: setup
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)' \
 	  --registry-store-uri 'plantmodels:$(MLFLOW_TRACKING_URI)' --artifacts-destination mlartifacts
 
-# What serving a bundle costs: make bench OUT=public/models DATA=leaves
-bench: setup
-	python -m benchmarks.serving run '$(OUT)' '$(DATA)' --out public/bench
+# Ours beside its peers, and what everything costs: make bench CHECKPOINT=last.ckpt DATA=leaves OUT=public/models
+bench: $(BENCH_READY)
+	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(OUT)' $(BENCH)
 
 test: setup
 	python -m pytest
@@ -61,3 +64,11 @@ $(READY): conda.yaml pyproject.toml
 	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt
 	$(BIN)/python -m pip install --progress-bar off --no-deps --editable .
 	touch $(READY)
+
+# The peers of `make bench`, beside the packages of .venv, which are read where they are.
+$(BENCH_READY): benchmarks/requirements.txt $(READY)
+	rm -rf .venv-bench
+	$(BIN)/python -m venv .venv-bench
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-bench/lib/python3.11/site-packages/project.pth
+	.venv-bench/bin/python -m pip install --progress-bar off --no-deps -r benchmarks/requirements.txt
+	touch $(BENCH_READY)

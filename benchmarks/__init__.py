@@ -1,0 +1,1 @@
+"""What the README's figures are made by; `python -m benchmarks --help`, and README.md in this folder."""

@@ -1,0 +1,109 @@
+"""Measures everything that issue 5 asks for, in one process tree, and writes tables, pictures and JSON.
+
+python -m benchmarks --checkpoint last.ckpt --data leaves --bundle public/models --out public/bench
+
+`--quick` is a smoke test of a few minutes; `--part` runs some of the parts.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from benchmarks import building, serving, speed
+from benchmarks.contestants import CONTESTANTS, REFERENCE, Setup
+from benchmarks.driver import Patience, find_photographs, run_child
+from benchmarks.machine import describe_machine
+from benchmarks.plots import write_plots
+from benchmarks.report import render
+from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
+from plantmodels.bundle.manifest import digest_file
+
+PATH = click.Path(path_type=Path)
+PARTS: Final = ("speed", "cold", "species", "export", "verify")
+
+
+@click.command()
+@click.option("--checkpoint", type=PATH, required=True, help="What the bundle was exported from.")
+@click.option("--data", type=PATH, required=True, help="Leaf folders: train for calibration and export, val to ask.")
+@click.option("--bundle", type=PATH, required=True, help="Ours.")
+@click.option("--out", type=PATH, default=Path("public/bench"), show_default=True, help="For results and peers' files.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; may be given again.")
+@click.option("--contestant", "names", type=click.Choice(CONTESTANTS), multiple=True, help="Only these in `speed`.")
+@click.option("--rounds", type=int, help="Of one image and of 32, and cold starts (7).")
+@click.option("--patience", default=900.0, show_default=True, help="Seconds in all to wait for other programs.")
+@click.option("--quick", is_flag=True, help="Few rounds, two threads only, no export of 330 species on all leaves.")
+def main(
+    checkpoint: Path,
+    data: Path,
+    bundle: Path,
+    out: Path,
+    parts: Sequence[str],
+    names: Sequence[str],
+    rounds: int | None,
+    patience: float,
+    quick: bool,
+) -> None:
+    """Measure ours and its peers; writes bench.json, bench.md and two pictures into the folder of `--out`."""
+    plan = speed.plan_of(quick=quick, rounds=rounds)
+    chosen = parts or [part for part in PARTS if not (quick and part == "export")]
+    out.mkdir(parents=True, exist_ok=True)
+    photographs, waiting = find_photographs(data / "val"), Patience(patience)
+    result: dict[str, Any] = {
+        "machine": describe_machine(),
+        "bundle_manifest_sha256": digest_file(bundle / MANIFEST_FILE).sha256,
+    }
+    result |= {"quick": quick, "rounds": plan.rounds, "int8_accuracy_drop": read_accuracy_drop(bundle)}
+    for part in chosen:
+        click.echo(part, err=True)
+        if part == "speed":
+            peers = out / "peers"
+            result["peers"] = run_child("benchmarks.peers", [str(checkpoint), str(data), str(peers)])
+            setup = Setup(bundle, peers, checkpoint)
+            who = [name for name in CONTESTANTS if not names or name in {*names, REFERENCE}]
+            result[part] = speed.measure_speed(setup, photographs, plan, who, waiting)
+        elif part == "cold":
+            result[part] = serving.measure_cold_starts(bundle, photographs[0], plan.rounds, waiting)
+        elif part == "species":
+            result[part] = building.measure_growth(
+                checkpoint,
+                data,
+                photographs,
+                counts=building.SPECIES_COUNTS[:: 2 if quick else 1],
+                rounds=plan.growth_rounds,
+                threads=max(plan.threads),
+                patience=waiting,
+            )
+        elif part == "export":
+            waiting.wait()
+            result[part] = building.measure_export(checkpoint, data)
+        else:
+            result[part] = building.measure_verification(
+                bundle, data, images=64 if quick else 256, rounds=plan.growth_rounds, patience=waiting
+            )
+        _write(result, out)  # a part that fails later takes nothing with it
+    result["waited_s"] = waiting.budget_s - waiting.left_s
+    _write(result, out)
+    click.echo((out / "bench.md").read_text(encoding="utf-8"))
+
+
+def _write(result: dict[str, Any], out: Path) -> None:
+    (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    (out / "bench.md").write_text(render(result), encoding="utf-8")
+    write_plots(result, out)
+
+
+def read_accuracy_drop(bundle: Path) -> float | None:
+    """What the bundle's gate report says of INT8 against FP16; None where it has none."""
+    path = bundle / GATE_REPORT_FILE
+    if not path.is_file():
+        return None
+    gates = json.loads(path.read_text(encoding="utf-8")).get("gates", [])
+    measured = next((gate.get("measured") for gate in gates if gate.get("name") == "int8_accuracy"), None)
+    return None if measured is None else float(measured)
+
+
+if __name__ == "__main__":
+    main()

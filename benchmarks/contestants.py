@@ -1,0 +1,254 @@
+"""Who is compared: each turns ready tensors, or encoded photographs, into final rows.
+
+A final row is species, OOD score and the disease by that species' head, whoever answers. A contestant imports what it
+needs when it is opened, so that a worker holds one runtime and not all.
+
+>>> contestant = open_contestant("ours INT8", Setup(bundle, peers, checkpoint), threads=2, mode="whole")
+>>> contestant.answer(inputs)[0].species  # doctest: +SKIP
+'Tomato'
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.rows import FloatHeads, make_rows
+from plantmodels.bundle.detector import OODDetector, read_detector
+from plantmodels.bundle.layout import DETECTOR_FILE, Precision
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.images import decode_image, preprocess
+
+Array = NDArray[np.float32]
+
+Mode = Literal["whole", "apart"]
+"""How a batch is answered: whole, with all threads on it, or image by image, as many at once as there are threads."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Where everything lies."""
+
+    bundle: Path
+    peers: Path
+    checkpoint: Path
+
+
+class Contestant(ABC):
+    """One runtime, precision, number of threads and mode."""
+
+    def __init__(self, setup: Setup) -> None:
+        """Reads what all share: class names and preprocessing."""
+        self.metadata = read_metadata(setup.bundle)
+
+    @abstractmethod
+    def answer(self, inputs: Array) -> list[Prediction]:
+        """Final rows of normalised inputs (N, 3, S, S) float32."""
+
+    def answer_photographs(self, photographs: Sequence[bytes]) -> list[Prediction]:
+        """Final rows of encoded photographs."""
+        return self.answer(np.stack([preprocess(decode_image(p), self.metadata.preprocessing) for p in photographs]))
+
+
+class Ours(Contestant):
+    """A bundle, as `PlantClassifier` serves it."""
+
+    def __init__(self, setup: Setup, threads: int, mode: Mode, *, precision: Precision) -> None:
+        """Loads the bundle: one image on all threads, or (mode "apart") a worker of one thread for each."""
+        super().__init__(setup)
+        workers = threads if mode == "apart" else 1
+        self.classifier = PlantClassifier.load(
+            setup.bundle, precision=precision, threads=threads // workers, workers=workers
+        )
+
+    def answer(self, inputs: Array) -> list[Prediction]:
+        """What `PlantClassifier` computes, made into rows as everyone's are."""
+        out = self.classifier.run(inputs)
+        return make_rows(
+            self.metadata.taxonomy,
+            self.classifier.detector.threshold,
+            out.species_logits,
+            out.disease_logits,
+            out.ood_scores,
+        )
+
+    def answer_photographs(self, photographs: Sequence[bytes]) -> list[Prediction]:
+        """The whole of what users call."""
+        return self.classifier.predict(photographs)
+
+
+class LiteralRecipe(Contestant):
+    """ONNX Runtime with its defaults: quantized files of `peers.py`, a session a head, scipy's distance a row."""
+
+    def __init__(self, setup: Setup, threads: int, mode: Mode) -> None:
+        """Opens the species model and every head."""
+        import onnxruntime
+        from scipy.spatial.distance import mahalanobis
+
+        super().__init__(setup)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+
+        def open_session(path: Path) -> Any:
+            return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+        folder, taxonomy = setup.peers / "literal", self.metadata.taxonomy
+        self._species = open_session(folder / "species-int8.onnx")
+        self._heads = {
+            i: open_session(folder / "heads" / f"{taxonomy.slugs[i]}-int8.onnx") for i in taxonomy.species_with_head
+        }
+        self._detector = read_detector(setup.bundle / DETECTOR_FILE)
+        self._mean = self._detector.mean.mean(axis=0)
+        self._distance = mahalanobis
+
+    def answer(self, inputs: Array) -> list[Prediction]:
+        """One species run, then row by row. The classic detector has one mean, so no more is asked of scipy."""
+        logits, embedding = self._species.run(None, {"input": inputs})
+        scores = np.array([self._distance(row, self._mean, self._detector.inv_cov) for row in embedding])
+        diseases = [
+            self._heads[i].run(None, {"input": embedding[n : n + 1]})[0][0] if i in self._heads else logits[n, :0]
+            for n, i in enumerate(logits.argmax(axis=1).tolist())
+        ]
+        return make_rows(self.metadata.taxonomy, self._detector.threshold, logits, diseases, scores)
+
+
+class _Peer(Contestant):
+    """A runtime for the species model only; our detector and plain numpy do the rest."""
+
+    def __init__(self, setup: Setup) -> None:
+        super().__init__(setup)
+        self._detector: OODDetector = read_detector(setup.bundle / DETECTOR_FILE)
+        self._heads = FloatHeads(setup.peers / "heads.npz")
+
+    @abstractmethod
+    def embed(self, inputs: Array) -> tuple[Array, Array]:
+        """Species logits and embedding."""
+
+    def answer(self, inputs: Array) -> list[Prediction]:
+        logits, embedding = self.embed(inputs)
+        diseases = self._heads.run(embedding, logits.argmax(axis=1))
+        scores = self._detector.score(embedding)
+        return make_rows(self.metadata.taxonomy, self._detector.threshold, logits, diseases, scores)
+
+
+class PyTorch(_Peer):
+    """timm's model, eager."""
+
+    def __init__(self, setup: Setup, threads: int, mode: Mode, *, bf16: bool) -> None:
+        """Builds the network; with `bf16` it runs under CPU autocast."""
+        import torch
+
+        from plantmodels.build.checkpoint import read_checkpoint
+        from plantmodels.build.network import load_network
+
+        super().__init__(setup)
+        torch.set_num_threads(threads)
+        self._torch, self._bf16 = torch, bf16
+        self._network = load_network(read_checkpoint(setup.checkpoint))
+
+    def embed(self, inputs: Array) -> tuple[Array, Array]:
+        """The forward pass."""
+        torch = self._torch
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
+            logits, embedding = self._network(torch.from_numpy(inputs))
+        return logits.float().numpy(), embedding.float().numpy()
+
+
+class OpenVINO(_Peer):
+    """OpenVINO on the CPU, one compiled model for each batch size: static shapes are its fastest."""
+
+    def __init__(self, setup: Setup, threads: int, mode: Mode, *, file: str, precision: str | None) -> None:
+        """Reads the model.
+
+        Args:
+            setup: where everything lies.
+            threads: of the CPU plugin.
+            mode: "whole": latency hint, a batch is one request; "apart": throughput hint, a stream a thread, each
+                image an asynchronous request.
+            file: in the peers' folder.
+            precision: the inference precision hint; None leaves the plugin's choice.
+        """
+        import openvino
+
+        super().__init__(setup)
+        self._openvino, self._core, self._mode = openvino, openvino.Core(), mode
+        self._path = setup.peers / "openvino" / file
+        self._options: dict[str, Any] = {"INFERENCE_NUM_THREADS": threads}
+        self._options |= {} if precision is None else {"INFERENCE_PRECISION_HINT": precision}
+        if mode == "apart":
+            self._options |= {"PERFORMANCE_HINT": "THROUGHPUT", "NUM_STREAMS": threads}
+            self._queue = openvino.AsyncInferQueue(self._compile(1))
+            self._queue.set_callback(_keep_outputs)
+        else:
+            self._options |= {"PERFORMANCE_HINT": "LATENCY"}
+            self._requests: dict[int, Any] = {}
+
+    def _compile(self, batch: int) -> Any:
+        model = self._core.read_model(self._path)
+        side = self.metadata.preprocessing.image_size
+        model.reshape([batch, 3, side, side])
+        return self._core.compile_model(model, "CPU", self._options)
+
+    def embed(self, inputs: Array) -> tuple[Array, Array]:
+        """One request, or one a row."""
+        if self._mode == "apart":
+            outputs: list[Any] = [None] * len(inputs)
+            for i in range(len(inputs)):
+                self._queue.start_async([inputs[i : i + 1]], (outputs, i))
+            self._queue.wait_all()
+            return np.concatenate([o[0] for o in outputs]), np.concatenate([o[1] for o in outputs])
+        if len(inputs) not in self._requests:
+            self._requests[len(inputs)] = self._compile(len(inputs)).create_infer_request()
+        request = self._requests[len(inputs)]
+        request.infer([inputs], share_inputs=True)
+        return request.get_output_tensor(0).data, request.get_output_tensor(1).data
+
+
+def _keep_outputs(request: Any, place: tuple[list[Any], int]) -> None:
+    outputs, i = place
+    outputs[i] = (request.get_output_tensor(0).data.copy(), request.get_output_tensor(1).data.copy())
+
+
+REFERENCE: Final = "PyTorch FP32"
+LITERAL: Final = "literal recipe INT8"
+OURS_INT8: Final = "ours INT8"
+
+_CONTESTANTS: Final[dict[str, Callable[[Setup, int, Mode], Contestant]]] = {
+    LITERAL: LiteralRecipe,
+    REFERENCE: partial(PyTorch, bf16=False),
+    "PyTorch bf16": partial(PyTorch, bf16=True),
+    "OpenVINO FP32": partial(OpenVINO, file="float.xml", precision="f32"),
+    "OpenVINO bf16": partial(OpenVINO, file="float.xml", precision="bf16"),
+    "OpenVINO INT8": partial(OpenVINO, file="int8.xml", precision=None),
+    "ours FP16": partial(Ours, precision="fp16"),
+    OURS_INT8: partial(Ours, precision="int8"),
+}
+CONTESTANTS: Final = tuple(_CONTESTANTS)
+
+
+def open_contestant(name: str, setup: Setup, *, threads: int, mode: Mode) -> Contestant:
+    """Opens one of `CONTESTANTS`; imports its runtime.
+
+    Args:
+        name: which.
+        setup: where everything lies.
+        threads: that it may use.
+        mode: for batches (see `modes_of`).
+    """
+    return _CONTESTANTS[name](setup, threads, mode)
+
+
+def modes_of(name: str, threads: int) -> tuple[Mode, ...]:
+    """The ways in which a contestant can answer a batch; its better one counts.
+
+    Our classifier on one thread has one way. The literal recipe and eager PyTorch are called as everyone calls them.
+    """
+    if name.startswith("OpenVINO") or (name.startswith("ours") and threads > 1):
+        return "whole", "apart"
+    return ("whole",)

@@ -1,0 +1,310 @@
+"""Alternating runs: every contestant waits in its own process, and one at a time runs.
+
+A process that is not asked is stopped by signal: thread pools go on spinning after a run (ONNX Runtime's threads used
+50 ms of processor time in the next 30 ms), and would run beside the next contestant.
+
+Noise of the machine then hits all alike: a round asks everyone the same case before the next case comes, and each
+round begins further on in that order.
+
+>>> with Workers({"a": command_of_a, "b": command_of_b}) as workers:  # doctest: +SKIP
+...     turns = alternate(workers, [{"source": "tensor", "batch": 1}], rounds=7)
+"""
+
+import json
+import os
+import resource
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import click
+
+QUIET: Final = 0.05
+"""Share of the machine's processors. Two threads that wait for each other take four times as long when a third program
+wants one of two cores, so a turn waits until others take less, and is taken again when they took more."""
+
+_BLUR_TICKS: Final = 2
+_ATTEMPTS: Final = 3
+_PROBE_S: Final = 0.2
+_TICKS: Final = os.sysconf("SC_CLK_TCK")
+_CLOSE_S: Final = 30
+_STDERR_TAIL: Final = 2_000
+
+
+class Worker:
+    """A process that answers a JSON document with a JSON document, a line each."""
+
+    def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
+        """Starts the process; `close` ends it."""
+        self.name = name
+        self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by close)
+        self._process = subprocess.Popen(
+            list(command),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=None if environment is None else dict(environment),
+        )
+
+    def ask(self, **request: Any) -> Any:
+        """Sends a request and waits for its answer.
+
+        Raises:
+            click.ClickException: the process has ended; with the end of what it printed.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        self._process.send_signal(signal.SIGSTOP)
+        if not line:
+            self._log.seek(0)
+            raise click.ClickException(f"{self.name}: {request} failed\n{self._log.read()[-_STDERR_TAIL:]}")
+        return json.loads(line)
+
+    def cpu_s(self) -> float:
+        """Processor seconds that the process has taken."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def close(self) -> None:
+        """Ends the process: by the end of its input, or else by force."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.send_signal(signal.SIGCONT)
+        try:
+            self._process.stdin.close()
+            self._process.wait(_CLOSE_S)
+        except (BrokenPipeError, subprocess.TimeoutExpired):
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
+
+
+class Workers(Mapping[str, Worker]):
+    """Named workers, all ended together when the `with` block is left."""
+
+    def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> None:
+        """Keeps the commands; `with` starts them."""
+        self._commands, self._environment = dict(commands), environment
+        self._workers: dict[str, Worker] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Workers":
+        """Starts every process."""
+        for name, command in self._commands.items():
+            self._workers[name] = worker = Worker(name, command, self._environment)
+            self._stack.callback(worker.close)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Ends every process."""
+        self._stack.close()
+
+    def __getitem__(self, name: str) -> Worker:
+        """The worker of that name."""
+        return self._workers[name]
+
+    def __iter__(self) -> Any:
+        """Names, in the order given."""
+        return iter(self._workers)
+
+    def __len__(self) -> int:
+        """How many."""
+        return len(self._workers)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One worker's timing of one case in one round.
+
+    Attributes:
+        seconds: the median of its repeats.
+        foreign: share of the machine's processors that was not this worker's meanwhile: other programs, the kernel,
+            and what a hypervisor gave to others.
+    """
+
+    seconds: float
+    foreign: float
+
+
+class Patience:
+    """Seconds that may be waited, in all, for other programs to leave the machine alone."""
+
+    def __init__(self, budget_s: float) -> None:
+        """Starts with the whole budget; 0 never waits."""
+        self.budget_s, self.left_s = budget_s, budget_s
+
+    def wait(self) -> None:
+        """Returns when the machine is quiet, or at once when the budget is spent; no worker must be running."""
+        while self.left_s > 0:
+            busy, start = _busy_s(), time.perf_counter()
+            time.sleep(_PROBE_S)
+            elapsed = time.perf_counter() - start
+            if _share(_busy_s() - busy, elapsed) <= QUIET:
+                return
+            self.left_s -= elapsed
+
+
+def alternate(
+    workers: Mapping[str, Worker], turns: Iterable[tuple[str, dict[str, Any], int]], rounds: int, patience: Patience
+) -> dict[tuple[str, str], list[Turn]]:
+    """Times cases in turns.
+
+    Args:
+        workers: by name.
+        turns: (worker, case, repeats) of one round, in order; a round asks them all once.
+        rounds: how often.
+        patience: for a machine that others use as well.
+
+    Returns:
+        (worker, case as text) to its turns, one a round.
+    """
+    ordered = list(turns)
+    results: dict[tuple[str, str], list[Turn]] = {}
+    for i in range(rounds):
+        shift = i * len(ordered) // max(1, rounds)
+        start = time.perf_counter()
+        for name, case, repeats in ordered[shift:] + ordered[:shift]:
+            results.setdefault((name, key_of(case)), []).append(_take_turn(workers[name], case, repeats, patience))
+        click.echo(f"  round {i + 1}/{rounds}: {time.perf_counter() - start:.0f} s", err=True)
+    return results
+
+
+def _take_turn(worker: Worker, case: dict[str, Any], repeats: int, patience: Patience) -> Turn:
+    answer, foreign = ask_quietly(worker, patience, do="time", case=case, repeats=repeats)
+    return Turn(statistics.median(answer["seconds"]), foreign)
+
+
+def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any, float]:
+    """Asks, and asks again if other programs were running and there is patience left.
+
+    Returns:
+        The answer of the attempt that was least disturbed, and the share that others took then (see `Turn`). How fast
+        the worker was does not choose.
+    """
+    attempts: list[tuple[Any, float]] = []
+    while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1][1] > QUIET and patience.left_s > 0):
+        patience.wait()
+        busy, own, start = _busy_s(), worker.cpu_s(), time.perf_counter()
+        answer = worker.ask(**request)
+        elapsed = time.perf_counter() - start
+        attempts.append((answer, _share((_busy_s() - busy) - (worker.cpu_s() - own), elapsed)))
+    return min(attempts, key=lambda attempt: attempt[1])
+
+
+def _share(processor_s: float, elapsed_s: float) -> float:
+    """Of all processors; a few ticks of the kernel's clock are what its own counts differ by."""
+    return max(0.0, (processor_s - _BLUR_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
+
+
+def _busy_s() -> float:
+    """Seconds that the machine's processors have been busy or taken away, all together."""
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / _TICKS
+
+
+def key_of(case: Mapping[str, Any]) -> str:
+    """A case as text that can be a key."""
+    return json.dumps(case, sort_keys=True)
+
+
+def summarize(values: Sequence[float]) -> dict[str, float]:
+    """Median, quartiles and extremes of seconds."""
+    quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
+    return {
+        "median_s": statistics.median(values),
+        "q1_s": quartiles[0],
+        "q3_s": quartiles[2],
+        "min_s": min(values),
+        "max_s": max(values),
+    }
+
+
+def describe_turns(turns: Sequence[Turn]) -> dict[str, Any]:
+    """A case's turns for the result.
+
+    Turns that other programs disturbed are left out of the summary where at least half of the rounds were quiet.
+
+    Returns:
+        The summary, every round's `rounds_s` and `foreign` share, and whether the summary is `disturbed`.
+    """
+    quiet = [turn.seconds for turn in turns if turn.foreign <= QUIET]
+    disturbed = 2 * len(quiet) < len(turns)
+    return {
+        **summarize([turn.seconds for turn in turns] if disturbed else quiet),
+        "rounds_s": [turn.seconds for turn in turns],
+        "foreign": [turn.foreign for turn in turns],
+        "disturbed": disturbed,
+    }
+
+
+def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
+    """Runs a module's command in a process of its own.
+
+    Returns:
+        The last line that is a JSON document. A dict gets `process_s`, the seconds from the process' start to its end,
+        and the `foreign` share of the processors meanwhile (see `Turn`).
+
+    Raises:
+        click.ClickException: it failed, or printed none.
+    """
+    busy, own, start = _busy_s(), _children_s(), time.perf_counter()
+    command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [line for line in process.stdout if line.startswith(("{", "["))]
+        seconds = time.perf_counter() - start
+    if process.returncode or not lines:
+        raise click.ClickException(f"{module} {' '.join(arguments[:2])} failed")
+    answer = json.loads(lines[-1])
+    if isinstance(answer, dict):
+        foreign = (_busy_s() - busy) - (_children_s() - own)
+        answer |= {"process_s": seconds, "foreign": _share(foreign, time.perf_counter() - start)}
+    return answer
+
+
+def run_quietly(
+    patience: Patience, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`run_child`, as `ask_quietly` asks: the attempt during which others ran least."""
+    attempts: list[dict[str, Any]] = []
+    while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1]["foreign"] > QUIET and patience.left_s > 0):
+        patience.wait()
+        attempts.append(run_child(module, arguments, environment))
+    return min(attempts, key=lambda attempt: float(attempt["foreign"]))
+
+
+def _children_s() -> float:
+    """Processor seconds of processes that have been waited for, their own children included."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+def find_photographs(images: Path) -> list[Path]:
+    """Photographs of every part of a folder, in an order that mixes its classes but is always the same.
+
+    Raises:
+        click.ClickException: there is none.
+    """
+    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+    if not found:
+        raise click.ClickException(f"{images}: holds no image")
+    return sorted(found, key=lambda path: zlib.crc32(path.name.encode()))

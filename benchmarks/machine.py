@@ -1,0 +1,100 @@
+"""Where and with what something was measured.
+
+>>> describe_machine()["cores"]  # doctest: +SKIP
+2
+"""
+
+import datetime
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+_LIBRARIES: Final = (
+    "mlflow",
+    "nncf",
+    "numpy",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "pillow",
+    "scipy",
+    "timm",
+    "torch",
+)
+_FEATURES: Final = (
+    "avx2",
+    "avx512f",
+    "avx_vnni",
+    "avx512_vnni",
+    "avx512_bf16",
+    "avx512_fp16",
+    "amx_int8",
+    "amx_bf16",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+"""What decides which kernels runtimes take."""
+
+
+def describe_machine() -> dict[str, Any]:
+    """Processor and the features that matter here, memory, load, versions, commit and date."""
+    facts = _cpu_facts()
+    flags = (facts.get("flags") or facts.get("Features") or "").split()
+    memory = _read_fields(Path("/proc/meminfo"))
+    return {
+        "cpu": facts.get("model name", platform.machine()),
+        "family": "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping")),
+        "features": [name for name in _FEATURES if name in flags],
+        "hypervisor": "hypervisor" in flags,
+        "cores": len(os.sched_getaffinity(0)),
+        "cache": facts.get("cache size"),
+        "memory_gb": round(int(memory["MemTotal"].split()[0]) * 1024 / 1e9, 1),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in _LIBRARIES},
+        "commit": _read_commit(),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "load_average": os.getloadavg()[0],
+    }
+
+
+def read_memory() -> dict[str, float]:
+    """Resident and highest resident memory of this process in MB."""
+    status = _read_fields(Path("/proc/self/status"))
+    keys = {"resident_mb": "VmRSS", "peak_mb": "VmHWM"}
+    return {name: int(status[key].split()[0]) * 1024 / 1e6 for name, key in keys.items()}
+
+
+def _read_fields(path: Path) -> dict[str, str]:
+    lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+    return {key.strip(): value.strip() for key, separator, value in lines if separator}
+
+
+def _cpu_facts() -> dict[str, str]:
+    return _read_fields(Path("/proc/cpuinfo"))
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _read_commit() -> str | None:
+    """Commit of the project, "-dirty" added when tracked files differ; None outside a checkout."""
+    try:
+        run = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return run.stdout.strip()

@@ -1,0 +1,216 @@
+"""A result as Markdown.
+
+>>> print(render(result))  # doctest: +SKIP
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from benchmarks.bars import judge_bars
+from benchmarks.driver import QUIET
+from benchmarks.speed import BULK, best_entry
+
+_LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to the first prediction"}
+
+
+def render(result: Mapping[str, Any]) -> str:
+    """Everything that a result holds; a part that was not run is left out."""
+    parts = [_machine(result["machine"]), _bars(result)]
+    if part := result.get("speed"):
+        parts += [_speed(part), _batches(part), _steps(part)]
+    if part := result.get("species"):
+        parts.append(_species(part))
+    if part := result.get("cold"):
+        parts.append(_cold(part))
+    parts.append(_building(result))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose first column is text and whose others are numbers."""
+    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
+    virtual = ", a virtual machine" if machine["hypervisor"] else ""
+    return (
+        f"{machine['cpu']} (family/model/stepping {machine['family']}), {machine['cores']} cores{virtual}, "
+        f"{machine['memory_gb']} GB; {', '.join(machine['features'])}. Linux {machine['kernel']}, "
+        f"Python {machine['python']}, {versions}. Commit {machine['commit']}, {machine['date']}."
+    )
+
+
+def _bars(result: Mapping[str, Any]) -> str:
+    def number(value: float, unit: str) -> str:
+        return f"{value:.3g}{unit}"
+
+    rows = [
+        (
+            bar.what + (f" ({bar.detail})" if bar.detail else ""),
+            f"{bar.sense} {number(bar.bar, bar.unit)}",
+            f"{bar.sense} {number(bar.moonshot, bar.unit)}",
+            "" if bar.measured is None else number(bar.measured, bar.unit) + (" †" if bar.disturbed else ""),
+            bar.verdict,
+        )
+        for bar in judge_bars(result)
+    ]
+    return table(["what", "bar", "moonshot", "measured", ""], rows)
+
+
+def _speed(part: Mapping[str, Any]) -> str:
+    speed = part["speed"]
+    disturbed = sum(entry["disturbed"] for entry in speed)
+    lines = [
+        "Medians over the rounds, quartiles in brackets. Of a batch, each contestant's better mode counts: whole, in "
+        "one call, or apart, image by image and as many at once as there are threads.",
+        f"Turns during which other programs took over {QUIET:.0%} of the processors are left out where half of the "
+        f"rounds were quiet; {disturbed} of {len(speed)} figures had too few quiet rounds and are marked †.",
+    ]
+    for threads in sorted({entry["threads"] for entry in speed}):
+        head = [
+            f"{threads} thread{'s' if threads > 1 else ''}",
+            "one image, tensor to row, ms",
+            "one image, photograph to row, ms",
+            f"{BULK} tensors, images/s",
+            f"{BULK} photographs, images/s",
+            "mode",
+            "resident MB",
+            "species (and disease) as PyTorch FP32",
+        ]
+        lines += ["", table(head, [_speed_row(part, name, threads) for name in _names(speed)])]
+    return "\n".join(lines)
+
+
+def _speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
+    def find(source: str, batch: int) -> Mapping[str, Any] | None:
+        return best_entry(part["speed"], name, threads=threads, source=source, batch=batch)
+
+    opened = next((o for o in part["opened"] if (o["contestant"], o["threads"]) == (name, threads)), None)
+    agreement = part.get("agreement", {}).get(name)
+    bulk = find("tensor", BULK)
+    return [
+        name,
+        *(_milliseconds(find(source, 1)) for source in ("tensor", "photograph")),
+        *(_rate(find(source, BULK)) for source in ("tensor", "photograph")),
+        "" if bulk is None else bulk["mode"],
+        "" if opened is None else f"{opened['resident_mb']:.0f}",
+        ""
+        if agreement is None
+        else f"{agreement['species']} ({agreement['species_and_disease']}) of {agreement['images']}",
+    ]
+
+
+def _names(speed: Iterable[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(entry["contestant"] for entry in speed))
+
+
+def _milliseconds(entry: Mapping[str, Any] | None, images: int = 1) -> str:
+    if entry is None:
+        return ""
+    low, middle, high = (1000 * entry[key] / images for key in ("q1_s", "median_s", "q3_s"))
+    return f"{middle:.1f} ({low:.1f}–{high:.1f}){_mark(entry)}"
+
+
+def _mark(entry: Mapping[str, Any]) -> str:
+    """Of a figure that other programs have disturbed."""
+    return " †" if entry["disturbed"] else ""
+
+
+def _rate(entry: Mapping[str, Any] | None) -> str:
+    if entry is None:
+        return ""
+    low, middle, high = (entry["batch"] / entry[key] for key in ("q3_s", "median_s", "q1_s"))
+    return f"{middle:.1f} ({low:.1f}–{high:.1f}){_mark(entry)}"
+
+
+def _batches(part: Mapping[str, Any]) -> str:
+    speed = part["speed"]
+    threads = max(entry["threads"] for entry in speed)
+    batches = sorted({entry["batch"] for entry in speed if entry["threads"] == threads and entry["source"] == "tensor"})
+    rows = []
+    for name in _names(speed):
+        found = [best_entry(speed, name, threads=threads, source="tensor", batch=batch) for batch in batches]
+        rows.append([name, *(f"{1000 * e['median_s'] / e['batch']:.1f}{_mark(e)}" if e else "" for e in found)])
+    return table([f"ms an image, tensor to row, {threads} threads; batch of", *map(str, batches)], rows)
+
+
+def _steps(part: Mapping[str, Any]) -> str:
+    if "steps" not in part:
+        return ""
+    titles = {"species": "species model", "disease": "routed disease", "ood": "OOD score", "row": "final row"}
+    rows = [
+        (title, f"{1000 * part['steps'][step]['median_s']:.3f}", f"{1000 * part['steps'][step]['q3_s']:.3f}")
+        for step, title in titles.items()
+    ]
+    return table(
+        [
+            f"ours INT8, one image, step by step{' †' if part['steps_disturbed'] else ''}",
+            "median ms",
+            "third quartile ms",
+        ],
+        rows,
+    )
+
+
+def _species(entries: Sequence[Mapping[str, Any]]) -> str:
+    def heads(key: str) -> list[str]:
+        return [f"{entry['heads'][key]:.3f}" for entry in entries]
+
+    def after(entry: Mapping[str, Any]) -> str:
+        return f"{1000 * (entry['steps']['ood']['median_s'] + entry['steps']['disease']['median_s']):.3f}"
+
+    rows = [
+        ["heads quantized and written, s", *heads("quantize_and_write_s")],
+        ["heads checked, s", *heads("check_s")],
+        ["all single heads opened (serving opens none), s", *heads("open_s")],
+        ["packed heads, 32 rows of mixed species, ms", *(f"{1000 * e['heads']['packed_rows_s']:.3f}" for e in entries)],
+        ["packed heads, MB", *(f"{e['heads']['packed_bytes'] / 1e6:.1f}" for e in entries)],
+        ["whole export (detector on a few leaves), s", *(f"{e['export']['total_s']:.1f}" for e in entries)],
+        ["bundle loaded, s", *(f"{e['load']['median_s']:.2f}" for e in entries)],
+        ["resident after the first answer, MB", *(f"{e['resident_mb']:.0f}" for e in entries)],
+        ["one image, tensor to row, ms", *(_milliseconds(e["tensor"]) for e in entries)],
+        ["of it OOD score and routed disease, ms", *map(after, entries)],
+    ]
+    return table(["ours INT8; species", *(str(entry["species"]) for entry in entries)], rows)
+
+
+def _cold(part: Mapping[str, Any]) -> str:
+    rows = []
+    for loader, times in part["cold_start"].items():
+        memory = part["memory"][loader]
+        rows.append(
+            [
+                _LOADERS.get(loader, "`import mlflow.pyfunc` and nothing else"),
+                f"{times['median_s']:.2f} ({times['min_s']:.2f}–{times['max_s']:.2f}){_mark(times)}",
+                f"{memory['resident_mb']:.0f}",
+                f"{memory['peak_mb']:.0f}",
+            ]
+        )
+    download = part["download"]
+    return (
+        table(["from a cold process", "median s (quickest–slowest)", "resident MB", "peak MB"], rows)
+        + f"\n\nThe native loader downloads {download['native_int8_files']} files, "
+        f"{download['native_int8_mb']:.0f} MB; pyfunc everything, {download['pyfunc_files']} files, "
+        f"{download['pyfunc_mb']:.0f} MB."
+    )
+
+
+def _building(result: Mapping[str, Any]) -> str:
+    parts = []
+    if export := result.get("export"):
+        rows = [[step, f"{seconds:.2f}"] for step, seconds in export["steps"].items()]
+        title = f"export of {export['species']} species, detector on all training leaves"
+        parts.append(table([title, "s"], [*rows, ["in all", f"{export['total_s']:.2f}{_mark(export)}"]]))
+    if verify := result.get("verify"):
+        parts.append(
+            "Verification's accuracy pass (both precisions on each image): "
+            f"{verify['images_per_s']:.1f}{_mark(verify)} images a second, "
+            f"{verify['images']} images; resident {verify['resident_mb_before']:.0f} MB before, "
+            f"{verify['resident_mb_after']:.0f} MB after."
+        )
+    if peers := result.get("peers"):
+        rows = [[step, f"{seconds:.1f}"] for step, seconds in peers["seconds"].items()]
+        parts.append(table(["to make the peers' files", "s"], rows))
+    return "\n\n".join(parts)

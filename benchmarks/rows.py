@@ -1,0 +1,67 @@
+"""The last step, the same for every contestant: logits and scores to final rows.
+
+>>> make_rows(taxonomy, 3.5, species_logits, disease_logits, scores)[0].species  # doctest: +SKIP
+'Tomato'
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.serve.classifier import Prediction
+from plantmodels.serve.routing import softmax
+
+
+class FloatHeads:
+    """Disease heads in plain numpy, for peers that have no files of their own for them."""
+
+    def __init__(self, path: Path) -> None:
+        """Reads `heads.npz`: weight (S, most diseases, D), and bias (S, most diseases) with −inf where padded."""
+        with np.load(path) as arrays:
+            self._weight, self._bias = arrays["weight"], arrays["bias"]
+
+    def run(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Logits (N, most diseases) of each row's own head."""
+        logits: NDArray[np.float32] = np.stack(
+            [self._weight[i] @ row + self._bias[i] for i, row in zip(species_index.tolist(), embedding, strict=True)]
+        )
+        return logits
+
+
+def make_rows(
+    taxonomy: Taxonomy,
+    threshold: float,
+    species_logits: NDArray[np.float32],
+    disease_logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
+    scores: NDArray[np.float64],
+) -> list[Prediction]:
+    """Names and probabilities of N images.
+
+    Args:
+        taxonomy: the names.
+        threshold: OOD scores above it are rejected.
+        species_logits: (N, S).
+        disease_logits: N rows by the head of each top species; what follows its own classes is ignored.
+        scores: (N,) OOD scores.
+    """
+    probabilities = softmax(species_logits)
+    rows = []
+    for n, i in enumerate(species_logits.argmax(axis=1).tolist()):
+        names = taxonomy.diseases_of(i)
+        diseases = softmax(disease_logits[n][: len(names)]) if names else None
+        best = None if diseases is None else int(diseases.argmax())
+        rows.append(
+            Prediction(
+                species=taxonomy.species[i],
+                species_index=i,
+                species_probability=float(probabilities[n, i]),
+                disease=None if best is None else names[best],
+                disease_probability=None if diseases is None or best is None else float(diseases[best]),
+                ood_score=float(scores[n]),
+                rejected=bool(scores[n] > threshold),
+            )
+        )
+    return rows

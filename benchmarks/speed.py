@@ -1,0 +1,153 @@
+"""Speed, agreement and growth with the batch: all contestants in turn.
+
+One image and 32, on one thread and on two, from a ready tensor and from the encoded photograph; then the other batch
+sizes, in fewer rounds, on the most threads.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import click
+
+from benchmarks.contestants import OURS_INT8, REFERENCE, Setup, modes_of
+from benchmarks.driver import QUIET, Patience, Turn, Worker, Workers, alternate, ask_quietly, describe_turns, summarize
+
+SOURCES: Final = ("tensor", "photograph")
+BULK: Final = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        threads: numbers of threads, each with all contestants.
+        rounds: rounds of one image and of 32.
+        batches: sizes for the growth, on the largest number of threads.
+        growth_rounds: rounds of these.
+        images: photographs that are used, and that the agreement is counted on; larger batches repeat them.
+        repeats: of a single image in one turn; of larger batches fewer.
+    """
+
+    threads: tuple[int, ...] = (1, 2)
+    rounds: int = 7
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    growth_rounds: int = 3
+    images: int = 64
+    repeats: int = 10
+
+    def repeats_of(self, batch: int) -> int:
+        """Repeats in one turn: about as many images as in the turn of a single image."""
+        return max(1, self.repeats // batch)
+
+
+QUICK: Final = Plan(threads=(2,), rounds=2, batches=(1, 8, 32), growth_rounds=1, images=32, repeats=3)
+
+
+def plan_of(*, quick: bool, rounds: int | None) -> Plan:
+    """The plan of a run; `rounds` replaces its rounds and bounds those of the growth."""
+    plan = QUICK if quick else Plan()
+    return plan if rounds is None else replace(plan, rounds=rounds, growth_rounds=min(rounds, plan.growth_rounds))
+
+
+def measure_speed(
+    setup: Setup, photographs: Sequence[Path], plan: Plan, names: Sequence[str], patience: Patience
+) -> dict[str, Any]:
+    """Runs the plan.
+
+    Args:
+        setup: where everything lies.
+        photographs: of which the first `plan.images` are used.
+        plan: how much.
+        names: contestants; the reference must be among them.
+        patience: for a machine that others use as well.
+
+    Returns:
+        `speed` (an entry a contestant, threads and case), `opened`, `agreement`, and `steps` (ours, one image: the
+        species model and what follows it).
+    """
+    used = photographs[: plan.images]
+    result: dict[str, Any] = {"speed": [], "opened": [], "images": len(used)}
+    for threads in plan.threads:
+        click.echo(f"{len(names)} contestants on {threads} thread(s)", err=True)
+        with Workers({name: worker_command(name, setup, used, threads) for name in names}) as workers:
+            for name, worker in workers.items():
+                result["opened"].append({"contestant": name, "threads": threads, **worker.ask(do="open")})
+            measured = alternate(workers, _main_turns(names, threads, plan), plan.rounds, patience)
+            result["speed"] += _entries(measured, threads)
+            if threads == max(plan.threads):
+                growth = alternate(workers, _growth_turns(names, threads, plan), plan.growth_rounds, patience)
+                result["speed"] += _entries(growth, threads)
+                result["agreement"] = _compare(workers)
+                if OURS_INT8 in workers:
+                    steps, foreign = ask_quietly(workers[OURS_INT8], patience, do="steps", repeats=20 * plan.repeats)
+                    result["steps_disturbed"] = foreign > QUIET
+                    result["steps"] = {step: summarize(seconds) for step, seconds in steps.items()}
+    return result
+
+
+def worker_command(name: str, setup: Setup, photographs: Iterable[Path], threads: int) -> list[str]:
+    """Command line of a contestant's process."""
+    spec = {
+        "name": name,
+        "threads": threads,
+        "bundle": str(setup.bundle),
+        "peers": str(setup.peers),
+        "checkpoint": str(setup.checkpoint),
+        "images": [str(path) for path in photographs],
+    }
+    return [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(spec)]
+
+
+def _main_turns(names: Sequence[str], threads: int, plan: Plan) -> list[tuple[str, dict[str, Any], int]]:
+    return [
+        (name, {"source": source, "batch": batch, "mode": mode}, plan.repeats_of(batch))
+        for batch in (1, BULK)
+        for source in SOURCES
+        for name in names
+        for mode in (modes_of(name, threads) if batch > 1 else ("whole",))
+    ]
+
+
+def _growth_turns(names: Sequence[str], threads: int, plan: Plan) -> list[tuple[str, dict[str, Any], int]]:
+    return [
+        (name, {"source": "tensor", "batch": batch, "mode": mode}, plan.repeats_of(batch))
+        for batch in plan.batches
+        if batch not in (1, BULK)
+        for name in names
+        for mode in modes_of(name, threads)
+    ]
+
+
+def _entries(measured: Mapping[tuple[str, str], list[Turn]], threads: int) -> list[dict[str, Any]]:
+    return [
+        {"contestant": name, "threads": threads, **json.loads(case), **describe_turns(turns)}
+        for (name, case), turns in measured.items()
+    ]
+
+
+def _compare(workers: Mapping[str, Worker]) -> dict[str, dict[str, int]]:
+    """How many answers are the reference's."""
+    answers = {name: worker.ask(do="rows")["rows"] for name, worker in workers.items()}
+    return {name: count_agreement(rows, answers[REFERENCE]) for name, rows in answers.items()}
+
+
+def count_agreement(rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """Rows whose species, and whose species and disease, are the reference's."""
+    pairs = list(zip(rows, reference, strict=True))
+    species = [a["species_index"] == b["species_index"] for a, b in pairs]
+    disease = [same and a["disease"] == b["disease"] for same, (a, b) in zip(species, pairs, strict=True)]
+    return {"images": len(pairs), "species": sum(species), "species_and_disease": sum(disease)}
+
+
+def best_entry(
+    speed: Iterable[Mapping[str, Any]], contestant: str, *, threads: int, source: str, batch: int
+) -> Mapping[str, Any] | None:
+    """The entry of a contestant's better mode; None where it was not measured."""
+    wanted = {"contestant": contestant, "threads": threads, "source": source, "batch": batch}
+    found = [entry for entry in speed if wanted.items() <= entry.items()]
+    return min(found, key=lambda entry: float(entry["median_s"]), default=None)

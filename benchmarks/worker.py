@@ -1,0 +1,129 @@
+"""One contestant in a process of its own: answers requests on standard input, a JSON document a line each.
+
+The driver starts it. Requests: `{"do": "open"}` (seconds, resident memory after the first answer), `{"do": "time",
+"case": …, "repeats": n}` (seconds of each), `{"do": "rows"}` (answers to all images), `{"do": "steps", "repeats": n}`
+(ours: seconds of what follows the species model). What a runtime prints goes to standard error.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from benchmarks.contestants import Array, Contestant, Mode, Ours, Setup, open_contestant
+from benchmarks.machine import read_memory
+from benchmarks.rows import make_rows
+from plantmodels.serve.images import decode_image, preprocess
+
+
+class Worker:
+    """The contestant, its images, and what it is asked."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        """Takes what the driver sends as the process' argument."""
+        self._name, self._threads = spec["name"], spec["threads"]
+        self._setup = Setup(Path(spec["bundle"]), Path(spec["peers"]), Path(spec["checkpoint"]))
+        self._photographs = [Path(path).read_bytes() for path in spec["images"]]
+        self._opened: dict[Mode, Contestant] = {}
+        self._warm: set[str] = set()
+        self._inputs: Array = np.empty(0, np.float32)
+
+    def open(self) -> dict[str, float]:
+        """Opens the contestant for single images and asks it once."""
+        start = time.perf_counter()
+        contestant = self._contestant("whole")
+        opened = time.perf_counter()
+        contestant.answer_photographs(self._photographs[:1])
+        answered = time.perf_counter()
+        resident_mb = read_memory()["resident_mb"]
+        preprocessing = contestant.metadata.preprocessing
+        self._inputs = np.stack([preprocess(decode_image(data), preprocessing) for data in self._photographs])
+        return {"open_s": opened - start, "first_s": answered - opened, "resident_mb": resident_mb}
+
+    def time(self, case: dict[str, Any], repeats: int) -> dict[str, list[float]]:
+        """Times a case: one untimed answer first, for what other contestants have put out of the caches.
+
+        The first time, that is the whole case (runtimes compile and allocate by shape); later a single image.
+        """
+        ask, again = self._call(case), self._call({**case, "batch": 1})
+        known = json.dumps(case, sort_keys=True)
+        (again if known in self._warm else ask)()
+        self._warm.add(known)
+        return {"seconds": [_timed(ask) for _ in range(repeats)]}
+
+    def rows(self) -> dict[str, list[dict[str, Any]]]:
+        """Answers every image by itself."""
+        contestant = self._contestant("whole")
+        rows = [contestant.answer(self._inputs[i : i + 1])[0] for i in range(len(self._inputs))]
+        keys = ("species_index", "species_probability", "disease", "rejected")
+        return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}
+
+    def steps(self, repeats: int) -> dict[str, list[float]]:
+        """Times what follows the species model on one image, right after it, as in an answer."""
+        contestant = self._contestant("whole")
+        if not isinstance(contestant, Ours):
+            raise TypeError(f"{self._name} is not ours: its steps are not known")
+        classifier, seconds = contestant.classifier, {"species": [], "disease": [], "ood": [], "row": []}
+        for i in range(repeats):
+            inputs = self._inputs[i % len(self._inputs)][None]
+            marks = [time.perf_counter()]
+            logits, embedding = classifier.embed(inputs)
+            marks.append(time.perf_counter())
+            diseases = classifier.disease_logits(embedding, logits.argmax(axis=1).astype(np.int64))
+            marks.append(time.perf_counter())
+            scores = classifier.detector.score(embedding)
+            marks.append(time.perf_counter())
+            make_rows(classifier.taxonomy, classifier.detector.threshold, logits, diseases, scores)
+            marks.append(time.perf_counter())
+            for step, duration in zip(seconds, np.diff(marks).tolist(), strict=True):
+                seconds[step].append(duration)
+        return seconds
+
+    def _call(self, case: dict[str, Any]) -> Callable[[], object]:
+        contestant, batch = self._contestant(case["mode"]), case["batch"]
+        which = [i % len(self._photographs) for i in range(batch)]
+        if case["source"] == "tensor":
+            inputs = np.ascontiguousarray(self._inputs[which])
+            return lambda: contestant.answer(inputs)
+        photographs = [self._photographs[i] for i in which]
+        return lambda: contestant.answer_photographs(photographs)
+
+    def _contestant(self, mode: Mode) -> Contestant:
+        if mode not in self._opened:
+            self._opened[mode] = open_contestant(self._name, self._setup, threads=self._threads, mode=mode)
+        return self._opened[mode]
+
+
+def _timed(ask: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    ask()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def answers_apart() -> Iterator[TextIO]:
+    """Keeps standard output for answers: file descriptor 1 becomes standard error for everything else."""
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
+        os.dup2(2, 1)
+        yield answers
+
+
+def main() -> None:
+    """Serves requests until standard input ends."""
+    with answers_apart() as answers:
+        worker = Worker(json.loads(sys.argv[1]))
+        for line in sys.stdin:
+            request = json.loads(line)
+            answer = getattr(worker, request.pop("do"))(**request)
+            print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()
