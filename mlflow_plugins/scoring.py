@@ -39,6 +39,9 @@ _LOGGER: Final = logging.getLogger("plantmodels.scoring")
 MAX_IMAGE_BYTES: Final = 128 * 2**20
 """A larger file, and an empty one, is a row with `error`; it is not read."""
 
+_ANY_AGE: Final = "36500d"
+"""By default Spark passes over files that are a week older than the newest it has seen."""
+
 _SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 _IMAGE_NAME: Final = re.compile(rf"\.({'|'.join(_SUFFIXES)})$", re.IGNORECASE)
 _IMAGE_FILES: Final = f"*.{{{','.join(''.join(f'[{c}{c.upper()}]' for c in suffix) for suffix in _SUFFIXES)}}}"
@@ -50,7 +53,7 @@ _STATE: Final = "_state"
 """Spark and Arrow pass over it when they read the scores: the request, and the query's checkpoint."""
 
 _UNREAD: Final = -1
-"""The batch of the files that no stream delivers."""
+"""The batch of the files that no stream delivers: empty, too large, or not readable."""
 
 _SETTINGS: Final = {
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(CHUNK),
@@ -160,7 +163,11 @@ class _Scorer:
                 )
 
     def run(self) -> Scores:
-        """Scores all batches, then what no stream delivers."""
+        """Scores all batches, then what no stream delivers.
+
+        Files are listed before the stream looks for them: one that comes later is in neither, and no file in both.
+        """
+        files = None if self._is_table else self._list_files()
         scored = self._score(self._read(self.spark.readStream))
         if unknown := [name for name in self.request.partition_by if name not in scored.columns]:
             raise ScoringError(f"cannot partition by {', '.join(unknown)}: expected {', '.join(scored.columns)}")
@@ -171,8 +178,8 @@ class _Scorer:
             .start()
         )
         query.awaitTermination()
-        if not self._is_table:
-            self._write_unread(scored)
+        if files is not None:
+            self._write_unread(files, scored)
         images, errors, rejected = self._count(self.output, scored)
         if not images:
             raise ScoringError(f"{self.images}: holds no image to score")
@@ -188,7 +195,7 @@ class _Scorer:
         from pyspark.sql.functions import col
         from pyspark.sql.types import BinaryType
 
-        reader = reader.option("maxFilesPerTrigger", self.request.images_per_batch)
+        reader = reader.option("maxFilesPerTrigger", self.request.images_per_batch).option("maxFileAge", _ANY_AGE)
         if not self._is_table:
             files = reader.format("binaryFile").option("recursiveFileLookup", "true")
             found: DataFrame = files.option("pathGlobFilter", _IMAGE_FILES).load(_escape(self.images))
@@ -238,36 +245,47 @@ class _Scorer:
             *(batch, f"{images:,}", f"{errors:,}", speed, f"{self.scored_now:,}"),
         )
 
-    def _write_unread(self, scored: "DataFrame") -> None:
-        """Rows for the empty files, which Spark passes over without a word, and for those that are too large."""
-        from pyspark.sql.functions import col, lit
-
-        folder = f"{self.output}/{_BATCH}={_UNREAD}"
+    def _list_files(self) -> "DataFrame":
+        """Path and length of every image file there; Spark lists none that is empty, and opens none for this."""
         system, root = self._hadoop(self.images)
-        unread: dict[str, str] = {}
+        empty = []
         files = system.listFiles(root, True)
         while files.hasNext():
             file = files.next()
-            path, size = file.getPath().toString(), file.getLen()
-            below = path.removeprefix(root.toString()).split("/")
-            if not _IMAGE_NAME.search(path) or any(part.startswith((".", "_")) for part in below):
+            if file.getLen():
                 continue
-            if not size:
-                unread[path] = "zero bytes: expected an encoded image"
-            elif size > MAX_IMAGE_BYTES:
-                unread[path] = f"a file of {size:,} bytes: at most {MAX_IMAGE_BYTES:,} are read"
-        output_system, target = self._hadoop(folder)
-        if output_system.exists(target):  # a file is scored once, as it was when it was met
-            known = self.spark.read.schema(scored.schema).parquet(_escape(folder)).select("path").collect()
-            unread = {path: error for path, error in unread.items() if path not in {row.path for row in known}}
-        if not unread:
-            return
-        values = {"path": col("path"), "error": col("error"), _MODEL: lit(self.model)}
+            path = file.getPath().toString()
+            below = path.removeprefix(root.toString()).split("/")
+            if _IMAGE_NAME.search(path) and not any(part.startswith((".", "_")) for part in below):
+                empty.append((path, 0))
+        return (
+            self._read(self.spark.read)
+            .select("path", "length")
+            .union(self.spark.createDataFrame(empty, "path string, length long"))
+        )
+
+    def _write_unread(self, files: "DataFrame", scored: "DataFrame") -> None:
+        """Rows for the files that have none: Spark passes over them without a word.
+
+        A file is scored once, as it was when it was met.
+        """
+        from pyspark.sql.functions import col, concat, format_number, lit, when
+
+        folder = f"{self.output}/{_BATCH}={_UNREAD}"
+        known = self.spark.read.schema(scored.schema).parquet(_escape(self.output)).select("path")
+        size = concat(
+            lit("a file of "), format_number("length", 0), lit(f" bytes: at most {MAX_IMAGE_BYTES:,} are read")
+        )
+        error = when(col("length") == 0, "zero bytes: expected an encoded image")
+        error = error.when(col("length") > MAX_IMAGE_BYTES, size).otherwise("cannot be read")
+        values = {"path": col("path"), "error": error, _MODEL: lit(self.model)}
         columns = [values.get(f.name, lit(None)).cast(f.dataType).alias(f.name) for f in scored.schema.fields]
-        rows = self.spark.createDataFrame(list(unread.items()), "path string, error string")
-        self._save(rows.select(*columns), folder, mode="append")
-        self.scored_now += len(unread)
-        _LOGGER.info("%s files are empty or too large", f"{len(unread):,}")
+        unread = files.join(known, "path", "left_anti").select(*columns).persist()
+        if count := unread.count():
+            self._save(unread, folder, mode="append")
+            self.scored_now += count
+            _LOGGER.info("%s files are empty, too large or cannot be read", f"{count:,}")
+        unread.unpersist()
 
     def _hadoop(self, path: str) -> tuple[Any, Any]:
         """Hadoop's file system of a path, and its path, as py4j hands them over."""

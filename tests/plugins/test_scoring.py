@@ -101,15 +101,17 @@ def test_new_images_are_added_and_old_ones_left_alone(model, photographs, tmp_pa
     shutil.copyfile(leaf, images / "new.PNG")
     empty = next(path for path in images.glob("*/*") if not path.stat().st_size)
     empty.write_bytes(leaf.read_bytes())
+    shutil.copyfile(leaf, images / "of old.png")
+    os.utime(images / "of old.png", (1e9, 1e9))  # as `cp -p` would, long before the newest that was scored
     scores = run_score(request)
-    assert (scores.images, scores.scored_now, scores.errors) == (46, 1, 2)  # a file is scored as it was when met
+    assert (scores.images, scores.scored_now, scores.errors) == (47, 2, 2)  # a file is scored as it was when met
     assert {path: path.stat().st_mtime_ns for path in before} == before
     frame = read_scores(Path(request.output))
-    assert frame["path"].is_unique and len(frame) == 46
-    alike = frame[frame["path"].isin(map(str, (leaf, images / "new.PNG")))]
-    assert len(alike) == 2 and alike["ood_score"].nunique() == 1
+    assert frame["path"].is_unique and len(frame) == 47
+    alike = frame[frame["path"].isin(map(str, (leaf, images / "new.PNG", images / "of old.png")))]
+    assert len(alike) == 3 and alike["ood_score"].nunique() == 1
     again = run_score(request)
-    assert (again.images, again.scored_now, again.batches) == (46, 0, 0)
+    assert (again.images, again.scored_now, again.batches) == (47, 0, 0)
 
 
 def test_a_table_keeps_its_columns(model, photographs, verified_bundle, tmp_path: Path, monkeypatch) -> None:
@@ -128,10 +130,38 @@ def test_a_table_keeps_its_columns(model, photographs, verified_bundle, tmp_path
     assert scores.errors == 1 and "got NoneType" in frame["error"].iloc[-1]
 
 
-def start(arguments: list[str], log: Path) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "mlflow_plugins.cli", "score", *arguments]
+def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    command = [*prefix, sys.executable, "-m", "mlflow_plugins.cli", "score", *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, photographs: Path, tmp_path: Path) -> None:
+    """Without a permission, too large, and empty: Spark passes over them without a word."""
+    images, output = tmp_path / "images", tmp_path / "scores"
+    images.mkdir()
+    for name in ("leaf", "locked", "late"):
+        shutil.copyfile(min(photographs.glob("*/*.png")), images / f"{name} 100%.png")
+    (images / "locked 100%.png").chmod(0)
+    (images / "empty.jpg").touch()
+    with (images / "large.jpg").open("wb") as file:
+        file.truncate(scoring.MAX_IMAGE_BYTES + 1)
+    (images / "late 100%.png").rename(tmp_path / "late")
+    arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
+    without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()  # root may read
+    for images_now in (4, 5):
+        assert start(arguments, tmp_path / "log", without).wait(120) == 0, (tmp_path / "log").read_text()
+        frame = read_scores(output)
+        assert len(frame) == images_now
+        (tmp_path / "late").exists() and (tmp_path / "late").rename(images / "late 100%.png")
+    assert frame["path"].tolist() == sorted(map(str, images.iterdir()))
+    errors = {Path(path).stem: error for path, error in zip(frame["path"], frame["error"], strict=True)}
+    assert pd.isna(errors.pop("leaf 100%")) and pd.isna(errors.pop("late 100%"))
+    assert errors == {
+        "empty": "zero bytes: expected an encoded image",
+        "large": "a file of 134,217,729 bytes: at most 134,217,728 are read",
+        "locked 100%": "cannot be read",
+    }
 
 
 def test_killed_half_way_and_resumed(
