@@ -184,7 +184,8 @@ def _bundle_params(metadata: Metadata) -> dict[str, Any]:
         "embedding_dim": metadata.embedding_dim,
         "image_size": metadata.preprocessing.image_size,
         "int8_method": recipe["method"],
-        "int8_operators": ",".join(recipe["operators"]),
+        "int8_kept_float": len(recipe["kept_float"]),
+        "int8_graph": recipe["graph"],
     }
     return {PREFIX + name: value for name, value in params.items()}
 
