@@ -1,17 +1,21 @@
 """`mlflow run .` itself, as a user types it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import mlflow
 import pandas as pd
+import pyarrow.dataset
 import pytest
 import yaml
 from mlflow import MlflowClient
 
+from mlflow_plugins import flavor
 from mlflow_plugins.cli import main
+from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify.report import read_report
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,6 +61,35 @@ def test_main_job_by_mlflow_run(embedded_mlflow: str, tiny_bundle, tmp_path: Pat
     assert entry.info.status == "FINISHED" and entry.data.params["name"] == "plant-disease"
     rows = mlflow.pyfunc.load_model("models:/plant-disease/1").predict(pd.DataFrame({"image": [leaf]}))
     assert rows.loc[0, "error"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed")
+def test_scoring_by_mlflow_run(embedded_mlflow: str, verified_bundle: Path, tiny_bundle, tmp_path: Path) -> None:
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="plants")
+    version = mlflow.register_model(info.model_uri, "plants")
+    MlflowClient().set_registered_model_alias("plants", "production", version.version)
+    images = tmp_path / "my leaves"
+    shutil.copytree(min(tiny_bundle.data.glob("val/*")), images)
+    run = mlflow_run(
+        embedded_mlflow,
+        *("-e", "score", "-P", "model=models:/plants@production", "-P", f"images={images}"),
+        *("-P", f"output={tmp_path / 'my scores.parquet'}", "-P", "spark_master=local[2]"),
+        *("-P", "partition_by=species,rejected", "-P", "images_per_batch=3", "-P", "routing=soft"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "my scores.parquet: 5 images, 5 of them scored now" in run.stdout
+    partitions = pyarrow.dataset.partitioning(flavor="hive")
+    scores = pd.read_parquet(tmp_path / "my scores.parquet", partitioning=partitions).sort_values("path")
+    files = sorted(images.iterdir())
+    assert scores["path"].tolist() == [f"file:{path}" for path in files]
+    native = PlantClassifier.load(verified_bundle).predict([path.read_bytes() for path in files], routing="soft")
+    assert scores["disease"].tolist() == [row.disease for row in native]
+    assert scores["error"].isna().all() and set(scores["model"]) == {"models:/plants/1"}
+    assert len(list(tmp_path.glob("my scores.parquet/batch=*/species=*/rejected=*"))) >= 2
+    (entry,) = MlflowClient().search_runs(["0"], "metrics.images = 5")
+    assert entry.info.status == "FINISHED" and entry.data.params["routing"] == "soft"
 
 
 @pytest.mark.slow
