@@ -12,6 +12,7 @@ import requests
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
+from mlflow_plugins.pyfunc_model import PREDICTION_COLUMNS
 from plantmodels.serve.classifier import PlantClassifier
 
 pytestmark = pytest.mark.slow
@@ -66,7 +67,7 @@ FORMS = {
 def test_any_number_of_images_in_any_form(server: str, leaf: bytes, verified_bundle: Path, form: str) -> None:
     text = base64.b64encode(leaf).decode()
     (native,) = PlantClassifier.load(verified_bundle).predict([leaf])
-    expected = {name: getattr(native, name) for name in flavor.PREDICTION_COLUMNS}
+    expected = {name: getattr(native, name) for name in PREDICTION_COLUMNS}
     for number in (0, 1, 32):
         answer = ask(server, FORMS[form]([text] * number))
         assert answer.status_code == 200, answer.text
