@@ -302,6 +302,11 @@ def stream_batches(
         yield list(positions), np.stack(pixels)
 
 
+def class_of(sample: LeafSample) -> tuple[int, int]:
+    """Species and disease of a leaf, −1 where it has no disease; sortable."""
+    return sample.species_index, -1 if sample.disease_index is None else sample.disease_index
+
+
 def name_below(root: Path, path: Path) -> str:
     """What reports call an image: its name relative to its set's folder, or the bare name outside it."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name

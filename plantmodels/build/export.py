@@ -21,10 +21,10 @@ import onnx
 from plantmodels import __version__
 from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.build.data import (
-    LeafSample,
     LeafSet,
     NonPlantSet,
     UnreadableImage,
+    class_of,
     digest_images,
     digest_leaves,
     name_below,
@@ -203,10 +203,6 @@ def _write_models(
 
 def _read_labelled(inputs: _Inputs, unreadable: list[UnreadableImage]) -> LabelledImages:
     """A few held-out training leaves of every class."""
-
-    def class_of(sample: LeafSample) -> tuple[int, int]:
-        return sample.species_index, -1 if sample.disease_index is None else sample.disease_index
-
     samples = pick_each_class(inputs.calibration_set.samples, SEARCH_IMAGES, key=class_of)
     batches = stream_batches(
         [sample.path for sample in samples],

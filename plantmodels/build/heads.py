@@ -17,6 +17,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from plantmodels.build.quantize import quantize_weight
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, SPECIES_INDEX_INPUT
 
 OPSET: Final = 20
@@ -46,10 +47,8 @@ def quantize_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Int
         weight: (N, D) float32, as PyTorch stores it.
         bias: (N,) float32.
     """
-    step = np.abs(weight).max(axis=1) / 127
-    scale = np.where(step >= np.finfo(np.float32).tiny, step, 1).astype(np.float32)  # below, sessions see zero
-    rounded = np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
-    return Int8Head(np.ascontiguousarray(rounded.T), scale, bias.astype(np.float32))
+    rounded, scale = quantize_weight(weight.T)
+    return Int8Head(np.ascontiguousarray(rounded), scale, bias.astype(np.float32))
 
 
 def float_head_model(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:

@@ -19,6 +19,7 @@ from plantmodels.build.data import (
     LeafSet,
     NonPlantSet,
     UnreadableImage,
+    class_of,
     digest_images,
     digest_leaves,
     name_below,
@@ -189,11 +190,7 @@ def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Me
 
 
 def _thin_out_leaves(leaves: LeafSet, at_most: int) -> LeafSet:
-    return replace(leaves, samples=tuple(thin_out(leaves.samples, at_most, key=_class_of)))
-
-
-def _class_of(sample: LeafSample) -> tuple[int, int]:
-    return sample.species_index, -1 if sample.disease_index is None else sample.disease_index
+    return replace(leaves, samples=tuple(thin_out(leaves.samples, at_most, key=class_of)))
 
 
 def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], str]:
@@ -228,7 +225,7 @@ def _measure_parity(task: _Task, int8: PlantClassifier, readable: Sequence[LeafS
     from plantmodels.build.network import load_network  # torch takes seconds to import
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
-    paths = [sample.path for sample in pick_each_class(readable, MAX_IMAGES, key=_class_of)]
+    paths = [sample.path for sample in pick_each_class(readable, MAX_IMAGES, key=class_of)]
     batches = stream_batches(
         paths, task.metadata.preprocessing, size=BATCH, unreadable=[], description="measure parity"
     )
