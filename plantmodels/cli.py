@@ -63,7 +63,7 @@ policy_option = click.option(
     "--policy", type=OptionalPath(), default="", help="Gate limits (TOML); the built-in ones when not given."
 )
 seed_option = click.option(
-    "--seed", type=int, default=0, show_default=True, help="Chooses the leaves that set the threshold."
+    "--seed", type=int, default=0, show_default=True, help="Of the folds that choose the detector."
 )
 
 

@@ -177,25 +177,24 @@ def read_non_plants(folder: Path) -> NonPlantSet:
     return NonPlantSet(folder, tuple(paths))
 
 
-def split_for_calibration(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
-    """Splits training leaves into those that fit the detector and those that calibrate its threshold.
+def split_at_most(leaves: LeafSet, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
+    """Parts training leaves into those beyond a number, and that many.
 
-    Membership follows from names and seed alone, until there are `at_most`.
+    Membership follows from names and seed alone, so that further leaves move few of the others.
 
     Args:
         leaves: the training leaves.
-        share: part held out, 0 to 1.
-        at_most: upper bound on the number held out.
-        seed: another seed holds out others.
+        at_most: size of the second part, if there are so many.
+        seed: another seed picks others.
 
     Returns:
-        The fit set and the calibration set.
+        The rest, and the picked.
     """
     buckets = [_fraction(f"{seed}:{_name(leaves.root, sample.path)}") for sample in leaves.samples]
-    share = min([share, *sorted(buckets)[at_most : at_most + 1]])
+    limit = min([1.0, *sorted(buckets)[at_most : at_most + 1]])
     parts = [
-        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == held_out)
-        for held_out in (False, True)
+        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < limit) == picked)
+        for picked in (False, True)
     ]
     return LeafSet(leaves.root, leaves.split, parts[0]), LeafSet(leaves.root, leaves.split, parts[1])
 

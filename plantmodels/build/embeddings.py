@@ -1,22 +1,44 @@
-"""Embeddings and detector scores of image files, as streams.
+"""Embeddings and logits of image files, as streams.
 
 >>> embedder = Embedder(model, preprocessing, out_of=len(paths))  # doctest: +SKIP
->>> for positions, features in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
+>>> for positions, embedded in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.build.data import UnreadableImage, stream_batches
-from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.errors import DataError
 from plantmodels.serve.classifier import SpeciesModel
 
 _BATCH: Final = 32
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a species model says of N images.
+
+    Attributes:
+        features: (N, D) float32, the embeddings.
+        logits: (N, S) float32, of the species.
+    """
+
+    features: NDArray[np.float32]
+    logits: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.features)
+
+    def __getitem__(self, rows: NDArray[Any]) -> "Embedded":
+        """Those rows, by a mask or by indices."""
+        return Embedded(self.features[rows], self.logits[rows])
 
 
 class Embedder:
@@ -39,8 +61,8 @@ class Embedder:
         self._preprocessing = preprocessing
         self._out_of = out_of
 
-    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-        """Yields positions in `paths` and their embeddings (n, D), n at most 32; unreadable files are skipped.
+    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], Embedded]]:
+        """Yields positions in `paths` and what the model says of them, at most 32; unreadable files are skipped.
 
         Raises:
             DataError: too many unreadable files.
@@ -53,12 +75,20 @@ class Embedder:
             out_of=self._out_of,
             description=description,
         ):
-            yield positions, self._model.run(pixels)[1]
+            logits, features = self._model.run(pixels)
+            yield positions, Embedded(features, logits)
 
-    def score(self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str) -> NDArray[np.float64]:
-        """Scores (n, detectors) of the readable images; 8 bytes an image and detector are all that is kept."""
-        scores = [
-            np.stack([detector.score(features) for detector in detectors], axis=1)
-            for _, features in self.stream(paths, description)
-        ]
-        return np.concatenate([np.empty((0, len(detectors))), *scores])
+    def collect(self, paths: Sequence[Path], description: str) -> tuple[NDArray[np.int64], Embedded]:
+        """All of a stream at once: positions (N,) of the readable images, and what the model says of them.
+
+        Raises:
+            DataError: no image, none that can be read, or too many that cannot.
+        """
+        parts = list(self.stream(paths, description))
+        if not parts:
+            raise DataError(f"{description}: none of {len(paths):,} images can be read")
+        positions = np.concatenate([np.array(rows, np.int64) for rows, _ in parts])
+        features, logits = (
+            np.concatenate([getattr(embedded, name) for _, embedded in parts]) for name in ("features", "logits")
+        )
+        return positions, Embedded(features, logits)

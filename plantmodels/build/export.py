@@ -17,6 +17,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 
 from plantmodels import __version__
 from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
@@ -30,18 +31,19 @@ from plantmodels.build.data import (
     name_below,
     read_leaves,
     read_non_plants,
-    split_for_calibration,
+    split_at_most,
     stream_batches,
 )
 from plantmodels.build.embeddings import Embedder
-from plantmodels.build.fit_detector import RunningMoments, check_image_counts, fit_detector, select_detector
+from plantmodels.build.fit_detector import RunningMoments
 from plantmodels.build.heads import Int8Head, int8_head_model, packed_heads_model, quantize_head
 from plantmodels.build.network import HierarchicalNetwork, load_network
 from plantmodels.build.quantize import describe_cpu, store_weights_fp16
-from plantmodels.build.sampling import pick_each_class
+from plantmodels.build.sampling import pick_each_class, thin_out
 from plantmodels.build.search import MAX_DROP, Choice, LabelledImages, choose_int8
+from plantmodels.build.select_detector import Others, Plants, Selection, check_image_count, select_detector
 from plantmodels.build.species import export_species
-from plantmodels.bundle.detector import METHODS, OODDetector, write_detector
+from plantmodels.bundle.detector import write_detector
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     HEADS_FOLDER,
@@ -57,10 +59,12 @@ from plantmodels.errors import DataError
 from plantmodels.serve.classifier import SpeciesModel
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
-CALIBRATION_SHARE: Final = 0.2
-MAX_CALIBRATION_IMAGES: Final = 20_000
+MAX_KEPT_LEAVES: Final = 20_000
+MAX_NON_PLANTS: Final = 10_000
+"""Bound the embeddings that are held in memory, 3 KB each; the moments of any more leaves are streamed."""
+
 SEARCH_IMAGES: Final = 128
-"""Held-out training leaves on which INT8 candidates are judged; the first few also hold the graph to PyTorch."""
+"""Training leaves on which INT8 candidates are judged; the first few also hold the graph to PyTorch."""
 
 _COMPARED_IMAGES: Final = 4
 _LIBRARIES: Final = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "pillow")
@@ -104,8 +108,8 @@ class _Inputs:
     checkpoint: Checkpoint
     network: HierarchicalNetwork
     leaves: LeafSet
-    fit_set: LeafSet
-    calibration_set: LeafSet
+    rest: LeafSet
+    kept: LeafSet
     non_plants: NonPlantSet | None
 
 
@@ -118,8 +122,8 @@ def export_bundle(
         checkpoint: file of contract 1.
         data: leaf folders or manifest of contract 2; only the split "train" is read.
         out: the bundle's folder; an older bundle there is replaced when the new one is complete.
-        non_plants: folder of images of no plant; its selection half sets the detector's threshold.
-        seed: chooses which training leaves the threshold is calibrated on.
+        non_plants: folder of images of no plant; its selection half chooses the detector and its threshold.
+        seed: of the folds in which detectors are fitted and judged.
 
     Raises:
         CheckpointError, DataError, ExportError, DetectorError: nothing was written.
@@ -133,11 +137,14 @@ def export_bundle(
         models, choice = _write_models(folder, inputs, clock, unreadable)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
-        with clock.step("fit detector"):
-            detector = _fit_detector(folder, inputs, metadata, unreadable)
-        write_detector(folder / DETECTOR_FILE, detector)
-        skipped = {"unreadable_images": _describe_unreadable(inputs, unreadable)}
-        metadata = replace(metadata, provenance={**metadata.provenance, **skipped})
+        with clock.step("select detector"):
+            selection = _select_detector(folder, inputs, metadata, unreadable, seed)
+        write_detector(folder / DETECTOR_FILE, selection.detector)
+        found = {
+            "unreadable_images": _describe_unreadable(inputs, unreadable),
+            "detector": {"reason": selection.reason, "trials": [asdict(trial) for trial in selection.trials]},
+        }
+        metadata = replace(metadata, provenance={**metadata.provenance, **found})
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
@@ -160,10 +167,10 @@ class _Clock:
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _Inputs:
     checkpoint = read_checkpoint(checkpoint_path)
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
-    fit_set, calibration_set = split_for_calibration(leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, seed)
-    check_image_counts(len(fit_set.samples), len(calibration_set.samples))
+    rest, kept = split_at_most(leaves, MAX_KEPT_LEAVES, seed)
+    check_image_count(len(kept.samples))
     others = None if non_plants is None else read_non_plants(non_plants)
-    return _Inputs(checkpoint, load_network(checkpoint), leaves, fit_set, calibration_set, others)
+    return _Inputs(checkpoint, load_network(checkpoint), leaves, rest, kept, others)
 
 
 def _write_models(
@@ -202,8 +209,8 @@ def _write_models(
 
 
 def _read_labelled(inputs: _Inputs, unreadable: list[UnreadableImage]) -> LabelledImages:
-    """A few held-out training leaves of every class."""
-    samples = pick_each_class(inputs.calibration_set.samples, SEARCH_IMAGES, key=class_of)
+    """A few training leaves of every class."""
+    samples = pick_each_class(inputs.kept.samples, SEARCH_IMAGES, key=class_of)
     batches = stream_batches(
         [sample.path for sample in samples],
         inputs.checkpoint.spec.preprocessing,
@@ -213,7 +220,7 @@ def _read_labelled(inputs: _Inputs, unreadable: list[UnreadableImage]) -> Labell
     )
     read = list(batches)
     if not read:
-        raise DataError(f"{inputs.leaves.root}: none of {len(samples)} held-out training leaves can be read")
+        raise DataError(f"{inputs.leaves.root}: none of {len(samples)} training leaves can be read")
     ((positions, pixels),) = read
     species, diseases = np.array([class_of(samples[i]) for i in positions], np.int64).T
     heads = {i: (weight.numpy(), bias.numpy()) for i, (weight, bias) in inputs.checkpoint.disease_heads.items()}
@@ -317,24 +324,40 @@ def read_git_commit() -> str | None:
     return answers[1] + ("-dirty" if answers[2] else "")
 
 
-def _fit_detector(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> OODDetector:
-    """Fits on the INT8 embedding, which is what is served, in two passes over disjoint training leaves."""
+def _select_detector(
+    folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage], seed: int
+) -> Selection:
+    """Embeds leaves and non-plants with the INT8 model, which is what is served, and selects on that."""
     session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1)
     model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"), workers=count_cores())
-    leaves = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
-    samples = inputs.fit_set.samples
-    classes = sorted({(s.species_index, s.disease_index or 0) for s in samples})
-    number = {label: i for i, label in enumerate(classes)}
-    labels = np.array([number[s.species_index, s.disease_index or 0] for s in samples])
-    moments = RunningMoments(len(classes), metadata.embedding_dim)
-    for positions, features in leaves.stream(inputs.fit_set.paths, "fit the detector"):
-        moments.update(labels[positions], features)
-    detectors = [fit_detector(moments, method) for method in METHODS]
-    plants = leaves.score(detectors, inputs.calibration_set.paths, "set the threshold")
-    unreadable.extend(leaves.unreadable)
+    embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
+    number = {label: i for i, label in enumerate(sorted({class_of(sample) for sample in inputs.leaves.samples}))}
+
+    def classes_of(leaves: LeafSet) -> NDArray[np.int64]:
+        return np.array([number[class_of(sample)] for sample in leaves.samples], np.int64)
+
+    rest = None
+    if inputs.rest.samples:
+        rest = RunningMoments(len(number), metadata.embedding_dim)
+        for rows, part in embedder.stream(inputs.rest.paths, "fit the detector"):
+            rest.update(classes_of(inputs.rest)[rows], part.features)
+    positions, embedded = embedder.collect(inputs.kept.paths, "embed leaves")
+    unreadable.extend(embedder.unreadable)
+    species = np.array([sample.species_index for sample in inputs.kept.samples], np.int64)
+    plants = Plants(embedded, classes_of(inputs.kept)[positions], species[positions])
+    return select_detector(plants, _embed_non_plants(inputs, model, metadata, unreadable), rest=rest, seed=seed)
+
+
+def _embed_non_plants(
+    inputs: _Inputs, model: SpeciesModel, metadata: Metadata, unreadable: list[UnreadableImage]
+) -> Others | None:
     if inputs.non_plants is None:
-        return select_detector(detectors, plants, None)
-    others = Embedder(model, metadata.preprocessing, out_of=len(inputs.non_plants.paths))
-    outliers = others.score(detectors, inputs.non_plants.half("selection").paths, "score non-plants")
-    unreadable.extend(others.unreadable)
-    return select_detector(detectors, plants, outliers)
+        return None
+    half = inputs.non_plants.half("selection")
+    paths = thin_out(half.paths, MAX_NON_PLANTS, key=half.source_of)
+    if not paths:
+        return None
+    embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.non_plants.paths))
+    positions, embedded = embedder.collect(paths, "embed non-plants")
+    unreadable.extend(embedder.unreadable)
+    return Others(embedded, np.array([half.source_of(path) for path in paths])[positions])

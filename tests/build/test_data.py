@@ -23,7 +23,7 @@ from plantmodels.build.data import (
     digest_leaves,
     read_leaves,
     read_non_plants,
-    split_for_calibration,
+    split_at_most,
     stream_images,
 )
 from plantmodels.bundle.metadata import Preprocessing
@@ -215,40 +215,29 @@ def leaf_set(names: set[str]) -> LeafSet:
     return LeafSet(root, "train", tuple(LeafSample(path, i % 3, None) for i, path in enumerate(paths)))
 
 
-class TestCalibrationSplit:
-    @given(names=NAMES, more=NAMES, share=st.sampled_from([0.1, 0.2, 0.5]), seed=st.integers(0, 3))
-    def test_parts_are_disjoint_complete_and_stable(self, names, more, share: float, seed: int) -> None:
-        fit, held_out = split_for_calibration(leaf_set(names), share, 1000, seed)
-        more_fit, more_held_out = split_for_calibration(leaf_set(names | more), share, 1000, seed)
+class TestSplitAtMost:
+    @given(names=NAMES, more=NAMES, at_most=st.integers(0, 12), seed=st.integers(0, 3))
+    def test_parts_are_disjoint_complete_and_of_the_size_asked_for(self, names, more, at_most: int, seed: int) -> None:
+        rest, picked = split_at_most(leaf_set(names), at_most, seed)
+        more_rest, _ = split_at_most(leaf_set(names | more), at_most, seed)
 
-        assert sorted(fit.paths + held_out.paths) == sorted(leaf_set(names).paths)
-        assert not set(fit.paths) & set(held_out.paths)
-        assert set(fit.paths) <= set(more_fit.paths)
-        assert set(held_out.paths) <= set(more_held_out.paths)
-        assert list(fit.paths) == sorted(fit.paths)
+        assert sorted(rest.paths + picked.paths) == sorted(leaf_set(names).paths)
+        assert not set(rest.paths) & set(picked.paths)
+        assert len(picked.paths) == min(at_most, len(names))
+        assert set(rest.paths) <= set(more_rest.paths)
+        assert list(rest.paths) == sorted(rest.paths)
 
-    def test_the_share_is_about_what_was_asked_for_and_the_seed_chooses(self) -> None:
-        leaves = leaf_set({f"{i}.jpg" for i in range(5000)})
-        held_out = [split_for_calibration(leaves, 0.2, 5000, seed)[1].paths for seed in (0, 0, 1)]
+    def test_the_seed_chooses(self) -> None:
+        leaves = leaf_set({f"{i}.jpg" for i in range(500)})
+        picked = [split_at_most(leaves, 100, seed)[1].paths for seed in (0, 0, 1)]
 
-        assert held_out[0] == held_out[1] != held_out[2]
-        assert all(900 < len(paths) < 1100 for paths in held_out)
-
-    @pytest.mark.parametrize("at_most", [0, 1, 7, 100, 199, 1000])
-    def test_no_more_than_at_most_are_held_out(self, at_most: int) -> None:
-        leaves = leaf_set({f"{i}.jpg" for i in range(1000)})
-        whole = set(split_for_calibration(leaves, 0.2, 10_000, 0)[1].paths)
-        fit, held_out = split_for_calibration(leaves, 0.2, at_most, 0)
-
-        assert len(held_out.samples) == min(at_most, len(whole))
-        assert set(held_out.paths) <= whole
-        assert len(fit.samples) + len(held_out.samples) == 1000
+        assert picked[0] == picked[1] != picked[2]
 
     def test_labels_stay_with_their_images(self) -> None:
         leaves = leaf_set({f"{i}.jpg" for i in range(50)})
-        fit, held_out = split_for_calibration(leaves, 0.4, 50, 0)
+        rest, picked = split_at_most(leaves, 20, 0)
 
-        assert set(fit.samples) | set(held_out.samples) == set(leaves.samples)
+        assert set(rest.samples) | set(picked.samples) == set(leaves.samples)
 
 
 class TestDigest:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from plantmodels.build.embeddings import Embedder
-from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.errors import DataError
 from plantmodels.serve.images import decode_image, preprocess
@@ -34,10 +33,6 @@ def embed_by_hand(path: Path) -> np.ndarray:
     return preprocess(decode_image(path.read_bytes()), PREPROCESSING).mean(axis=(1, 2))
 
 
-def detector(mean: float) -> OODDetector:
-    return OODDetector("mahalanobis", np.full((1, 3), mean), np.eye(3), 1.0)
-
-
 def test_every_image_is_embedded_once_and_in_order(paths: list[Path]) -> None:
     model = MeanModel()
     streamed = list(Embedder(model, PREPROCESSING, out_of=len(paths)).stream(paths, ""))
@@ -45,7 +40,7 @@ def test_every_image_is_embedded_once_and_in_order(paths: list[Path]) -> None:
     assert [p for positions, _ in streamed for p in positions] == list(range(180))
     assert model.batches == [32, 32, 32, 32, 32, 20]
     expected = [embed_by_hand(path) for path in paths]
-    np.testing.assert_allclose(np.concatenate([features for _, features in streamed]), expected, atol=1e-6)
+    np.testing.assert_allclose(np.concatenate([embedded.features for _, embedded in streamed]), expected, atol=1e-6)
 
 
 def test_unreadable_files_are_skipped_over_all_streams(paths: list[Path], tmp_path: Path) -> None:
@@ -56,29 +51,32 @@ def test_unreadable_files_are_skipped_over_all_streams(paths: list[Path], tmp_pa
 
     assert counts == [80, 1]
     assert [image.path.name for image in embedder.unreadable] == ["bad.jpg", "none.jpg"]
-    embedder.score([detector(0)], [tmp_path / "bad.jpg"], "")  # the third of 300: 1 %
+    list(embedder.stream([tmp_path / "bad.jpg"], ""))  # the third of 300: 1 %
     with pytest.raises(DataError, match=r"over 1% of 300 images cannot be read \(4 so far\)"):
-        embedder.score([detector(0)], [tmp_path / "bad.jpg"], "")
+        list(embedder.stream([tmp_path / "bad.jpg"], ""))
 
 
 def test_positions_skip_the_unreadable(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     mixed = [tmp_path / "bad.jpg", *paths[:3]]
-    [(positions, features)] = Embedder(MeanModel(), PREPROCESSING, out_of=100).stream(mixed, "")
+    [(positions, embedded)] = Embedder(MeanModel(), PREPROCESSING, out_of=100).stream(mixed, "")
 
     assert positions == [1, 2, 3]
-    np.testing.assert_allclose(features[2], embed_by_hand(paths[2]), atol=1e-6)
+    np.testing.assert_allclose(embedded.features[2], embed_by_hand(paths[2]), atol=1e-6)
 
 
-def test_scores_have_a_column_for_each_detector(paths: list[Path]) -> None:
-    detectors = [detector(0), detector(5)]
-    scores = Embedder(MeanModel(), PREPROCESSING, out_of=180).score(detectors, paths[:50], "")
-    embedding = np.stack([embed_by_hand(path) for path in paths[:50]]).astype(np.float64)
+def test_all_at_once_is_the_stream_in_one_piece(paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    mixed = [*paths[:40], tmp_path / "bad.jpg", *paths[40:70]]
+    positions, embedded = Embedder(MeanModel(), PREPROCESSING, out_of=100).collect(mixed, "embed")
 
-    assert scores.shape == (50, 2)
-    for column, mean in enumerate((0, 5)):
-        np.testing.assert_allclose(scores[:, column], np.linalg.norm(embedding - mean, axis=1), rtol=1e-5)
+    assert positions.tolist() == [*range(40), *range(41, 71)]
+    np.testing.assert_allclose(embedded.features, [embed_by_hand(path) for path in paths[:70]], atol=1e-6)
+    assert embedded.logits.shape == (70, 2)
+    assert len(embedded[np.arange(70) % 2 == 0]) == 35
 
 
-def test_no_paths_give_no_scores() -> None:
-    assert Embedder(MeanModel(), PREPROCESSING, out_of=1).score([detector(0), detector(1)], [], "").shape == (0, 2)
+def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    with pytest.raises(DataError, match="embed: none of 1 images can be read"):
+        Embedder(MeanModel(), PREPROCESSING, out_of=100).collect([tmp_path / "bad.jpg"], "embed")

@@ -17,8 +17,8 @@ import torch
 
 from plantmodels.build import export as export_module
 from plantmodels.build.checkpoint import read_checkpoint
-from plantmodels.build.data import digest_images, digest_leaves, read_leaves, read_non_plants, split_for_calibration
-from plantmodels.build.export import CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, export_bundle, read_git_commit
+from plantmodels.build.data import digest_images, digest_leaves, read_leaves, read_non_plants
+from plantmodels.build.export import export_bundle, read_git_commit
 from plantmodels.build.network import load_network
 from plantmodels.build.species import SpeciesGraph
 from plantmodels.bundle.detector import read_detector
@@ -161,7 +161,7 @@ class TestBundle:
             name: (tiny_bundle.bundle / name).stat().st_size for name in read_metadata(tiny_bundle.bundle).models
         }
         assert all(seconds >= 0 for seconds in summary.seconds.values())
-        assert {"read", "export species", "quantize INT8", "disease heads", "fit detector"} <= set(summary.seconds)
+        assert {"read", "export species", "quantize INT8", "disease heads", "select detector"} <= set(summary.seconds)
 
 
 def round_to_fp16(document: dict[str, Any]) -> None:
@@ -180,26 +180,30 @@ def embed_by_hand(bundle: Path, paths: tuple[Path, ...]) -> np.ndarray:
     return np.stack(rows).astype(np.float64)
 
 
-def test_the_detector_is_fitted_on_one_part_and_its_threshold_on_the_other(tiny_bundle, tiny_taxonomy) -> None:
+def test_the_detector_is_fitted_on_all_leaves_and_the_selection_half(tiny_bundle, tiny_taxonomy) -> None:
     detector = read_detector(tiny_bundle.bundle / "ood-detector.pkl")
     leaves = read_leaves(tiny_bundle.data, "train", tiny_taxonomy)
-    fit_set, held_out = split_for_calibration(leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, 0)
     others = read_non_plants(tiny_bundle.non_plants).half("selection")
-    fitted = embed_by_hand(tiny_bundle.bundle, fit_set.paths)
-    labels = np.array([f"{s.species_index} {s.disease_index}" for s in fit_set.samples])
-    order = dict.fromkeys(f"{s.species_index} {s.disease_index}" for s in sorted(fit_set.samples, key=by_class))
-    means = np.stack([fitted[labels == label].mean(axis=0) for label in order])
+    plants, other_features = (embed_by_hand(tiny_bundle.bundle, part.paths) for part in (leaves, others))
+    labels = np.array([f"{s.species_index} {s.disease_index}" for s in leaves.samples])
+    order = dict.fromkeys(f"{s.species_index} {s.disease_index}" for s in sorted(leaves.samples, key=by_class))
+    means = np.stack([plants[labels == label].mean(axis=0) for label in order])
 
-    assert detector.method == "class_mahalanobis"
+    assert detector.method == "gaussian_ratio"
     np.testing.assert_allclose(detector.mean, means, atol=1e-5)
-    scores = detector.score(embed_by_hand(tiny_bundle.bundle, held_out.paths))
-    other_scores = detector.score(embed_by_hand(tiny_bundle.bundle, others.paths))
-    above = sorted(scores)[int(np.ceil((len(scores) + 1) * 0.95)) - 1 :]
-    np.testing.assert_allclose(np.abs(np.array(above) - detector.threshold).min(), 0, atol=1e-4)
-    assert detector.fit["fit_images"] == len(fit_set.samples) == 180 - len(held_out.samples)
-    assert detector.fit["calibration_images"] == len(held_out.samples)
-    assert detector.fit["selection_images"] == len(others.paths)
-    assert detector.fit["selection_recall"] == pytest.approx((other_scores > detector.threshold).mean())
+    np.testing.assert_allclose(detector.other_mean, other_features.mean(axis=0), atol=1e-5)
+    assert detector.fit["fit_images"] == detector.fit["calibration_images"] == len(detector.plant_scores) == 180
+    assert detector.fit["selection_images"] == detector.fit["fit_non_plants"] == len(others.paths)
+    assert detector.fit["quantile"] == pytest.approx((detector.plant_scores <= detector.threshold).mean())
+
+
+def test_the_evidence_for_the_detector_is_in_the_metadata(tiny_bundle) -> None:
+    entry = read_metadata(tiny_bundle.bundle).provenance["detector"]
+    served = [trial["method"] for trial in entry["trials"] if trial["served"]]
+
+    assert served == ["mahalanobis", "class_mahalanobis", "gaussian_ratio"]
+    assert len(entry["trials"]) == 11
+    assert entry["reason"].startswith("of ")
 
 
 def by_class(sample) -> tuple[int, int]:
@@ -279,10 +283,6 @@ FAILURES: dict[str, tuple[Callable[[Arguments, Any], object], str]] = {
     "no train split": (lambda a, tmp: a.update(data=a["data"] / "val"), "train: no such folder"),
     "no non-plants": (lambda a, tmp: a.update(non_plants=tmp / "none"), "no such folder of non-plant images"),
     "too few leaves": (lambda a, tmp: a.update(data=few_leaves(a["data"], tmp, 60)), "training images"),
-    "too few held out": (
-        lambda a, tmp: a.update(data=few_leaves(a["data"], tmp, 75)),
-        "held-out training images to set the threshold on, at least 19 are needed",
-    ),
     "an unknown class": (lambda a, tmp: a.update(data=unknown_class(a["data"], tmp)), "'Fig___rot' is not in the"),
     "unreadable leaves": (
         lambda a, tmp: a.update(data=TestVariants.leaves_by_manifest(a["data"], tmp, bad=3)[0]),
@@ -334,7 +334,7 @@ class TestFailure:
         assert snapshot(old_bundle) == before
         assert [path.name for path in old_bundle.parent.iterdir()] == ["models"]
 
-    @pytest.mark.parametrize("case", ["no train split", "too few leaves", "too few held out", "an unknown class"])
+    @pytest.mark.parametrize("case", ["no train split", "too few leaves", "an unknown class"])
     def test_what_can_be_known_before_the_work_is_refused_before_it(
         self, tiny_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
     ) -> None:
