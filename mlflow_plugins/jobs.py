@@ -29,6 +29,7 @@ from plantmodels.build.export import ExportSummary, export_bundle
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
+    IMAGES_FILE,
     MANIFEST_FILE,
     PACKED_HEADS_FILE,
     PLOTS_FOLDER,
@@ -219,7 +220,7 @@ def _verify(request: Request) -> GateReport:
     _log_data(request.data, "val", report.inputs.val.sha256)
     if request.non_plants is not None and report.inputs.non_plants is not None:
         _log_data(request.non_plants, "non_plants", report.inputs.non_plants.sha256)
-    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE):
+    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
         mlflow.log_artifact(str(request.out / name))
     mlflow.log_artifacts(str(request.out / PLOTS_FOLDER), PLOTS_FOLDER)
     return report

@@ -9,9 +9,10 @@ import importlib.metadata
 import logging
 import subprocess
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,8 +21,10 @@ import onnx
 from numpy.typing import NDArray
 
 from plantmodels import __version__
+from plantmodels.build.calibrate import fit_temperatures
 from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.build.data import (
+    LeafSample,
     LeafSet,
     NonPlantSet,
     UnreadableImage,
@@ -41,7 +44,7 @@ from plantmodels.build.network import HierarchicalNetwork, load_network
 from plantmodels.build.quantize import describe_cpu, store_weights_fp16
 from plantmodels.build.sampling import pick_each_class, thin_out
 from plantmodels.build.search import MAX_DROP, Choice, LabelledImages, choose_int8
-from plantmodels.build.select_detector import Others, Plants, Selection, check_image_count, select_detector
+from plantmodels.build.select_detector import Others, Plants, check_image_count, select_detector
 from plantmodels.build.species import export_species
 from plantmodels.bundle.detector import write_detector
 from plantmodels.bundle.layout import (
@@ -56,7 +59,7 @@ from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import DataError
-from plantmodels.serve.classifier import SpeciesModel
+from plantmodels.serve.classifier import SpeciesModel, run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
 MAX_KEPT_LEAVES: Final = 20_000
@@ -137,14 +140,23 @@ def export_bundle(
         models, choice = _write_models(folder, inputs, clock, unreadable)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
+        with clock.step("embed"):
+            embedded = _embed(folder, inputs, metadata, unreadable)
         with clock.step("select detector"):
-            selection = _select_detector(folder, inputs, metadata, unreadable, seed)
+            selection = select_detector(embedded.plants, embedded.others, rest=embedded.rest, seed=seed)
         write_detector(folder / DETECTOR_FILE, selection.detector)
+        heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)
+        temperatures = fit_temperatures(embedded.plants.embedded, embedded.samples, partial(run_packed_heads, heads))
         found = {
             "unreadable_images": _describe_unreadable(inputs, unreadable),
             "detector": {"reason": selection.reason, "trials": [asdict(trial) for trial in selection.trials]},
         }
-        metadata = replace(metadata, provenance={**metadata.provenance, **found})
+        metadata = replace(
+            metadata,
+            provenance={**metadata.provenance, **found},
+            species_temperature=temperatures.species,
+            disease_temperature=temperatures.disease,
+        )
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
@@ -324,28 +336,39 @@ def read_git_commit() -> str | None:
     return answers[1] + ("-dirty" if answers[2] else "")
 
 
-def _select_detector(
-    folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage], seed: int
-) -> Selection:
-    """Embeds leaves and non-plants with the INT8 model, which is what is served, and selects on that."""
+@dataclass(frozen=True)
+class _Embedded:
+    """What the INT8 model, which is what is served, says of the images that detector and temperatures rest on.
+
+    `samples` are the leaves of `plants`; `rest` are moments of further leaves, by the same classes.
+    """
+
+    plants: Plants
+    samples: Sequence[LeafSample]
+    rest: RunningMoments | None
+    others: Others | None
+
+
+def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> _Embedded:
     session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1)
     model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"), workers=count_cores())
     embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
     number = {label: i for i, label in enumerate(sorted({class_of(sample) for sample in inputs.leaves.samples}))}
 
-    def classes_of(leaves: LeafSet) -> NDArray[np.int64]:
-        return np.array([number[class_of(sample)] for sample in leaves.samples], np.int64)
+    def classes_of(samples: Sequence[LeafSample]) -> NDArray[np.int64]:
+        return np.array([number[class_of(sample)] for sample in samples], np.int64)
 
     rest = None
     if inputs.rest.samples:
         rest = RunningMoments(len(number), metadata.embedding_dim)
-        for rows, part in embedder.stream(inputs.rest.paths, "fit the detector"):
-            rest.update(classes_of(inputs.rest)[rows], part.features)
+        for rows, part in embedder.stream(inputs.rest.paths, "embed further leaves"):
+            rest.update(classes_of([inputs.rest.samples[row] for row in rows]), part.features)
     positions, embedded = embedder.collect(inputs.kept.paths, "embed leaves")
     unreadable.extend(embedder.unreadable)
-    species = np.array([sample.species_index for sample in inputs.kept.samples], np.int64)
-    plants = Plants(embedded, classes_of(inputs.kept)[positions], species[positions])
-    return select_detector(plants, _embed_non_plants(inputs, model, metadata, unreadable), rest=rest, seed=seed)
+    samples = [inputs.kept.samples[position] for position in positions]
+    species = np.array([sample.species_index for sample in samples], np.int64)
+    plants = Plants(embedded, classes_of(samples), species)
+    return _Embedded(plants, samples, rest, _embed_non_plants(inputs, model, metadata, unreadable))
 
 
 def _embed_non_plants(

@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from plantmodels.build import export as export_module
+from plantmodels.build.calibrate import fit_temperature
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.data import digest_images, digest_leaves, read_leaves, read_non_plants
 from plantmodels.build.export import export_bundle, read_git_commit
@@ -178,6 +179,21 @@ def embed_by_hand(bundle: Path, paths: tuple[Path, ...]) -> np.ndarray:
         for path in paths
     ]
     return np.stack(rows).astype(np.float64)
+
+
+def test_the_temperatures_are_those_of_the_training_leaves_as_they_are_served(tiny_bundle, tiny_taxonomy) -> None:
+    classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
+    metadata = classifier.metadata
+    leaves = read_leaves(tiny_bundle.data, "train", tiny_taxonomy)
+    pixels = np.stack([preprocess(decode_image(p.read_bytes()), metadata.preprocessing) for p in leaves.paths])
+    logits, embedding = classifier.embed(pixels)
+    species = np.array([s.species_index for s in leaves.samples])
+    headed = np.array([s.disease_index is not None for s in leaves.samples])
+    diseases = np.array([s.disease_index for s in leaves.samples if s.disease_index is not None])
+    heads = classifier.disease_logits(embedding[headed], species[headed])
+
+    assert metadata.species_temperature == pytest.approx(fit_temperature(logits, species), rel=1e-4)
+    assert metadata.disease_temperature == pytest.approx(fit_temperature(heads, diseases), rel=1e-4)
 
 
 def test_the_detector_is_fitted_on_all_leaves_and_the_selection_half(tiny_bundle, tiny_taxonomy) -> None:
