@@ -6,13 +6,14 @@ BIN := .venv/bin
 READY := .venv/ready
 BENCH_READY := .venv-bench/ready
 
-# the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others
+# the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others UNSEEN_PLANTS=more
 ifneq ($(origin CHECKPOINT),$(origin DATA))
-$(error CHECKPOINT and DATA go together: make demo CHECKPOINT=last.ckpt DATA=leaves [NON_PLANTS=others])
+$(error CHECKPOINT and DATA go together: make demo CHECKPOINT=last.ckpt DATA=leaves [NON_PLANTS=others] [UNSEEN_PLANTS=more])
 endif
 CHECKPOINT ?= $(DEMO)/demo.ckpt
 DATA ?= $(DEMO)/data
 NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
+UNSEEN_PLANTS ?=
 NAME ?= plant-disease
 OUT ?= public/models
 POLICY ?= gates.toml
@@ -31,7 +32,7 @@ ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
 	python -m plantmodels.demo $(DEMO)
 endif
 	mlflow run . --env-manager local -P checkpoint='$(CHECKPOINT)' -P data='$(DATA)' -P non_plants='$(NON_PLANTS)' \
-	  -P name='$(NAME)' -P out='$(OUT)' -P policy='$(POLICY)'
+	  -P unseen_plants='$(UNSEEN_PLANTS)' -P name='$(NAME)' -P out='$(OUT)' -P policy='$(POLICY)'
 	python -m mlflow_plugins.cli show --name '$(NAME)' --data '$(DATA)' --non-plants '$(NON_PLANTS)'
 
 # The demo's database behind the gated registry, and MLflow's UI on it.

@@ -18,6 +18,7 @@ from plantmodels.cli import (
     out_option,
     policy_option,
     seed_option,
+    unseen_plants_option,
 )
 from plantmodels.serve.routing import ROUTINGS, Routing
 
@@ -37,6 +38,7 @@ def main() -> None:
 @checkpoint_option
 @data_option
 @non_plants_option
+@unseen_plants_option
 @name_option
 @out_option
 @policy_option
@@ -45,6 +47,7 @@ def run_all(
     checkpoint: Path,
     data: Path,
     non_plants: Path | None,
+    unseen_plants: Path | None,
     name: str,
     out: Path,
     policy: Path | None,
@@ -54,7 +57,7 @@ def run_all(
     from mlflow_plugins.jobs import Request, run_main_job
     from plantmodels.verify.report import read_report
 
-    version = run_main_job(Request(checkpoint, data, non_plants, out, policy, name, seed))
+    version = run_main_job(Request(checkpoint, data, non_plants, unseen_plants, out, policy, name, seed))
     click.echo(read_report(out).table())
     click.echo(f"registered models:/{version.name}/{version.version}")
 
@@ -69,20 +72,28 @@ def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, see
     """Write a bundle inside an MLflow run."""
     from mlflow_plugins.jobs import Request, run_export
 
-    click.echo(run_export(Request(checkpoint, data, non_plants, out, seed=seed)).describe())
+    click.echo(run_export(Request(checkpoint, data, non_plants, out=out, seed=seed)).describe())
 
 
 @main.command()
 @checkpoint_option
 @data_option
 @non_plants_option
+@unseen_plants_option
 @out_option
 @policy_option
-def verify(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, policy: Path | None) -> None:
+def verify(
+    checkpoint: Path,
+    data: Path,
+    non_plants: Path | None,
+    unseen_plants: Path | None,
+    out: Path,
+    policy: Path | None,
+) -> None:
     """Measure every gate of a bundle inside an MLflow run."""
     from mlflow_plugins.jobs import Request, run_verify
 
-    click.echo(run_verify(Request(checkpoint, data, non_plants, out, policy)).table())
+    click.echo(run_verify(Request(checkpoint, data, non_plants, unseen_plants, out, policy)).table())
 
 
 @main.command()

@@ -56,6 +56,7 @@ class Request:
         checkpoint: file of contract 1.
         data: leaf folders or manifest of contract 2.
         non_plants: folder of images of no plant; without it the rejection gates are not measured.
+        unseen_plants: folder of plants of no known species, for information.
         out: the bundle's folder.
         policy: gate limits; None for the defaults.
         name: of the registered model.
@@ -65,6 +66,7 @@ class Request:
     checkpoint: Path
     data: Path
     non_plants: Path | None = None
+    unseen_plants: Path | None = None
     out: Path = Path("public/models")
     policy: Path | None = None
     name: str = "plant-disease"
@@ -151,6 +153,8 @@ def _check_inputs(request: Request) -> None:
     read_leaves(request.data, "val", taxonomy)
     if request.non_plants is not None:
         read_non_plants(request.non_plants)
+    if request.unseen_plants is not None:
+        read_non_plants(request.unseen_plants, "unseen plants")
 
 
 def _export(request: Request) -> ExportSummary:
@@ -213,6 +217,7 @@ def _verify(request: Request) -> GateReport:
         request.data,
         checkpoint=request.checkpoint,
         non_plants=request.non_plants,
+        unseen_plants=request.unseen_plants,
         policy=read_policy(request.policy),
     )
     mlflow.log_metrics(report.metrics())
@@ -220,6 +225,8 @@ def _verify(request: Request) -> GateReport:
     _log_data(request.data, "val", report.inputs.val.sha256)
     if request.non_plants is not None and report.inputs.non_plants is not None:
         _log_data(request.non_plants, "non_plants", report.inputs.non_plants.sha256)
+    if request.unseen_plants is not None and report.inputs.unseen_plants is not None:
+        _log_data(request.unseen_plants, "unseen_plants", report.inputs.unseen_plants.sha256)
     for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
         mlflow.log_artifact(str(request.out / name))
     mlflow.log_artifacts(str(request.out / PLOTS_FOLDER), PLOTS_FOLDER)

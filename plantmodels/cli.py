@@ -56,6 +56,12 @@ non_plants_option = click.option(
     default="",
     help="Folder of images of no plant; each sub-folder is a source.",
 )
+unseen_plants_option = click.option(
+    "--unseen-plants",
+    type=OptionalPath(),
+    default="",
+    help="Folder of plants of no known species; how many are rejected is reported, not gated.",
+)
 out_option = click.option(
     "--out", type=PATH, default=Path("public/models"), show_default=True, help="Folder of the bundle."
 )
@@ -103,14 +109,24 @@ def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, see
 @data_option
 @click.option("--checkpoint", type=OptionalPath(), default="", help="Measures parity against it.")
 @non_plants_option
+@unseen_plants_option
 @policy_option
-def verify(bundle: Path, data: Path, checkpoint: Path | None, non_plants: Path | None, policy: Path | None) -> None:
+def verify(
+    bundle: Path,
+    data: Path,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    unseen_plants: Path | None,
+    policy: Path | None,
+) -> None:
     """Measure every gate on real images and write the report into the bundle."""
     from plantmodels.verify.policy import read_policy
     from plantmodels.verify.run import verify_bundle
 
     limits = read_policy(policy)
-    report = verify_bundle(bundle, data, checkpoint=checkpoint, non_plants=non_plants, policy=limits)
+    report = verify_bundle(
+        bundle, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants, policy=limits
+    )
     click.echo(report.table())
     sys.exit(0 if report.passed else 1)
 

@@ -163,14 +163,18 @@ def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
         yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
 
 
-def read_non_plants(folder: Path) -> NonPlantSet:
+def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
     """Lists all images below a folder, sorted.
+
+    Args:
+        folder: of any depth.
+        kind: what to call them in an error.
 
     Raises:
         DataError: no such folder, or no image in it.
     """
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of non-plant images")
+        raise DataError(f"{folder}: no such folder of {kind}")
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise DataError(f"{folder}: holds no images of type {', '.join(SUFFIXES)}")

@@ -20,12 +20,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
-from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
 
 from plantmodels.build.embeddings import Embedded
 from plantmodels.build.fit_detector import MIN_FIT_IMAGES, RunningMoments, fit_detector
 from plantmodels.build.ood_baselines import BASELINES, Scorer, Training
+from plantmodels.build.separation import auroc, fpr_at_recall
 from plantmodels.bundle.detector import METHODS, Method, OODDetector
 from plantmodels.errors import DetectorError
 
@@ -284,18 +284,16 @@ def _judge(
     name: str, fit: _Fit, plants: Plants, others: Others, scores: _Scores, *, served: bool, exposed: bool
 ) -> DetectorTrial:
     threshold = float(np.quantile(scores.plants, 1 - FALSE_ALARMS, method="higher"))
-    is_other = np.repeat([False, True], [len(scores.plants), len(scores.others)])
     by_source = {
         source: float((scores.others[others.sources == source] > threshold).mean())
         for source in np.unique(others.sources).tolist()
     }
-    lowest = np.quantile(scores.others, 1 - TARGET_RECALL, method="lower")
     return DetectorTrial(
         method=name,
         served=served,
         exposed=exposed,
-        auroc=float(roc_auc_score(is_other, np.concatenate([scores.plants, scores.others]))),
-        fpr_at_95_recall=float((scores.plants >= lowest).mean()),
+        auroc=auroc(scores.plants, scores.others),
+        fpr_at_95_recall=fpr_at_recall(scores.plants, scores.others, TARGET_RECALL),
         recall=float((scores.others > threshold).mean()),
         by_source=by_source,
         by_unseen_source=_judge_unseen_sources(fit, plants, others, threshold) if exposed else by_source,

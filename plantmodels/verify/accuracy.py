@@ -49,12 +49,14 @@ class AccuracyRun:
         samples: the images that could be read, in the order measured.
         rows: the answers to each of these.
         scores: (N,) float64, OOD scores of these from the INT8 embedding.
+        fp16_scores: (N,) float64, the same detector's from the FP16 embedding.
     """
 
     accuracy: Accuracy
     samples: tuple[LeafSample, ...]
     rows: tuple[ImageRow, ...]
     scores: NDArray[np.float64]
+    fp16_scores: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,7 @@ def measure_accuracy(
     """
     samples: list[LeafSample] = []
     parts: list[tuple[_Answers, _Answers, _Served]] = []
+    fp16_scores: list[NDArray[np.float64]] = []
     for positions, pixels in stream_batches(
         leaves.paths, int8.metadata.preprocessing, size=BATCH, unreadable=unreadable, description="measure accuracy"
     ):
@@ -117,11 +120,14 @@ def measure_accuracy(
         samples += batch
         truth = _read_truth(batch)
         served, answers = _serve(int8, truth, pixels)
-        parts.append((_answer(fp16, truth, *fp16.embed(pixels))[0], answers, served))
+        fp16_logits, fp16_embedding = fp16.embed(pixels)
+        fp16_scores.append(int8.detector.score(fp16_embedding))
+        parts.append((_answer(fp16, truth, fp16_logits, fp16_embedding)[0], answers, served))
     fp16_parts, int8_parts, served_parts = zip(*parts, strict=True)
     truth, a, b, served = _read_truth(samples), _join(fp16_parts), _join(int8_parts), _join(served_parts)
     rows = tuple(_describe(leaves.root, samples, truth, a, b, served, int8))
-    return AccuracyRun(_count(truth, a, b, served, int8), tuple(samples), rows, served.scores)
+    accuracy = _count(truth, a, b, served, int8)
+    return AccuracyRun(accuracy, tuple(samples), rows, served.scores, np.concatenate(fp16_scores))
 
 
 def _join(parts: Sequence[_T]) -> _T:

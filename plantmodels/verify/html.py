@@ -10,9 +10,9 @@ from typing import Any, Final
 
 from plantmodels.verify.gates import GATES, GateResult
 from plantmodels.verify.html_accuracy import render_accuracy
-from plantmodels.verify.measurements import Interval, Latency, Parity, Rejection
+from plantmodels.verify.html_rejection import render_rejection
+from plantmodels.verify.measurements import Interval, Latency, Parity
 from plantmodels.verify.page import STYLE, Gallery, Html, figure, fold, notes, section, table
-from plantmodels.verify.page import share_cell as _share
 from plantmodels.verify.policy import LIMITS
 from plantmodels.verify.report import GateReport
 
@@ -25,6 +25,7 @@ def render_report(
     report: GateReport,
     plots: Mapping[str, bytes],
     recipe: Mapping[str, Any] = MappingProxyType({}),
+    detector: Mapping[str, Any] = MappingProxyType({}),
     galleries: Mapping[str, Gallery] = MappingProxyType({}),
 ) -> str:
     """Renders the whole page.
@@ -33,7 +34,8 @@ def render_report(
         report: what to show.
         plots: file name to PNG, from `draw_plots`; each is put into the page itself.
         recipe: how the INT8 species model was made, from the bundle's metadata.
-        galleries: thumbnails: "flipped", of images that FP16 and INT8 answer otherwise.
+        detector: how the detector was chosen, from the same.
+        galleries: thumbnails: "flipped", of images that FP16 and INT8 answer otherwise, "let through" and "rejected".
 
     Returns:
         An HTML document.
@@ -42,7 +44,7 @@ def render_report(
     if report.accuracy is not None:
         parts.append(render_accuracy(report.accuracy, plots, galleries.get("flipped", Gallery((), 0))))
     if report.rejection is not None:
-        parts.append(_rejection(report.rejection, plots.get("ood-scores.png")))
+        parts.append(render_rejection(report.rejection, plots, detector, galleries))
     if report.parity is not None:
         parts.append(_parity(report.parity, plots.get("parity.png")))
     if recipe.get("tried"):
@@ -120,29 +122,6 @@ def _status(gate: GateResult) -> Html:
     return Html(f'<span class="status {kind}"><i>{_MARKS[gate.status]}</i> {escape(gate.status)}</span>')
 
 
-def _rejection(rejection: Rejection, plot: bytes | None) -> str:
-    sources = [(name, _share(share)) for name, share in rejection.by_source.items()]
-    species = [(name, _share(share)) for name, share in rejection.by_species.items()]
-    half = "the half that no detector was chosen on" if rejection.held_out else "all that were given"
-    precision = rejection.precision
-    text = f"Plants rejected, which are false alarms: {rejection.plants.count:,} of {rejection.plants.images:,}. "
-    if rejection.recall is None:
-        text += "No non-plants were measured."
-    else:
-        text += (
-            f"Non-plants rejected: {rejection.non_plants.count:,} of {rejection.non_plants.images:,} ({half}). "
-            "Precision at equal numbers is recall / (recall + false-alarm rate)"
-            + (f" = {100 * precision:.2f} %." if precision is not None else ", not defined when both are 0.")
-        )
-    return section(
-        "Rejection of what is no plant",
-        figure(plot, "Histogram of out-of-distribution scores of plants and non-plants, with the threshold"),
-        notes(text),
-        table(("source of non-plants", "rejected"), sources, numbers=(1,), name="narrow") if sources else "",
-        fold("False alarms of each species", table(("species", "rejected"), species, numbers=(1,), name="narrow")),
-    )
-
-
 def _parity(parity: Parity, plot: bytes | None) -> str:
     rows = [
         ("species logits", _difference(parity.logits), _difference(parity.int8_logits)),
@@ -193,7 +172,7 @@ def _quantization(recipe: Mapping[str, Any]) -> str:
         "Quantization: what was tried",
         table(header, rows, numbers=(0, 1, 2, 3, 4)),
         notes(
-            f"Against the float model, on {recipe['tried_on']['images']:,} training leaves that nothing was fitted on; "
+            f"Against the float model, on {recipe['tried_on']['images']:,} training leaves; "
             f"the first candidate that loses at most {limit:.2g} points of either was taken, the fastest first. "
             "Weights int8 with a scale a channel, activations uint8 with a scale an image."
         ),

@@ -366,17 +366,19 @@ class Parity:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of OOD scores of plants and non-plants in common bins; scores that are not finite are left out.
+    """Counts of OOD scores in common bins; scores that are not finite are left out.
 
     Attributes:
         edges: bin edges, ascending, one more than there are bins; empty without scores.
         plants: count in each bin.
         non_plants: count in each bin.
+        unseen_plants: count in each bin.
     """
 
     edges: tuple[float, ...]
     plants: tuple[int, ...]
     non_plants: tuple[int, ...]
+    unseen_plants: tuple[int, ...]
 
     def __post_init__(self) -> None:
         """Refuses counts that do not fit the edges.
@@ -385,30 +387,63 @@ class Histogram:
             ValueError: naming the lengths.
         """
         bins = max(0, len(self.edges) - 1)
-        if (len(self.plants), len(self.non_plants)) != (bins, bins):
-            raise ValueError(f"{bins} bins need as many counts, got {len(self.plants)} and {len(self.non_plants)}")
+        found = [len(counts) for counts in (self.plants, self.non_plants, self.unseen_plants)]
+        if found != [bins] * 3:
+            raise ValueError(f"{bins} bins need as many counts, got {', '.join(map(str, found))}")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well the scores tell non-plants from plants, whatever the threshold.
+
+    Attributes:
+        auroc: area under the ROC curve.
+        fpr_at_95_recall: share of plants rejected where 95 % of the non-plants are.
+        curve: (share of plants rejected, share of non-plants rejected), ascending.
+    """
+
+    auroc: Estimate
+    fpr_at_95_recall: Estimate
+    curve: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """Plants and non-plants against the threshold.
+    """Plants, non-plants and plants of unseen species against the threshold.
 
     Attributes:
         threshold: scores above it are rejected.
         plants: rejected, of all plants measured.
         non_plants: rejected, of all non-plants measured; of none when none were given.
+        unseen_plants: rejected, of plants that are of no known species; of none when none were given. Not gated.
         held_out: whether the non-plants are the half that no detector was chosen on.
         by_source: folder of non-plants to its share rejected.
+        by_unseen_source: folder of unseen plants to its share rejected.
         by_species: species to its share of leaves rejected, which are false alarms.
+        flips: precision to the images that it decides otherwise than INT8, which is served, of all compared.
+        separation: None without plants or non-plants of finite scores.
         histogram: of the scores.
     """
 
     threshold: float
     plants: Share
     non_plants: Share
+    unseen_plants: Share
     held_out: bool
     by_source: Mapping[str, Share]
+    by_unseen_source: Mapping[str, Share]
     by_species: Mapping[str, Share]
+    flips: Mapping[str, Share]
+    separation: Separation | None
     histogram: Histogram
 
     @property
@@ -431,6 +466,23 @@ class Rejection:
         if recall is None or false_alarms is None or recall + false_alarms == 0:
             return None
         return recall / (recall + false_alarms)
+
+    @property
+    def precision_interval(self) -> Interval | None:
+        """95 % interval of the precision: Wald's on the log of recall / false-alarm rate, half an image added to each.
+
+        None where the precision is.
+
+        References:
+            Katz et al., "Obtaining Confidence Intervals for the Risk Ratio in Cohort Studies", 1978.
+        """
+        if self.precision is None:
+            return None
+        parts = [(share.count + 0.5, share.images + 0.5) for share in (self.non_plants, self.plants)]
+        log_ratio = math.log(parts[0][0] / parts[0][1]) - math.log(parts[1][0] / parts[1][1])
+        error = _Z * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
+        low, high = (1 / (1 + math.exp(-(log_ratio + side * error))) for side in (-1, 1))
+        return low, high
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Final
 from matplotlib.figure import Figure
 
 from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
-from plantmodels.verify.measurements import Latency, Rejection, Scatter
+from plantmodels.verify.measurements import Latency, Scatter
 from plantmodels.verify.plot_style import (
     BAD,
     INK,
@@ -25,6 +25,7 @@ from plantmodels.verify.plot_style import (
 )
 from plantmodels.verify.plot_style import new_axes as _new_axes
 from plantmodels.verify.plots_accuracy import draw_accuracy
+from plantmodels.verify.plots_rejection import draw_rejection
 from plantmodels.verify.report import GateReport
 
 _SMALLEST_GAP: Final = 1e-8
@@ -38,47 +39,14 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
         File name to PNG, in the order in which they are shown.
     """
     figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
-    if report.rejection is not None and report.rejection.histogram.edges:
-        figures["ood-scores.png"] = _draw_scores(report.rejection)
+    if report.rejection is not None:
+        figures |= draw_rejection(report.rejection)
     if report.parity is not None and report.parity.scatter is not None and report.parity.scatter.pytorch:
         figures["parity.png"] = _draw_parity(report.parity.scatter, report.gate("parity").limit)
     figures["file-sizes.png"] = _draw_sizes(report)
     if report.latency is not None:
         figures["latency.png"] = _draw_latency(report.latency, report.gate("latency").limit)
     return {name: to_png(figure) for name, figure in figures.items()}
-
-
-def _draw_scores(rejection: Rejection) -> Figure:
-    """Both histograms as shares of their own group, so that unequal numbers can be compared."""
-    figure, axes = _new_axes(2.6)
-    histogram = rejection.histogram
-    groups = ((histogram.plants, "plants", PLANT), (histogram.non_plants, "non-plants", OTHER))
-    for counts, label, colour in groups:
-        if sum(counts):
-            shares = [100 * count / sum(counts) for count in counts]
-            axes.stairs(shares, histogram.edges, fill=True, color=colour, alpha=0.35, linewidth=0)
-            axes.stairs(shares, histogram.edges, color=colour, linewidth=1.2, label=f"{sum(counts):,} {label}")
-    axes.margins(x=0.01)
-    axes.set_ylim(0, axes.get_ylim()[1] * 1.16)
-    axes.axvline(rejection.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    low, high = axes.get_xlim()
-    far_right = rejection.threshold > low + 0.7 * (high - low)
-    axes.annotate(
-        f"threshold {rejection.threshold:.4g}, rejected above",
-        (rejection.threshold, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-5 if far_right else 5, -4),
-        textcoords="offset points",
-        ha="right" if far_right else "left",
-        va="top",
-        fontsize=8,
-        color=INK,
-    )
-    axes.set_xlabel("out-of-distribution score", fontsize=8.5, color=MUTED)
-    axes.set_ylabel("% of group", fontsize=8.5, color=MUTED)
-    axes.grid(axis="y", color=LINE, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right", labelcolor=INK, bbox_to_anchor=(1, 0.9))
-    return figure
 
 
 def _draw_parity(scatter: Scatter, limit: float) -> Figure:

@@ -1,22 +1,62 @@
-"""How well the detector rejects what is no plant, at the threshold that is served.
+"""How well the detector rejects what is no plant, at the threshold that is served, and at any other.
 
->>> rejection = measure_rejection(classifier, scores, names, non_plants, unreadable=[])  # doctest: +SKIP
->>> rejection.recall, rejection.precision  # doctest: +SKIP
-(0.961, 0.991)
+>>> run = measure_rejection(fp16, int8, leaves, non_plants, unseen_plants, unreadable=unreadable)  # doctest: +SKIP
+>>> run.rejection.recall, run.rejection.precision  # doctest: +SKIP
+(0.968, 0.991)
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import NonPlantSet, UnreadableImage, stream_batches
+from plantmodels.build.data import NonPlantSet, UnreadableImage, name_below, stream_batches
+from plantmodels.build.separation import auroc, bootstrap, fpr_at_recall, roc_curve
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify.accuracy import BATCH
-from plantmodels.verify.measurements import Histogram, Rejection, Share
+from plantmodels.serve.routing import softmax
+from plantmodels.verify.accuracy import BATCH, AccuracyRun
+from plantmodels.verify.images import ImageRow, ImagesOf
+from plantmodels.verify.measurements import Estimate, Histogram, Rejection, Separation, Share
+
+if TYPE_CHECKING:
+    from plantmodels.build.network import HierarchicalNetwork
 
 HISTOGRAM_BINS: Final = 60
+_RECALL: Final = 0.95
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Readable images of no known plant, as INT8 and FP16 see them.
+
+    Attributes:
+        paths: N image files.
+        rows: the answers to them.
+        scores: (N,) float64, of the INT8 embedding.
+        fp16_scores: (N,) float64.
+    """
+
+    paths: tuple[Path, ...]
+    rows: tuple[ImageRow, ...]
+    scores: NDArray[np.float64]
+    fp16_scores: NDArray[np.float64]
+
+    @property
+    def sources(self) -> list[str]:
+        """The folder of each."""
+        return [row.source for row in self.rows]
+
+
+@dataclass(frozen=True)
+class RejectionRun:
+    """What was measured, and the images behind it."""
+
+    rejection: Rejection
+    non_plants: Scored
+    unseen_plants: Scored
 
 
 def gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[NonPlantSet, bool]:
@@ -35,79 +75,197 @@ def gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[Non
 
 
 def measure_rejection(
-    classifier: PlantClassifier,
-    plant_scores: NDArray[np.float64],
-    plant_species: Sequence[str],
+    fp16: PlantClassifier,
+    int8: PlantClassifier,
+    leaves: AccuracyRun,
     non_plants: NonPlantSet | None,
+    unseen_plants: NonPlantSet | None,
     *,
-    unreadable: list[UnreadableImage],
-) -> Rejection:
-    """Scores the non-plants and holds them and the plants against the threshold.
+    unreadable: Mapping[ImagesOf, list[UnreadableImage]],
+) -> RejectionRun:
+    """Scores non-plants and unseen plants and holds them and the leaves against the threshold.
 
     Args:
-        classifier: the bundle as it is served.
-        plant_scores: (N,) float64, from the accuracy pass.
-        plant_species: (N,) true species of each.
+        fp16: the bundle with its FP16 species model.
+        int8: the bundle as it is served.
+        leaves: of the accuracy pass.
         non_plants: all that were given, or None; `gate_images` chooses among them.
-        unreadable: files that are skipped are appended here.
+        unseen_plants: plants of no known species, or None.
+        unreadable: files that are skipped are appended to the list of their set.
 
     Raises:
         DataError: too many unreadable files.
     """
-    detector = classifier.detector
+    detector = int8.detector
     used, held_out = (None, False) if non_plants is None else gate_images(non_plants, detector.fit)
     total = 0 if non_plants is None else len(non_plants.paths)
-    sources, scores = _score_non_plants(classifier, used, total, unreadable)
-    plants_rejected, non_plants_rejected = detector.rejects(plant_scores), detector.rejects(scores)
-    return Rejection(
+    others = _score(fp16, int8, used, "non-plants", total, unreadable["non-plants"])
+    total = 0 if unseen_plants is None else len(unseen_plants.paths)
+    unseen = _score(fp16, int8, unseen_plants, "unseen-plants", total, unreadable["unseen-plants"])
+    rejected = {
+        name: detector.rejects(scores)
+        for name, scores in (("plants", leaves.scores), ("others", others.scores), ("unseen", unseen.scores))
+    }
+    all_scores = [
+        np.concatenate(pair)
+        for pair in (
+            (leaves.scores, others.scores, unseen.scores),
+            (leaves.fp16_scores, others.fp16_scores, unseen.fp16_scores),
+        )
+    ]
+    rejection = Rejection(
         threshold=detector.threshold,
-        plants=Share(int(plants_rejected.sum()), len(plant_scores)),
-        non_plants=Share(int(non_plants_rejected.sum()), len(scores)),
+        plants=_count(rejected["plants"]),
+        non_plants=_count(rejected["others"]),
+        unseen_plants=_count(rejected["unseen"]),
         held_out=held_out,
-        by_source=_count_by(sources, non_plants_rejected),
-        by_species=_count_by(plant_species, plants_rejected),
-        histogram=bin_scores(plant_scores, scores),
+        by_source=_count_by(others.sources, rejected["others"]),
+        by_unseen_source=_count_by(unseen.sources, rejected["unseen"]),
+        by_species=_count_by([row.species for row in leaves.rows], rejected["plants"]),
+        flips={"fp16": _count(detector.rejects(all_scores[0]) != detector.rejects(all_scores[1]))},
+        separation=measure_separation(leaves.scores, others.scores),
+        histogram=bin_scores(leaves.scores, others.scores, unseen.scores),
     )
+    return RejectionRun(rejection, others, unseen)
 
 
-def _score_non_plants(
-    classifier: PlantClassifier, non_plants: NonPlantSet | None, total: int, unreadable: list[UnreadableImage]
-) -> tuple[list[str], NDArray[np.float64]]:
-    sources: list[str] = []
-    scores: list[NDArray[np.float64]] = [np.empty(0)]
-    if non_plants is not None:
-        preprocessing = classifier.metadata.preprocessing
+def _score(
+    fp16: PlantClassifier,
+    int8: PlantClassifier,
+    images: NonPlantSet | None,
+    which: ImagesOf,
+    total: int,
+    unreadable: list[UnreadableImage],
+) -> Scored:
+    paths: list[Path] = []
+    rows: list[ImageRow] = []
+    scores: list[NDArray[np.float64]] = [np.empty((0, 2))]
+    if images is not None:
         for positions, pixels in stream_batches(
-            non_plants.paths,
-            preprocessing,
+            images.paths,
+            int8.metadata.preprocessing,
             size=BATCH,
             unreadable=unreadable,
             out_of=total,
-            description="measure rejection",
+            description=f"measure {which}",
         ):
-            sources += [non_plants.source_of(non_plants.paths[position]) for position in positions]
-            scores.append(classifier.detector.score(classifier.embed(pixels)[1]))
-    return sources, np.concatenate(scores)
+            batch = [images.paths[position] for position in positions]
+            (fp16_logits, fp16_embedding), (logits, embedding) = fp16.embed(pixels), int8.embed(pixels)
+            both = np.stack([int8.detector.score(features) for features in (embedding, fp16_embedding)], axis=1)
+            paths += batch
+            rows += _describe(images, which, batch, fp16_logits, logits, both[:, 0], int8)
+            scores.append(both)
+    joined = np.concatenate(scores)
+    return Scored(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1])
+
+
+def _describe(
+    images: NonPlantSet,
+    which: ImagesOf,
+    paths: Sequence[Path],
+    fp16_logits: NDArray[np.float32],
+    logits: NDArray[np.float32],
+    scores: NDArray[np.float64],
+    int8: PlantClassifier,
+) -> list[ImageRow]:
+    names, temperature = int8.taxonomy.species, int8.metadata.species_temperature
+    probabilities = softmax(logits / temperature).max(axis=1)
+    return [
+        ImageRow(
+            set=which,
+            source=images.source_of(path),
+            name=name_below(images.root, path),
+            species="",
+            disease="",
+            fp16_species=names[fp16],
+            fp16_disease="",
+            int8_species=names[best],
+            int8_disease="",
+            int8_routed_disease="",
+            int8_soft_disease="",
+            species_probability=float(probability),
+            ood_score=float(score),
+            rejected=bool(rejected),
+        )
+        for path, fp16, best, probability, score, rejected in zip(
+            paths,
+            fp16_logits.argmax(axis=1).tolist(),
+            logits.argmax(axis=1).tolist(),
+            probabilities,
+            scores,
+            int8.detector.rejects(scores),
+            strict=True,
+        )
+    ]
+
+
+def _count(hits: NDArray[np.bool_]) -> Share:
+    return Share(int(hits.sum()), len(hits))
 
 
 def _count_by(names: Sequence[str], rejected: NDArray[np.bool_]) -> dict[str, Share]:
     labels = np.array(names, dtype=object)
-    return {
-        name: Share(int(rejected[labels == name].sum()), int((labels == name).sum())) for name in sorted(set(names))
-    }
+    return {name: _count(rejected[labels == name]) for name in sorted(set(names))}
 
 
-def bin_scores(plants: NDArray[np.float64], non_plants: NDArray[np.float64]) -> Histogram:
+def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64]) -> Separation | None:
+    """AUROC, false alarms at 95 % recall, both with intervals, and the ROC curve.
+
+    Args:
+        plants: (N,) scores; those that are not finite are left out.
+        others: (M,) scores of non-plants, likewise.
+
+    Returns:
+        None where either has none.
+    """
+    plants, others = plants[np.isfinite(plants)], others[np.isfinite(others)]
+    if not len(plants) or not len(others):
+        return None
+
+    def false_alarms(plants: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+        return fpr_at_recall(plants, others, _RECALL)
+
+    area, alarms = (
+        Estimate(statistic(plants, others), *bootstrap(statistic, plants, others))
+        for statistic in (auroc, false_alarms)
+    )
+    return Separation(area, alarms, tuple(roc_curve(plants, others)))
+
+
+def bin_scores(
+    plants: NDArray[np.float64], non_plants: NDArray[np.float64], unseen_plants: NDArray[np.float64]
+) -> Histogram:
     """Counts scores in `HISTOGRAM_BINS` equal bins from the lowest to the highest of all.
 
     Args:
         plants: (N,) scores.
         non_plants: (M,) scores.
+        unseen_plants: (K,) scores.
     """
-    groups = [scores[np.isfinite(scores)] for scores in (plants, non_plants)]
-    both = np.concatenate(groups)
-    if not len(both):
-        return Histogram((), (), ())
-    edges = np.histogram_bin_edges(both, HISTOGRAM_BINS)
+    groups = [scores[np.isfinite(scores)] for scores in (plants, non_plants, unseen_plants)]
+    everything = np.concatenate(groups)
+    if not len(everything):
+        return Histogram((), (), (), ())
+    edges = np.histogram_bin_edges(everything, HISTOGRAM_BINS)
     counts = [tuple(np.histogram(scores, edges)[0].tolist()) for scores in groups]
-    return Histogram(tuple(edges.tolist()), counts[0], counts[1])
+    return Histogram(tuple(edges.tolist()), *counts)
+
+
+def count_flips(network: "HierarchicalNetwork", int8: PlantClassifier, pixels: NDArray[np.float32]) -> Share:
+    """How many images PyTorch's float32 embedding decides otherwise than the INT8 one that is served.
+
+    Args:
+        network: the checkpoint's.
+        int8: the bundle as it is served.
+        pixels: (N, 3, S, S) float32, normalised.
+    """
+    import torch  # takes seconds to import
+
+    flips = []
+    for start in range(0, len(pixels), BATCH):
+        batch = pixels[start : start + BATCH]
+        with torch.inference_mode():
+            reference = network(torch.from_numpy(batch))[1].numpy()
+        decisions = [int8.detector.rejects(int8.detector.score(e)) for e in (reference, int8.embed(batch)[1])]
+        flips.append(decisions[0] != decisions[1])
+    return _count(np.concatenate(flips))

@@ -25,7 +25,7 @@ from plantmodels.verify.records import decode, encode
 REPORT_FORMAT_VERSION: Final = 2
 """Of `gate-report.json` alone; only this one is read. 2 brought paired counts, classes, calibration and routing."""
 
-Source = Literal["train", "val", "non-plants"]
+Source = Literal["train", "val", "non-plants", "unseen-plants"]
 
 
 @dataclass(frozen=True)
@@ -61,12 +61,14 @@ class Inputs:
         class_order_digest: of the bundle's taxonomy.
         val: validation leaves.
         non_plants: None when none were given.
+        unseen_plants: None when none were given.
     """
 
     checkpoint_sha256: str | None
     class_order_digest: str
     val: ImageSet
     non_plants: ImageSet | None
+    unseen_plants: ImageSet | None
 
 
 @dataclass(frozen=True)
@@ -164,6 +166,7 @@ class GateReport:
             "int8_accuracy": None
             if self.accuracy is None or self.accuracy.worst is None
             else self.accuracy.worst.interval,
+            "ood_precision": None if self.rejection is None else self.rejection.precision_interval,
             "ood_recall": None if self.rejection is None else self.rejection.non_plants.interval,
         }
         return {name: interval for name, interval in values.items() if interval is not None}
@@ -208,6 +211,10 @@ class GateReport:
         if self.rejection is not None:
             values["ood.false_alarm_rate"] = self.rejection.false_alarm_rate
             values["ood.threshold"] = self.rejection.threshold
+            values["ood.unseen_plants_rejected"] = self.rejection.unseen_plants.value
+            if self.rejection.separation is not None:
+                values["ood.auroc"] = self.rejection.separation.auroc.value
+                values["ood.fpr_at_95_recall"] = self.rejection.separation.fpr_at_95_recall.value
         if self.latency is not None:
             values |= {f"latency.{name}": getattr(self.latency, name) for name in _LATENCIES}
         return {name: float(value) for name, value in values.items() if value is not None}

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+from numpy.typing import NDArray
 
 from plantmodels import __version__
 from plantmodels.build.data import (
-    LeafSample,
     LeafSet,
     NonPlantSet,
     UnreadableImage,
@@ -52,7 +52,7 @@ from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
-from plantmodels.verify.images import write_images
+from plantmodels.verify.images import IMAGE_SETS, ImageRow, ImagesOf, write_images
 from plantmodels.verify.integrity import (
     RUN_ERRORS,
     describe_error,
@@ -60,13 +60,14 @@ from plantmodels.verify.integrity import (
     find_load_failures,
 )
 from plantmodels.verify.latency import measure_latency
-from plantmodels.verify.measurements import Parity, Rejection
+from plantmodels.verify.measurements import Parity, Rejection, Share
+from plantmodels.verify.page import Gallery
 from plantmodels.verify.plots import draw_plots
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.records import decode
-from plantmodels.verify.rejection import measure_rejection
-from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, Source, UnreadableFile
-from plantmodels.verify.thumbnails import show_flipped
+from plantmodels.verify.rejection import RejectionRun, count_flips, measure_rejection
+from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
+from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
 from plantmodels.verify.verdicts import Measured, judge_all
 
 if TYPE_CHECKING:
@@ -84,7 +85,8 @@ class _Task:
     metadata: Metadata
     leaves: LeafSet
     non_plants: NonPlantSet | None
-    data_digests: Mapping[Source, str]
+    unseen_plants: NonPlantSet | None
+    data_digests: Mapping[ImagesOf, str]
     checkpoint: "Checkpoint | None"
     policy: GatePolicy
     threads: int | None
@@ -102,6 +104,7 @@ def verify_bundle(
     checkpoint: Path | None,
     non_plants: Path | None,
     policy: GatePolicy,
+    unseen_plants: Path | None = None,
     threads: int | None = None,
 ) -> GateReport:
     """Measures every gate and writes report, plots and a new manifest into the bundle.
@@ -115,6 +118,7 @@ def verify_bundle(
         checkpoint: what the bundle was made from; without it `parity` is not measured.
         non_plants: folder of images of no plant; without it the two rejection gates are not measured.
         policy: the limits.
+        unseen_plants: folder of plants of no known species, for information.
         threads: threads inside an operator while latency is measured; None takes all cores. All else is bulk
             work, an image to a core.
 
@@ -125,11 +129,11 @@ def verify_bundle(
         DataError: absent or empty images, unknown classes, or too many unreadable images.
         ExportError: the bundle's folder cannot be written.
     """
-    task = _prepare(bundle, data, checkpoint, non_plants, policy, threads)
-    unreadable: dict[Source, list[UnreadableImage]] = {"val": [], "non-plants": []}
-    measured, run = _measure(task, unreadable)
+    task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
+    unreadable: dict[ImagesOf, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
+    measured, runs = _measure(task, unreadable)
     report = _compose(task, measured, unreadable)
-    _write(task, report, run)
+    _write(task, report, runs)
     return report
 
 
@@ -138,6 +142,7 @@ def _prepare(
     data: Path,
     checkpoint: Path | None,
     non_plants: Path | None,
+    unseen_plants: Path | None,
     policy: GatePolicy,
     threads: int | None,
 ) -> _Task:
@@ -148,11 +153,14 @@ def _prepare(
     read_detector(bundle / DETECTOR_FILE)
     leaves = read_leaves(data, "val", metadata.taxonomy)
     others = None if non_plants is None else read_non_plants(non_plants)
+    unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
-    digests: dict[Source, str] = {"val": digest_leaves(leaves)}
+    digests: dict[ImagesOf, str] = {"val": digest_leaves(leaves)}
     if others is not None:
         digests["non-plants"] = digest_images(others.root, others.paths)
-    return _Task(bundle, manifest, metadata, leaves, others, digests, matching, policy, threads)
+    if unseen is not None:
+        digests["unseen-plants"] = digest_images(unseen.root, unseen.paths)
+    return _Task(bundle, manifest, metadata, leaves, others, unseen, digests, matching, policy, threads)
 
 
 def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
@@ -161,17 +169,26 @@ def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
     return read_matching_checkpoint(path, metadata)
 
 
-def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> tuple[Measured, AccuracyRun | None]:
+@dataclass(frozen=True)
+class _Runs:
+    """The passes over leaves and over all other images."""
+
+    accuracy: AccuracyRun
+    rejection: RejectionRun
+
+
+def _measure(task: _Task, unreadable: dict[ImagesOf, list[UnreadableImage]]) -> tuple[Measured, _Runs | None]:
     onnx_files = tuple(name for name in task.files if name.endswith(".onnx"))
     load_failures = find_load_failures(task.bundle, onnx_files, task.metadata.session_options)
     classifiers, not_run = _load_classifiers(task)
-    accuracy = rejection = latency = parity = None
+    runs = latency = parity = fp32 = None
     if not not_run:
         fp16, int8 = classifiers["fp16"], classifiers["int8"]
         leaves = _thin_out_leaves(task.leaves, task.policy.int8_accuracy_max_images)
         accuracy = measure_accuracy(fp16, int8, leaves, unreadable=unreadable["val"])
-        rejection = _measure_rejection(task, int8, accuracy, unreadable["non-plants"])
-        parity = _measure_parity(task, int8, accuracy.samples)
+        rejection = measure_rejection(fp16, int8, accuracy, task.non_plants, task.unseen_plants, unreadable=unreadable)
+        runs = _Runs(accuracy, rejection)
+        parity, fp32 = _compare_with_pytorch(task, int8, runs)
         encoded = accuracy.samples[0].path.read_bytes()
         served = PlantClassifier.load(task.bundle, threads=task.threads)
         latency = measure_latency(served, encoded, threads=task.threads)
@@ -183,14 +200,18 @@ def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> tu
         load_failures=load_failures,
         head_problems=find_head_problems(task.bundle, task.metadata, task.checkpoint),
         heads_compared=task.checkpoint is not None,
-        accuracy=None if accuracy is None else accuracy.accuracy,
-        rejection=rejection,
+        accuracy=None if runs is None else runs.accuracy.accuracy,
+        rejection=None if runs is None else _add_flips(runs.rejection.rejection, fp32),
         latency=latency,
         parity=parity,
         non_plants_given=task.non_plants is not None,
         not_run=not_run,
     )
-    return measured, accuracy
+    return measured, runs
+
+
+def _add_flips(rejection: Rejection, fp32: Share | None) -> Rejection:
+    return rejection if fp32 is None else replace(rejection, flips={**rejection.flips, "fp32": fp32})
 
 
 def _thin_out_leaves(leaves: LeafSet, at_most: int) -> LeafSet:
@@ -216,31 +237,34 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
     return classifiers, ""
 
 
-def _measure_rejection(
-    task: _Task, classifier: PlantClassifier, run: AccuracyRun, unreadable: list[UnreadableImage]
-) -> Rejection:
-    names = [task.metadata.taxonomy.species[sample.species_index] for sample in run.samples]
-    return measure_rejection(classifier, run.scores, names, task.non_plants, unreadable=unreadable)
-
-
-def _measure_parity(task: _Task, int8: PlantClassifier, readable: Sequence[LeafSample]) -> Parity | None:
+def _compare_with_pytorch(task: _Task, int8: PlantClassifier, runs: _Runs) -> tuple[Parity, Share] | tuple[None, None]:
+    """Parity on leaves, and how often the decisions to reject differ, on these and as many non-plants."""
     if task.checkpoint is None:
-        return None
+        return None, None
     from plantmodels.build.network import load_network  # torch takes seconds to import
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
-    paths = [sample.path for sample in pick_each_class(readable, MAX_IMAGES, key=class_of)]
-    batches = stream_batches(
-        paths, task.metadata.preprocessing, size=BATCH, unreadable=[], description="measure parity"
-    )
-    pixels = np.concatenate([batch for _, batch in batches])
+    leaves = [sample.path for sample in pick_each_class(runs.accuracy.samples, MAX_IMAGES, key=class_of)]
+    others = runs.rejection.non_plants
+    picked = pick_each_class(list(zip(others.sources, others.paths, strict=True)), MAX_IMAGES, key=lambda pair: pair[0])
+    pixels, other_pixels = (_read_pixels(task.metadata, paths) for paths in (leaves, [path for _, path in picked]))
+    network = load_network(task.checkpoint)
     session = open_session(
         task.bundle / SPECIES_FILES["fp16"], options=task.metadata.session_options, threads=task.threads
     )
-    return measure_parity(load_network(task.checkpoint), SpeciesModel(session, rows_per_run=None), int8, pixels)
+    parity = measure_parity(network, SpeciesModel(session, rows_per_run=None), int8, pixels)
+    return parity, count_flips(network, int8, np.concatenate([pixels, other_pixels]))
 
 
-def _compose(task: _Task, measured: Measured, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> GateReport:
+def _read_pixels(metadata: Metadata, paths: Sequence[Path]) -> NDArray[np.float32]:
+    side = metadata.preprocessing.image_size
+    batches = stream_batches(
+        paths, metadata.preprocessing, size=BATCH, unreadable=[], description="measure parity" if paths else ""
+    )
+    return np.concatenate([np.empty((0, 3, side, side), np.float32), *(pixels for _, pixels in batches)])
+
+
+def _compose(task: _Task, measured: Measured, unreadable: Mapping[ImagesOf, Sequence[UnreadableImage]]) -> GateReport:
     cpu = describe_cpu()
     return GateReport(
         gates=judge_all(measured, task.policy),
@@ -269,27 +293,34 @@ def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
         raise BundleError(f"{METADATA_FILE}: {error}") from error
 
 
-def _name_unreadable(task: _Task, unreadable: Mapping[Source, Sequence[UnreadableImage]]) -> tuple[UnreadableFile, ...]:
-    roots = {"val": task.leaves.root, "non-plants": task.non_plants.root if task.non_plants else Path()}
+def _name_unreadable(
+    task: _Task, unreadable: Mapping[ImagesOf, Sequence[UnreadableImage]]
+) -> tuple[UnreadableFile, ...]:
+    sets = {"val": task.leaves, "non-plants": task.non_plants, "unseen-plants": task.unseen_plants}
+    roots = {name: images.root for name, images in sets.items() if images is not None}
     return tuple(
-        UnreadableFile(source, name_below(roots[source], image.path), image.reason)
-        for source, images in unreadable.items()
+        UnreadableFile(name, name_below(roots[name], image.path), image.reason)
+        for name, images in unreadable.items()
         for image in images
     )
 
 
 def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
+    def describe(given: NonPlantSet | None, which: ImagesOf, measured: Share | None) -> ImageSet | None:
+        if given is None:
+            return None
+        return ImageSet(len(given.paths), 0 if measured is None else measured.images, task.data_digests[which])
+
     rejection = measured.rejection
-    non_plants = None
-    if task.non_plants is not None:
-        images = 0 if rejection is None else rejection.non_plants.images
-        non_plants = ImageSet(len(task.non_plants.paths), images, task.data_digests["non-plants"])
     images = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
     return Inputs(
         checkpoint_sha256=None if task.checkpoint is None else task.checkpoint.sha256,
         class_order_digest=task.metadata.taxonomy.digest,
         val=ImageSet(len(task.leaves.samples), images, task.data_digests["val"]),
-        non_plants=non_plants,
+        non_plants=describe(task.non_plants, "non-plants", None if rejection is None else rejection.non_plants),
+        unseen_plants=describe(
+            task.unseen_plants, "unseen-plants", None if rejection is None else rejection.unseen_plants
+        ),
     )
 
 
@@ -297,18 +328,35 @@ def _read_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _write(task: _Task, report: GateReport, run: AccuracyRun | None) -> None:
+def _write(task: _Task, report: GateReport, runs: _Runs | None) -> None:
     plots = draw_plots(report)
-    recipe = task.metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
-    galleries = {} if run is None else {"flipped": show_flipped(run.samples, run.rows)}
-    page = render_report(report, plots, recipe, galleries)
+    metadata = task.metadata
+    recipe = metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
+    page = render_report(report, plots, recipe, metadata.provenance.get("detector", {}), _show_images(runs))
     with staged_bundle(task.bundle, start_from=task.bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())
-        write_images(folder / IMAGES_FILE, () if run is None else run.rows)
+        write_images(folder / IMAGES_FILE, _list_rows(runs))
         (folder / PLOTS_FOLDER).mkdir()
         for name, content in plots.items():
             write_bytes(folder / PLOTS_FOLDER / name, content)
         changed = report.stale_files(write_manifest(folder))
         if changed:
             raise BundleError(f"{task.bundle}: {', '.join(changed[:5])} changed while being verified")
+
+
+def _list_rows(runs: _Runs | None) -> tuple[ImageRow, ...]:
+    if runs is None:
+        return ()
+    return (*runs.accuracy.rows, *runs.rejection.non_plants.rows, *runs.rejection.unseen_plants.rows)
+
+
+def _show_images(runs: _Runs | None) -> dict[str, Gallery]:
+    if runs is None:
+        return {}
+    leaves, others = runs.accuracy, runs.rejection.non_plants
+    return {
+        "flipped": show_flipped(leaves.samples, leaves.rows),
+        "let through": show_let_through(others.paths, others.rows),
+        "rejected": show_rejected(leaves.samples, leaves.rows),
+    }

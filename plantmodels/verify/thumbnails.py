@@ -64,6 +64,34 @@ def show_flipped(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gal
     return make_gallery([(path, spell_class(row.source), _compare(row)) for path, row in flipped])
 
 
+def show_let_through(paths: Sequence[Path], rows: Sequence[ImageRow]) -> Gallery:
+    """The non-plants that are not rejected, those least like non-plants first.
+
+    Args:
+        paths: the images.
+        rows: the answers to them, in the same order.
+    """
+    found = sorted(
+        ((row, path) for path, row in zip(paths, rows, strict=True) if not row.rejected),
+        key=lambda pair: (pair[0].ood_score, pair[0].name),
+    )
+    return make_gallery([(path, row.source, [Line(f"{row.ood_score:.4g}: {row.int8_species}")]) for row, path in found])
+
+
+def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
+    """The leaves that are rejected, those least like plants first.
+
+    Args:
+        samples: where the images lie.
+        rows: the answers to them, in the same order.
+    """
+    found = sorted(
+        ((row, sample.path) for sample, row in zip(samples, rows, strict=True) if row.rejected),
+        key=lambda pair: (-pair[0].ood_score, pair[0].name),
+    )
+    return make_gallery([(path, spell_class(row.source), [Line(f"{row.ood_score:.4g}")]) for row, path in found])
+
+
 def _is_right(row: ImageRow) -> tuple[bool, bool]:
     """Whether FP16 and INT8 are right on species and disease."""
     truth = (row.species, row.disease)

@@ -178,7 +178,7 @@ class TestNonPlants:
         assert {found.source_of(path) for path in found.paths} == {".", "bricks", "noise"}
 
     def test_absent_and_empty_folders_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="no such folder of non-plant images"):
+        with pytest.raises(DataError, match="no such folder of non-plants"):
             read_non_plants(tmp_path / "none")
         (tmp_path / "notes.txt").write_text("")
         with pytest.raises(DataError, match="holds no images of type"):

@@ -297,7 +297,7 @@ FAILURES: dict[str, tuple[Callable[[Arguments, Any], object], str]] = {
     "no checkpoint": (lambda a, tmp: a.update(checkpoint=tmp / "none.ckpt"), "no checkpoint there"),
     "no data": (lambda a, tmp: a.update(data=tmp / "none"), "no such data folder or manifest"),
     "no train split": (lambda a, tmp: a.update(data=a["data"] / "val"), "train: no such folder"),
-    "no non-plants": (lambda a, tmp: a.update(non_plants=tmp / "none"), "no such folder of non-plant images"),
+    "no non-plants": (lambda a, tmp: a.update(non_plants=tmp / "none"), "no such folder of non-plants"),
     "too few leaves": (lambda a, tmp: a.update(data=few_leaves(a["data"], tmp, 60)), "training images"),
     "an unknown class": (lambda a, tmp: a.update(data=unknown_class(a["data"], tmp)), "'Fig___rot' is not in the"),
     "unreadable leaves": (

@@ -102,7 +102,7 @@ def test_job_attaches_to_the_run_of_mlflow_run(request_: Request, monkeypatch: p
     [
         ({"checkpoint": Path("absent.ckpt")}, CheckpointError, r"absent\.ckpt"),
         ({"data": Path("absent")}, DataError, "absent: no such data folder"),
-        ({"non_plants": Path("absent")}, DataError, "absent: no such folder of non-plant images"),
+        ({"non_plants": Path("absent")}, DataError, "absent: no such folder of non-plants"),
         ({"policy": Path("absent.toml")}, PolicyError, r"absent\.toml"),
         ({"name": "a/b"}, RegistrationError, "'a/b' cannot name"),
         ({"name": "it's"}, RegistrationError, "cannot name a registered model"),

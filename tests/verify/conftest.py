@@ -22,6 +22,7 @@ from plantmodels.verify.measurements import (
     Bin,
     Calibration,
     ClassRow,
+    Estimate,
     Histogram,
     Latency,
     Paired,
@@ -29,6 +30,7 @@ from plantmodels.verify.measurements import (
     Rejection,
     Reliability,
     Scatter,
+    Separation,
     Share,
 )
 from plantmodels.verify.policy import GatePolicy
@@ -154,10 +156,16 @@ def make_measured(**changes: Any) -> Measured:
             threshold=12.5,
             plants=Share(1, 200),
             non_plants=Share(49, 50),
+            unseen_plants=Share(3, 10),
             held_out=True,
             by_source={"bricks": Share(20, 20), "rocks": Share(29, 30)},
+            by_unseen_source={"ferns": Share(3, 10)},
             by_species={"Apple": Share(1, 200)},
-            histogram=Histogram((0.0, 10.0, 20.0, 30.0), (60, 40, 0), (0, 2, 48)),
+            flips={"fp16": Share(2, 260), "fp32": Share(1, 128)},
+            separation=Separation(
+                Estimate(0.9981, 0.9952, 0.9997), Estimate(0.005, 0.0, 0.015), ((0.0, 0.5), (0.005, 0.98), (0.2, 1.0))
+            ),
+            histogram=Histogram((0.0, 10.0, 20.0, 30.0), (60, 40, 0), (0, 2, 48), (6, 1, 3)),
         ),
         "latency": Latency(40, 2, "A processor", 0.4, 27.4, 31.0, 29.9, 35.2),
         "parity": Parity(
@@ -189,7 +197,7 @@ def make_report(policy: GatePolicy | None = None, **changes: Any) -> GateReport:
         latency=measured.latency,
         problems={"loads": tuple(measured.load_failures), "heads_complete": measured.head_problems},
         unreadable=(UnreadableFile("val", "val/Apple___rust/1 <b>.jpg", "zero bytes"),),
-        inputs=Inputs("c" * 64, "d" * 64, ImageSet(101, 100, "e" * 64), ImageSet(100, 50, "f" * 64)),
+        inputs=Inputs("c" * 64, "d" * 64, ImageSet(101, 100, "e" * 64), ImageSet(100, 50, "f" * 64), None),
         files=measured.files,
         versions={"python": "3.11.9", "onnxruntime": "1.32.0"},
         machine=Machine("x86_64", "A processor", ("avx2", "avx512_vnni")),

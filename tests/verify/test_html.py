@@ -47,6 +47,9 @@ def parse(page: str) -> Checker:
     return checker
 
 
+GALLERIES = ("flipped", "let through", "rejected")
+
+
 def render(report: GateReport) -> str:
     return render_report(report, {})
 
@@ -56,7 +59,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report: Make) -> None:
     checker = parse(page)
     assert "script" not in {tag for tag, _ in checker.tags}
     links = [value for _, attrs in checker.tags for name, value in attrs.items() if name in ("src", "href")]
-    assert len(links) == 7
+    assert len(links) == 8
     for link in links:
         assert link is not None
         assert link.startswith("data:image/png;base64,")
@@ -105,7 +108,12 @@ def test_names_from_data_are_escaped_everywhere(report: Make) -> None:
     changed = replace(
         base,
         accuracy=replace(base.accuracy, by_species=rows, by_disease=rows, confusions={nasty: {nasty + "2": 1}}),
-        rejection=replace(base.rejection, by_source={nasty: Share(1, 2)}, by_species={nasty: Share(0, 1)}),
+        rejection=replace(
+            base.rejection,
+            by_source={nasty: Share(1, 2)},
+            by_unseen_source={nasty: Share(0, 2)},
+            by_species={nasty: Share(0, 1)},
+        ),
         unreadable=(UnreadableFile("val", nasty, nasty),),
         problems={"loads": (nasty,)},
         files={nasty: next(iter(base.files.values()))},
@@ -113,10 +121,10 @@ def test_names_from_data_are_escaped_everywhere(report: Make) -> None:
         machine=replace(base.machine, cpu=nasty),
     )
     picture = Picture(b"jpeg", nasty, (Line(nasty, True), Line(nasty)))
-    page = render_report(changed, {}, {}, {"flipped": Gallery((picture,), 1)})
+    page = render_report(changed, {}, galleries=dict.fromkeys(GALLERIES, Gallery((picture,), 1)))
     checker = parse(page)
     assert "script" not in {tag for tag, _ in checker.tags}
-    assert "".join(checker.text).count(nasty) >= 17
+    assert "".join(checker.text).count(nasty) >= 22
 
 
 def test_a_bundle_that_could_not_be_run_still_has_a_page(report: Make) -> None:
@@ -213,7 +221,7 @@ def test_many_species_have_a_table_of_the_worst_confusions(report: Make, accurac
 
 def test_thumbnails_say_what_is_right_and_how_many_are_left_out(report: Make) -> None:
     lines = (Line("FP16: Apple", True), Line("INT8: Mint", False), Line("score 3"))
-    page = render_report(report(), {}, {}, {"flipped": Gallery((Picture(b"bytes", "Apple", lines),), 3)})
+    page = render_report(report(), {}, galleries={"flipped": Gallery((Picture(b"bytes", "Apple", lines),), 3)})
     parse(page)
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"bytes").decode()}"' in page
     assert '<span class="right">FP16: Apple</span><span class="wrong">INT8: Mint</span><span>score 3</span>' in page

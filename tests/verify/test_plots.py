@@ -26,6 +26,7 @@ ALL = [
     "confusion.png",
     "calibration.png",
     "ood-scores.png",
+    "ood-roc.png",
     "parity.png",
     "file-sizes.png",
     "latency.png",
@@ -57,14 +58,16 @@ def test_without_scores_there_is_no_histogram(report: Make) -> None:
     assert "ood-scores.png" not in draw_plots(report(rejection=None, not_run="x"))
     rejection = report().rejection
     assert rejection is not None
-    empty = replace(rejection, histogram=Histogram((), (), ()))
+    empty = replace(rejection, histogram=Histogram((), (), (), ()), separation=None)
     assert "ood-scores.png" not in draw_plots(report(rejection=empty))
 
 
 def test_one_group_alone_and_a_far_threshold_are_drawn(report: Make) -> None:
     rejection = report().rejection
     assert rejection is not None
-    lonely = replace(rejection, threshold=1e9, non_plants=Share(0, 0), histogram=Histogram((1.0, 2.0), (5,), (0,)))
+    lonely = replace(
+        rejection, threshold=1e9, non_plants=Share(0, 0), histogram=Histogram((1.0, 2.0), (5,), (0,), (0,))
+    )
     assert draw_plots(report(rejection=lonely))["ood-scores.png"]
 
 

@@ -1,22 +1,51 @@
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from plantmodels.build.data import NonPlantSet, UnreadableImage, read_non_plants
 from plantmodels.errors import DataError
+from plantmodels.verify.images import IMAGE_SETS
 from plantmodels.verify.measurements import Histogram, Rejection, Share
-from plantmodels.verify.rejection import bin_scores, gate_images, measure_rejection
+from plantmodels.verify.rejection import (
+    RejectionRun,
+    bin_scores,
+    count_flips,
+    gate_images,
+    measure_rejection,
+    measure_separation,
+)
 
-EMPTY = Histogram((), (), ())
+EMPTY = Histogram((), (), (), ())
 
 
 def make_rejection(plants: Share, non_plants: Share) -> Rejection:
-    return Rejection(1.0, plants, non_plants, False, {}, {}, EMPTY)
+    return Rejection(1.0, plants, non_plants, Share(0, 0), False, {}, {}, {}, {}, None, EMPTY)
+
+
+def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequence[float] | None = None) -> Any:
+    """Stands for an accuracy pass."""
+    return SimpleNamespace(
+        scores=np.array(scores, float),
+        fp16_scores=np.array(scores if fp16_scores is None else fp16_scores, float),
+        rows=[SimpleNamespace(species=name) for name in species],
+    )
+
+
+def measure(
+    classifier: Any, leaves: Any, others: NonPlantSet | None, unseen: NonPlantSet | None = None
+) -> RejectionRun:
+    unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
+    return measure_rejection(classifier, classifier, leaves, others, unseen, unreadable=unreadable)
 
 
 def test_precision_is_that_of_equal_numbers() -> None:
@@ -56,14 +85,20 @@ def test_scores_are_held_against_the_threshold_by_source_and_species(
     classifier = scripted([0] * 50, [[0, 0, 0]] * 50, scores.tolist(), threshold=1.5)
     plant_scores = np.array([0.1, 1.5, 1.6, math.nan, -3.0, 9.0])
     names = ["Rose", "Rose", "Apple", "Apple", "Apple", "Rose"]
-    rejection = measure_rejection(classifier, plant_scores, names, read_non_plants(tmp_path / "others"), unreadable=[])
+    run = measure(classifier, leaves_of(plant_scores, names), read_non_plants(tmp_path / "others"))
+    rejection = run.rejection
     above = [score > 1.5 for score in scores]
     assert rejection.by_source == {"bricks": Share(sum(above[:20]), 20), "rocks": Share(sum(above[20:]), 30)}
     assert rejection.non_plants == Share(sum(above), 50)
     assert rejection.by_species == {"Apple": Share(2, 3), "Rose": Share(1, 3)}
     assert rejection.plants == Share(3, 6), "NaN is rejected"
     assert not rejection.held_out
-    assert classifier.seen == list(range(50))
+    assert classifier.seen == [n for i in range(0, 50, 8) for n in [*range(i, min(i + 8, 50))] * 2]
+    assert [row.rejected for row in run.non_plants.rows] == above
+    assert [row.ood_score for row in run.non_plants.rows] == scores.tolist()
+    assert {(row.set, row.species, row.int8_disease) for row in run.non_plants.rows} == {("non-plants", "", "")}
+    assert run.non_plants.rows[20].source == "rocks"
+    assert run.non_plants.paths[20].name == run.non_plants.rows[20].name.split("/")[1]
 
 
 def test_a_detector_that_was_chosen_on_non_plants_is_measured_on_the_others(
@@ -72,10 +107,10 @@ def test_a_detector_that_was_chosen_on_non_plants_is_measured_on_the_others(
     numbered_images(60, "others/bricks")
     everything = read_non_plants(tmp_path / "others")
     classifier = scripted([0] * 60, [[0, 0, 0]] * 60, [1.0] * 60, fit={"selection_images": 27})
-    rejection = measure_rejection(classifier, np.zeros(1), ["Rose"], everything, unreadable=[])
+    rejection = measure(classifier, leaves_of([0], ["Rose"]), everything).rejection
     gate, selection = everything.half("gate"), everything.half("selection")
     assert rejection.held_out
-    assert classifier.seen == [int(path.stem) for path in gate.paths]
+    assert sorted(classifier.seen) == sorted(2 * [int(path.stem) for path in gate.paths])
     assert set(gate.paths).isdisjoint(selection.paths)
     assert len(gate.paths) + len(selection.paths) == 60
 
@@ -100,7 +135,8 @@ def test_which_half_is_measured_follows_from_the_fit(fit: dict[str, object], hel
 
 def test_without_non_plants_false_alarms_are_still_counted(scripted: type) -> None:
     classifier = scripted([], [], [], threshold=1.0)
-    rejection = measure_rejection(classifier, np.array([0.5, 2.0]), ["Rose"] * 2, None, unreadable=[])
+    rejection = measure(classifier, leaves_of([0.5, 2.0], ["Rose"] * 2), None).rejection
+    assert rejection.separation is None
     assert (rejection.plants, rejection.non_plants) == (Share(1, 2), Share(0, 0))
     assert (rejection.precision, rejection.recall) == (None, None)
 
@@ -110,15 +146,89 @@ def test_unreadable_non_plants_are_named_or_too_many(
 ) -> None:
     paths = numbered_images(120, "others")
     classifier = scripted([0] * 120, [[0, 0, 0]] * 120, [1.0] * 120)
-    unreadable: list[UnreadableImage] = []
     paths[3].write_bytes(b"")
-    others = read_non_plants(tmp_path / "others")
-    rejection = measure_rejection(classifier, np.zeros(1), ["Rose"], others, unreadable=unreadable)
-    assert rejection.non_plants.images == 119
-    assert [image.path for image in unreadable] == [paths[3]]
+    others, leaves = read_non_plants(tmp_path / "others"), leaves_of([0], ["Rose"])
+    for which in ("non-plants", "unseen-plants"):
+        unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
+        given = (others, None) if which == "non-plants" else (None, others)
+        run = measure_rejection(classifier, classifier, leaves, *given, unreadable=unreadable)
+        assert run.rejection.non_plants.images + run.rejection.unseen_plants.images == 119
+        assert [image.path for image in unreadable[which]] == [paths[3]]
     paths[4].write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
-        measure_rejection(classifier, np.zeros(1), ["Rose"], others, unreadable=[])
+        measure(classifier, leaves, others)
+
+
+def test_unseen_plants_are_counted_by_themselves(
+    numbered_images: Callable[..., list[Path]], scripted: type, tmp_path: Path
+) -> None:
+    numbered_images(6, "unseen/ferns")
+    numbered_images(4, "unseen/moss", first=6)
+    classifier = scripted([1] * 10, [[0, 0, 0]] * 10, [0, 2, 2, 0, 0, 0, 2, 2, 2, 0], threshold=1.0)
+    run = measure(classifier, leaves_of([0, 5], ["Rose"] * 2), None, read_non_plants(tmp_path / "unseen"))
+    assert run.rejection.unseen_plants == Share(5, 10)
+    assert run.rejection.by_unseen_source == {"ferns": Share(2, 6), "moss": Share(3, 4)}
+    assert (run.rejection.non_plants, run.rejection.by_source) == (Share(0, 0), {})
+    assert sum(run.rejection.histogram.unseen_plants) == 10
+    assert {row.set for row in run.unseen_plants.rows} == {"unseen-plants"}
+
+
+def test_decisions_of_fp16_that_differ_are_counted_over_all_images(
+    numbered_images: Callable[..., list[Path]], scripted: type, tmp_path: Path
+) -> None:
+    numbered_images(8, "others")
+    int8 = scripted([0] * 9, [[0, 0, 0]] * 9, [0, 0, 2, 2, 2, 0, 0, 0, 2], threshold=1.0)
+    fp16 = replace(int8)
+    fp16.embed = lambda pixels: (int8.embed(pixels)[0], int8.embed(pixels)[1] + 1)  # sees the next image's embedding
+    unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
+    leaves = leaves_of([0, 0, 2], ["Rose"] * 3, [0, 2, 2])
+    rejection = measure_rejection(
+        fp16, int8, leaves, read_non_plants(tmp_path / "others"), None, unreadable=unreadable
+    ).rejection
+    assert rejection.flips == {"fp16": Share(1 + 3, 3 + 8)}
+
+
+def test_float32_decisions_are_held_against_those_that_are_served(scripted: type) -> None:
+    int8 = scripted([0] * 20, [[0, 0, 0]] * 20, [0, 2] * 10, threshold=1.0)
+    pixels = np.stack([np.full((3, 4, 4), number / 255, np.float32) for number in range(19)])
+
+    def network(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        numbers = (images.mean(dim=(1, 2, 3)) * 255).round()
+        return numbers, (numbers + (numbers >= 15))[:, None]  # the last four see another embedding
+
+    assert count_flips(network, int8, pixels) == Share(4, 19)
+
+
+def test_separation_is_that_of_sklearn_within_its_interval() -> None:
+    rng = np.random.default_rng(4)
+    plants, others = rng.normal(size=300), rng.normal(1.5, size=120)
+    found = measure_separation(np.append(plants, np.nan), np.append(others, np.inf))
+    labels, scores = np.repeat([0, 1], [300, 120]), np.concatenate([plants, others])
+    assert found is not None
+    assert found.auroc.value == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+    assert found.auroc.low < found.auroc.value < found.auroc.high
+    alarms, recall, _ = roc_curve(labels, scores, drop_intermediate=False)
+    assert found.fpr_at_95_recall.value == pytest.approx(alarms[np.flatnonzero(recall >= 0.95)[0]])
+    assert list(found.curve) == sorted(found.curve)
+
+
+def test_the_interval_of_precision_covers_it_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(8)
+    truth = 0.96 / (0.96 + 0.02)
+    covered = []
+    for plants, others in zip(rng.binomial(800, 0.02, 2000), rng.binomial(300, 0.96, 2000), strict=True):
+        interval = make_rejection(Share(int(plants), 800), Share(int(others), 300)).precision_interval
+        assert interval is not None
+        covered.append(interval[0] <= truth <= interval[1])
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_the_interval_of_precision_at_the_edges() -> None:
+    for plants, others in ((0, 300), (800, 0), (5, 300)):
+        rejection = make_rejection(Share(plants, 800), Share(others, 300))
+        low, high = rejection.precision_interval or (None, None)
+        assert 0 < low < high < 1
+    assert make_rejection(Share(0, 800), Share(0, 0)).precision_interval is None
 
 
 # ONNX Runtime sessions that treat denormals as zero leave the thread so; hypothesis insists on being told.
@@ -127,11 +237,12 @@ FINITE = st.lists(st.floats(-1e6, 1e6, allow_subnormal=False), max_size=50)
 
 @given(FINITE, FINITE)
 def test_every_finite_score_falls_into_one_bin(plants: list[float], non_plants: list[float]) -> None:
-    histogram = bin_scores(np.array([*plants, math.nan]), np.array([*non_plants, math.inf]))
-    assert (sum(histogram.plants), sum(histogram.non_plants)) == (len(plants), len(non_plants))
+    histogram = bin_scores(np.array([*plants, math.nan]), np.array([*non_plants, math.inf]), np.array(plants[:3]))
+    counts = [sum(group) for group in (histogram.plants, histogram.non_plants, histogram.unseen_plants)]
+    assert counts == [len(plants), len(non_plants), len(plants[:3])]
     assert list(histogram.edges) == sorted(histogram.edges)
 
 
 def test_counts_that_do_not_fit_the_edges_are_refused() -> None:
-    with pytest.raises(ValueError, match="2 bins need as many counts, got 2 and 1"):
-        Histogram((0.0, 1.0, 2.0), (1, 2), (3,))
+    with pytest.raises(ValueError, match="2 bins need as many counts, got 2, 1, 2"):
+        Histogram((0.0, 1.0, 2.0), (1, 2), (3,), (0, 0))

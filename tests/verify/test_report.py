@@ -19,6 +19,7 @@ from plantmodels.verify.measurements import (
     Bin,
     Calibration,
     ClassRow,
+    Estimate,
     Histogram,
     Latency,
     Paired,
@@ -26,6 +27,7 @@ from plantmodels.verify.measurements import (
     Rejection,
     Reliability,
     Scatter,
+    Separation,
     Share,
 )
 from plantmodels.verify.policy import GatePolicy
@@ -56,13 +58,14 @@ RELIABILITIES = st.builds(
 )
 CALIBRATIONS = st.builds(Calibration, st.floats(1e-3, 1e3), RELIABILITIES, RELIABILITIES)
 SCATTERS = st.lists(NUMBERS, max_size=3).map(lambda values: Scatter(tuple(values), tuple(values[::-1]), tuple(values)))
-HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS), min_size=2, max_size=5).map(
+HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS, COUNTS), min_size=2, max_size=5).map(
     lambda bins: Histogram(
-        tuple(sorted(edge for edge, _, _ in bins)),
-        tuple(count for _, count, _ in bins[1:]),
-        tuple(count for _, _, count in bins[1:]),
+        tuple(sorted(row[0] for row in bins)),
+        *(tuple(row[column] for row in bins[1:]) for column in (1, 2, 3)),
     )
 )
+ESTIMATES = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
+SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES, st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3).map(tuple))
 POLICIES = st.builds(
     GatePolicy,
     parity_max_abs_diff=st.floats(0, 1, allow_subnormal=False),
@@ -120,7 +123,17 @@ def reports(draw: st.DrawFn) -> GateReport:
         maybe,
         st.none() | SCATTERS,
     )
-    rejection = st.builds(Rejection, NUMBERS, SHARES, SHARES, st.booleans(), shares, shares, HISTOGRAMS)
+    rejection = st.builds(
+        Rejection,
+        NUMBERS,
+        SHARES,
+        SHARES,
+        SHARES,
+        st.booleans(),
+        *[shares] * 4,
+        st.none() | SEPARATIONS,
+        HISTOGRAMS,
+    )
     latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
     return GateReport(
         gates=draw(gates(policy)),
@@ -133,7 +146,9 @@ def reports(draw: st.DrawFn) -> GateReport:
         unreadable=tuple(
             draw(st.lists(st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT), max_size=2))
         ),
-        inputs=draw(st.builds(Inputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets)),
+        inputs=draw(
+            st.builds(Inputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets)
+        ),
         files=draw(digests),
         versions=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
         machine=draw(st.builds(Machine, TEXT, TEXT, st.lists(TEXT, max_size=2).map(tuple))),
@@ -188,6 +203,7 @@ def test_gates_that_are_shares_have_intervals(report: Make) -> None:
     assert base.accuracy is not None and base.rejection is not None
     assert base.intervals == {
         "int8_accuracy": base.accuracy.species.interval,
+        "ood_precision": base.rejection.precision_interval,
         "ood_recall": base.rejection.non_plants.interval,
     }
     assert base.gate("ood_recall").interval_text(*base.intervals["ood_recall"]) == "89.50 to 99.65 %"
@@ -256,7 +272,7 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
             r"report\.parity\.scatter: a scatter needs as many logits of each, got \(3, 1, 3\)",
         ),
         ("latency.median_ms", "fast", r"report\.latency\.median_ms: expected a finite number, got 'fast'"),
-        ("rejection.histogram.plants", [1], "3 bins need as many counts, got 1 and 3"),
+        ("rejection.histogram.plants", [1], "3 bins need as many counts, got 1, 3, 3"),
         ("unreadable.0.source", "test", r"report\.unreadable\[0\]\.source: expected one of"),
         ("machine", ..., "report: 'machine' is missing; expected gates, policy"),
         ("note", "hello", "report: 'note' is unknown; expected gates, policy"),
