@@ -21,10 +21,11 @@ DETECTOR_FILE: Final = "ood-detector.pkl"
 METADATA_FILE: Final = "onnx-metadata.json"
 GATE_REPORT_FILE: Final = "gate-report.json"
 HTML_REPORT_FILE: Final = "report.html"
+IMAGES_FILE: Final = "gate-images.csv"
 PLOTS_FOLDER: Final = "plots"
 MANIFEST_FILE: Final = "manifest.json"
 
-REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, PLOTS_FOLDER)
+REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER)
 """What `verify` adds to an exported bundle; all other names are what it measures."""
 
 IMAGE_INPUT: Final = "input"
