@@ -113,10 +113,10 @@ def _measure_shares(
         low, high = difference_interval(a, b)
         verdict = _judge(low > 0 or high < 0, b.value > a.value, higher_is_better)
         return replace(measure, low=low, high=high, verdict=verdict)
-    low, high = paired.interval
-    verdict = _judge(paired.p_value < ALPHA, paired.second > paired.first, higher_is_better)
-    why = f"{paired.second:,} newly {counted}, {paired.first:,} not any more"
-    return replace(measure, low=low, high=high, p_value=paired.p_value, verdict=verdict, why=why)
+    low, high = paired.interval  # of A minus B
+    verdict = _judge(paired.p_value < ALPHA, paired.only_second > paired.only_first, higher_is_better)
+    why = f"{paired.only_second:,} newly {counted}, {paired.only_first:,} not any more"
+    return replace(measure, low=-high, high=-low, p_value=paired.p_value, verdict=verdict, why=why)
 
 
 def _judge(differs: bool, rises: bool, higher_is_better: bool) -> Verdict:
@@ -189,8 +189,7 @@ def _count_diseases(metadata: Metadata, leaves: _Basis) -> Iterator[_Named]:
         for disease in diseases if len(diseases) > 1 else ():
             both = paired.get((species, disease))
             if both is not None:
-                shares = (Share(both.both + only, both.images) for only in (both.first, both.second))
-                yield f"{species}: {disease}", next(shares), next(shares), both
+                yield f"{species}: {disease}", both.first, both.second, both
 
 
 def _contrast_rejection(a: Rejection | None, b: Rejection | None, leaves: _Basis, others: _Basis) -> Iterator[Section]:

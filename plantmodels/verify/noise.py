@@ -29,51 +29,47 @@ _DRAWS: Final = 20_000
 
 @dataclass(frozen=True)
 class Paired:
-    """The same images before two judges.
-
-    Attributes:
-        both: images that both get right (or reject).
-        first: those that only the first does.
-        second: those that only the second does.
-        neither: the rest.
-    """
+    """Two answers to each of the same images: how often both are right, one alone, or none."""
 
     both: int
-    first: int
-    second: int
+    only_first: int
+    only_second: int
     neither: int
 
     @property
     def images(self) -> int:
-        """All of them."""
-        return self.both + self.first + self.second + self.neither
+        """All images."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def first(self) -> Share:
+        """What the first is right on."""
+        return Share(self.both + self.only_first, self.images)
+
+    @property
+    def second(self) -> Share:
+        """What the second is right on."""
+        return Share(self.both + self.only_second, self.images)
 
     @property
     def p_value(self) -> float:
         """McNemar's exact two-sided p-value that both get the same share right."""
-        changed, fewer = self.first + self.second, min(self.first, self.second)
+        changed, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
         tail = sum(math.comb(changed, k) for k in range(fewer + 1))
         return float(min(1.0, 2 * tail / 2**changed))
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval of the second's share minus the first's.
-
-        References:
-            Newcombe, Improved confidence intervals for the difference between binomial proportions based on paired
-            data (1998), method 10: square and add with the correlation of the two.
-        """
-        images = self.images
-        first, second = Share(self.both + self.first, images), Share(self.both + self.second, images)
-        (low_a, high_a), (low_b, high_b) = _wilson(first), _wilson(second)
-        a, b = first.count / images, second.count / images
-        odds = self.both * self.neither - self.first * self.second
-        scale = math.sqrt(first.count * second.count * (images - first.count) * (images - second.count))
-        phi = 0.0 if not scale else max(odds - images / 2, 0.0) / scale if odds > 0 else odds / scale
-        below, above = (b - low_b, high_a - a), (high_b - b, a - low_a)
+        """95 % interval of the first's share minus the second's (Newcombe 1998, paired data, method 10)."""
+        (low_a, high_a), (low_b, high_b) = _wilson(self.first), _wilson(self.second)
+        a, b = self.first.count / self.images, self.second.count / self.images
+        odds = self.both * self.neither - self.only_first * self.only_second
+        scale = self.images**2 * math.sqrt(a * b * (1 - a) * (1 - b))
+        phi = 0.0 if not scale else max(odds - self.images / 2, 0.0) / scale if odds > 0 else odds / scale
+        below, above = (a - low_a, high_b - b), (high_a - a, b - low_b)
         return (
-            b - a - math.sqrt(max(0.0, below[0] ** 2 - 2 * phi * below[0] * below[1] + below[1] ** 2)),
-            b - a + math.sqrt(max(0.0, above[0] ** 2 - 2 * phi * above[0] * above[1] + above[1] ** 2)),
+            a - b - math.sqrt(max(0.0, below[0] ** 2 - 2 * phi * below[0] * below[1] + below[1] ** 2)),
+            a - b + math.sqrt(max(0.0, above[0] ** 2 - 2 * phi * above[0] * above[1] + above[1] ** 2)),
         )
 
 
@@ -156,7 +152,7 @@ def precision_interval(
 def _draw(counts: Paired | tuple[Share, Share], rng: np.random.Generator) -> NDArray[np.float64]:
     """(2, draws) rates of A and of B."""
     if isinstance(counts, Paired):
-        cells = np.array([counts.both, counts.first, counts.second, counts.neither])
+        cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
         both, first, second, _ = rng.dirichlet(cells + 0.5, _DRAWS).T
         return np.stack([both + first, both + second])
     return np.stack([rng.beta(s.count + 0.5, s.images - s.count + 0.5, _DRAWS) for s in counts])

@@ -109,7 +109,7 @@ def _write_change(change: float, measure: Measure) -> str:
 
 
 def _points(share: float) -> str:
-    return f"{100 * share:+.2f}".replace("-", "−")
+    return f"{100 * share + 0.0:+.2f}".replace("-", "−")
 
 
 def _verdict(measure: Measure) -> str:
