@@ -28,6 +28,7 @@ from plantmodels.errors import BundleError
 from plantmodels.verify.comparison import Comparison, Difference, GatePair
 from plantmodels.verify.contrast import Side, contrast
 from plantmodels.verify.images import read_images_file
+from plantmodels.verify.measurements import Share
 from plantmodels.verify.records import encode
 from plantmodels.verify.report import read_report
 
@@ -44,7 +45,8 @@ def compare_bundles(a: Path, b: Path, *, names: tuple[str, str] | None = None) -
         names: what to call them; None for their paths.
 
     Raises:
-        BundleError: one is no bundle, was not verified, or its reports are not those of its manifest.
+        BundleError: one is no bundle, was not verified, or its reports are not those of its manifest or contradict
+            each other.
     """
     called = names or (str(a), str(b))
     first, second = _read(a, called[0]), _read(b, called[1])
@@ -63,8 +65,17 @@ def _read(bundle: Path, name: str) -> Side:
         raise BundleError(f"{name}: holds no {GATE_REPORT_FILE}, so there is nothing to compare; verify it first")
     found = [file for file in COMPARED_FILES if file in manifest.files]
     check_files(bundle, manifest, found)
+    report = read_report(bundle)
     rows = read_images_file(bundle / IMAGES_FILE) if IMAGES_FILE in found else None
-    return Side(read_report(bundle), read_metadata(bundle), rows)
+    if rows is not None and report.accuracy is not None:
+        right = [row.int8_species == row.species for row in rows if row.set == "val"]
+        counted, reported = Share(sum(right), len(right)), report.accuracy.int8.species
+        if counted != reported:
+            raise BundleError(
+                f"{name}: {IMAGES_FILE} has the right species on {counted.count:,} of {counted.images:,} leaves, "
+                f"{GATE_REPORT_FILE} says {reported.count:,} of {reported.images:,}; verify again"
+            )
+    return Side(report, read_metadata(bundle), rows)
 
 
 def _compare_classes(a: Taxonomy, b: Taxonomy) -> Iterator[str]:

@@ -84,6 +84,8 @@ class _Basis:
         pairs = tuple(
             (answers[key], row) for row in b.rows if row.set == which and (key := (row.source, row.name)) in answers
         )
+        if not pairs:
+            return cls(None, f"the same images, but no answer to one of them in both {IMAGES_FILE}")
         return cls(pairs, f"the same {len(pairs):,} images, one by one")
 
     def describe(self, unpaired: str) -> str:

@@ -112,6 +112,7 @@ table.narrow { width: auto; min-width: 55%; }
 .status.passed { color: var(--good); }
 .status.failed { color: var(--bad); font-weight: 600; }
 .status.not-measured { color: #8a6212; font-weight: 600; }
+table.verdicts th:last-child, table.verdicts td:last-child { padding-left: .9rem; width: 40%; }
 .better, .worse { font-weight: 600; }
 .better { color: var(--good); }
 .worse { color: var(--bad); }

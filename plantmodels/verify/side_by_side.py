@@ -56,12 +56,15 @@ def _write_section(part: Section) -> Iterator[str]:
     yield part.note
     shown = [measure for measure in part.measures if not part.of_each or measure.verdict in ("better", "worse")]
     if shown:
-        rows = [_HEADER, *((measure.name, *_cells(measure), _verdict(measure)) for measure in shown)]
-        used = [i for i in range(len(_HEADER)) if not i or any(row[i] for row in rows[1:])]
-        header, *rest = [[row[i] for i in used] for row in rows]
-        yield from align(header, rest)
+        yield from align(*_drop_empty(_HEADER, [(m.name, *_cells(m), _verdict(m)) for m in shown]))
     if part.of_each:
         yield _count_rest(part)
+
+
+def _drop_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows without the columns that are empty in every row."""
+    used = [column for column in range(len(header)) if any(row[column] for row in rows)]
+    return [header[column] for column in used], [[row[column] for column in used] for row in rows]
 
 
 def _count_rest(part: Section) -> str:
@@ -180,8 +183,8 @@ def _section(part: Section) -> str:
 
 
 def _table(measures: Sequence[Measure]) -> str:
-    rows = [_row(measure) for measure in measures]
-    return table(("", "A", "B", "change", "p", "verdict"), rows, numbers=(1, 2, 3, 4))
+    header, rows = _drop_empty(("", "A", "B", "change", "p", "verdict"), [_row(measure) for measure in measures])
+    return table(header, rows, numbers=range(1, len(header) - 1), name="verdicts")
 
 
 def _row(measure: Measure) -> tuple[str | Html, ...]:

@@ -400,7 +400,8 @@ def test_a_bundle_without_report_is_refused_by_name(report: Make, tmp_path: Path
 
 @pytest.mark.parametrize("name", [GATE_REPORT_FILE, IMAGES_FILE, "onnx-metadata.json"])
 def test_a_report_that_was_edited_is_refused(report: Make, tmp_path: Path, name: str) -> None:
-    bundle = write_bundle(tmp_path / "a", report(), make_rows())
+    rows = make_rows()
+    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows)), rows)
     (bundle / name).write_text((bundle / name).read_text() + " ")
     with pytest.raises(BundleError, match=f"changed: {name}"):
         compare_bundles(bundle, bundle)
@@ -431,3 +432,18 @@ def test_the_command_fails_in_one_line(report: Make, tmp_path: Path, arguments: 
     good = write_bundle(tmp_path / "good", report())
     result = CliRunner().invoke(main, ["compare", *(text.format(good=good) for text in arguments)])
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_a_set_without_answers_is_compared_by_its_counts(compare: Callable[..., Comparison]) -> None:
+    comparison = compare(make_rows(), make_rows())
+    note = section(comparison, "Rejection of what is no plant").note
+    assert "Non-plants: the same images, but no answer to one of them in both gate-images.csv; unpaired" in note
+    assert measure(comparison, "Rejection of what is no plant", "OOD recall").p_value is None
+
+
+def test_answers_that_the_report_does_not_bear_out_are_refused(report: Make, tmp_path: Path) -> None:
+    rows = make_rows()
+    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows[1:])), rows)
+    message = r"A: gate-images\.csv has the right species on 272 of 272 leaves, gate-report\.json says 271 of 271"
+    with pytest.raises(BundleError, match=message):
+        compare_bundles(bundle, bundle, names=("A", "B"))
