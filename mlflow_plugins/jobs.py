@@ -29,6 +29,7 @@ from plantmodels.build.export import ExportSummary, export_bundle
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
+    IMAGES_FILE,
     MANIFEST_FILE,
     PACKED_HEADS_FILE,
     PLOTS_FOLDER,
@@ -229,7 +230,7 @@ def _log_report(bundle: Path) -> None:
 
     The plots are the very PNGs of the bundle: `mlflow.log_figure` would draw them a second time to log the same files.
     """
-    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE):
+    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
         mlflow.log_artifact(str(bundle / name))
     mlflow.log_artifacts(str(bundle / PLOTS_FOLDER), PLOTS_FOLDER)
 

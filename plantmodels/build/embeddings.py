@@ -4,7 +4,7 @@
 >>> for positions, features in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +17,9 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.serve.classifier import SpeciesModel
 
 _BATCH: Final = 32
+
+Watch = Callable[[list[int], NDArray[np.float32], NDArray[np.float32]], None]
+"""Positions (n,), species logits (n, S) and embedding (n, D) of a batch."""
 
 
 class Embedder:
@@ -39,8 +42,15 @@ class Embedder:
         self._preprocessing = preprocessing
         self._out_of = out_of
 
-    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
+    def stream(
+        self, paths: Sequence[Path], description: str, *, watch: Watch | None = None
+    ) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
         """Yields positions in `paths` and their embeddings (n, D), n at most 32; unreadable files are skipped.
+
+        Args:
+            paths: image files.
+            description: label of the progress bar.
+            watch: is given each batch's species logits too.
 
         Raises:
             DataError: too many unreadable files.
@@ -53,12 +63,17 @@ class Embedder:
             out_of=self._out_of,
             description=description,
         ):
-            yield positions, self._model.run(pixels)[1]
+            logits, embedding = self._model.run(pixels)
+            if watch is not None:
+                watch(positions, logits, embedding)
+            yield positions, embedding
 
-    def score(self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str) -> NDArray[np.float64]:
+    def score(
+        self, detectors: Sequence[OODDetector], paths: Sequence[Path], description: str, *, watch: Watch | None = None
+    ) -> NDArray[np.float64]:
         """Scores (n, detectors) of the readable images; 8 bytes an image and detector are all that is kept."""
         scores = [
             np.stack([detector.score(features) for detector in detectors], axis=1)
-            for _, features in self.stream(paths, description)
+            for _, features in self.stream(paths, description, watch=watch)
         ]
         return np.concatenate([np.empty((0, len(detectors))), *scores])

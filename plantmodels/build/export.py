@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ import numpy as np
 import onnx
 
 from plantmodels import __version__
+from plantmodels.build.calibrate import Calibrator
 from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.build.data import (
     LeafSet,
@@ -54,7 +56,7 @@ from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import DataError
-from plantmodels.serve.classifier import SpeciesModel
+from plantmodels.serve.classifier import SpeciesModel, run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
 CALIBRATION_SHARE: Final = 0.2
@@ -134,10 +136,18 @@ def export_bundle(
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
         with clock.step("fit detector"):
-            detector = _fit_detector(folder, inputs, metadata, unreadable)
+            heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)
+            calibrator = Calibrator(inputs.calibration_set.samples, partial(run_packed_heads, heads))
+            detector = _fit_detector(folder, inputs, metadata, unreadable, calibrator)
         write_detector(folder / DETECTOR_FILE, detector)
+        fitted = calibrator.fit()
         skipped = {"unreadable_images": _describe_unreadable(inputs, unreadable)}
-        metadata = replace(metadata, provenance={**metadata.provenance, **skipped})
+        metadata = replace(
+            metadata,
+            provenance={**metadata.provenance, **skipped},
+            species_temperature=fitted.species,
+            disease_temperature=fitted.disease,
+        )
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
@@ -317,7 +327,9 @@ def read_git_commit() -> str | None:
     return answers[1] + ("-dirty" if answers[2] else "")
 
 
-def _fit_detector(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> OODDetector:
+def _fit_detector(
+    folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage], calibrator: Calibrator
+) -> OODDetector:
     """Fits on the INT8 embedding, which is what is served, in two passes over disjoint training leaves."""
     session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1)
     model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"), workers=count_cores())
@@ -330,7 +342,7 @@ def _fit_detector(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable:
     for positions, features in leaves.stream(inputs.fit_set.paths, "fit the detector"):
         moments.update(labels[positions], features)
     detectors = [fit_detector(moments, method) for method in METHODS]
-    plants = leaves.score(detectors, inputs.calibration_set.paths, "set the threshold")
+    plants = leaves.score(detectors, inputs.calibration_set.paths, "set the threshold", watch=calibrator.add)
     unreadable.extend(leaves.unreadable)
     if inputs.non_plants is None:
         return select_detector(detectors, plants, None)

@@ -30,10 +30,14 @@ MAX_IMAGE_SIZE: Final = 2048
 MIN_CROP_PCT: Final = 0.1
 """Bounds the resized picture; timm's own configs go down to 0.85."""
 
+MIN_TEMPERATURE: Final = 1e-3
+MAX_TEMPERATURE: Final = 1e3
+
 KNOWN_SESSION_OPTIONS: Final = frozenset({"session.set_denormal_as_zero", "session.intra_op.allow_spinning"})
 """What a bundle may ask of ONNX Runtime; other entries can name files to read and write."""
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
+_TEMPERATURES: Final = ("species_temperature", "disease_temperature")
 _T = TypeVar("_T")
 
 
@@ -90,6 +94,9 @@ class Metadata:
         provenance: checkpoint digest, git commit, data digest, seed, backbone.
         versions: library versions that made the bundle.
         cpu: what the exporting machine's CPU supports.
+        species_temperature: divides species logits before they become probabilities, which changes no label; 1.0 in
+            bundles from before there was one.
+        disease_temperature: the same for the logits of a disease head.
     """
 
     taxonomy: Taxonomy
@@ -100,6 +107,21 @@ class Metadata:
     provenance: Mapping[str, Any]
     versions: Mapping[str, str]
     cpu: Mapping[str, Any]
+    species_temperature: float = 1.0
+    disease_temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks the temperatures.
+
+        Raises:
+            ValueError: naming the field, what it must be and what came.
+        """
+        for name in _TEMPERATURES:
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not MIN_TEMPERATURE <= value <= MAX_TEMPERATURE:
+                raise ValueError(
+                    f"{name} must be a number from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE:g}, got {value!r:.60}"
+                )
 
     def rows_per_run(self, precision: Precision) -> int | None:
         """Images that one run of a species model may hold; None for any number."""
@@ -119,6 +141,8 @@ class Metadata:
             "provenance": dict(self.provenance),
             "versions": dict(self.versions),
             "cpu": dict(self.cpu),
+            "species_temperature": self.species_temperature,
+            "disease_temperature": self.disease_temperature,
         }
 
 
@@ -175,12 +199,17 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
     if type(embedding_dim) is not int or embedding_dim < 1:
         raise BundleError(f"{path}: embedding_dim must be a positive integer, got {embedding_dim!r}")
     _check_heads_list(folder / HEADS_LIST_FILE, _read(folder / HEADS_LIST_FILE, contents), taxonomy)
-    return Metadata(
-        taxonomy=taxonomy,
-        preprocessing=_parse(path, lambda: Preprocessing(**document["preprocessing"])),
-        embedding_dim=embedding_dim,
-        session_options={str(k): str(v) for k, v in document["session_options"].items()},
-        **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
+    preprocessing = _parse(path, lambda: Preprocessing(**document["preprocessing"]))
+    return _parse(
+        path,
+        lambda: Metadata(
+            taxonomy=taxonomy,
+            preprocessing=preprocessing,
+            embedding_dim=embedding_dim,
+            session_options={str(k): str(v) for k, v in document["session_options"].items()},
+            **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
+            **{name: document[name] for name in _TEMPERATURES if name in document},
+        ),
     )
 
 

@@ -135,6 +135,25 @@ class SpeciesModel:
         return outputs
 
 
+def run_packed_heads(
+    session: ort.InferenceSession, embedding: NDArray[np.float32], species_index: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Runs the packed heads once for rows of any species.
+
+    Args:
+        session: of the packed heads' file.
+        embedding: (N, D) float32.
+        species_index: (N,) int64, whose head answers for each row.
+
+    Returns:
+        (N, max diseases) float32, −inf at classes that a species lacks.
+    """
+    logits: NDArray[np.float32] = session.run(
+        [DISEASE_OUTPUT], {EMBEDDING: embedding, SPECIES_INDEX_INPUT: species_index}
+    )[0]
+    return logits
+
+
 class PlantClassifier:
     """A loaded bundle. Sessions are safe to call from several threads."""
 
@@ -255,19 +274,8 @@ class PlantClassifier:
         return self._species_model.run(inputs)
 
     def disease_logits(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Runs the packed heads once for rows of any species.
-
-        Args:
-            embedding: (N, D) float32.
-            species_index: (N,) int64, whose head answers for each row.
-
-        Returns:
-            (N, max diseases) float32, −inf at classes that a species lacks.
-        """
-        logits: NDArray[np.float32] = self._heads_session.run(
-            [DISEASE_OUTPUT], {EMBEDDING: embedding, SPECIES_INDEX_INPUT: species_index}
-        )[0]
-        return logits
+        """Runs the packed heads: `run_packed_heads`."""
+        return run_packed_heads(self._heads_session, embedding, species_index)
 
     def run(self, inputs: NDArray[np.float32]) -> Outputs:
         """Computes everything for normalised inputs, hard routing: the head of the top species answers.
@@ -375,9 +383,9 @@ class PlantClassifier:
         return image.astype(np.float32, copy=False)
 
     def _describe(self, outputs: Outputs, top_k: int, routing: Routing, return_embedding: bool) -> Iterator[Prediction]:
-        species_probability = softmax(outputs.species_logits)
+        species_probability = softmax(outputs.species_logits, self.metadata.species_temperature)
         rejected = self.detector.rejects(outputs.ood_scores)
-        diseases = self._route(outputs, species_probability, routing)
+        diseases = self._route(outputs, routing)
         for row, index in enumerate(outputs.species_index.tolist()):
             disease, disease_probability = diseases[row]
             yield Prediction(
@@ -388,32 +396,43 @@ class PlantClassifier:
                 disease_probability=disease_probability,
                 ood_score=float(outputs.ood_scores[row]),
                 rejected=bool(rejected[row]),
-                candidates=self._candidates(species_probability[row], top_k) if top_k else None,
+                candidates=self._candidates(outputs.species_logits[row], species_probability[row], top_k)
+                if top_k
+                else None,
                 embedding=outputs.embedding[row] if return_embedding else None,
             )
 
-    def _route(
-        self, outputs: Outputs, species_probability: NDArray[np.float64], routing: Routing
+    def mix_diseases(
+        self, species_logits: NDArray[np.float32], embedding: NDArray[np.float32]
     ) -> list[tuple[str | None, float | None]]:
+        """Soft routing: the disease of each image and its probability; None where no head can answer."""
+        return self._mixture.answer(
+            species_logits,
+            embedding,
+            self.disease_logits,
+            species_temperature=self.metadata.species_temperature,
+            disease_temperature=self.metadata.disease_temperature,
+        )
+
+    def _route(self, outputs: Outputs, routing: Routing) -> list[tuple[str | None, float | None]]:
         """The disease of each image and its probability; None where no head can answer."""
         if routing == "soft":
-            mixed = self._mixture.mix(species_probability, outputs.embedding, self.disease_logits)
-            return [
-                (self._mixture.names[row.argmax()], float(row.max())) if row.any() else (None, None) for row in mixed
-            ]
+            return self.mix_diseases(outputs.species_logits, outputs.embedding)
         found: list[tuple[str | None, float | None]] = []
         for index, logits in zip(outputs.species_index.tolist(), outputs.disease_logits, strict=True):
             names = self.taxonomy.diseases_of(index)
-            probabilities = softmax(logits[: len(names)]) if names else None
+            probabilities = softmax(logits[: len(names)], self.metadata.disease_temperature) if names else None
             found.append(
                 (None, None)
                 if probabilities is None
-                else (names[int(probabilities.argmax())], float(probabilities.max()))
+                else (names[int(logits[: len(names)].argmax())], float(probabilities.max()))
             )
         return found
 
-    def _candidates(self, probabilities: NDArray[np.float64], top_k: int) -> tuple[Candidate, ...]:
-        best = np.argsort(-probabilities, kind="stable")[:top_k]
+    def _candidates(
+        self, logits: NDArray[np.float32], probabilities: NDArray[np.float64], top_k: int
+    ) -> tuple[Candidate, ...]:
+        best = np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Candidate(self.taxonomy.species[i], float(probabilities[i])) for i in best)
 
 

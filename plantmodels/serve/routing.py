@@ -1,12 +1,11 @@
 """Soft routing: the probability of a disease, summed over every species that may have it.
 
 >>> mixture = DiseaseMixture(taxonomy)  # doctest: +SKIP
->>> probabilities = mixture.mix(species_probability, embedding, heads)  # doctest: +SKIP
->>> mixture.names[int(probabilities[0].argmax())]  # doctest: +SKIP
-'Late blight'
+>>> mixture.answer(species_logits, embedding, heads, species_temperature=0.8, disease_temperature=0.5)  # doctest: +SKIP
+[('Late blight', 0.93)]
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -42,31 +41,70 @@ class DiseaseMixture:
             diseases = taxonomy.diseases_of(i)
             self._place[i, : len(diseases)] = [place[name] for name in diseases]
 
-    def mix(
-        self, species_probability: NDArray[np.float64], embedding: NDArray[np.float32], run_heads: RunHeads
-    ) -> NDArray[np.float64]:
-        """Computes P(disease) for N images.
+    def answer(
+        self,
+        species_logits: NDArray[np.float32],
+        embedding: NDArray[np.float32],
+        run_heads: RunHeads,
+        *,
+        species_temperature: float = 1.0,
+        disease_temperature: float = 1.0,
+    ) -> list[tuple[str | None, float | None]]:
+        """Names the disease of each of N images, with its probability; None where no head can answer.
+
+        The name is the one of the highest probability at temperature 1, whatever the temperatures are: these
+        change the weights of a sum, and with them which term is the largest.
 
         Args:
-            species_probability: (N, S) float64.
+            species_logits: (N, S).
             embedding: (N, D) float32.
             run_heads: the packed heads.
+            species_temperature: of the probability that is returned, for P(species).
+            disease_temperature: the same for P(disease | species).
+        """
+        temperatures = [(1.0, 1.0), (species_temperature, disease_temperature)]
+        if temperatures[0] == temperatures[1]:
+            temperatures.pop()
+        mixed = self.mix(species_logits, embedding, run_heads, temperatures)
+        return [
+            (self.names[best := int(plain.argmax())], float(tempered[best])) if plain.any() else (None, None)
+            for plain, tempered in zip(mixed[0], mixed[-1], strict=True)
+        ]
+
+    def mix(
+        self,
+        species_logits: NDArray[np.float32],
+        embedding: NDArray[np.float32],
+        run_heads: RunHeads,
+        temperatures: Sequence[tuple[float, float]] = ((1.0, 1.0),),
+    ) -> NDArray[np.float64]:
+        """Computes P(disease) for N images, at several temperatures for one run of the heads.
+
+        Args:
+            species_logits: (N, S).
+            embedding: (N, D) float32.
+            run_heads: the packed heads.
+            temperatures: pairs of species' and diseases' temperature, T of them.
 
         Returns:
-            (N, names) float64. A row sums to the probability of the species that have a head.
+            (T, N, names) float64. A row sums to the probability of the species that have a head.
         """
-        rows, species = np.nonzero((species_probability >= MIN_SPECIES_PROBABILITY) & self._has_head)
-        mixed = np.zeros((len(embedding), len(self.names)))
+        chances = np.stack([softmax(species_logits, species) for species, _ in temperatures])
+        chances[(chances < MIN_SPECIES_PROBABILITY) | ~self._has_head] = 0
+        rows, species = np.nonzero(chances.any(axis=0))
+        mixed = np.zeros((len(temperatures), len(embedding), len(self.names)))
         for start in range(0, len(rows), _PAIRS_AT_ONCE):
             row, index = rows[start : start + _PAIRS_AT_ONCE], species[start : start + _PAIRS_AT_ONCE]
-            weighted = softmax(run_heads(embedding[row], index)) * species_probability[row, index, None]
-            np.add.at(mixed, (row[:, None], self._place[index]), weighted)  # classes that a species lacks add 0
+            logits = run_heads(embedding[row], index)
+            for total, chance, (_, temperature) in zip(mixed, chances, temperatures, strict=True):
+                weighted = softmax(logits, temperature) * chance[row, index, None]
+                np.add.at(total, (row[:, None], self._place[index]), weighted)  # classes that a species lacks add 0
         return mixed
 
 
-def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Probabilities along the last axis, computed in float64."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
+    """Probabilities of `logits / temperature` along the last axis, computed in float64."""
+    shifted = (logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)) / temperature
     exponents = np.exp(shifted)
     probabilities: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
     return probabilities

@@ -1,25 +1,43 @@
-"""One pass over the validation leaves: what is right in FP16 and INT8, and the plants' OOD scores.
+"""One pass over the validation leaves: what FP16 and INT8 answer, how sure they are, and the plants' OOD scores.
 
 Species; disease given the TRUE species (its head answers, whatever the species model says); and end to end
-(species and disease both right). Images are streamed: all that is kept of one is a few numbers.
+(species and disease both right), by hard and by soft routing. Images are streamed: all that is kept of one is a few
+numbers.
 
 >>> run = measure_accuracy(fp16, int8, leaves, unreadable=[])  # doctest: +SKIP
 >>> run.accuracy.int8.species.value  # doctest: +SKIP
 0.8116
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Final
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage, stream_batches
+from plantmodels.build.data import (
+    CLASS_SEPARATOR,
+    LeafSample,
+    LeafSet,
+    UnreadableImage,
+    class_of,
+    name_below,
+    stream_batches,
+)
+from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify.measurements import Accuracy, PrecisionAccuracy, Share, SpeciesRow
+from plantmodels.verify.images import ImageRow
+from plantmodels.verify.measurements import Accuracy, Bin, Calibration, ClassRow, Paired, Reliability
+from plantmodels.verify.records import finite_or_none
 
 BATCH: Final = 8
+CALIBRATION_BINS: Final = 15
+"""Of equal width, as Guo et al. (2017) have them."""
+
+_T = TypeVar("_T", "_Answers", "_Served")
 
 
 @dataclass(frozen=True)
@@ -29,20 +47,51 @@ class AccuracyRun:
     Attributes:
         accuracy: the counts.
         samples: the images that could be read, in the order measured.
+        rows: the answers to each of these.
         scores: (N,) float64, OOD scores of these from the INT8 embedding.
     """
 
     accuracy: Accuracy
     samples: tuple[LeafSample, ...]
+    rows: tuple[ImageRow, ...]
     scores: NDArray[np.float64]
 
 
-@dataclass
-class _Answers:
-    """Indices that one precision answers with, per image; −1 where a species has no head."""
+@dataclass(frozen=True)
+class _Truth:
+    """What is right, for n images: indices, −1 for the disease where the species has no head."""
 
-    species: list[int] = field(default_factory=list)
-    disease: list[int] = field(default_factory=list)
+    species: NDArray[np.int64]
+    disease: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """What one precision answers to n images: indices; the disease is that of the true species' head, −1 without."""
+
+    species: NDArray[np.int64]
+    disease: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class _Served:
+    """What INT8 answers besides, for n images.
+
+    Attributes:
+        routed: (n,) names of diseases by hard routing, "" where there is none.
+        soft: (n,) the same by soft routing.
+        scores: (n,) OOD scores.
+        species: (n, 2, 2), at temperature 1 and as served: probability of the answer, and −log P(truth).
+        disease: (m, 2, 2), the same of the disease given the true species, where that has several.
+        disease_right: (m,) whether that answer is right.
+    """
+
+    routed: NDArray[np.str_]
+    soft: NDArray[np.str_]
+    scores: NDArray[np.float64]
+    species: NDArray[np.float64]
+    disease: NDArray[np.float64]
+    disease_right: NDArray[np.bool_]
 
 
 def measure_accuracy(
@@ -59,65 +108,184 @@ def measure_accuracy(
     Raises:
         DataError: too many unreadable files.
     """
-    answers = {"fp16": _Answers(), "int8": _Answers()}
     samples: list[LeafSample] = []
-    scores: list[NDArray[np.float64]] = []
+    parts: list[tuple[_Answers, _Answers, _Served]] = []
     for positions, pixels in stream_batches(
         leaves.paths, int8.metadata.preprocessing, size=BATCH, unreadable=unreadable, description="measure accuracy"
     ):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
-        embedding = _answer_(answers["int8"], int8, batch, pixels)
-        scores.append(int8.detector.score(embedding))
-        _answer_(answers["fp16"], fp16, batch, pixels)
-    accuracy = _count(samples, answers["fp16"], answers["int8"], int8.taxonomy.species)
-    return AccuracyRun(accuracy, tuple(samples), np.concatenate([np.empty(0), *scores]))
+        truth = _read_truth(batch)
+        served, answers = _serve(int8, truth, pixels)
+        parts.append((_answer(fp16, truth, *fp16.embed(pixels))[0], answers, served))
+    fp16_parts, int8_parts, served_parts = zip(*parts, strict=True)
+    truth, a, b, served = _read_truth(samples), _join(fp16_parts), _join(int8_parts), _join(served_parts)
+    rows = tuple(_describe(leaves.root, samples, truth, a, b, served, int8))
+    return AccuracyRun(_count(truth, a, b, served, int8), tuple(samples), rows, served.scores)
 
 
-def _answer_(
-    answers: _Answers, classifier: PlantClassifier, batch: Sequence[LeafSample], pixels: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    """Appends a batch's answers and returns its embedding (n, D)."""
+def _join(parts: Sequence[_T]) -> _T:
+    names = [field.name for field in fields(parts[0])]
+    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _read_truth(samples: Sequence[LeafSample]) -> _Truth:
+    species, diseases = np.array([class_of(sample) for sample in samples], np.int64).T
+    return _Truth(species, diseases)
+
+
+def _answer(
+    classifier: PlantClassifier, truth: _Truth, logits: NDArray[np.float32], embedding: NDArray[np.float32]
+) -> tuple[_Answers, NDArray[np.float32]]:
+    """The answers, and the logits of the true species' heads (n, max diseases)."""
+    heads = classifier.disease_logits(embedding, truth.species)
+    return _Answers(logits.argmax(axis=1), np.where(truth.disease >= 0, heads.argmax(axis=1), -1)), heads
+
+
+def _serve(classifier: PlantClassifier, truth: _Truth, pixels: NDArray[np.float32]) -> tuple[_Served, _Answers]:
+    metadata, taxonomy = classifier.metadata, classifier.taxonomy
     logits, embedding = classifier.embed(pixels)
-    true_species = np.array([sample.species_index for sample in batch], np.int64)
-    diseases = classifier.disease_logits(embedding, true_species).argmax(axis=1)
-    has_head = np.array([sample.disease_index is not None for sample in batch])
-    answers.species += logits.argmax(axis=1).tolist()
-    answers.disease += np.where(has_head, diseases, -1).tolist()
-    return embedding
+    answers, heads = _answer(classifier, truth, logits, embedding)
+    best = classifier.disease_logits(embedding, answers.species).argmax(axis=1)
+    routed = [_name_disease(taxonomy, *pair) for pair in zip(answers.species.tolist(), best.tolist(), strict=True)]
+    soft = [name or "" for name, _ in classifier.mix_diseases(logits, embedding)]
+    several = np.array([len(taxonomy.diseases_of(i)) > 1 for i in truth.species.tolist()])
+    served = _Served(
+        np.array(routed, np.str_),
+        np.array(soft, np.str_),
+        classifier.detector.score(embedding),
+        measure_chances(logits, truth.species, metadata.species_temperature),
+        measure_chances(heads[several], truth.disease[several], metadata.disease_temperature),
+        (answers.disease == truth.disease)[several],
+    )
+    return served, answers
 
 
-def _count(samples: Sequence[LeafSample], fp16: _Answers, int8: _Answers, names: Sequence[str]) -> Accuracy:
-    true_species = np.array([sample.species_index for sample in samples], np.int64)
-    right = {
-        name: np.array(answers.species, np.int64) == true_species for name, answers in (("fp16", fp16), ("int8", int8))
-    }
-    by_species = {
-        names[index]: SpeciesRow(
-            int((true_species == index).sum()),
-            int(right["fp16"][true_species == index].sum()),
-            int(right["int8"][true_species == index].sum()),
+def _name_disease(taxonomy: Taxonomy, species: int, disease: int) -> str:
+    names = taxonomy.diseases_of(species)
+    return names[disease] if names and disease >= 0 else ""
+
+
+def measure_chances(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
+    """Probability of the answer and −log P(label), at temperature 1 and at another: (N, 2, 2) float64.
+
+    Args:
+        logits: (N, C), −inf at classes that a row lacks.
+        labels: (N,) the true class.
+        temperature: the other.
+    """
+    gaps = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
+    rows = np.arange(len(labels))
+    found = np.empty((len(labels), 2, 2))
+    for column, divisor in enumerate((1.0, temperature)):
+        sums = np.exp(gaps / divisor).sum(axis=1)
+        found[:, column] = np.stack([1 / sums, np.log(sums) - gaps[rows, labels] / divisor], axis=1)
+    return found
+
+
+def measure_calibration(chances: NDArray[np.float64], right: NDArray[np.bool_], temperature: float) -> Calibration:
+    """Bins answers by their probability.
+
+    Args:
+        chances: (N, 2, 2) of `measure_chances`.
+        right: (N,) whether the answer is.
+        temperature: of the second.
+    """
+    before, after = (_bin(chances[:, column], right) for column in (0, 1))
+    return Calibration(temperature, before, after)
+
+
+def _bin(chances: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
+    confidence = np.nan_to_num(chances[:, 0])
+    places = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    bins = []
+    for place in range(CALIBRATION_BINS):
+        inside = places == place
+        images = int(inside.sum())
+        bins.append(Bin(images, int(right[inside].sum()), float(confidence[inside].mean()) if images else 0.0))
+    return Reliability(tuple(bins), finite_or_none(float(chances[:, 1].mean())) if len(chances) else None)
+
+
+def _describe(
+    root: Path,
+    samples: Sequence[LeafSample],
+    truth: _Truth,
+    fp16: _Answers,
+    int8: _Answers,
+    served: _Served,
+    classifier: PlantClassifier,
+) -> Iterator[ImageRow]:
+    taxonomy = classifier.taxonomy
+    rejected = classifier.detector.rejects(served.scores)
+    for i, (sample, species, disease) in enumerate(
+        zip(samples, truth.species.tolist(), truth.disease.tolist(), strict=True)
+    ):
+        yield ImageRow(
+            set="val",
+            source=_name_class(taxonomy, species, disease),
+            name=name_below(root, sample.path),
+            species=taxonomy.species[species],
+            disease=_name_disease(taxonomy, species, disease),
+            fp16_species=taxonomy.species[fp16.species[i]],
+            fp16_disease=_name_disease(taxonomy, species, int(fp16.disease[i])),
+            int8_species=taxonomy.species[int8.species[i]],
+            int8_disease=_name_disease(taxonomy, species, int(int8.disease[i])),
+            int8_routed_disease=str(served.routed[i]),
+            int8_soft_disease=str(served.soft[i]),
+            species_probability=float(served.species[i, 1, 0]),
+            ood_score=float(served.scores[i]),
+            rejected=bool(rejected[i]),
         )
-        for index in np.unique(true_species).tolist()
-    }
+
+
+def _name_class(taxonomy: Taxonomy, species: int, disease: int) -> str:
+    name = _name_disease(taxonomy, species, disease)
+    return taxonomy.species[species] + (CLASS_SEPARATOR + name if name else "")
+
+
+def _count(truth: _Truth, fp16: _Answers, int8: _Answers, served: _Served, classifier: PlantClassifier) -> Accuracy:
+    taxonomy, metadata = classifier.taxonomy, classifier.metadata
+    headed = truth.disease >= 0
+    species = [answers.species == truth.species for answers in (fp16, int8)]
+    disease = [answers.disease == truth.disease for answers in (fp16, int8)]
+    names = np.array([_name_disease(taxonomy, *pair) for pair in zip(truth.species, truth.disease, strict=True)])
+    soft = species[1] & ((served.soft == names) | ~headed)
     return Accuracy(
-        fp16=_count_right(samples, fp16),
-        int8=_count_right(samples, int8),
-        species_flips=sum(a != b for a, b in zip(fp16.species, int8.species, strict=True)),
-        disease_flips=sum(a != b for a, b in zip(fp16.disease, int8.disease, strict=True)),
-        by_species=by_species,
+        species=_pair(*species),
+        disease=_pair(disease[0][headed], disease[1][headed]),
+        end_to_end=_pair(species[0] & disease[0], species[1] & disease[1]),  # hard routing asks the true head then
+        routing=_pair(species[1] & disease[1], soft),
+        species_flips=int((fp16.species != int8.species).sum()),
+        disease_flips=int((fp16.disease != int8.disease).sum()),
+        by_species=_count_classes([(i, -1) for i in truth.species.tolist()], species, taxonomy),
+        by_disease=_count_classes(
+            list(zip(truth.species[headed].tolist(), truth.disease[headed].tolist(), strict=True)),
+            [right[headed] for right in disease],
+            taxonomy,
+        ),
+        confusions=_count_confusions(truth.species.tolist(), int8.species.tolist(), taxonomy.species),
+        species_calibration=measure_calibration(served.species, species[1], metadata.species_temperature),
+        disease_calibration=measure_calibration(served.disease, served.disease_right, metadata.disease_temperature),
     )
 
 
-def _count_right(samples: Sequence[LeafSample], answers: _Answers) -> PrecisionAccuracy:
-    """Right species and right disease given it is right end to end: hard routing asks that very head."""
-    true_species = np.array([sample.species_index for sample in samples], np.int64)
-    true_disease = np.array([-1 if s.disease_index is None else s.disease_index for s in samples], np.int64)
-    species = np.array(answers.species, np.int64) == true_species
-    disease = np.array(answers.disease, np.int64) == true_disease
-    has_head = true_disease >= 0
-    return PrecisionAccuracy(
-        species=Share(int(species.sum()), len(samples)),
-        disease=Share(int((disease & has_head).sum()), int(has_head.sum())),
-        end_to_end=Share(int((species & disease).sum()), len(samples)),
-    )
+def _pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
+    return Paired(*(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second)))
+
+
+def _count_classes(
+    labels: Sequence[tuple[int, int]], right: Sequence[NDArray[np.bool_]], taxonomy: Taxonomy
+) -> dict[str, ClassRow]:
+    images = Counter(labels)
+    fp16, int8 = (Counter(label for label, hit in zip(labels, hits, strict=True) if hit) for hits in right)
+    return {
+        _name_class(taxonomy, *label): ClassRow(images[label], fp16[label], int8[label]) for label in sorted(images)
+    }
+
+
+def _count_confusions(truth: Sequence[int], answers: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, int]]:
+    counts = Counter((t, a) for t, a in zip(truth, answers, strict=True) if t != a)
+    found: dict[str, dict[str, int]] = {}
+    for (true, answer), images in sorted(counts.items()):
+        found.setdefault(names[true], {})[names[answer]] = images
+    return found

@@ -11,14 +11,12 @@ from typing import Any, Final, Literal, get_args
 
 from plantmodels.bundle.layout import FORMAT_VERSION
 from plantmodels.verify.gates import GateResult
+from plantmodels.verify.measurements import SMALL_CLASS
 from plantmodels.verify.records import encode
 
 Verdict = Literal["better", "worse", "no difference beyond noise", "not comparable"]
 Unit = Literal["share", "bytes", "ms", "max abs diff", "score"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
-
-SMALL_CLASS: Final = 30
-"""Images below which a class differs beyond noise only if a third of them and more are answered otherwise."""
 
 _NAMED: Final = 6
 """Measures that the summary names of each verdict."""
@@ -56,7 +54,7 @@ class Measure:
 
     @property
     def small(self) -> bool:
-        """Whether it rests on so few images that hardly any difference could be told."""
+        """Whether it rests on fewer than `SMALL_CLASS` images, of which hardly any difference can be told."""
         return min(SMALL_CLASS if n is None else n for n in (self.a_images, self.b_images)) < SMALL_CLASS
 
 

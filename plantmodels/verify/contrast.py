@@ -11,11 +11,10 @@ from typing import Final
 from plantmodels.bundle.layout import IMAGES_FILE, PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.verify.comparison import Measure, Section, Verdict
-from plantmodels.verify.images import ImageRow, ImageSetName
-from plantmodels.verify.measurements import Accuracy, Latency, Parity, Rejection, Share
+from plantmodels.verify.images import ImageRow, ImagesOf
+from plantmodels.verify.measurements import Accuracy, ClassRow, Latency, Paired, Parity, Rejection, Share
 from plantmodels.verify.noise import (
     ALPHA,
-    Paired,
     correct_for_many,
     difference_interval,
     difference_p_value,
@@ -72,7 +71,7 @@ class _Basis:
     images: str
 
     @classmethod
-    def of(cls, a: Side, b: Side, which: ImageSetName, set_a: ImageSet | None, set_b: ImageSet | None) -> "_Basis":
+    def of(cls, a: Side, b: Side, which: ImagesOf, set_a: ImageSet | None, set_b: ImageSet | None) -> "_Basis":
         if set_a is None or set_b is None:
             return cls(None, "not given to both")
         if set_a.sha256 != set_b.sha256:
@@ -115,7 +114,7 @@ def _measure_shares(
         low, high = difference_interval(a, b)
         verdict = _judge(low > 0 or high < 0, b.value > a.value, higher_is_better)
         return replace(measure, low=low, high=high, verdict=verdict)
-    low, high = paired.interval  # of A minus B
+    low, high = paired.interval or (0.0, 0.0)  # of A minus B
     verdict = _judge(paired.p_value < ALPHA, paired.only_second > paired.only_first, higher_is_better)
     why = f"{paired.only_second:,} newly {counted}, {paired.only_first:,} not any more"
     return replace(measure, low=-high, high=-low, p_value=paired.p_value, verdict=verdict, why=why)
@@ -147,13 +146,22 @@ def _contrast_accuracy(a: Side, b: Side, leaves: _Basis) -> Iterator[Section]:
     first, second = a.report.accuracy, b.report.accuracy
     if first is None or second is None:
         return
-    measures = [*_measure_accuracy(first, second, leaves, "int8"), *_measure_accuracy(first, second, leaves, "fp16")]
-    yield Section("Accuracy", f"Leaves: {leaves.describe(_INTERVAL)}.", False, tuple(measures))
+    soft = leaves.count(lambda row: row.int8_species == row.species and row.int8_soft_disease == row.disease)
+    measures = (
+        *_measure_accuracy(first, second, leaves, "int8"),
+        _measure_shares("end to end, INT8, soft routing", first.routing.second, second.routing.second, soft.get("")),
+        *_measure_accuracy(first, second, leaves, "fp16"),
+    )
+    yield Section("Accuracy", f"Leaves: {leaves.describe(_INTERVAL)}.", False, measures)
     test = f"{leaves.describe(_FISHER)}, {_HOLM}"
+    species = leaves.count(lambda row: row.int8_species == row.species, lambda row: row.species)
     note = f"Leaves with the right species in INT8: {test}"
-    yield Section("Each species", note, True, _measure_classes(_count_species(first, second, leaves)))
+    yield Section("Each species", note, True, _measure_classes(_name(first.by_species, second.by_species, species)))
+    disease = leaves.count(lambda row: row.int8_disease == row.disease, lambda row: row.source)
+    asked = _name_diseases(b.metadata)
+    classes = {name: row for name, row in first.by_disease.items() if name in asked}
     note = f"Leaves with the right disease in INT8, given the true species: {test}"
-    yield Section("Each disease", note, True, _measure_classes(_count_diseases(b.metadata, leaves)))
+    yield Section("Each disease", note, True, _measure_classes(_name(classes, second.by_disease, disease)))
 
 
 def _measure_accuracy(a: Accuracy, b: Accuracy, leaves: _Basis, precision: str) -> Iterator[Measure]:
@@ -176,22 +184,20 @@ def _measure_accuracy(a: Accuracy, b: Accuracy, leaves: _Basis, precision: str) 
         )
 
 
-def _count_species(a: Accuracy, b: Accuracy, leaves: _Basis) -> Iterator[_Named]:
-    paired = leaves.count(lambda row: row.int8_species == row.species, lambda row: row.species)
-    for name, row in a.by_species.items():
-        if name in b.by_species:
-            other = b.by_species[name]
-            yield name, Share(row.int8, row.images), Share(other.int8, other.images), paired.get(name)
+def _name(a: Mapping[str, ClassRow], b: Mapping[str, ClassRow], paired: Mapping[Hashable, Paired]) -> Iterator[_Named]:
+    for name in a:
+        if name in b:
+            yield name, Share(a[name].int8, a[name].images), Share(b[name].int8, b[name].images), paired.get(name)
 
 
-def _count_diseases(metadata: Metadata, leaves: _Basis) -> Iterator[_Named]:
-    """Each class of the species that have several; where there is one, every answer is right."""
-    paired = leaves.count(lambda row: row.int8_disease == row.disease, lambda row: (row.species, row.disease))
-    for species, diseases in metadata.taxonomy.diseases.items():
-        for disease in diseases if len(diseases) > 1 else ():
-            both = paired.get((species, disease))
-            if both is not None:
-                yield f"{species}: {disease}", both.first, both.second, both
+def _name_diseases(metadata: Metadata) -> frozenset[str]:
+    """Classes of species that have several, as reports call them; where there is one, every answer is right."""
+    return frozenset(
+        f"{species}___{disease}"
+        for species, diseases in metadata.taxonomy.diseases.items()
+        for disease in diseases
+        if len(diseases) > 1
+    )
 
 
 def _contrast_rejection(a: Rejection | None, b: Rejection | None, leaves: _Basis, others: _Basis) -> Iterator[Section]:

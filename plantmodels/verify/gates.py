@@ -130,6 +130,12 @@ class GateResult:
             digits += 1
         return f"{value:,.{digits}f}{display.suffix}"
 
+    def interval_text(self, low: float, high: float) -> str:
+        """A 95 % interval of the measured value, in its unit."""
+        display = _display_of(self)
+        written = (f"{value / display.scale:,.{display.digits}f}" for value in (low, high))
+        return f"{' to '.join(written)}{display.suffix}".replace("-", "−")
+
     @property
     def samples_text(self) -> str:
         """The number of samples with what they are, such as "1,539 images"."""

@@ -9,8 +9,10 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from plantmodels.verify.gates import GATES, GateResult
-from plantmodels.verify.measurements import Accuracy, Latency, Parity, Rejection, Share
-from plantmodels.verify.page import Html, document, figure, fold, notes, section, table
+from plantmodels.verify.html_accuracy import render_accuracy
+from plantmodels.verify.measurements import Interval, Latency, Parity, Rejection
+from plantmodels.verify.page import Gallery, Html, document, figure, fold, notes, section, table
+from plantmodels.verify.page import share_cell as _share
 from plantmodels.verify.policy import LIMITS
 from plantmodels.verify.report import GateReport
 
@@ -20,7 +22,10 @@ _SUPERSCRIPTS: Final = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸
 
 
 def render_report(
-    report: GateReport, plots: Mapping[str, bytes], recipe: Mapping[str, Any] = MappingProxyType({})
+    report: GateReport,
+    plots: Mapping[str, bytes],
+    recipe: Mapping[str, Any] = MappingProxyType({}),
+    galleries: Mapping[str, Gallery] = MappingProxyType({}),
 ) -> str:
     """Renders the whole page.
 
@@ -28,22 +33,23 @@ def render_report(
         report: what to show.
         plots: file name to PNG, from `draw_plots`; each is put into the page itself.
         recipe: how the INT8 species model was made, from the bundle's metadata.
+        galleries: thumbnails: "flipped", of images that FP16 and INT8 answer otherwise.
 
     Returns:
         An HTML document.
     """
     parts = [_head(report), _gates(report)]
     if report.accuracy is not None:
-        parts.append(_accuracy(report.accuracy))
+        parts.append(render_accuracy(report.accuracy, plots, galleries.get("flipped", Gallery((), 0))))
     if report.rejection is not None:
         parts.append(_rejection(report.rejection, plots.get("ood-scores.png")))
     if report.parity is not None:
-        parts.append(_parity(report.parity))
+        parts.append(_parity(report.parity, plots.get("parity.png")))
     if recipe.get("tried"):
         parts.append(_quantization(recipe))
     parts.append(_sizes(report, plots.get("file-sizes.png")))
     if report.latency is not None:
-        parts.append(_latency(report.latency))
+        parts.append(_latency(report.latency, plots.get("latency.png")))
     parts += [_problems(report), _unreadable(report), _provenance(report)]
     return document(f"Gate report: {_verdict(report)}", "".join(parts))
 
@@ -81,13 +87,21 @@ def _gates(report: GateReport) -> str:
                 escape(gate.limit_text)
                 + ('<span class="what">looser than default</span>' if gate.name in loosened else "")
             ),
-            gate.measured_text,
+            _measured(gate, report.intervals.get(gate.name)),
             "–" if gate.status == "not measured" else gate.samples_text,
             _status(gate),
         )
         for gate in report.gates
     ]
-    return table(("gate", "limit", "measured", "samples", "status"), rows, numbers=(1, 2, 3), name="gates")
+    shown = table(("gate", "limit", "measured", "samples", "status"), rows, numbers=(1, 2, 3), name="gates")
+    below = notes("Below a measured value: its 95 % interval, which no gate looks at.") if report.intervals else ""
+    return shown + below
+
+
+def _measured(gate: GateResult, interval: Interval | None) -> Html:
+    """The value that is compared, and below it the 95 % interval that is not."""
+    below = "" if interval is None or gate.measured is None else gate.interval_text(*interval)
+    return Html(escape(gate.measured_text) + (f'<span class="what">{escape(below)}</span>' if below else ""))
 
 
 def _name(gate: GateResult) -> Html:
@@ -99,46 +113,6 @@ def _name(gate: GateResult) -> Html:
 def _status(gate: GateResult) -> Html:
     kind = gate.status.replace(" ", "-")
     return Html(f'<span class="status {kind}"><i>{_MARKS[gate.status]}</i> {escape(gate.status)}</span>')
-
-
-def _accuracy(accuracy: Accuracy) -> str:
-    def row(label: str, pick: str) -> tuple[str | Html, ...]:
-        fp16, int8 = (getattr(counts, pick) for counts in (accuracy.fp16, accuracy.int8))
-        return label, _share(fp16), _share(int8), _change(fp16, int8)
-
-    rows = [
-        row("species", "species"),
-        row("disease, given the true species", "disease"),
-        row("end to end, both right", "end_to_end"),
-    ]
-    by_species = [
-        (name, f"{row.images:,}", _share(Share(row.fp16, row.images)), _share(Share(row.int8, row.images)))
-        for name, row in accuracy.by_species.items()
-    ]
-    return section(
-        "Accuracy",
-        table(("", "FP16", "INT8", "change"), rows, numbers=(1, 2, 3)),
-        notes(
-            f"INT8 answers otherwise than FP16 on {accuracy.species_flips:,} images for the species, and on "
-            f"{accuracy.disease_flips:,} for the disease given the true species."
-        ),
-        fold(
-            "Species accuracy of each species",
-            table(("species", "images", "FP16", "INT8"), by_species, numbers=(1, 2, 3)),
-        ),
-    )
-
-
-def _share(share: Share) -> Html:
-    if share.value is None:
-        return Html("–")
-    return Html(f'{100 * share.value:.2f} %<span class="of">{share.count:,} of {share.images:,}</span>')
-
-
-def _change(fp16: Share, int8: Share) -> str:
-    if not fp16.images:
-        return "–"
-    return f"{100 * (int8.count - fp16.count) / fp16.images:+.2f} points".replace("-", "−")
 
 
 def _rejection(rejection: Rejection, plot: bytes | None) -> str:
@@ -164,7 +138,7 @@ def _rejection(rejection: Rejection, plot: bytes | None) -> str:
     )
 
 
-def _parity(parity: Parity) -> str:
+def _parity(parity: Parity, plot: bytes | None) -> str:
     rows = [
         ("species logits", _difference(parity.logits), _difference(parity.int8_logits)),
         ("embedding", _difference(parity.embedding), _difference(parity.int8_embedding)),
@@ -174,6 +148,7 @@ def _parity(parity: Parity) -> str:
     batches = ", ".join(f"{value} in batches of {size}" for size, value in sizes)
     return section(
         "Parity with PyTorch",
+        figure(plot, "Species logits of FP16 and INT8 against PyTorch's, and their absolute differences"),
         table(("largest absolute difference", "FP16, gated", "INT8, for information"), rows, numbers=(1, 2)),
         notes(
             f"On {parity.images:,} validation leaves. FP16 logits or embedding: {batches}. Heads are gated as the "
@@ -236,7 +211,7 @@ def _sizes(report: GateReport, plot: bytes | None) -> str:
     )
 
 
-def _latency(latency: Latency) -> str:
+def _latency(latency: Latency, plot: bytes | None) -> str:
     rows = [
         ("preprocessed tensor to prediction, gated", f"{latency.median_ms:.1f} ms", f"{latency.p95_ms:.1f} ms"),
         (
@@ -249,6 +224,7 @@ def _latency(latency: Latency) -> str:
     load = "" if latency.load is None else f"; load average of the minute before: {latency.load:.1f}"
     return section(
         "Latency",
+        figure(plot, "Median and 95th percentile of one image's time, with the limit"),
         table(("one image", "median", "95th percentile"), rows, numbers=(1, 2)),
         notes(f"{latency.runs:,} runs after warm-up, {threads} on {latency.cpu or 'an unnamed CPU'}{load}."),
     )

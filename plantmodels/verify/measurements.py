@@ -5,10 +5,30 @@ the networks nor their libraries.
 
 >>> Share(24, 25).value
 0.96
+>>> "%.3f to %.3f" % Share(24, 25).interval
+'0.805 to 0.993'
+
+References:
+    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
+    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
+    Statistics in Medicine 1998.
+    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
+
+SMALL_CLASS: Final = 20
+"""A class of fewer images is named as small: one image is 5 points or more of its accuracy."""
+
+Interval = tuple[float, float]
+"""Lower and upper end of a 95 % confidence interval."""
+
+_Z: Final = 1.959963984540054
+"""The normal distribution's 97.5 % quantile."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +57,114 @@ class Share:
         """`count / images`; None without images."""
         return self.count / self.images if self.images else None
 
+    @property
+    def interval(self) -> Interval | None:
+        """Wilson's 95 % interval of the share; None without images."""
+        if not self.images:
+            return None
+        total, weight = self.images + _Z**2, _Z**2 / 2
+        centre = (self.count + weight) / total
+        half = _Z / total * math.sqrt(self.count * (self.images - self.count) / self.images + _Z**2 / 4)
+        return (
+            0.0 if self.count == 0 else centre - half,
+            1.0 if self.count == self.images else centre + half,
+        )
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two answers to each of the same images: how often both are right, one alone, or none.
+
+    Attributes:
+        both: images that both are right on.
+        only_first: images that the first alone is right on.
+        only_second: images that the second alone is right on.
+        neither: images that both are wrong on.
+    """
+
+    both: int
+    only_first: int
+    only_second: int
+    neither: int
+
+    def __post_init__(self) -> None:
+        """Refuses counts below 0.
+
+        Raises:
+            ValueError: naming the counts.
+        """
+        counts = (self.both, self.only_first, self.only_second, self.neither)
+        if min(counts) < 0:
+            raise ValueError(f"counts of images must be at least 0, got {counts}")
+
+    @property
+    def images(self) -> int:
+        """All images."""
+        return self.both + self.only_first + self.only_second + self.neither
+
+    @property
+    def first(self) -> Share:
+        """What the first is right on."""
+        return Share(self.both + self.only_first, self.images)
+
+    @property
+    def second(self) -> Share:
+        """What the second is right on."""
+        return Share(self.both + self.only_second, self.images)
+
+    @property
+    def difference(self) -> float | None:
+        """Accuracy of the first minus that of the second; None without images."""
+        return (self.only_first - self.only_second) / self.images if self.images else None
+
+    @property
+    def interval(self) -> Interval | None:
+        """Tango's 95 % score interval of the difference, the one that inverts McNemar's test; None without images."""
+        if not self.images:
+            return None
+        return self._find_end(-1.0), self._find_end(1.0)
+
+    def _find_end(self, towards: float) -> float:
+        """Bisects between the difference and ±1 for where the score is `_Z`."""
+        inside, outside = self.difference or 0.0, towards
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            if abs(self._score(middle)) <= _Z:
+                inside = middle
+            else:
+                outside = middle
+        return inside
+
+    def _score(self, delta: float) -> float:
+        """Tango's statistic for a true difference of `delta`, between −1 and 1."""
+        images, change = self.images, self.only_first + self.only_second
+        b = (2 * images - self.only_first + self.only_second) * delta - change
+        c = -self.only_second * delta * (1 - delta)
+        only_second = (math.sqrt(max(0.0, b * b - 8 * images * c)) - b) / (4 * images)
+        variance = images * (2 * only_second + delta * (1 - delta))
+        gap = self.only_first - self.only_second - images * delta
+        return gap / math.sqrt(variance) if variance > 0 else 0.0 if gap == 0 else math.copysign(math.inf, gap)
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar: how likely so uneven a split of the images that one alone is right on is by chance.
+
+        Twice the lower tail of a binomial distribution of probability 1/2, at most 1.
+        """
+        split, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
+        if self.only_first == self.only_second:
+            return 1.0
+        term = math.exp(
+            math.lgamma(split + 1) - math.lgamma(fewer + 1) - math.lgamma(split - fewer + 1) - split * math.log(2)
+        )
+        tail = 0.0
+        for count in range(fewer, -1, -1):
+            tail += term
+            term *= count / (split - count + 1)
+            if term < tail * 1e-17:
+                break
+        return min(1.0, 2 * tail)
+
 
 @dataclass(frozen=True)
 class PrecisionAccuracy:
@@ -54,51 +182,151 @@ class PrecisionAccuracy:
 
 
 @dataclass(frozen=True)
-class SpeciesRow:
-    """One species' images: how many, and how many each precision gives the right species."""
+class ClassRow:
+    """One class: how many images, and how many each precision is right on.
+
+    Attributes:
+        images: of the class.
+        fp16: right in FP16.
+        int8: right in INT8.
+    """
 
     images: int
     fp16: int
     int8: int
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it has fewer than `SMALL_CLASS` images, too few to say much of it."""
+        return self.images < SMALL_CLASS
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Images of about the same confidence.
+
+    Attributes:
+        images: how many.
+        right: how many of these the answer is right on.
+        confidence: mean probability of the answer; 0 without images.
+    """
+
+    images: int
+    right: int
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Probabilities of answers against how often these are right.
+
+    Attributes:
+        bins: of equal width, from 0 to 1.
+        nll: mean of −log P(true class); None without images.
+    """
+
+    bins: tuple[Bin, ...]
+    nll: float | None
+
+    @property
+    def ece(self) -> float | None:
+        """Expected calibration error: `Σ |right − images · confidence| / Σ images` over bins; None without images."""
+        images = sum(row.images for row in self.bins)
+        gaps = sum(abs(row.right - row.images * row.confidence) for row in self.bins)
+        return gaps / images if images else None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Probabilities before and after logits are divided by a temperature.
+
+    Attributes:
+        temperature: the bundle's.
+        before: at temperature 1.
+        after: as served.
+    """
+
+    temperature: float
+    before: Reliability
+    after: Reliability
+
 
 @dataclass(frozen=True)
 class Accuracy:
-    """FP16 beside INT8 on the same images.
+    """FP16, of its species model with the bundle's heads, beside INT8, which is served, on the same images.
 
     Attributes:
-        fp16: of the FP16 species model with the bundle's heads.
-        int8: of what is served.
-        species_flips: images to which the two give different species, right or wrong.
-        disease_flips: images to which the two give different diseases, given the true species.
-        by_species: species name to its row; species without images are absent.
+        species: species right, first FP16 and second INT8, of all images.
+        disease: disease right given the true species, first FP16 and second INT8, of the images whose species has
+            a head.
+        end_to_end: species and disease both right, first FP16 and second INT8, species alone where there is no head.
+        routing: the same of INT8, first by hard and second by soft routing.
+        species_flips: images to which the two precisions give different species, right or wrong.
+        disease_flips: images to which they give different diseases, given the true species.
+        by_species: species name to its row, of species right; species without images are absent.
+        by_disease: "<species>___<disease>" to its row, of disease right given the true species; likewise.
+        confusions: true species to the other species that INT8 gives its images, with how many; without empty entries.
+        species_calibration: of INT8's species probability.
+        disease_calibration: of INT8's disease probability given the true species, where that has several diseases.
     """
 
-    fp16: PrecisionAccuracy
-    int8: PrecisionAccuracy
+    species: Paired
+    disease: Paired
+    end_to_end: Paired
+    routing: Paired
     species_flips: int
     disease_flips: int
-    by_species: Mapping[str, SpeciesRow]
+    by_species: Mapping[str, ClassRow]
+    by_disease: Mapping[str, ClassRow]
+    confusions: Mapping[str, Mapping[str, int]]
+    species_calibration: Calibration
+    disease_calibration: Calibration
 
     @property
-    def species_drop(self) -> float | None:
-        """FP16 minus INT8 species accuracy; negative when INT8 is better."""
-        return _drop(self.fp16.species, self.int8.species)
+    def fp16(self) -> PrecisionAccuracy:
+        """What FP16 gets right."""
+        return PrecisionAccuracy(self.species.first, self.disease.first, self.end_to_end.first)
 
     @property
-    def disease_drop(self) -> float | None:
-        """FP16 minus INT8 disease accuracy given the true species; None when no species has a head."""
-        return _drop(self.fp16.disease, self.int8.disease)
+    def int8(self) -> PrecisionAccuracy:
+        """What INT8 gets right."""
+        return PrecisionAccuracy(self.species.second, self.disease.second, self.end_to_end.second)
+
+    @property
+    def worst(self) -> Paired | None:
+        """Species or disease, whichever loses more from FP16 to INT8; None without images."""
+        measured = [paired for paired in (self.species, self.disease) if paired.images]
+        return max(measured, key=lambda paired: paired.difference or 0.0, default=None)
 
     @property
     def worst_drop(self) -> float | None:
-        """The gated value: the larger of the two drops that exist."""
-        drops = [drop for drop in (self.species_drop, self.disease_drop) if drop is not None]
-        return max(drops, default=None)
+        """The gated value: the larger of the two drops that exist; negative when INT8 is better at both."""
+        return None if self.worst is None else self.worst.difference
 
 
-def _drop(fp16: Share, int8: Share) -> float | None:
-    return (fp16.count - int8.count) / fp16.images if fp16.images else None
+@dataclass(frozen=True)
+class Scatter:
+    """Species logits of the same images and classes, evenly spaced among all; for a picture.
+
+    Attributes:
+        pytorch: the checkpoint's network.
+        fp16: FP16 in ONNX Runtime.
+        int8: as served.
+    """
+
+    pytorch: tuple[float, ...]
+    fp16: tuple[float, ...]
+    int8: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        """Refuses lists of unequal length.
+
+        Raises:
+            ValueError: naming the lengths.
+        """
+        lengths = (len(self.pytorch), len(self.fp16), len(self.int8))
+        if len(set(lengths)) > 1:
+            raise ValueError(f"a scatter needs as many logits of each, got {lengths}")
 
 
 @dataclass(frozen=True)
@@ -115,6 +343,7 @@ class Parity:
         int8_logits: as served, for information.
         int8_embedding: as served, for information.
         int8_head_logits: packed heads on PyTorch's embeddings, for information.
+        scatter: some of the species logits; None where some are missing or not finite.
     """
 
     images: int
@@ -126,6 +355,7 @@ class Parity:
     int8_logits: float | None
     int8_embedding: float | None
     int8_head_logits: float | None
+    scatter: Scatter | None
 
     @property
     def worst(self) -> float | None:

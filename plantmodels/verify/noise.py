@@ -11,73 +11,17 @@ The first of two is always A and the second B, and every difference is B minus A
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from statistics import NormalDist
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.verify.measurements import Share
+from plantmodels.verify.measurements import Paired, Share
 
 ALPHA: Final = 0.05
 """Differences that chance alone makes more seldom than this are beyond noise."""
 
-_Z: Final = NormalDist().inv_cdf(1 - ALPHA / 2)
 _DRAWS: Final = 20_000
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Two answers to each of the same images: how often both are right, one alone, or none."""
-
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
-
-    @property
-    def images(self) -> int:
-        """All images."""
-        return self.both + self.only_first + self.only_second + self.neither
-
-    @property
-    def first(self) -> Share:
-        """What the first is right on."""
-        return Share(self.both + self.only_first, self.images)
-
-    @property
-    def second(self) -> Share:
-        """What the second is right on."""
-        return Share(self.both + self.only_second, self.images)
-
-    @property
-    def p_value(self) -> float:
-        """McNemar's exact two-sided p-value that both get the same share right."""
-        changed, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
-        tail = sum(math.comb(changed, k) for k in range(fewer + 1))
-        return float(min(1.0, 2 * tail / 2**changed))
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """95 % interval of the first's share minus the second's (Newcombe 1998, paired data, method 10)."""
-        (low_a, high_a), (low_b, high_b) = _wilson(self.first), _wilson(self.second)
-        a, b = self.first.count / self.images, self.second.count / self.images
-        odds = self.both * self.neither - self.only_first * self.only_second
-        scale = self.images**2 * math.sqrt(a * b * (1 - a) * (1 - b))
-        phi = 0.0 if not scale else max(odds - self.images / 2, 0.0) / scale if odds > 0 else odds / scale
-        below, above = (a - low_a, high_b - b), (high_a - a, b - low_b)
-        return (
-            a - b - math.sqrt(max(0.0, below[0] ** 2 - 2 * phi * below[0] * below[1] + below[1] ** 2)),
-            a - b + math.sqrt(max(0.0, above[0] ** 2 - 2 * phi * above[0] * above[1] + above[1] ** 2)),
-        )
-
-
-def _wilson(share: Share) -> tuple[float, float]:
-    """95 % interval of a share (Wilson, 1927)."""
-    n, p = share.images, share.count / share.images
-    centre, spread = p + _Z**2 / (2 * n), _Z * math.sqrt(p * (1 - p) / n + _Z**2 / (4 * n * n))
-    return (centre - spread) / (1 + _Z**2 / n), (centre + spread) / (1 + _Z**2 / n)
 
 
 def difference_interval(a: Share, b: Share) -> tuple[float, float]:
@@ -90,9 +34,9 @@ def difference_interval(a: Share, b: Share) -> tuple[float, float]:
         Newcombe, Interval estimation for the difference between independent proportions (1998), method 10:
         the Wilson intervals of both, combined by square and add.
     """
-    if a.value is None or b.value is None:
+    if a.value is None or b.value is None or a.interval is None or b.interval is None:
         raise ValueError(f"both shares need images, got {a.images} and {b.images}")
-    (low_a, high_a), (low_b, high_b) = _wilson(a), _wilson(b)
+    (low_a, high_a), (low_b, high_b) = a.interval, b.interval
     difference = b.value - a.value
     return (
         difference - math.hypot(b.value - low_b, high_a - a.value),

@@ -1,4 +1,4 @@
-"""The few building blocks of the HTML pages: escaped tables, sections, inline pictures, and the style.
+"""The few building blocks of the HTML pages: escaped tables, sections, pictures, thumbnails, and the style.
 
 >>> print(notes("a < b"), end="")
 <p class="notes">a &lt; b</p>
@@ -6,8 +6,36 @@
 
 import base64
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from html import escape
 from typing import Final
+
+from plantmodels.verify.measurements import Interval, Share
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of text below a thumbnail; `right` marks an answer as right or wrong, None as neither."""
+
+    text: str
+    right: bool | None = None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A thumbnail: the bytes of a JPEG, a title, and lines below it."""
+
+    jpeg: bytes
+    title: str
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Thumbnails of some of `total` images."""
+
+    pictures: tuple[Picture, ...]
+    total: int
 
 
 class Html(str):
@@ -74,6 +102,52 @@ def figure(png: bytes | None, description: str) -> str:
     return f'<figure><img src="data:image/png;base64,{data}" alt="{escape(description)}"></figure>\n'
 
 
+def gallery(shown: Gallery) -> str:
+    """Thumbnails side by side, inside the page itself; nothing without any."""
+    if not shown.pictures:
+        return ""
+    left_out = shown.total - len(shown.pictures)
+    more = notes(f"{left_out:,} more are not shown.") if left_out else ""
+    return f'<div class="gallery">\n{"".join(map(_thumbnail, shown.pictures))}</div>\n{more}'
+
+
+def _thumbnail(picture: Picture) -> str:
+    data = base64.b64encode(picture.jpeg).decode()
+    title = escape(picture.title)
+    lines = "".join(f"<span{_MARKS[line.right]}>{escape(line.text)}</span>" for line in picture.lines)
+    return (
+        f'<figure><img src="data:image/jpeg;base64,{data}" alt="{title}">'
+        f"<figcaption><b>{title}</b>{lines}</figcaption></figure>\n"
+    )
+
+
+_MARKS: Final = {True: ' class="right"', False: ' class="wrong"', None: ""}
+
+
+def spell_class(name: str) -> str:
+    """A class's name for people: "Tomato___Late_blight" is "Tomato · Late blight"."""
+    return name.replace("___", " · ").replace("_", " ").strip()
+
+
+def share_cell(share: Share, *, interval: bool = True) -> Html:
+    """A share in percent, its counts, and its 95 % interval below."""
+    if share.value is None:
+        return Html("–")
+    below = span_interval(share.interval, "%") if interval else ""
+    return Html(f'{100 * share.value:.2f} %<span class="of">{share.count:,} of {share.images:,}</span>{below}')
+
+
+def span_interval(interval: Interval | None, unit: str) -> str:
+    """A 95 % interval of a share or a difference in hundredths, as small type on a line of its own."""
+    return "" if interval is None else f'<span class="what">{write_interval(interval)} {unit}</span>'
+
+
+def write_interval(interval: Interval) -> str:
+    """Both ends in hundredths, such as "78.9 to 82.8"."""
+    low, high = (f"{round(100 * value, 2) + 0.0:.2f}".replace("-", "−") for value in interval)
+    return f"{low} to {high}"
+
+
 STYLE: Final = """
 :root { --ink: #26302b; --muted: #6d7772; --line: #d9ddd8; --faint: #eef0ec; --good: #2f6b47; --bad: #a8352b; }
 * { box-sizing: border-box; }
@@ -120,6 +194,15 @@ table.verdicts th:last-child, table.verdicts td:last-child { padding-left: .9rem
 .notes { margin: .8rem 0; max-width: 44rem; font-size: .93rem; }
 figure { margin: 0 0 .75rem; }
 figure img { display: block; width: 100%; height: auto; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.6rem, 1fr)); gap: 1.2rem 1rem; }
+.gallery figure { margin: 0; }
+.gallery img { width: 112px; height: 112px; object-fit: cover; border-radius: 3px; }
+figcaption { margin-top: .35rem; font-size: .8rem; line-height: 1.35; overflow-wrap: anywhere; }
+figcaption b { display: block; font-weight: 600; }
+figcaption span { display: block; color: var(--muted); }
+figcaption .right { color: var(--good); }
+figcaption .wrong { color: var(--bad); }
+.small { color: #8a6212; }
 details { margin-top: 1rem; }
 summary { cursor: pointer; color: var(--muted); }
 summary:hover { color: var(--ink); }

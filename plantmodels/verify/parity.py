@@ -30,11 +30,13 @@ from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import open_session
 from plantmodels.verify.integrity import RUN_ERRORS
-from plantmodels.verify.measurements import Parity
+from plantmodels.verify.measurements import Parity, Scatter
 from plantmodels.verify.records import finite_or_none
 
 BATCH_SIZES: Final = (1, 2, 3, 5)
 MAX_IMAGES: Final = 64
+MAX_POINTS: Final = 600
+"""Logits of each kind that the report keeps for its picture."""
 
 
 def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
@@ -68,13 +70,14 @@ def measure_parity(
     worst = {size: [0.0, 0.0] for size in BATCH_SIZES}
     worst_int8 = [0.0, 0.0]
     embeddings: list[NDArray[np.float32]] = []
+    logits: dict[str, list[NDArray[np.float32]]] = {"pytorch": [], "fp16": [], "int8": []}
     for rows in cut_into_batches(len(pixels)):
         expected = _run_network(network, pixels[rows])
         embeddings.append(expected[1])
-        for so_far, found in (
-            (worst[len(rows)], _run_if_possible(fp16, pixels[rows])),
-            (worst_int8, int8.embed(pixels[rows])),
-        ):
+        answers = {"fp16": _run_if_possible(fp16, pixels[rows]), "int8": int8.embed(pixels[rows])}
+        for name, found in {"pytorch": expected, **answers}.items():
+            logits[name].append(found[0])
+        for so_far, found in ((worst[len(rows)], answers["fp16"]), (worst_int8, answers["int8"])):
             so_far[:] = [_larger(w, max_abs_diff(f, e)) for w, f, e in zip(so_far, found, expected, strict=True)]
     embedding = np.concatenate(embeddings)[: len(pixels)]
     logits_worst, embedding_worst = (_larger(*column) for column in zip(*worst.values(), strict=True))
@@ -88,7 +91,26 @@ def measure_parity(
         int8_logits=finite_or_none(worst_int8[0]),
         int8_embedding=finite_or_none(worst_int8[1]),
         int8_head_logits=finite_or_none(_compare_packed_heads(network, int8, embedding)),
+        scatter=pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
     )
+
+
+def pick_points(
+    pytorch: Sequence[NDArray[np.float32]], fp16: Sequence[NDArray[np.float32]], int8: Sequence[NDArray[np.float32]]
+) -> Scatter | None:
+    """At most `MAX_POINTS` logits of each, evenly spaced; None when there are not as many of each or one is not finite.
+
+    Args:
+        pytorch: (S,) logits of each image.
+        fp16: the same images.
+        int8: the same images.
+    """
+    flat = [np.concatenate([np.empty(0, np.float32), *rows]) for rows in (pytorch, fp16, int8)]
+    total = len(flat[0])
+    if any(len(values) != total or not np.isfinite(values).all() for values in flat):
+        return None
+    picks = np.arange(min(total, MAX_POINTS)) * total // max(1, min(total, MAX_POINTS))
+    return Scatter(*(tuple(float(f"{value:.9g}") for value in values[picks]) for values in flat))
 
 
 def cut_into_batches(images: int) -> Iterator[list[int]]:

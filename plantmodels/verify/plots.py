@@ -4,25 +4,31 @@ r"""The report's pictures, drawn from the report alone: the same report gives th
 b'\x89PNG'
 """
 
-import io
+import math
 from typing import Final
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
-from plantmodels.verify.measurements import Rejection
+from plantmodels.verify.measurements import Latency, Rejection, Scatter
+from plantmodels.verify.plot_style import (
+    BAD,
+    INK,
+    LINE,
+    MUTED,
+    OTHER,
+    PLANT,
+    label_axes,
+    new_panels,
+    title_panel,
+    to_png,
+)
+from plantmodels.verify.plot_style import new_axes as _new_axes
+from plantmodels.verify.plots_accuracy import draw_accuracy
 from plantmodels.verify.report import GateReport
 
-INK: Final = "#26302b"
-MUTED: Final = "#6d7772"
-LINE: Final = "#d9ddd8"
-PLANT: Final = "#3f7d58"
-OTHER: Final = "#c07a3a"
-BAD: Final = "#a8352b"
-
-_DPI: Final = 200
-_WIDTH_INCHES: Final = 7.6
+_SMALLEST_GAP: Final = 1e-8
+"""Equal logits are drawn here: a logarithmic axis has no 0."""
 
 
 def draw_plots(report: GateReport) -> dict[str, bytes]:
@@ -31,28 +37,15 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
     Returns:
         File name to PNG, in the order in which they are shown.
     """
-    plots = {}
+    figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
     if report.rejection is not None and report.rejection.histogram.edges:
-        plots["ood-scores.png"] = _to_png(_draw_scores(report.rejection))
-    plots["file-sizes.png"] = _to_png(_draw_sizes(report))
-    return plots
-
-
-def _to_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
-    return buffer.getvalue()
-
-
-def _new_axes(height_inches: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(_WIDTH_INCHES, height_inches), layout="constrained")
-    axes = figure.add_subplot()
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINE)
-    axes.tick_params(colors=MUTED, labelsize=8, length=0)
-    axes.set_axisbelow(True)
-    return figure, axes
+        figures["ood-scores.png"] = _draw_scores(report.rejection)
+    if report.parity is not None and report.parity.scatter is not None and report.parity.scatter.pytorch:
+        figures["parity.png"] = _draw_parity(report.parity.scatter, report.gate("parity").limit)
+    figures["file-sizes.png"] = _draw_sizes(report)
+    if report.latency is not None:
+        figures["latency.png"] = _draw_latency(report.latency, report.gate("latency").limit)
+    return {name: to_png(figure) for name, figure in figures.items()}
 
 
 def _draw_scores(rejection: Rejection) -> Figure:
@@ -85,6 +78,82 @@ def _draw_scores(rejection: Rejection) -> Figure:
     axes.set_ylabel("% of group", fontsize=8.5, color=MUTED)
     axes.grid(axis="y", color=LINE, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8.5, loc="upper right", labelcolor=INK, bbox_to_anchor=(1, 0.9))
+    return figure
+
+
+def _draw_parity(scatter: Scatter, limit: float) -> Figure:
+    """Logits against PyTorch's, and how far they are apart, which the first panel is too coarse to show."""
+    figure, (values, gaps) = new_panels(3.3, (1, 1.25))
+    series = ((scatter.int8, "INT8", OTHER), (scatter.fp16, "FP16, gated", PLANT))
+    low, high = min(scatter.pytorch), max(scatter.pytorch)
+    values.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for logits, name, colour in series:
+        values.scatter(scatter.pytorch, logits, s=9, color=colour, alpha=0.5, linewidth=0, label=name)
+        apart = [max(abs(a - b), _SMALLEST_GAP) for a, b in zip(logits, scatter.pytorch, strict=True)]
+        gaps.scatter(scatter.pytorch, apart, s=9, color=colour, alpha=0.5, linewidth=0)
+    gaps.axhline(limit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    gaps.annotate(
+        f"limit {limit:g}",
+        (1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=INK,
+    )
+    gaps.set_yscale("log")
+    highest = math.ceil(
+        math.log10(max(limit, *(abs(a - b) for a, b in zip(scatter.int8, scatter.pytorch, strict=True))))
+    )
+    gaps.set_yticks([10.0**power for power in range(-8, highest + 1)])
+    gaps.yaxis.set_major_formatter(lambda value, _: "equal" if value <= _SMALLEST_GAP else f"{value:g}")
+    for axes in (values, gaps):
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.minorticks_off()
+    values.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=INK, handletextpad=0.1)
+    label_axes(values, "species logit in PyTorch", "in ONNX Runtime")
+    label_axes(gaps, "species logit in PyTorch", "absolute difference, logarithmic")
+    title_panel(values, "logits")
+    title_panel(gaps, "how far apart")
+    return figure
+
+
+def _draw_latency(latency: Latency, limit: float) -> Figure:
+    """The median as a dot and the 95th percentile as the end of its line, with the limit as an upright tick."""
+    rows = [
+        ("preprocessed tensor, gated", latency.median_ms, latency.p95_ms),
+        ("encoded photograph", latency.encoded_median_ms, latency.encoded_p95_ms),
+    ]
+    figure, axes = _new_axes(1.25)
+    for row, (_, median, p95) in enumerate(rows):
+        missed = row == 0 and median >= limit
+        colour = BAD if missed else PLANT if row == 0 else MUTED
+        axes.axhline(row, color=LINE, linewidth=0.8, zorder=1)
+        axes.plot([median, p95], [row, row], color=colour, linewidth=4, alpha=0.45, solid_capstyle="butt", zorder=2)
+        axes.plot(median, row, "o", color=colour, markersize=7, zorder=4)
+        axes.annotate(
+            f"{median:.1f} ms, p95 {p95:.1f} ms",
+            (p95, row),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8.5,
+            color=BAD if missed else INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=3,
+        )
+    axes.plot([limit, limit], [-0.3, 0.3], color=INK, linewidth=1.6, zorder=3)
+    times = [value for _, *pair in rows for value in pair]
+    axes.set_xscale("log")
+    axes.set_xlim(min(*times, limit) / 2.5, max(*times, limit) * 2.5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for e in range(-3, 6) for t in (10.0**e, 2 * 10.0**e, 5 * 10.0**e) if low <= t <= high])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ms")
+    axes.minorticks_off()
+    label_axes(axes, "time of one image, logarithmic; the upright tick is the limit")
     return figure
 
 

@@ -11,16 +11,19 @@ latency. It vouches for the files whose digests it names and for no others; `rea
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from plantmodels.bundle.documents import read_json
-from plantmodels.bundle.layout import FORMAT_VERSION, GATE_REPORT_FILE, MANIFEST_FILE, is_report
+from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.verify.gates import GATES, GateResult
-from plantmodels.verify.measurements import Accuracy, Latency, Parity, Rejection
+from plantmodels.verify.measurements import Accuracy, Interval, Latency, Parity, Rejection
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.records import decode, encode
+
+REPORT_FORMAT_VERSION: Final = 2
+"""Of `gate-report.json` alone; only this one is read. 2 brought paired counts, classes, calibration and routing."""
 
 Source = Literal["train", "val", "non-plants"]
 
@@ -154,6 +157,17 @@ class GateReport:
         """One gate by its name."""
         return self.gates[list(GATES).index(name)]
 
+    @property
+    def intervals(self) -> dict[str, Interval]:
+        """Gates that are shares or differences of images to the 95 % interval of their value; gates ignore it."""
+        values = {
+            "int8_accuracy": None
+            if self.accuracy is None or self.accuracy.worst is None
+            else self.accuracy.worst.interval,
+            "ood_recall": None if self.rejection is None else self.rejection.non_plants.interval,
+        }
+        return {name: interval for name, interval in values.items() if interval is not None}
+
     def raise_for_failure(self) -> None:
         """Does nothing when every gate passed.
 
@@ -178,7 +192,7 @@ class GateReport:
                 values[f"accuracy.{precision}.species"] = counts.species.value
                 values[f"accuracy.{precision}.disease"] = counts.disease.value
                 values[f"accuracy.{precision}.end_to_end"] = counts.end_to_end.value
-            values["accuracy.species_flips"] = self.accuracy.species_flips
+            values |= _paired_metrics(self.accuracy)
         if self.parity is not None:
             values |= {
                 f"parity.{name}": getattr(self.parity, name)
@@ -221,7 +235,7 @@ class GateReport:
         Raises:
             ValueError: a number that is not finite.
         """
-        document: dict[str, Any] = {"format_version": FORMAT_VERSION, "passed": self.passed} | encode(self)
+        document: dict[str, Any] = {"format_version": REPORT_FORMAT_VERSION, "passed": self.passed} | encode(self)
         for gate, entry in zip(self.gates, document["gates"], strict=True):
             entry["passed"] = gate.passed
         return document
@@ -231,12 +245,14 @@ class GateReport:
         """Reads the JSON form.
 
         Raises:
-            BundleError: another format version, a value that is missing, surplus or of another type, or
-                verdicts that their own numbers contradict.
+            BundleError: another format version than `REPORT_FORMAT_VERSION`, a value that is missing, surplus or of
+                another type, or verdicts that their own numbers contradict.
         """
         version = document.get("format_version")
-        if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-            raise BundleError(f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
+        if type(version) is not int or version != REPORT_FORMAT_VERSION:
+            raise BundleError(
+                f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads {REPORT_FORMAT_VERSION}; verify again"
+            )
         body = {name: value for name, value in document.items() if name not in ("format_version", "passed")}
         try:
             verdicts, body["gates"] = _take_verdicts(body.get("gates"))
@@ -247,6 +263,22 @@ class GateReport:
         if found != (report.passed, [gate.passed for gate in report.gates]):
             raise BundleError(f"{GATE_REPORT_FILE}: 'passed' does not follow from the gates' status")
         return report
+
+
+def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
+    drops = {"species": accuracy.species, "disease": accuracy.disease, "end_to_end": accuracy.end_to_end}
+    values: dict[str, float | None] = {
+        "accuracy.species_flips": accuracy.species_flips,
+        "accuracy.disease_flips": accuracy.disease_flips,
+        "accuracy.soft_minus_hard": None if accuracy.routing.difference is None else -accuracy.routing.difference,
+        "accuracy.ece.species": accuracy.species_calibration.after.ece,
+        "accuracy.ece.disease": accuracy.disease_calibration.after.ece,
+    }
+    for name, paired in drops.items():
+        low, high = paired.interval or (None, None)
+        values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
+        values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
+    return values
 
 
 _LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")

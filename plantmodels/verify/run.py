@@ -35,6 +35,7 @@ from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
+    IMAGES_FILE,
     METADATA_FILE,
     PLOTS_FOLDER,
     PRECISIONS,
@@ -51,6 +52,7 @@ from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
+from plantmodels.verify.images import write_images
 from plantmodels.verify.integrity import (
     RUN_ERRORS,
     describe_error,
@@ -64,6 +66,7 @@ from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.records import decode
 from plantmodels.verify.rejection import measure_rejection
 from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, Source, UnreadableFile
+from plantmodels.verify.thumbnails import show_flipped
 from plantmodels.verify.verdicts import Measured, judge_all
 
 if TYPE_CHECKING:
@@ -124,9 +127,9 @@ def verify_bundle(
     """
     task = _prepare(bundle, data, checkpoint, non_plants, policy, threads)
     unreadable: dict[Source, list[UnreadableImage]] = {"val": [], "non-plants": []}
-    measured = _measure(task, unreadable)
+    measured, run = _measure(task, unreadable)
     report = _compose(task, measured, unreadable)
-    _write(task, report)
+    _write(task, report, run)
     return report
 
 
@@ -158,7 +161,7 @@ def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
     return read_matching_checkpoint(path, metadata)
 
 
-def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Measured:
+def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> tuple[Measured, AccuracyRun | None]:
     onnx_files = tuple(name for name in task.files if name.endswith(".onnx"))
     load_failures = find_load_failures(task.bundle, onnx_files, task.metadata.session_options)
     classifiers, not_run = _load_classifiers(task)
@@ -173,7 +176,7 @@ def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Me
         served = PlantClassifier.load(task.bundle, threads=task.threads)
         latency = measure_latency(served, encoded, threads=task.threads)
     taxonomy = task.metadata.taxonomy
-    return Measured(
+    measured = Measured(
         files={name: task.manifest.files[name] for name in task.files},
         onnx_files=onnx_files,
         head_files=tuple(head_file(taxonomy.slugs[i]) for i in taxonomy.species_with_head),
@@ -187,6 +190,7 @@ def _measure(task: _Task, unreadable: dict[Source, list[UnreadableImage]]) -> Me
         non_plants_given=task.non_plants is not None,
         not_run=not_run,
     )
+    return measured, accuracy
 
 
 def _thin_out_leaves(leaves: LeafSet, at_most: int) -> LeafSet:
@@ -293,12 +297,15 @@ def _read_versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in _LIBRARIES}
 
 
-def _write(task: _Task, report: GateReport) -> None:
+def _write(task: _Task, report: GateReport, run: AccuracyRun | None) -> None:
     plots = draw_plots(report)
-    page = render_report(report, plots, task.metadata.models[SPECIES_FILES["int8"]].get("recipe", {}))
+    recipe = task.metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
+    galleries = {} if run is None else {"flipped": show_flipped(run.samples, run.rows)}
+    page = render_report(report, plots, recipe, galleries)
     with staged_bundle(task.bundle, start_from=task.bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())
+        write_images(folder / IMAGES_FILE, () if run is None else run.rows)
         (folder / PLOTS_FOLDER).mkdir()
         for name, content in plots.items():
             write_bytes(folder / PLOTS_FOLDER / name, content)

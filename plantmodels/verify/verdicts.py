@@ -79,9 +79,9 @@ def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
     limit, accuracy = policy.limit_of("int8_accuracy"), measured.accuracy
     if accuracy is None:
         return not_measured("int8_accuracy", limit=limit, reason=measured.not_run)
-    drops = {"species": accuracy.species_drop, "disease": accuracy.disease_drop}
+    drops = {"species": accuracy.species.difference, "disease": accuracy.disease.difference}
     written = ", ".join(f"{name} {drop:+.4f}" for name, drop in drops.items() if drop is not None)
-    images = accuracy.fp16.species.images
+    images = accuracy.species.images
     detail = f"FP16 minus INT8: {written}"
     return judge("int8_accuracy", accuracy.worst_drop, limit=limit, samples=images, detail=detail)
 

@@ -80,5 +80,19 @@ def test_scores_have_a_column_for_each_detector(paths: list[Path]) -> None:
         np.testing.assert_allclose(scores[:, column], np.linalg.norm(embedding - mean, axis=1), rtol=1e-5)
 
 
+def test_a_watcher_sees_every_batch(paths: list[Path]) -> None:
+    seen: list[tuple[list[int], tuple[int, ...], np.ndarray]] = []
+    embedder = Embedder(MeanModel(), PREPROCESSING, out_of=180)
+    embedder.score(
+        [detector(0)], paths[:40], "", watch=lambda *batch: seen.append((batch[0], batch[1].shape, batch[2]))
+    )
+
+    assert [(positions, shape) for positions, shape, _ in seen] == [
+        (list(range(32)), (32, 2)),
+        (list(range(32, 40)), (8, 2)),
+    ]
+    np.testing.assert_allclose(seen[1][2][7], embed_by_hand(paths[39]), atol=1e-6)
+
+
 def test_no_paths_give_no_scores() -> None:
     assert Embedder(MeanModel(), PREPROCESSING, out_of=1).score([detector(0), detector(1)], [], "").shape == (0, 2)

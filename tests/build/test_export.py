@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from plantmodels.build import export as export_module
+from plantmodels.build.calibrate import fit_temperature
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.data import digest_images, digest_leaves, read_leaves, read_non_plants, split_for_calibration
 from plantmodels.build.export import CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, export_bundle, read_git_commit
@@ -178,6 +179,22 @@ def embed_by_hand(bundle: Path, paths: tuple[Path, ...]) -> np.ndarray:
         for path in paths
     ]
     return np.stack(rows).astype(np.float64)
+
+
+def test_the_temperatures_are_those_of_the_held_out_leaves_as_they_are_served(tiny_bundle, tiny_taxonomy) -> None:
+    classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
+    metadata = classifier.metadata
+    leaves = read_leaves(tiny_bundle.data, "train", tiny_taxonomy)
+    held_out = split_for_calibration(leaves, CALIBRATION_SHARE, MAX_CALIBRATION_IMAGES, 0)[1].samples
+    pixels = np.stack([preprocess(decode_image(s.path.read_bytes()), metadata.preprocessing) for s in held_out])
+    logits, embedding = classifier.embed(pixels)
+    species = np.array([s.species_index for s in held_out])
+    headed = np.array([s.disease_index is not None for s in held_out])
+    diseases = np.array([s.disease_index for s in held_out if s.disease_index is not None])
+    heads = classifier.disease_logits(embedding[headed], species[headed])
+
+    assert metadata.species_temperature == pytest.approx(fit_temperature(logits, species), rel=1e-4)
+    assert metadata.disease_temperature == pytest.approx(fit_temperature(heads, diseases), rel=1e-4)
 
 
 def test_the_detector_is_fitted_on_one_part_and_its_threshold_on_the_other(tiny_bundle, tiny_taxonomy) -> None:

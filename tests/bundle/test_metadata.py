@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def metadata(tiny_taxonomy: Taxonomy) -> Metadata:
         provenance={"seed": 3, "git_commit": None},
         versions={"torch": "2.12.1"},
         cpu={"architecture": "x86_64", "features": ["avx2"]},
+        species_temperature=0.79,
+        disease_temperature=2.5,
     )
 
 
@@ -51,6 +54,20 @@ def test_round_trip(folder: Path, metadata: Metadata) -> None:
     assert again.to_dict() == metadata.to_dict()
     assert again.rows_per_run("int8") == 1
     assert again.rows_per_run("fp16") is None
+
+
+def test_metadata_from_before_there_were_temperatures_have_1(folder: Path, metadata: Metadata) -> None:
+    edit_json(folder / METADATA_FILE, lambda d: (d.pop("species_temperature"), d.pop("disease_temperature")))
+
+    again = read_metadata(folder)
+    assert (again.species_temperature, again.disease_temperature) == (1.0, 1.0)
+    assert replace(again, species_temperature=0.79, disease_temperature=2.5) == metadata
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_a_temperature_is_finite_and_positive(metadata: Metadata, value: float) -> None:
+    with pytest.raises(ValueError, match=r"disease_temperature must be a number from .* to 1000, got"):
+        replace(metadata, disease_temperature=value)
 
 
 def test_heads_list_follows_contract_3(folder: Path) -> None:
@@ -174,6 +191,12 @@ def test_absent_documents_are_refused(folder: Path) -> None:
             lambda d: d["models"]["swin-species-int8.onnx"].update(rows_per_run=True),
             "rows_per_run .* got True",
         ),
+        (lambda d: d.update(species_temperature=0), "species_temperature must be a number from 0.001 to 1000, got 0"),
+        (lambda d: d.update(disease_temperature=-1.5), "disease_temperature must be a number from .*, got -1.5"),
+        (lambda d: d.update(species_temperature=1e4), "species_temperature must be a number from .*, got 10000.0"),
+        (lambda d: d.update(species_temperature=True), "species_temperature must be a number from .*, got True"),
+        (lambda d: d.update(disease_temperature=None), "disease_temperature must be a number from .*, got None"),
+        (lambda d: d.update(disease_temperature="1"), "disease_temperature must be a number from .*, got '1'"),
     ],
 )
 def test_wrong_values_are_refused(folder: Path, edit, match: str) -> None:

@@ -1,6 +1,7 @@
 """PlantClassifier: what it answers, against the sessions by hand; that a bad image or file harms nothing else."""
 
 import base64
+import copy
 import dataclasses
 import io
 import json
@@ -14,6 +15,8 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.special import softmax as scipy_softmax
 
@@ -22,9 +25,9 @@ from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_F
 from plantmodels.bundle.manifest import read_checked, read_manifest, write_manifest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
-from plantmodels.serve.classifier import CHUNK, PlantClassifier, Prediction
+from plantmodels.serve.classifier import CHUNK, Outputs, PlantClassifier, Prediction
 from plantmodels.serve.images import decode_image, preprocess
-from plantmodels.serve.routing import softmax
+from plantmodels.serve.routing import Routing, softmax
 
 PLAIN = ("species", "species_index", "species_probability", "disease", "disease_probability", "rejected", "error")
 
@@ -44,6 +47,12 @@ def leaves(tiny_bundle) -> list[Path]:
 @pytest.fixture(scope="module")
 def encoded(leaves: list[Path]) -> list[bytes]:
     return [path.read_bytes() for path in leaves]
+
+
+@pytest.fixture(scope="module")
+def outputs(classifier: PlantClassifier, encoded: list[bytes]) -> Outputs:
+    preprocessing = classifier.metadata.preprocessing
+    return classifier.run(np.stack([preprocess(decode_image(data), preprocessing) for data in encoded]))
 
 
 SCORE_RTOL = 1e-12
@@ -69,7 +78,9 @@ class TestAnswers:
         species_session = ort.InferenceSession(bundle / SPECIES_FILES[precision])
         heads = json.loads((bundle / HEADS_LIST_FILE).read_text())
         document = pickle.loads((bundle / DETECTOR_FILE).read_bytes())
-        species = json.loads((bundle / METADATA_FILE).read_text())["taxonomy"]["species"]
+        metadata = json.loads((bundle / METADATA_FILE).read_text())
+        species = metadata["taxonomy"]["species"]
+        temperatures = metadata["species_temperature"], metadata["disease_temperature"]
         preprocessing = PlantClassifier.load(bundle, threads=1).metadata.preprocessing
 
         for row, data in zip(rows, encoded, strict=True):
@@ -77,7 +88,9 @@ class TestAnswers:
             logits, embedding = species_session.run(["species_logits", "embedding"], {"input": pixels})
             best = int(logits[0].argmax())
             assert (row.species, row.species_index, row.error) == (species[best], best, None)
-            np.testing.assert_allclose(row.species_probability, scipy_softmax(logits[0])[best], rtol=1e-5)
+            np.testing.assert_allclose(
+                row.species_probability, scipy_softmax(logits[0] / temperatures[0])[best], rtol=1e-5
+            )
             deltas = np.atleast_2d(document["mean"]) - embedding[0].astype(np.float64)
             score = min(np.sqrt(delta @ document["inv_cov"] @ delta) for delta in deltas)
             np.testing.assert_allclose(row.ood_score, score, rtol=1e-5)
@@ -88,7 +101,9 @@ class TestAnswers:
             head = heads[str(best)]
             answer = ort.InferenceSession(bundle / head["file"]).run(None, {"embedding": embedding})[0][0]
             assert row.disease == head["diseases"][answer.argmax()]
-            np.testing.assert_allclose(row.disease_probability, scipy_softmax(answer).max(), rtol=1e-5)
+            np.testing.assert_allclose(
+                row.disease_probability, scipy_softmax(answer / temperatures[1]).max(), rtol=1e-5
+            )
 
     def test_the_drawn_leaves_are_recognised(self, classifier: PlantClassifier, leaves, encoded) -> None:
         rows = classifier.predict(encoded)
@@ -305,10 +320,7 @@ def test_run_refuses_other_shapes(classifier: PlantClassifier, shape: tuple[int,
         classifier.run(np.zeros((1, 3, 224, 224)))
 
 
-def test_run_masks_the_classes_that_a_species_lacks(classifier: PlantClassifier, encoded) -> None:
-    preprocessing = classifier.metadata.preprocessing
-    outputs = classifier.run(np.stack([preprocess(decode_image(data), preprocessing) for data in encoded]))
-
+def test_run_masks_the_classes_that_a_species_lacks(classifier: PlantClassifier, encoded, outputs: Outputs) -> None:
     assert outputs.disease_logits.shape == (len(encoded), 3)
     for logits, index in zip(outputs.disease_logits, outputs.species_index, strict=True):
         count = len(classifier.taxonomy.diseases_of(index))
@@ -316,9 +328,42 @@ def test_run_masks_the_classes_that_a_species_lacks(classifier: PlantClassifier,
         assert (logits[count:] == -np.inf).all()
 
 
-@pytest.mark.parametrize("logits", [[1.0, 2, 3], [1e4, -1e4, 0], [0.0], [-3e38, 3e38]])
-def test_softmax_is_scipys(logits: list[float]) -> None:
-    np.testing.assert_allclose(softmax(np.array(logits, np.float32)), scipy_softmax(np.array(logits)), rtol=1e-12)
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 20.0])
+@pytest.mark.parametrize("logits", [[1.0, 2, 3], [1e4, -1e4, 0], [0.0], [-3e38, 3e38], [2, -np.inf]])
+def test_softmax_is_scipys(logits: list[float], temperature: float) -> None:
+    found = softmax(np.array(logits, np.float32), temperature)
+    np.testing.assert_allclose(found, scipy_softmax(np.array(logits) / temperature), rtol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(species_temperature=st.floats(1e-3, 1e3), disease_temperature=st.floats(1e-3, 1e3))
+@pytest.mark.parametrize("routing", ["hard", "soft"])
+def test_temperatures_change_probabilities_and_nothing_else(
+    classifier: PlantClassifier,
+    outputs: Outputs,
+    routing: Routing,
+    species_temperature: float,
+    disease_temperature: float,
+) -> None:
+    def answer(*temperatures: float) -> list[Prediction]:
+        other = copy.copy(classifier)
+        species, disease = temperatures
+        other.metadata = dataclasses.replace(
+            classifier.metadata, species_temperature=species, disease_temperature=disease
+        )
+        return list(other._describe(outputs, 5, routing, False))
+
+    plain, tempered = answer(1.0, 1.0), answer(species_temperature, disease_temperature)
+    chances = scipy_softmax(outputs.species_logits.astype(float) / species_temperature, axis=1)
+    for row, (before, after) in enumerate(zip(plain, tempered, strict=True)):
+        assert without_probabilities(before) == without_probabilities(after)
+        assert after.species_probability == pytest.approx(chances[row, after.species_index], rel=1e-6)
+        assert [c.probability for c in after.candidates] == pytest.approx(sorted(chances[row], reverse=True), rel=1e-6)
+
+
+def without_probabilities(row: Prediction) -> tuple[object, ...]:
+    names = [candidate.species for candidate in row.candidates or ()]
+    return row.species, row.species_index, row.disease, row.ood_score, row.rejected, row.error, names
 
 
 class TestLoading:

@@ -3,6 +3,9 @@
 import numpy as np
 import onnxruntime as ort
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy.special import softmax as scipy_softmax
 
 from plantmodels.bundle.layout import head_file
@@ -17,22 +20,26 @@ TAXONOMY = Taxonomy(
 )
 
 
-def loop(species_probability: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+TEMPERATURES = st.floats(1e-3, 1e3)
+
+
+def loop(species_probability: np.ndarray, logits: np.ndarray, temperature: float = 1.0) -> dict[str, float]:
     """P(disease) of one image, as one would write it down."""
     found: dict[str, float] = {}
     for i in TAXONOMY.species_with_head:
         names = TAXONOMY.diseases_of(i)
-        for name, probability in zip(names, scipy_softmax(logits[i, : len(names)]), strict=True):
+        for name, probability in zip(names, scipy_softmax(logits[i, : len(names)] / temperature), strict=True):
             found[name] = found.get(name, 0.0) + species_probability[i] * probability
     return found
 
 
+@pytest.mark.parametrize("temperatures", [((1.0, 1.0),), ((1.0, 1.0), (0.7, 2.5))])
 @pytest.mark.parametrize("count", [0, 1, 300])
-def test_probabilities_are_summed_by_name(count: int) -> None:
+def test_probabilities_are_summed_by_name(count: int, temperatures: tuple[tuple[float, float], ...]) -> None:
     rng = np.random.default_rng(0)
     table = np.full((3, 3), -np.inf, dtype=np.float32)
     table[0, :2], table[2] = rng.normal(size=2), rng.normal(size=3)
-    species_probability = scipy_softmax(rng.normal(size=(count, 3)), axis=1)
+    species_logits = rng.normal(size=(count, 3)).astype(np.float32)
     runs: list[int] = []
 
     def run_heads(embedding: np.ndarray, species: np.ndarray) -> np.ndarray:
@@ -41,13 +48,40 @@ def test_probabilities_are_summed_by_name(count: int) -> None:
 
     embedding = np.abs(rng.normal(size=(count, 4))).astype(np.float32)
     mixture = DiseaseMixture(TAXONOMY)
-    mixed = mixture.mix(species_probability, embedding, run_heads)
+    mixed = mixture.mix(species_logits, embedding, run_heads, temperatures)
     assert mixture.names == ("scab", "healthy", "rust")
     assert sum(runs) == 2 * count and max(runs, default=0) <= 256
-    for row in range(count):
-        expected = loop(species_probability[row], table * embedding[row, 0])
-        np.testing.assert_allclose(mixed[row], [expected[name] for name in mixture.names], rtol=1e-6)
-    np.testing.assert_allclose(mixed.sum(axis=1), species_probability[:, [0, 2]].sum(axis=1), rtol=1e-6)
+    for found, (species_temperature, disease_temperature) in zip(mixed, temperatures, strict=True):
+        chances = scipy_softmax(species_logits / species_temperature, axis=1)
+        for row in range(count):
+            expected = loop(chances[row], table * embedding[row, 0], disease_temperature)
+            np.testing.assert_allclose(found[row], [expected[name] for name in mixture.names], rtol=1e-5)
+        np.testing.assert_allclose(found.sum(axis=1), chances[:, [0, 2]].sum(axis=1), rtol=1e-5)
+
+
+@given(
+    logits=arrays(np.float32, (4, 3), elements=st.floats(-30, 30, width=32)),
+    heads=arrays(np.float32, (3, 3), elements=st.floats(-30, 30, width=32)),
+    species_temperature=TEMPERATURES,
+    disease_temperature=TEMPERATURES,
+)
+def test_no_temperature_changes_a_name(
+    logits: np.ndarray, heads: np.ndarray, species_temperature: float, disease_temperature: float
+) -> None:
+    heads[0, 2] = -np.inf
+    mixture = DiseaseMixture(TAXONOMY)
+    embedding = np.zeros((4, 1), np.float32)
+
+    def answer(**temperatures: float) -> list[tuple[str | None, float | None]]:
+        return mixture.answer(logits, embedding, lambda _, species: heads[species], **temperatures)
+
+    plain = answer()
+    tempered = answer(species_temperature=species_temperature, disease_temperature=disease_temperature)
+    assert [name for name, _ in tempered] == [name for name, _ in plain]
+    for row, (name, probability) in enumerate(tempered):
+        if name is not None:
+            chances = scipy_softmax(logits[row].astype(float) / species_temperature)
+            assert probability == pytest.approx(loop(chances, heads.astype(float), disease_temperature)[name], abs=4e-6)
 
 
 def test_improbable_species_are_not_asked() -> None:
@@ -58,14 +92,17 @@ def test_improbable_species_are_not_asked() -> None:
         return np.zeros((len(species), 3), dtype=np.float32)
 
     tiny = MIN_SPECIES_PROBABILITY / 2
-    DiseaseMixture(TAXONOMY).mix(np.array([[1 - tiny, 0, tiny]]), np.zeros((1, 4), np.float32), run_heads)
+    DiseaseMixture(TAXONOMY).mix(
+        np.log(np.array([[1 - 2 * tiny, tiny, tiny]])), np.zeros((1, 4), np.float32), run_heads
+    )
     assert asked == [0]
 
 
 def test_without_a_head_nobody_answers() -> None:
     mixture = DiseaseMixture(Taxonomy(("fern",), {}))
     assert mixture.names == ()
-    assert mixture.mix(np.ones((2, 1)), np.zeros((2, 4), np.float32), lambda *_: pytest.fail("asked")).shape == (2, 0)
+    assert mixture.mix(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")).shape == (1, 2, 0)
+    assert mixture.answer(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")) == [(None, None)] * 2
 
 
 def test_the_classifier_mixes_what_the_single_heads_say(tiny_bundle) -> None:
@@ -80,13 +117,24 @@ def test_the_classifier_mixes_what_the_single_heads_say(tiny_bundle) -> None:
     for path, row, top in zip(images, soft, hard, strict=True):
         pixels = preprocess(decode_image(path.read_bytes()), classifier.metadata.preprocessing)[None]
         logits, embedding = classifier.embed(pixels)
+        temperatures = classifier.metadata.species_temperature, classifier.metadata.disease_temperature
         found: dict[str, float] = {}
+        answers: dict[int, np.ndarray] = {}
         for i, session in heads.items():
             (answer,) = session.run(["disease_logits"], {"embedding": embedding})
+            answers[i] = answer[0]
             for name, probability in zip(taxonomy.diseases_of(i), scipy_softmax(answer[0]), strict=True):
                 found[name] = found.get(name, 0.0) + scipy_softmax(logits[0])[i] * probability
         assert row.disease == max(found, key=found.__getitem__)
-        assert row.disease_probability == pytest.approx(found[row.disease], rel=1e-4)
+        assert row.disease_probability == pytest.approx(
+            sum(
+                scipy_softmax(logits[0] / temperatures[0])[i]
+                * scipy_softmax(head / temperatures[1])[taxonomy.diseases_of(i).index(row.disease)]
+                for i, head in answers.items()
+                if row.disease in taxonomy.diseases_of(i)
+            ),
+            rel=1e-4,
+        )
         assert (row.species, row.species_probability, row.ood_score) == (
             top.species,
             top.species_probability,

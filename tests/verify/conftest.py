@@ -16,15 +16,20 @@ from plantmodels.bundle.layout import METADATA_FILE, PACKED_HEADS_FILE, SPECIES_
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.serve.routing import DiseaseMixture
 from plantmodels.verify.measurements import (
     Accuracy,
+    Bin,
+    Calibration,
+    ClassRow,
     Histogram,
     Latency,
+    Paired,
     Parity,
-    PrecisionAccuracy,
     Rejection,
+    Reliability,
+    Scatter,
     Share,
-    SpeciesRow,
 )
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
@@ -57,7 +62,7 @@ class ScriptedClassifier:
 
     @property
     def metadata(self) -> SimpleNamespace:
-        return SimpleNamespace(preprocessing=PLAIN)
+        return SimpleNamespace(preprocessing=PLAIN, species_temperature=0.5, disease_temperature=2.0)
 
     @property
     def detector(self) -> "ScriptedClassifier":
@@ -75,6 +80,11 @@ class ScriptedClassifier:
             classes = len(self.taxonomy.diseases_of(int(species)))
             logits[row, :classes] = np.eye(max(1, classes))[self.diseases[number][species]][:classes]
         return logits
+
+    def mix_diseases(
+        self, species_logits: NDArray[np.float32], embedding: NDArray[np.float32]
+    ) -> list[tuple[str | None, float | None]]:
+        return DiseaseMixture(self.taxonomy).answer(species_logits, embedding, self.disease_logits)
 
     def score(self, features: NDArray[np.float32]) -> NDArray[np.float64]:
         return np.take(self.scores, features[:, 0].astype(int))
@@ -102,6 +112,26 @@ def scripted() -> type[ScriptedClassifier]:
     return ScriptedClassifier
 
 
+def make_accuracy(**changes: Any) -> Accuracy:
+    """Of 100 images FP16 and INT8 are right on as many, but not all the same."""
+    bins = (Bin(60, 58, 0.98), Bin(40, 37, 0.85), Bin(0, 0, 0.0))
+    calibration = Calibration(0.8, Reliability(bins[::-1], 0.31), Reliability(bins, 0.25))
+    values: dict[str, Any] = {
+        "species": Paired(94, 1, 1, 4),
+        "disease": Paired(70, 0, 0, 10),
+        "end_to_end": Paired(87, 1, 1, 11),
+        "routing": Paired(86, 2, 3, 9),
+        "species_flips": 3,
+        "disease_flips": 0,
+        "by_species": {"Apple": ClassRow(80, 77, 76), "Mint": ClassRow(19, 17, 18), "Rose": ClassRow(1, 1, 1)},
+        "by_disease": {"Apple___rust": ClassRow(79, 69, 69), "Apple___scab": ClassRow(1, 1, 1)},
+        "confusions": {"Apple": {"Mint": 3, "Rose": 1}, "Mint": {"Apple": 1}},
+        "species_calibration": calibration,
+        "disease_calibration": calibration,
+    }
+    return Accuracy(**{**values, **changes})
+
+
 def make_measured(**changes: Any) -> Measured:
     """Measurements of an imaginary bundle of 3 species that passes every gate."""
     files = {
@@ -112,7 +142,6 @@ def make_measured(**changes: Any) -> Measured:
         head_file("rose"): 3_300,
         METADATA_FILE: 9_000,
     }
-    counts = PrecisionAccuracy(Share(95, 100), Share(70, 80), Share(88, 100))
     values: dict[str, Any] = {
         "files": {name: FileDigest(size, f"{number:064x}") for number, (name, size) in enumerate(files.items())},
         "onnx_files": tuple(name for name in files if name.endswith(".onnx")),
@@ -120,7 +149,7 @@ def make_measured(**changes: Any) -> Measured:
         "load_failures": {},
         "head_problems": (),
         "heads_compared": True,
-        "accuracy": Accuracy(counts, counts, 0, 0, {"Apple": SpeciesRow(100, 95, 95)}),
+        "accuracy": make_accuracy(),
         "rejection": Rejection(
             threshold=12.5,
             plants=Share(1, 200),
@@ -131,7 +160,18 @@ def make_measured(**changes: Any) -> Measured:
             histogram=Histogram((0.0, 10.0, 20.0, 30.0), (60, 40, 0), (0, 2, 48)),
         ),
         "latency": Latency(40, 2, "A processor", 0.4, 27.4, 31.0, 29.9, 35.2),
-        "parity": Parity(64, 2, 8e-4, 5e-4, 2e-6, {"1": 8e-4, "2": 7e-4}, 0.17, 0.03, 0.05),
+        "parity": Parity(
+            64,
+            2,
+            8e-4,
+            5e-4,
+            2e-6,
+            {"1": 8e-4, "2": 7e-4},
+            0.17,
+            0.03,
+            0.05,
+            Scatter((-1.0, 0.5, 7.0), (-1.0, 0.5004, 6.9992), (-1.1, 0.6, 7.17)),
+        ),
         "non_plants_given": True,
         "not_run": "",
     }
@@ -154,6 +194,12 @@ def make_report(policy: GatePolicy | None = None, **changes: Any) -> GateReport:
         versions={"python": "3.11.9", "onnxruntime": "1.32.0"},
         machine=Machine("x86_64", "A processor", ("avx2", "avx512_vnni")),
     )
+
+
+@pytest.fixture
+def accuracy() -> Callable[..., Accuracy]:
+    """`accuracy(**changes)`: counts that pass the gate, but for the changes."""
+    return make_accuracy
 
 
 @pytest.fixture

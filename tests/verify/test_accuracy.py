@@ -1,13 +1,19 @@
+import math
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.special import softmax as scipy_softmax
 
 from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage
+from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import DataError
-from plantmodels.verify.accuracy import measure_accuracy
-from plantmodels.verify.measurements import Accuracy, PrecisionAccuracy, Share
+from plantmodels.verify.accuracy import measure_accuracy, measure_calibration, measure_chances
+from plantmodels.verify.images import ImageRow
+from plantmodels.verify.measurements import Accuracy, ClassRow, Paired, PrecisionAccuracy, Share
+
+TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
 
 COUNT = 75
 RNG = np.random.default_rng(5)
@@ -93,30 +99,142 @@ def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., 
         measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), make_leaves(paths), unreadable=[])
 
 
-def counts(species: int, disease: int) -> PrecisionAccuracy:
-    return PrecisionAccuracy(Share(species, 100), Share(disease, 50), Share(0, 100))
-
-
-@pytest.mark.parametrize(
-    ("fp16", "int8", "worst"),
-    [((90, 45), (89, 45), 0.01), ((90, 45), (90, 44), 0.02), ((90, 45), (95, 46), -0.02)],
-)
-def test_the_worse_of_both_drops_is_gated(fp16: tuple[int, int], int8: tuple[int, int], worst: float) -> None:
-    accuracy = Accuracy(counts(*fp16), counts(*int8), 0, 0, {})
-    assert accuracy.worst_drop == pytest.approx(worst)
-
-
-def test_without_heads_the_species_drop_alone_counts() -> None:
-    none = Share(0, 0)
-    accuracy = Accuracy(
-        PrecisionAccuracy(Share(9, 10), none, Share(9, 10)),
-        PrecisionAccuracy(Share(8, 10), none, Share(8, 10)),
-        1,
-        0,
-        {},
+def drops(accuracy: Callable[..., Accuracy], species: int, disease: int) -> Accuracy:
+    """So many of 100 and of 50 more right in FP16; below 0 in INT8."""
+    return accuracy(
+        species=Paired(80, max(0, species), max(0, -species), 20 - abs(species)),
+        disease=Paired(40, max(0, disease), max(0, -disease), 10 - abs(disease)),
     )
-    assert accuracy.disease_drop is None
-    assert accuracy.worst_drop == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("species", "disease", "worst"), [(1, 0, 0.01), (0, 1, 0.02), (-5, -1, -0.02)])
+def test_the_worse_of_both_drops_is_gated(
+    accuracy: Callable[..., Accuracy], species: int, disease: int, worst: float
+) -> None:
+    assert drops(accuracy, species, disease).worst_drop == pytest.approx(worst)
+
+
+def test_without_heads_the_species_drop_alone_counts(accuracy: Callable[..., Accuracy]) -> None:
+    found = accuracy(species=Paired(8, 1, 0, 1), disease=Paired(0, 0, 0, 0))
+    assert (found.disease.difference, found.disease.interval, found.int8.disease.value) == (None, None, None)
+    assert found.worst_drop == pytest.approx(0.1)
+    assert accuracy(species=Paired(0, 0, 0, 0), disease=Paired(0, 0, 0, 0)).worst_drop is None
+
+
+def soft_name(script: tuple, i: int) -> str:  # type: ignore[type-arg]
+    """Logits of the double are 1 for the answer and 0 elsewhere, of species and of diseases alike."""
+    found: dict[str, float] = {}
+    for species, chance in enumerate(scipy_softmax(np.eye(3)[script[0][i]])):
+        names = TAXONOMY.diseases_of(species)
+        for name, share in zip(names, scipy_softmax(np.eye(max(1, len(names)))[script[1][i][species]]), strict=False):
+            found[name] = found.get(name, 0.0) + chance * share
+    return max(found, key=lambda name: found[name])
+
+
+def name_of(species: int, disease: int | None) -> str:
+    return "" if disease is None or not CLASSES[species] else TAXONOMY.diseases_of(species)[disease]
+
+
+def test_every_image_has_a_row_with_all_answers(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
+    fp16, int8 = make_script(1), make_script(2)
+    run = measure_accuracy(scripted(*fp16), scripted(*int8), make_leaves(numbered_images(COUNT)), unreadable=[])
+    names = TAXONOMY.species
+    for i, (row, species, disease) in enumerate(zip(run.rows, TRUE_SPECIES, TRUE_DISEASE, strict=True)):
+        truth = name_of(species, disease)
+        assert row == ImageRow(
+            set="val",
+            source=f"{names[species]}___{truth}" if truth else "Mint",
+            name=f"{i:03d}.png",
+            species=names[species],
+            disease=truth,
+            fp16_species=names[fp16[0][i]],
+            fp16_disease=name_of(species, fp16[1][i][species]),
+            int8_species=names[int8[0][i]],
+            int8_disease=name_of(species, int8[1][i][species]),
+            int8_routed_disease=name_of(int8[0][i], int8[1][i][int8[0][i]]),
+            int8_soft_disease=soft_name(int8, i),
+            species_probability=pytest.approx(scipy_softmax([2.0, 0, 0])[0]),  # type: ignore[arg-type]
+            ood_score=int8[2][i],
+            rejected=int8[2][i] > 0,
+        )
+
+
+def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
+    numbered_images: Callable[..., list[Path]], scripted: type
+) -> None:
+    fp16, int8 = make_script(1), make_script(2)
+    leaves = make_leaves(numbered_images(COUNT))
+    served = scripted(*int8)
+    names = np.random.default_rng(6).choice(["rust", "scab", "healthy", "spot"], COUNT).tolist()
+    served.mix_diseases = lambda _, embedding: [(names[int(number)], 0.5) for number in embedding[:, 0]]
+    run = measure_accuracy(scripted(*fp16), served, leaves, unreadable=[])
+    rows, found = run.rows, run.accuracy
+    assert [row.int8_soft_disease for row in rows] == names
+    outcomes: dict[str, list[tuple[bool, bool]]] = {"species": [], "disease": [], "end_to_end": [], "routing": []}
+    confusions: dict[str, dict[str, int]] = {}
+    by_disease: dict[str, list[int]] = {}
+    for row in rows:
+        species = row.fp16_species == row.species, row.int8_species == row.species
+        disease = row.fp16_disease == row.disease, row.int8_disease == row.disease
+        outcomes["species"].append(species)
+        outcomes["end_to_end"].append((species[0] and disease[0], species[1] and disease[1]))
+        hard = species[1] and (not row.disease or row.int8_routed_disease == row.disease)
+        soft = species[1] and (not row.disease or row.int8_soft_disease == row.disease)
+        outcomes["routing"].append((hard, soft))
+        if row.disease:
+            outcomes["disease"].append(disease)
+            counts = by_disease.setdefault(f"{row.species}___{row.disease}", [0, 0, 0])
+            counts[0] += 1
+            counts[1] += disease[0]
+            counts[2] += disease[1]
+        if not species[1]:
+            answers = confusions.setdefault(row.species, {})
+            answers[row.int8_species] = answers.get(row.int8_species, 0) + 1
+    for name, pairs in outcomes.items():
+        expected = [sum(pair == kind for pair in pairs) for kind in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        assert getattr(found, name) == Paired(*expected)
+    assert found.routing.first == found.int8.end_to_end
+    assert found.routing.only_first and found.routing.only_second, "the script tells hard from soft routing"
+    assert found.by_disease == {name: ClassRow(*counts) for name, counts in by_disease.items()}
+    assert list(found.by_disease) == [f"Apple___{name}" for name in ("rust", "scab", "healthy")] + [
+        "Rose___spot",
+        "Rose___healthy",
+    ]
+    assert found.confusions == confusions
+    species, disease = found.species_calibration, found.disease_calibration
+    assert (species.temperature, disease.temperature) == (0.5, 2.0)
+    assert species.after.ece == pytest.approx(abs(found.int8.species.value - scipy_softmax([2.0, 0, 0])[0]))
+    assert species.before.ece == pytest.approx(abs(found.int8.species.value - scipy_softmax([1.0, 0, 0])[0]))
+    assert sum(row.images for row in disease.after.bins) == found.disease.images
+
+
+def test_chances_and_bins_equal_those_of_a_slow_loop() -> None:
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal(0, 2, (300, 4)).astype(np.float32), rng.integers(0, 3, 300)
+    logits[::3, 3] = -np.inf
+    chances = measure_chances(logits, labels, 0.6)
+    right = logits.argmax(axis=1) == labels
+    found = measure_calibration(chances, right, 0.6)
+    for column, (temperature, reliability) in enumerate(((1.0, found.before), (0.6, found.after))):
+        bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
+        losses = []
+        for row, label in zip(logits.astype(float), labels, strict=True):
+            probabilities = scipy_softmax(row / temperature)
+            bins[min(14, int(probabilities.max() * 15))].append((probabilities.max(), row.argmax() == label))
+            losses.append(-math.log(probabilities[label]))
+        error = sum(abs(sum(hit for _, hit in part) - sum(chance for chance, _ in part)) for part in bins) / 300
+        assert reliability.ece == pytest.approx(error)
+        assert reliability.nll == pytest.approx(np.mean(losses))
+        assert [row.images for row in reliability.bins] == [len(part) for part in bins]
+        np.testing.assert_allclose(chances[:, column, 1], losses)
+
+
+def test_an_impossible_truth_has_no_finite_loss_and_no_images_no_error() -> None:
+    chances = measure_chances(np.array([[1.0, -np.inf]], np.float32), np.array([1]), 1.0)
+    found = measure_calibration(chances, np.array([False]), 1.0)
+    assert (found.after.nll, found.after.ece) == (None, 1.0)
+    nothing = measure_calibration(np.empty((0, 2, 2)), np.empty(0, bool), 1.0)
+    assert (nothing.after.nll, nothing.after.ece) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "images"), [(-1, 5), (6, 5)])

@@ -1,13 +1,11 @@
-import itertools
 import math
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from plantmodels.verify.measurements import Share
+from plantmodels.verify.measurements import Paired, Share
 from plantmodels.verify.noise import (
-    Paired,
     correct_for_many,
     difference_interval,
     difference_p_value,
@@ -40,12 +38,6 @@ def test_the_interval_needs_images() -> None:
 def test_fisher_is_scipys(a: tuple[int, int], b: tuple[int, int]) -> None:
     table = [[a[0], a[1] - a[0]], [b[0], b[1] - b[0]]]
     assert difference_p_value(Share(*a), Share(*b)) == pytest.approx(stats.fisher_exact(table).pvalue, rel=1e-7)
-
-
-@pytest.mark.parametrize(("first", "second"), list(itertools.product((0, 1, 4, 11, 300), repeat=2)))
-def test_mcnemar_is_scipys_binomial_test(first: int, second: int) -> None:
-    expected = stats.binomtest(first, first + second).pvalue if first + second else 1.0
-    assert Paired(7, first, second, 3).p_value == pytest.approx(expected)
 
 
 def test_holm_by_its_definition() -> None:

@@ -21,10 +21,12 @@ from plantmodels.serve.session import open_session
 from plantmodels.verify.measurements import Parity
 from plantmodels.verify.parity import (
     BATCH_SIZES,
+    MAX_POINTS,
     compare_float_heads,
     cut_into_batches,
     max_abs_diff,
     measure_parity,
+    pick_points,
     read_matching_checkpoint,
 )
 
@@ -120,6 +122,31 @@ def test_a_difference_in_one_batch_size_is_found(size: int) -> None:
 def test_a_model_that_answers_nan_has_no_parity() -> None:
     parity = measure(ShiftedModel(math.nan, 0))
     assert (parity.logits, parity.worst) == (None, None)
+
+
+def test_some_logits_are_kept_for_the_picture() -> None:
+    scatter = measure(ShiftedModel(0.25, 0)).scatter
+    assert scatter is not None
+    assert len(scatter.pytorch) == 2 * sum(len(rows) for rows in cut_into_batches(12))
+    np.testing.assert_allclose(np.subtract(scatter.fp16, scatter.pytorch), 0.25, atol=1e-6)
+    np.testing.assert_allclose(np.subtract(scatter.int8, scatter.pytorch), 0.5, atol=1e-6)
+
+
+def test_points_are_evenly_spaced_and_few() -> None:
+    rows = np.arange(14 * 200, dtype=np.float32).reshape(200, 14)
+    scatter = pick_points(rows, rows + 1, rows + 2)
+    assert scatter is not None
+    assert len(scatter.pytorch) == MAX_POINTS
+    assert set(np.diff(scatter.pytorch)) == {4.0, 5.0}
+    np.testing.assert_array_equal(np.subtract(scatter.fp16, scatter.pytorch), 1)
+    np.testing.assert_array_equal(np.subtract(scatter.int8, scatter.pytorch), 2)
+
+
+def test_logits_that_are_missing_or_not_finite_have_no_picture() -> None:
+    rows = np.ones((3, 2), np.float32)
+    assert pick_points(rows, rows[:2], rows) is None
+    assert pick_points(rows, rows, rows * np.inf) is None
+    assert measure(ShiftedModel(math.nan, 0)).scatter is None
 
 
 def test_float_heads_equal_pytorchs_and_a_broken_builder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

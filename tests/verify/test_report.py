@@ -16,13 +16,17 @@ from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.verify.gates import GATES, GateResult, judge, not_measured
 from plantmodels.verify.measurements import (
     Accuracy,
+    Bin,
+    Calibration,
+    ClassRow,
     Histogram,
     Latency,
+    Paired,
     Parity,
-    PrecisionAccuracy,
     Rejection,
+    Reliability,
+    Scatter,
     Share,
-    SpeciesRow,
 )
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.report import (
@@ -43,7 +47,15 @@ NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
 POSITIVE = st.floats(0, 1e9, allow_subnormal=False)
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 SHARES = st.tuples(COUNTS, COUNTS).map(lambda pair: Share(min(pair), max(pair)))
-PRECISION = st.builds(PrecisionAccuracy, SHARES, SHARES, SHARES)
+PAIRS = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS)
+ROWS = st.dictionaries(TEXT, st.builds(ClassRow, COUNTS, COUNTS, COUNTS), max_size=3)
+RELIABILITIES = st.builds(
+    Reliability,
+    st.lists(st.builds(Bin, COUNTS, COUNTS, st.floats(0, 1)), max_size=3).map(tuple),
+    st.none() | st.floats(0, 1e9),
+)
+CALIBRATIONS = st.builds(Calibration, st.floats(1e-3, 1e3), RELIABILITIES, RELIABILITIES)
+SCATTERS = st.lists(NUMBERS, max_size=3).map(lambda values: Scatter(tuple(values), tuple(values[::-1]), tuple(values)))
 HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS), min_size=2, max_size=5).map(
     lambda bins: Histogram(
         tuple(sorted(edge for edge, _, _ in bins)),
@@ -82,15 +94,31 @@ def reports(draw: st.DrawFn) -> GateReport:
     image_sets = st.builds(ImageSet, COUNTS, COUNTS, DIGESTS)
     accuracy = st.builds(
         Accuracy,
-        PRECISION,
-        PRECISION,
-        COUNTS,
-        COUNTS,
-        st.dictionaries(TEXT, st.builds(SpeciesRow, COUNTS, COUNTS, COUNTS), max_size=3),
+        species=PAIRS,
+        disease=PAIRS,
+        end_to_end=PAIRS,
+        routing=PAIRS,
+        species_flips=COUNTS,
+        disease_flips=COUNTS,
+        by_species=ROWS,
+        by_disease=ROWS,
+        confusions=st.dictionaries(TEXT, st.dictionaries(TEXT, COUNTS, max_size=2), max_size=2),
+        species_calibration=CALIBRATIONS,
+        disease_calibration=CALIBRATIONS,
     )
     maybe = st.none() | POSITIVE
     parity = st.builds(
-        Parity, COUNTS, COUNTS, maybe, maybe, maybe, st.dictionaries(TEXT, maybe, max_size=3), maybe, maybe, maybe
+        Parity,
+        COUNTS,
+        COUNTS,
+        maybe,
+        maybe,
+        maybe,
+        st.dictionaries(TEXT, maybe, max_size=3),
+        maybe,
+        maybe,
+        maybe,
+        st.none() | SCATTERS,
     )
     rejection = st.builds(Rejection, NUMBERS, SHARES, SHARES, st.booleans(), shares, shares, HISTOGRAMS)
     latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
@@ -155,6 +183,17 @@ def test_failure_is_raised_only_when_asked_for(report: Make) -> None:
     assert isinstance(caught.value, PlantModelsError)
 
 
+def test_gates_that_are_shares_have_intervals(report: Make) -> None:
+    base = report()
+    assert base.accuracy is not None and base.rejection is not None
+    assert base.intervals == {
+        "int8_accuracy": base.accuracy.species.interval,
+        "ood_recall": base.rejection.non_plants.interval,
+    }
+    assert base.gate("ood_recall").interval_text(*base.intervals["ood_recall"]) == "89.50 to 99.65 %"
+    assert report(accuracy=None, rejection=None, not_run="x").intervals == {}
+
+
 def test_metrics_have_stable_names(report: Make) -> None:
     metrics = report().metrics()
     assert {f"gate.{name}" for name in GATES} <= set(metrics)
@@ -162,6 +201,12 @@ def test_metrics_have_stable_names(report: Make) -> None:
     assert metrics["gates_passed"] == 9
     assert metrics["accuracy.int8.species"] == 0.95
     assert metrics["accuracy.fp16.disease"] == 70 / 80
+    assert metrics["accuracy.drop.species"] == 0
+    assert metrics["accuracy.drop.species.low"] == -metrics["accuracy.drop.species.high"] < 0
+    assert metrics["accuracy.drop.species.p"] == 1
+    assert metrics["accuracy.soft_minus_hard"] == 0.01
+    assert metrics["accuracy.ece.species"] == pytest.approx((abs(58 - 60 * 0.98) + abs(37 - 40 * 0.85)) / 100)
+    assert metrics["accuracy.disease_flips"] == 0
     assert metrics["parity.int8_embedding"] == 0.03
     assert metrics["latency.p95_ms"] == 31.0
     assert metrics["ood.false_alarm_rate"] == 0.005
@@ -184,7 +229,8 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 2, r"gate-report\.json: format_version 2, this code reads 1 to 1"),
+        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2; verify again"),
+        ("format_version", 3, r"gate-report\.json: format_version 3, this code reads 2; verify again"),
         ("format_version", True, "format_version True"),
         ("passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", False, "'passed' does not follow from the gates' status"),
@@ -196,8 +242,19 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("gates", [], "gates must be parity, int8_accuracy, .* in this order, got none"),
         ("gates", None, r"report\.gates: expected a list, got None"),
         ("policy.ood_recall_min", 7, r"report\.policy: ood_recall_min must be a number from 0 to 1, got 7"),
-        ("accuracy.int8.species.count", 101, "count must be from 0 to images, got 101 of 100"),
-        ("accuracy.int8.species.count", 1.5, r"report\.accuracy\.int8\.species\.count: expected an integer, got 1.5"),
+        ("rejection.plants.count", 201, "count must be from 0 to images, got 201 of 200"),
+        (
+            "accuracy.species.both",
+            -1,
+            r"report\.accuracy\.species: counts of images must be at least 0, got \(-1, 1, 1, 4\)",
+        ),
+        ("accuracy.species.both", 1.5, r"report\.accuracy\.species\.both: expected an integer, got 1.5"),
+        ("accuracy.routing", ..., r"report\.accuracy: 'routing' is missing"),
+        (
+            "parity.scatter.fp16",
+            [1],
+            r"report\.parity\.scatter: a scatter needs as many logits of each, got \(3, 1, 3\)",
+        ),
         ("latency.median_ms", "fast", r"report\.latency\.median_ms: expected a finite number, got 'fast'"),
         ("rejection.histogram.plants", [1], "3 bins need as many counts, got 1 and 3"),
         ("unreadable.0.source", "test", r"report\.unreadable\[0\]\.source: expected one of"),

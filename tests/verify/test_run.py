@@ -14,6 +14,7 @@ from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
+    IMAGES_FILE,
     METADATA_FILE,
     PACKED_HEADS_FILE,
     SPECIES_FILES,
@@ -29,9 +30,11 @@ from plantmodels.errors import (
     ManifestMismatchError,
     PlantModelsError,
 )
+from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify import parity
 from plantmodels.verify import run as run_module
 from plantmodels.verify.gates import GATES
+from plantmodels.verify.images import read_images_file
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.report import GateReport, read_report
 from plantmodels.verify.run import verify_bundle
@@ -70,7 +73,9 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
     assert [gate.status == "not measured" for gate in report.gates] == [False] * len(GATES)
     check_files(bundle, read_manifest(bundle))
     assert read_report(bundle) == report
-    assert {GATE_REPORT_FILE, HTML_REPORT_FILE, "plots/ood-scores.png", "plots/file-sizes.png"} == {
+    assert report.accuracy is not None and not report.accuracy.confusions
+    plots = ("worst-classes", "calibration", "ood-scores", "parity", "file-sizes", "latency")
+    assert {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, *(f"plots/{name}.png" for name in plots)} == {
         name for name in list_files(bundle) if is_report(name)
     }
     assert (bundle / HTML_REPORT_FILE).read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -92,6 +97,42 @@ def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport
     for name in ("loads", "heads_complete", "species_size", "head_size"):
         assert report.gate(name).passed
     assert report.gate("loads").samples == 7
+
+
+def test_every_measured_leaf_has_a_row_that_counts_alike(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
+    bundle, report = verified
+    rows = read_images_file(bundle / IMAGES_FILE)
+    accuracy = report.accuracy
+    assert accuracy is not None and report.rejection is not None
+    leaves = [path.relative_to(tiny_bundle.data).as_posix() for path in (tiny_bundle.data / "val").rglob("leaf *")]
+    assert sorted(row.name for row in rows) == sorted(leaves)
+    assert sum(row.rejected for row in rows) == report.rejection.plants.count
+    assert sum(row.flipped for row in rows) >= max(accuracy.species_flips, accuracy.disease_flips)
+    assert sum(row.fp16_species != row.int8_species for row in rows) == accuracy.species_flips
+    headed = [row for row in rows if row.disease]
+    for paired, pairs in {
+        accuracy.species: [(row.fp16_species == row.species, row.int8_species == row.species) for row in rows],
+        accuracy.disease: [(row.fp16_disease == row.disease, row.int8_disease == row.disease) for row in headed],
+    }.items():
+        assert paired.only_first == pairs.count((True, False))
+        assert paired.both == pairs.count((True, True))
+    served = PlantClassifier.load(bundle, threads=1)
+    for row in rows[:4]:
+        for routing, disease in (("hard", row.int8_routed_disease), ("soft", row.int8_soft_disease)):
+            (answer,) = served.predict([(tiny_bundle.data / row.name).read_bytes()], routing=routing)  # type: ignore[arg-type]
+            assert (answer.species, answer.disease or "") == (row.int8_species, disease)
+            assert answer.species_probability == row.species_probability
+            assert answer.rejected == row.rejected
+
+
+def test_the_calibration_is_that_of_the_bundles_temperatures(verified: tuple[Path, GateReport]) -> None:
+    bundle, report = verified
+    metadata = read_metadata(bundle)
+    assert report.accuracy is not None
+    assert report.accuracy.species_calibration.temperature == metadata.species_temperature
+    assert report.accuracy.disease_calibration.temperature == metadata.disease_temperature
+    images = sum(row.images for row in report.accuracy.disease_calibration.after.bins)
+    assert images == report.accuracy.disease.images - 5, "Blueberry has one disease"
 
 
 def test_models_and_their_digests_are_left_as_they_are(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.verify.gates import GATES, GateResult
-from plantmodels.verify.measurements import Accuracy, Parity, PrecisionAccuracy, Share
+from plantmodels.verify.measurements import Accuracy, Paired, Parity, Share
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.verdicts import Measured, judge_all
 
@@ -68,16 +68,15 @@ def test_int8_differences_are_for_information(measured: Make) -> None:
 
 
 @pytest.mark.parametrize(("species", "disease"), [(93, 70), (95, 69), (80, 20)])
-def test_int8_accuracy_fails_by_either_drop(measured: Make, species: int, disease: int) -> None:
-    fp16 = PrecisionAccuracy(Share(95, 100), Share(70, 80), Share(88, 100))
-    int8 = PrecisionAccuracy(Share(species, 100), Share(disease, 80), Share(0, 100))
-    assert not_passed(measured(accuracy=Accuracy(fp16, int8, 0, 0, {}))) == {"int8_accuracy"}
+def test_int8_accuracy_fails_by_either_drop(
+    measured: Make, accuracy: Callable[..., Accuracy], species: int, disease: int
+) -> None:
+    changed = accuracy(species=Paired(species, 95 - species, 0, 5), disease=Paired(disease, 70 - disease, 0, 10))
+    assert not_passed(measured(accuracy=changed)) == {"int8_accuracy"}
 
 
-def test_a_drop_of_exactly_the_limit_passes(measured: Make) -> None:
-    fp16 = PrecisionAccuracy(Share(95, 100), Share(70, 80), Share(88, 100))
-    int8 = PrecisionAccuracy(Share(94, 100), Share(70, 80), Share(88, 100))
-    gate = judged(measured(accuracy=Accuracy(fp16, int8, 1, 0, {})))["int8_accuracy"]
+def test_a_drop_of_exactly_the_limit_passes(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
+    gate = judged(measured(accuracy=accuracy(species=Paired(94, 1, 0, 5))))["int8_accuracy"]
     assert gate.passed
     assert gate.detail == "FP16 minus INT8: species +0.0100, disease +0.0000"
 
