@@ -25,6 +25,9 @@ from plantmodels.verify.report import GateReport, ImageSet
 _SIZE_NOISE: Final = 0.01
 """A file that grew by less is as large as before: names and settings inside it make so much."""
 
+_BUSY: Final = 2
+"""Load average a thread above which others were at work: verification itself embeds and decodes on every core."""
+
 _HOLM: Final = "corrected for how many they are (Holm)."
 _INTERVAL: Final = "unpaired, the 95 % interval of the difference decides"
 _FISHER: Final = "unpaired, Fisher’s exact test"
@@ -259,17 +262,27 @@ def _contrast_latency(a: GateReport, b: GateReport) -> Iterator[Section]:
     first, second = a.latency, b.latency
     if first is None or second is None:
         return
-    places = _describe_place(a, first), _describe_place(b, second)
-    why = "" if first.cpu else "the CPU does not tell its name"
-    why = why if places[0] == places[1] else f"{places[0]} against {places[1]}"
-    kinds = {"one tensor": ("median_ms", "p95_ms"), "one photograph": ("encoded_median_ms", "encoded_p95_ms")}
+    why = _find_obstacle(a, first, b, second)
+    kinds = {
+        "latency of a tensor": ("median_ms", "p95_ms"),
+        "latency of a photograph": ("encoded_median_ms", "encoded_p95_ms"),
+    }
     measures = tuple(_measure_latency(name, first, second, why, *fields) for name, fields in kinds.items())
-    loads = " and ".join("unknown" if side.load is None else f"{side.load:.1f}" for side in (first, second))
-    note = (
-        "Beyond noise where 95 % of the faster one's runs are below the slower one's median. Load average of the "
-        f"minute before: {loads}."
-    )
+    note = "Beyond noise where 95 % of the faster one's runs are below the slower one's median."
     yield Section("Latency", note, False, measures)
+
+
+def _find_obstacle(a: GateReport, first: Latency, b: GateReport, second: Latency) -> str:
+    """Why two latencies cannot be compared; "" where they can."""
+    places = _describe_place(a, first), _describe_place(b, second)
+    if places[0] != places[1]:
+        return f"{places[0]} against {places[1]}"
+    if not first.cpu:
+        return "the CPU does not tell its name"
+    loads = [latency.load for latency in (first, second) if latency.load is not None]
+    if max(loads, default=0.0) > _BUSY * first.threads:
+        return f"other work on the machine: load average {' and '.join(map('{:.1f}'.format, loads))} before"
+    return ""
 
 
 def _measure_latency(name: str, a: Latency, b: Latency, why: str, median: str, p95: str) -> Measure:

@@ -291,7 +291,7 @@ def test_latency_is_told_apart_where_the_spreads_are(
     assert base is not None
     other = report(latency=replace(base, median_ms=median, p95_ms=p95))
     comparison = compare(None, None, reports=(report(), other))
-    assert measure(comparison, "Latency", "one tensor").verdict == expected
+    assert measure(comparison, "Latency", "latency of a tensor").verdict == expected
 
 
 @pytest.mark.parametrize("change", [{"cpu": "Another"}, {"threads": 8}])
@@ -301,8 +301,20 @@ def test_latency_of_another_place_is_not_comparable(
     base = report().latency
     assert base is not None
     other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, **change))
-    found = measure(compare(None, None, reports=(report(), other)), "Latency", "one tensor")
+    found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
     assert found.verdict == "not comparable" and "A processor, avx2, avx512_vnni, 2 threads against" in found.why
+
+
+@pytest.mark.parametrize(("load", "expected"), [(4.1, "not comparable"), (3.9, "better"), (None, "better")])
+def test_latency_of_a_busy_machine_is_not_comparable(
+    compare: Callable[..., Comparison], report: Make, load: float | None, expected: str
+) -> None:
+    base = report().latency
+    assert base is not None
+    other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, load=load))
+    found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
+    assert found.verdict == expected
+    assert expected == "better" or found.why == "other work on the machine: load average 0.4 and 4.1 before"
 
 
 def test_sizes_are_told_apart_by_more_than_a_hundredth(compare: Callable[..., Comparison], report: Make) -> None:
