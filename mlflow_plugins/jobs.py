@@ -230,9 +230,10 @@ def _log_report(bundle: Path) -> None:
 
     The plots are the very PNGs of the bundle: `mlflow.log_figure` would draw them a second time to log the same files.
     """
-    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
-        mlflow.log_artifact(str(bundle / name))
-    mlflow.log_artifacts(str(bundle / PLOTS_FOLDER), PLOTS_FOLDER)
+    with one_line("the report could not be uploaded"):
+        for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
+            mlflow.log_artifact(str(bundle / name))
+        mlflow.log_artifacts(str(bundle / PLOTS_FOLDER), PLOTS_FOLDER)
 
 
 def _version_tags(metadata: Metadata, report: GateReport) -> dict[str, str]:
