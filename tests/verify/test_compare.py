@@ -97,6 +97,7 @@ def count_accuracy(rows: Rows) -> Accuracy:
         alike(headed),
         both,
         both,
+        alike(headed),
         0,
         0,
         classes(lambda row: row.species, species),
