@@ -14,10 +14,13 @@ from plantmodels.cli import (
     checkpoint_option,
     configure_logging,
     data_option,
+    format_option,
+    html_option,
     non_plants_option,
     out_option,
     policy_option,
     seed_option,
+    show_comparison,
     unseen_plants_option,
 )
 from plantmodels.serve.routing import ROUTINGS, Routing
@@ -146,6 +149,23 @@ def show(name: str, version: str, data: Path, non_plants: Path | None) -> None:
     from mlflow_plugins.show import describe_version
 
     click.echo(describe_version(name, version, data, non_plants))
+
+
+@main.command()
+@click.argument("name")
+@click.argument("a")
+@click.argument("b")
+@html_option
+@format_option
+def compare(name: str, a: str, b: str, html: Path | None, form: str) -> None:
+    """Say what is better or worse in version B of NAME than in version A beyond noise, by their gate reports.
+
+    A and B are version numbers, aliases (@production) or stages (Production). Models are not downloaded. It informs,
+    the gates decide: the exit status is 0 whatever it finds.
+    """
+    from mlflow_plugins.versions import compare_versions
+
+    show_comparison(compare_versions(name, a, b), html, form)
 
 
 @main.command()

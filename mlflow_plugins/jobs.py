@@ -124,6 +124,7 @@ def run_register(bundle: Path, name: str, example: Path | None) -> ModelVersion:
         mlflow.log_params(_bundle_params(metadata))
         mlflow.log_metrics(report.metrics())
         mlflow.set_tags({PREFIX + tag: value for tag, value in _version_tags(metadata, report).items()})
+        _log_report(bundle)
         return register_bundle(bundle, report, name, None if example is None else example.read_bytes())
 
 
@@ -227,10 +228,19 @@ def _verify(request: Request) -> GateReport:
         _log_data(request.non_plants, "non_plants", report.inputs.non_plants.sha256)
     if request.unseen_plants is not None and report.inputs.unseen_plants is not None:
         _log_data(request.unseen_plants, "unseen_plants", report.inputs.unseen_plants.sha256)
-    for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
-        mlflow.log_artifact(str(request.out / name))
-    mlflow.log_artifacts(str(request.out / PLOTS_FOLDER), PLOTS_FOLDER)
+    _log_report(request.out)
     return report
+
+
+def _log_report(bundle: Path) -> None:
+    """Puts report and plots into the run, which shows them in its tab Artifacts.
+
+    The plots are the very PNGs of the bundle: `mlflow.log_figure` would draw them a second time to log the same files.
+    """
+    with one_line("the report could not be uploaded"):
+        for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
+            mlflow.log_artifact(str(bundle / name))
+        mlflow.log_artifacts(str(bundle / PLOTS_FOLDER), PLOTS_FOLDER)
 
 
 def _version_tags(metadata: Metadata, report: GateReport) -> dict[str, str]:

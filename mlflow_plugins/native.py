@@ -59,7 +59,7 @@ def load_model(
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     wanted = (DESCRIPTION_FILE, *(f"{BUNDLE_FOLDER}/{name}" for name in (MANIFEST_FILE, *serving_files(precision))))
-    with _artifacts(model_uri, wanted) as folder:
+    with open_artifacts(model_uri, wanted) as folder:
         return PlantClassifier.load(
             folder / BUNDLE_FOLDER,
             precision=precision,
@@ -73,7 +73,7 @@ def load_model(
 
 
 @contextmanager
-def _artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
+def open_artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
     """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this."""
     if (found := find_version(model_uri)) is not None:
         yield found.folder

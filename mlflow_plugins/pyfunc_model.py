@@ -74,8 +74,12 @@ MODEL_CONFIG: Final[Mapping[str, Any]] = {
     "workers": 1,
     "providers": [CPU],
     "allow_paths": False,
+    "column": None,
 }
-"""What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record."""
+"""What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record.
+
+`column` names one of `PREDICTION_COLUMNS`, which the model then answers with alone: `mlflow.models.evaluate` takes
+the whole answer of a model for its labels."""
 
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
 
@@ -102,27 +106,34 @@ def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> 
 
     Raises:
         BundleError: as `PlantClassifier.load`, or the manifest is not that which MLmodel recorded.
-        ValueError: an unknown key of `model_config`, or a value that the classifier refuses.
+        ValueError: an unknown key of `model_config`, no such column, or a value that the classifier refuses.
     """
     config = {**MODEL_CONFIG, **(model_config or {})}
     if unknown := sorted(set(config) - set(MODEL_CONFIG)):
         raise ValueError(f"unknown model_config {', '.join(unknown)}: expected {', '.join(MODEL_CONFIG)}")
-    return PlantPyfunc(PlantClassifier.load(bundle, **config, manifest=read_recorded_manifest(bundle.parents[1])))
+    column = config.pop("column")
+    if column is not None and column not in PREDICTION_COLUMNS:
+        raise ValueError(f"column must be one of {', '.join(PREDICTION_COLUMNS)}, got {column!r}")
+    manifest = read_recorded_manifest(bundle.parents[1])
+    return PlantPyfunc(PlantClassifier.load(bundle, **config, manifest=manifest), column)
 
 
 class PlantPyfunc:
     """What `mlflow.pyfunc.load_model(...)` calls to predict."""
 
-    def __init__(self, classifier: PlantClassifier) -> None:
-        """Wraps a loaded classifier."""
+    def __init__(self, classifier: PlantClassifier, column: str | None = None) -> None:
+        """Wraps a loaded classifier that answers with all columns, or with one."""
         self.classifier = classifier
+        self.column = column
 
     def get_raw_model(self) -> PlantClassifier:
         """The classifier: what `PyFuncModel.get_raw_model()` gives."""
         return self.classifier
 
-    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame | pd.Series:
         """One row of contract 4 for each image of any form that `read_images` takes; see `STRUCT_COLUMN`.
+
+        A Series of one value an image where the model was loaded with a `column`, as text, numbers or booleans.
 
         Raises:
             ImageError: a bad image, with on_error="raise".
@@ -134,6 +145,8 @@ class PlantPyfunc:
         as_struct = options.pop("as_struct")
         predictions = self.classifier.predict(read_images(model_input), **options)
         frame = _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+        if self.column is not None:
+            return frame[self.column].infer_objects()
         if not as_struct:
             return frame
         return pd.DataFrame({STRUCT_COLUMN: pd.Series(frame.to_dict("records"), dtype=object)})

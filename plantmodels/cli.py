@@ -1,4 +1,4 @@
-"""`plantmodels export | verify | inspect | predict`: the main job's parts without MLflow.
+"""`plantmodels export | verify | inspect | compare | predict`: the main job's parts without MLflow.
 
 Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
 """
@@ -9,13 +9,16 @@ import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from plantmodels import __version__
 from plantmodels.bundle.layout import PRECISIONS, Precision
 from plantmodels.errors import PlantModelsError
+
+if TYPE_CHECKING:
+    from plantmodels.verify.comparison import Comparison
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -70,6 +73,17 @@ policy_option = click.option(
 )
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the folds that choose the detector."
+)
+html_option = click.option(
+    "--html", type=PATH, default=None, help="Also write the comparison as a page of its own, replacing the file."
+)
+format_option = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="What is printed: tables, or one JSON object with every number.",
 )
 
 
@@ -138,6 +152,39 @@ def inspect(bundle: Path) -> None:
     from plantmodels.verify.inspect import describe_bundle
 
     click.echo(describe_bundle(bundle))
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@html_option
+@format_option
+def compare(a: Path, b: Path, html: Path | None, form: str) -> None:
+    """Say what is better or worse in bundle B than in A beyond noise, by their gate reports.
+
+    It informs, the gates decide: the exit status is 0 whatever it finds.
+    """
+    from plantmodels.verify.compare import compare_bundles
+
+    show_comparison(compare_bundles(a, b), html, form)
+
+
+def show_comparison(comparison: "Comparison", html: Path | None, form: str) -> None:
+    """Prints a comparison, and writes its page where one is wanted.
+
+    Raises:
+        PlantModelsError: the page cannot be written.
+    """
+    from plantmodels.bundle.documents import write_bytes
+    from plantmodels.verify.side_by_side import render_page, render_text
+
+    if html is not None:
+        try:
+            write_bytes(html, render_page(comparison).encode())
+        except OSError as error:
+            raise PlantModelsError(f"{html}: cannot be written ({error.strerror})") from error
+    document = json.dumps(comparison.to_dict(), ensure_ascii=False, indent=1)
+    click.echo(document if form == "json" else render_text(comparison))
 
 
 @main.command()

@@ -261,6 +261,7 @@ def _count(truth: _Truth, fp16: _Answers, int8: _Answers, served: _Served, class
         disease=_pair(disease[0][headed], disease[1][headed]),
         end_to_end=_pair(species[0] & disease[0], species[1] & disease[1]),  # hard routing asks the true head then
         routing=_pair(species[1] & disease[1], soft),
+        disease_routing=_pair((served.routed == names)[headed], (served.soft == names)[headed]),
         species_flips=int((fp16.species != int8.species).sum()),
         disease_flips=int((fp16.disease != int8.disease).sum()),
         by_species=_count_classes([(i, -1) for i in truth.species.tolist()], species, taxonomy),

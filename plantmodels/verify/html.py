@@ -12,7 +12,7 @@ from plantmodels.verify.gates import GATES, GateResult
 from plantmodels.verify.html_accuracy import render_accuracy
 from plantmodels.verify.html_rejection import render_rejection
 from plantmodels.verify.measurements import Interval, Latency, Parity
-from plantmodels.verify.page import STYLE, Gallery, Html, figure, fold, notes, section, table
+from plantmodels.verify.page import Gallery, Html, document, figure, fold, notes, section, table
 from plantmodels.verify.policy import LIMITS
 from plantmodels.verify.report import GateReport
 
@@ -53,12 +53,7 @@ def render_report(
     if report.latency is not None:
         parts.append(_latency(report.latency, plots.get("latency.png")))
     parts += [_problems(report), _unreadable(report), _provenance(report)]
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>Gate report: {escape(_verdict(report))}</title>\n<style>{STYLE}</style>\n</head>\n"
-        f"<body>\n<main>\n{''.join(parts)}</main>\n</body>\n</html>\n"
-    )
+    return document(f"Gate report: {_verdict(report)}", "".join(parts))
 
 
 def _verdict(report: GateReport) -> str:

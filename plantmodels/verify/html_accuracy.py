@@ -42,7 +42,7 @@ def render_accuracy(accuracy: Accuracy, plots: Mapping[str, bytes], flipped: Gal
             _render_confusions(accuracy, plots.get("confusion.png")),
             section("Images that INT8 answers otherwise than FP16", gallery(flipped)) if flipped.pictures else "",
             _render_calibration(accuracy, plots.get("calibration.png")),
-            _render_routing(accuracy.routing),
+            _render_routing(accuracy),
         )
     )
 
@@ -178,23 +178,34 @@ def _describe_calibration(name: str, value: Calibration) -> tuple[str, ...]:
     return name, f"{value.temperature:.3g}", *errors, *losses
 
 
-def _render_routing(routing: Paired) -> str:
-    verdict = (
-        "The two are right on the same images."
-        if not routing.only_first + routing.only_second
-        else f"Hard alone is right on {routing.only_first:,} images, soft alone on {routing.only_second:,} "
-        f"(exact McNemar {_write_p(routing.p_value)}, "
-        f"{'more' if routing.p_value < CHANCE else 'no more'} than chance)."
-    )
+def _render_routing(accuracy: Accuracy) -> str:
+    rows = {
+        "end to end, species and disease right": accuracy.routing,
+        "disease right, whatever the species": accuracy.disease_routing,
+    }
+    sentences = " ".join(f"{name.capitalize()}: {_tell_routing(paired)}" for name, paired in rows.items())
     return section(
         "Hard against soft routing",
         table(
-            ("end to end, INT8", "hard", "soft", "change"),
-            [("species and disease right", share_cell(routing.first), share_cell(routing.second), _change(routing))],
+            ("INT8", "hard", "soft", "change"),
+            [
+                (name, share_cell(paired.first), share_cell(paired.second), _change(paired))
+                for name, paired in rows.items()
+            ],
             numbers=(1, 2, 3),
         ),
         notes(
             "Hard, the default: the head of the top species names the disease. Soft: the disease of the highest "
-            f"probability summed over all species. {verdict}"
+            f"probability summed over all species. {sentences}"
         ),
+    )
+
+
+def _tell_routing(paired: Paired) -> str:
+    """The images that one alone is right on, and what McNemar's test says of them."""
+    if not paired.only_first + paired.only_second:
+        return "the two are right on the same images."
+    return (
+        f"hard alone is right on {paired.only_first:,} images, soft alone on {paired.only_second:,} "
+        f"(exact McNemar {_write_p(paired.p_value)}, {'more' if paired.p_value < CHANCE else 'no more'} than chance)."
     )

@@ -28,6 +28,7 @@ def describe_bundle(bundle: Path) -> str:
         f"at most {taxonomy.max_diseases} diseases; class order {taxonomy.digest[:12]}",
         f"input       {metadata.preprocessing.image_size}x{metadata.preprocessing.image_size}, "
         f"{metadata.preprocessing.interpolation}; embedding of {metadata.embedding_dim}",
+        f"temperature {metadata.species_temperature:g} of species, {metadata.disease_temperature:g} of diseases",
         f"detector    {detector.method}, {len(detector.mean)} mean(s), threshold {detector.threshold:.3f}; "
         + ", ".join(f"{name} {value:.4g}" for name, value in detector.fit.items()),
         f"made from   checkpoint {metadata.provenance.get('checkpoint_sha256', '')[:12]}, "

@@ -261,6 +261,8 @@ class Accuracy:
             a head.
         end_to_end: species and disease both right, first FP16 and second INT8, species alone where there is no head.
         routing: the same of INT8, first by hard and second by soft routing.
+        disease_routing: the disease's name right in INT8, whatever the species answered, first by hard and second by
+            soft routing, of the images whose species has a head.
         species_flips: images to which the two precisions give different species, right or wrong.
         disease_flips: images to which they give different diseases, given the true species.
         by_species: species name to its row, of species right; species without images are absent.
@@ -274,6 +276,7 @@ class Accuracy:
     disease: Paired
     end_to_end: Paired
     routing: Paired
+    disease_routing: Paired
     species_flips: int
     disease_flips: int
     by_species: Mapping[str, ClassRow]

@@ -1,4 +1,4 @@
-"""The few building blocks of the HTML report: escaped tables, sections, pictures, thumbnails, and the style.
+"""The few building blocks of the HTML pages: escaped tables, sections, pictures, thumbnails, and the style.
 
 >>> print(notes("a < b"), end="")
 <p class="notes">a &lt; b</p>
@@ -42,6 +42,16 @@ class Html(str):
     """Text that is HTML already; every other string is escaped."""
 
     __slots__ = ()
+
+
+def document(title: str, body: str) -> str:
+    """A whole page that needs no network and no scripts, of finished HTML."""
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n"
+        f"<body>\n<main>\n{body}</main>\n</body>\n</html>\n"
+    )
 
 
 def table(
@@ -176,6 +186,11 @@ table.narrow { width: auto; min-width: 55%; }
 .status.passed { color: var(--good); }
 .status.failed { color: var(--bad); font-weight: 600; }
 .status.not-measured { color: #8a6212; font-weight: 600; }
+table.verdicts th:last-child, table.verdicts td:last-child { padding-left: .9rem; width: 40%; }
+.better, .worse { font-weight: 600; }
+.better { color: var(--good); }
+.worse { color: var(--bad); }
+.summary { max-width: 44rem; margin: 1rem 0 0; }
 .notes { margin: .8rem 0; max-width: 44rem; font-size: .93rem; }
 figure { margin: 0 0 .75rem; }
 figure img { display: block; width: 100%; height: auto; }

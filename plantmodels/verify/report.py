@@ -8,7 +8,7 @@ latency. It vouches for the files whose digests it names and for no others; `rea
 (False, ('species_size',))
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -231,15 +231,10 @@ class GateReport:
             )
             for gate in self.gates
         ]
-        header = ("gate", "limit", "measured", "samples", "status")
-        widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)
-        ]
-        lines.insert(1, "  ".join("─" * width for width in widths))
+        lines = align(("gate", "limit", "measured", "samples", "status"), rows)
         notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
-        return "\n".join(line.rstrip() for line in (*lines, "", *notes, verdict))
+        return "\n".join((*lines, "", *notes, verdict))
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with the verdicts spelled out.
@@ -295,6 +290,14 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
 
 _LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
 _STATUS_TEXT = {"failed": "FAILED", "not measured": "NOT MEASURED"}
+
+
+def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A plain-text table for terminals: header, rule and rows, of columns two blanks apart."""
+    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    lines.insert(1, "  ".join("─" * width for width in widths))
+    return [line.rstrip() for line in lines]
 
 
 def _take_verdicts(gates: object) -> tuple[list[object], object]:

@@ -15,6 +15,7 @@ from mlflow_plugins import jobs
 from mlflow_plugins.jobs import Request, run_export, run_main_job, run_register, run_verify
 from mlflow_plugins.runs import FAILURE_TAG, job
 from mlflow_plugins.show import describe_version
+from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, PLOTS_FOLDER
 from plantmodels.bundle.manifest import build_manifest, read_manifest
 from plantmodels.errors import (
     BundleError,
@@ -87,6 +88,19 @@ def test_parts_make_what_the_main_job_makes(request_: Request) -> None:
     assert int(again.version) == 2
     statuses = [run.info.status for run in MlflowClient().search_runs(["0"])]
     assert sorted(statuses) == ["FAILED", "FINISHED", "FINISHED", "FINISHED", "FINISHED"]
+
+
+@pytest.mark.parametrize("kind", ["main", "register"])
+def test_the_run_shows_report_and_plots(kind: str, request_: Request, verified_bundle: Path) -> None:
+    if kind == "main":
+        run_main_job(request_)
+    else:
+        run_register(verified_bundle, "plant-disease", None)
+    bundle = request_.out if kind == "main" else verified_bundle
+    logged = Path(mlflow.artifacts.download_artifacts(run_id=only_run().info.run_id))
+    names = [GATE_REPORT_FILE, HTML_REPORT_FILE, *(f"{PLOTS_FOLDER}/{p.name}" for p in bundle.glob("plots/*.png"))]
+    assert len(names) > 3
+    assert all((logged / name).read_bytes() == (bundle / name).read_bytes() for name in names)
 
 
 def test_job_attaches_to_the_run_of_mlflow_run(request_: Request, monkeypatch: pytest.MonkeyPatch) -> None:

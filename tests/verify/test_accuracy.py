@@ -170,7 +170,13 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     run = measure_accuracy(scripted(*fp16), served, leaves, unreadable=[])
     rows, found = run.rows, run.accuracy
     assert [row.int8_soft_disease for row in rows] == names
-    outcomes: dict[str, list[tuple[bool, bool]]] = {"species": [], "disease": [], "end_to_end": [], "routing": []}
+    outcomes: dict[str, list[tuple[bool, bool]]] = {
+        "species": [],
+        "disease": [],
+        "end_to_end": [],
+        "routing": [],
+        "disease_routing": [],
+    }
     confusions: dict[str, dict[str, int]] = {}
     by_disease: dict[str, list[int]] = {}
     for row in rows:
@@ -183,6 +189,8 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
         outcomes["routing"].append((hard, soft))
         if row.disease:
             outcomes["disease"].append(disease)
+            named = row.int8_routed_disease == row.disease, row.int8_soft_disease == row.disease
+            outcomes["disease_routing"].append(named)
             counts = by_disease.setdefault(f"{row.species}___{row.disease}", [0, 0, 0])
             counts[0] += 1
             counts[1] += disease[0]

@@ -194,8 +194,13 @@ def test_small_classes_are_named(report: Make, accuracy: Callable[..., Accuracy]
 def test_routing_says_which_is_better_and_by_how_much(report: Make, accuracy: Callable[..., Accuracy]) -> None:
     text = "".join(parse(render(report(accuracy=accuracy(routing=Paired(1130, 23, 6, 380))))).text)
     assert "−1.10 points" in text
-    assert "Hard alone is right on 23 images, soft alone on 6 (exact McNemar p = 0.0023, more than chance)." in text
-    assert "The two are right on the same images." in render(report(accuracy=accuracy(routing=Paired(9, 0, 0, 1))))
+    assert (
+        "disease right: hard alone is right on 23 images, soft alone on 6 (exact McNemar p = 0.0023, more than chance)."
+        in text
+    )
+    assert "End to end, species and disease right: the two are right on the same images." in render(
+        report(accuracy=accuracy(routing=Paired(9, 0, 0, 1)))
+    )
 
 
 def test_calibration_stands_before_and_after(report: Make, accuracy: Callable[..., Accuracy]) -> None:

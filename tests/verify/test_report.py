@@ -101,6 +101,7 @@ def reports(draw: st.DrawFn) -> GateReport:
         disease=PAIRS,
         end_to_end=PAIRS,
         routing=PAIRS,
+        disease_routing=PAIRS,
         species_flips=COUNTS,
         disease_flips=COUNTS,
         by_species=ROWS,
