@@ -55,6 +55,6 @@ def label_axes(axes: Axes, x: str, y: str = "") -> None:
     axes.set_ylabel(y, fontsize=8.5, color=MUTED)
 
 
-def title_panel(axes: Axes, text: str) -> None:
-    """One line above a panel, at its left edge."""
-    axes.set_title(text, loc="left", fontsize=9.5, color=INK, pad=9)
+def title_panel(axes: Axes, text: str, *, above: float = 9) -> None:
+    """One line so many points above a panel, at its left edge."""
+    axes.set_title(text, loc="left", fontsize=9.5, color=INK, pad=above)

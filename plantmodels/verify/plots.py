@@ -102,9 +102,10 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
         axes.plot(median, row, "o", color=colour, markersize=7, zorder=4)
         axes.annotate(
             f"{median:.1f} ms, p95 {p95:.1f} ms",
-            (p95, row),
-            xytext=(9, 0),
+            (p95 if missed else median, row),
+            xytext=(9 if missed else -9, 0),
             textcoords="offset points",
+            ha="left" if missed else "right",
             va="center",
             fontsize=8.5,
             color=BAD if missed else INK,
@@ -114,7 +115,7 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
     axes.plot([limit, limit], [-0.3, 0.3], color=INK, linewidth=1.6, zorder=3)
     times = [value for _, *pair in rows for value in pair]
     axes.set_xscale("log")
-    axes.set_xlim(min(*times, limit) / 2.5, max(*times, limit) * 2.5)
+    axes.set_xlim(min(*times, limit) / 5, max(*times, limit) * 5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
     low, high = axes.get_xlim()

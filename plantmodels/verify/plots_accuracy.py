@@ -164,7 +164,7 @@ def _draw_confusion(accuracy: Accuracy) -> Figure:
 
 def _draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
     """Confidence against accuracy in bins, a panel each; a dot's area is its bin's share of the images."""
-    figure, panels = new_panels(3.75, (1,) * len(calibrations) if len(calibrations) > 1 else (1, 1))
+    figure, panels = new_panels(4.1, (1,) * len(calibrations) if len(calibrations) > 1 else (1, 1))
     for axes in panels[len(calibrations) :]:
         axes.set_visible(False)
     for axes, (name, calibration) in zip(panels, calibrations.items(), strict=False):
@@ -177,9 +177,9 @@ def _draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
         axes.grid(color=LINE, linewidth=0.6)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
-        axes.legend(facecolor="white", edgecolor="none", fontsize=8, loc="lower right", labelcolor=INK)
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), borderpad=0, labelcolor=INK)
         label_axes(axes, "probability of the answer", "answers that are right")
-        title_panel(axes, name)
+        title_panel(axes, name, above=34)
     return figure
 
 
