@@ -39,6 +39,7 @@ PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "disease": DataType.string,
     "disease_probability": DataType.double,
     "ood_score": DataType.double,
+    "ood_p_value": DataType.double,
     "rejected": DataType.boolean,
     "error": DataType.string,
 }

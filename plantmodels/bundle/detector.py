@@ -157,7 +157,7 @@ class OODDetector:
         """Whether each score is above the threshold; a NaN is rejected."""
         return ~(scores <= self.threshold)
 
-    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64] | None:
         """Conformal p-value of "this is a plant like those held out": `(1 + #{held-out ≥ score}) / (1 + n)`.
 
         Of plants exchangeable with those held out, a share of at most `p` gets a value of at most `p`, whatever the
@@ -167,11 +167,11 @@ class OODDetector:
             scores: (N,) from `score`.
 
         Returns:
-            (N,) in (0, 1]; NaN where there are no `plant_scores` to compare with.
+            (N,) in (0, 1]; None without `plant_scores` to compare with.
         """
         count = len(self.plant_scores)
         if not count:
-            return np.full(len(scores), np.nan)
+            return None
         as_high = count - np.searchsorted(self.plant_scores, scores, side="left")
         return np.asarray((1 + as_high) / (1 + count), dtype=np.float64)
 

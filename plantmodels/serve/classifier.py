@@ -65,6 +65,9 @@ class Candidate:
 class Prediction:
     """One row of contract 4; a bad image has `error` set and everything else None.
 
+    `ood_p_value` is the share of known plants that look as little like a plant, `OODDetector.p_values`; None for a
+    detector of format 1, which holds none to compare with.
+
     `candidates` (the `top_k` most probable species, best first) and `embedding` ((D,) float32) are None unless
     asked for.
     """
@@ -75,6 +78,7 @@ class Prediction:
     disease: str | None = None
     disease_probability: float | None = None
     ood_score: float | None = None
+    ood_p_value: float | None = None
     rejected: bool | None = None
     error: str | None = None
     candidates: tuple[Candidate, ...] | None = None
@@ -385,6 +389,7 @@ class PlantClassifier:
     def _describe(self, outputs: Outputs, top_k: int, routing: Routing, return_embedding: bool) -> Iterator[Prediction]:
         species_probability = softmax(outputs.species_logits, self.metadata.species_temperature)
         rejected = self.detector.rejects(outputs.ood_scores)
+        p_values = self.detector.p_values(outputs.ood_scores)
         diseases = self._route(outputs, routing)
         for row, index in enumerate(outputs.species_index.tolist()):
             disease, disease_probability = diseases[row]
@@ -395,6 +400,7 @@ class PlantClassifier:
                 disease=disease,
                 disease_probability=disease_probability,
                 ood_score=float(outputs.ood_scores[row]),
+                ood_p_value=None if p_values is None else float(p_values[row]),
                 rejected=bool(rejected[row]),
                 candidates=self._candidates(outputs.species_logits[row], species_probability[row], top_k)
                 if top_k

@@ -74,10 +74,11 @@ def _describe(rejection: Rejection) -> str:
         text += ", not defined when both are 0."
     else:
         text += f" = {100 * rejection.precision:.2f} %."
-    if rejection.unseen_plants.images:
+    unseen = rejection.unseen_plants
+    if unseen.images:
         text += (
-            " Plants of species that the classifier does not know are near to those it knows: "
-            f"{rejection.unseen_plants.count:,} of {rejection.unseen_plants.images:,} are rejected, as no gate asks."
+            " Plants of unknown species are near to those that are known: "
+            f"{unseen.count:,} of {unseen.images:,} were rejected; no gate asks for it."
         )
     return text
 

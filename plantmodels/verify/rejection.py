@@ -169,7 +169,7 @@ def _describe(
     int8: PlantClassifier,
 ) -> list[ImageRow]:
     names, temperature = int8.taxonomy.species, int8.metadata.species_temperature
-    probabilities = softmax(logits / temperature).max(axis=1)
+    probabilities = softmax(logits, temperature).max(axis=1)
     return [
         ImageRow(
             set=which,

@@ -28,6 +28,7 @@ COLUMNS = [
     "disease",
     "disease_probability",
     "ood_score",
+    "ood_p_value",
     "rejected",
     "error",
 ]
@@ -46,7 +47,7 @@ def test_pyfunc_gives_the_rows_of_the_native_classifier(model: Path, verified_bu
     for row, prediction in zip(rows.to_dict("records"), native, strict=True):
         assert row == {name: getattr(prediction, name) for name in COLUMNS}
     assert rows["error"].tolist() == [None, "zero bytes: expected an encoded image", None]
-    assert rows.loc[1, COLUMNS[:-1]].tolist() == [None] * 7
+    assert rows.loc[1, COLUMNS[:-1]].tolist() == [None] * 8
 
 
 def test_columns_and_types_do_not_depend_on_the_images(model: Path, leaf: bytes) -> None:

@@ -34,7 +34,7 @@ def test_counts_are_said_in_words(rejection: Rejection) -> None:
     page = render(rejection)
     assert "false alarms: 1 of 200. Non-plants rejected: 49 of 50 (the half that no detector was chosen on)." in page
     assert "false-alarm rate) = 99.49 %." in page
-    assert "3 of 10 are rejected, as no gate asks." in page
+    assert "3 of 10 were rejected; no gate asks for it." in page
     assert "AUROC 0.9981 (0.9952 to 0.9997)" in page
     assert "0.50 (0.00 to 1.50) %" in page
     assert "FP16 decides 2 of 260 images otherwise; FP32 decides 1 of 128 images otherwise." in page
@@ -45,7 +45,7 @@ def test_what_was_not_measured_is_not_said(rejection: Rejection) -> None:
     none = Share(0, 0)
     page = render(replace(rejection, non_plants=none, unseen_plants=none, separation=None, flips={"fp16": none}))
     assert "No non-plants were measured." in page
-    assert not re.search("AUROC|decides|no gate asks|what was tried", page)
+    assert not re.search("AUROC|decides|no gate asks for|what was tried", page)
     nothing = render(replace(rejection, plants=Share(0, 9), non_plants=Share(0, 9), held_out=False))
     assert "0 of 9 (all that were given)" in nothing
     assert "not defined when both are 0" in nothing
