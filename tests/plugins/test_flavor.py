@@ -382,7 +382,7 @@ def test_arrow_types_do_not_depend_on_the_images(model: Path, leaf: bytes, tmp_p
     assert schemas == [pyfunc_model.arrow_schema([*COLUMNS, "candidates", "embedding"])] * 3
     plain = pyfunc_model.arrow_schema()
     assert plain.names == COLUMNS and all(field.nullable for field in plain)
-    assert [str(kind) for kind in plain.types] == "string int64 double string double double bool string".split()
+    assert [str(kind) for kind in plain.types] == "string int64 double string double double double bool string".split()
 
 
 def test_unknown_params_are_an_error_that_lists_the_known_ones(model: Path, leaf: bytes) -> None:

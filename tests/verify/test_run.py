@@ -74,7 +74,7 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
     check_files(bundle, read_manifest(bundle))
     assert read_report(bundle) == report
     assert report.accuracy is not None and not report.accuracy.confusions
-    plots = ("worst-classes", "calibration", "ood-scores", "parity", "file-sizes", "latency")
+    plots = ("worst-classes", "calibration", "ood-scores", "ood-roc", "parity", "file-sizes", "latency")
     assert {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, *(f"plots/{name}.png" for name in plots)} == {
         name for name in list_files(bundle) if is_report(name)
     }
@@ -101,12 +101,16 @@ def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport
 
 def test_every_measured_leaf_has_a_row_that_counts_alike(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
     bundle, report = verified
-    rows = read_images_file(bundle / IMAGES_FILE)
+    everything = read_images_file(bundle / IMAGES_FILE)
+    rows = [row for row in everything if row.set == "val"]
+    others = [row for row in everything if row.set == "non-plants"]
     accuracy = report.accuracy
     assert accuracy is not None and report.rejection is not None
     leaves = [path.relative_to(tiny_bundle.data).as_posix() for path in (tiny_bundle.data / "val").rglob("leaf *")]
     assert sorted(row.name for row in rows) == sorted(leaves)
     assert sum(row.rejected for row in rows) == report.rejection.plants.count
+    assert len(others) == report.rejection.non_plants.images
+    assert sum(row.rejected for row in others) == report.rejection.non_plants.count
     assert sum(row.flipped for row in rows) >= max(accuracy.species_flips, accuracy.disease_flips)
     assert sum(row.fp16_species != row.int8_species for row in rows) == accuracy.species_flips
     headed = [row for row in rows if row.disease]
@@ -203,7 +207,21 @@ def test_network_runs_once_an_image_and_precision(
     monkeypatch.setattr(run_module, "measure_latency", lambda *args, **kwargs: None)
     report = verify(tiny_bundle, bundle_copy, non_plants=tiny_bundle.non_plants)
     assert report.rejection is not None
-    assert seen == {"int8": 45 + report.rejection.non_plants.images + 3, "fp16": 45 + 3}
+    images = 45 + report.rejection.non_plants.images
+    assert seen == {"int8": images + 3, "fp16": images + 3}
+
+
+def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy: Path) -> None:
+    report = verify(tiny_bundle, bundle_copy, unseen_plants=tiny_bundle.non_plants)
+    assert report.rejection is not None
+    assert report.inputs.unseen_plants is not None
+    unseen = report.rejection.unseen_plants
+    assert report.inputs.unseen_plants.images == unseen.images == sum(report.rejection.histogram.unseen_plants)
+    assert report.gate("ood_recall").status == "not measured"
+    rows = [row for row in read_images_file(bundle_copy / IMAGES_FILE) if row.set == "unseen-plants"]
+    assert len(rows) == unseen.images > 0
+    assert sum(row.rejected for row in rows) == unseen.count
+    assert report.metrics()["ood.unseen_plants_rejected"] == unseen.value
 
 
 def edit_initializers(path: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
