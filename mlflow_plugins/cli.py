@@ -4,6 +4,7 @@ Exit status: 0 done (a version whose gates failed is registered and says so), 1 
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,10 +15,12 @@ from plantmodels.cli import (
     checkpoint_option,
     configure_logging,
     data_option,
+    distill_options,
     non_plants_option,
     out_option,
     policy_option,
     seed_option,
+    train_options,
 )
 from plantmodels.serve.routing import ROUTINGS, Routing
 
@@ -123,6 +126,26 @@ def score(
         f"{output}: {scores.images:,} images, {scores.scored_now:,} of them scored now; {scores.errors:,} bad, "
         f"{scores.rejected:,} rejected"
     )
+
+
+@main.command()
+@train_options
+def train(**options: Any) -> None:
+    """Train a hierarchical network from scratch inside an MLflow run, an epoch a step."""
+    from mlflow_plugins.training import run_train_job
+    from plantmodels.build.recipes import TrainRequest
+
+    click.echo(run_train_job(TrainRequest(**options)).describe())
+
+
+@main.command()
+@distill_options
+def distill(**options: Any) -> None:
+    """Train a small student of a teacher inside an MLflow run, an epoch a step."""
+    from mlflow_plugins.training import run_distill_job
+    from plantmodels.build.recipes import DistillRequest
+
+    click.echo(run_distill_job(DistillRequest(**options)).describe())
 
 
 @main.command()

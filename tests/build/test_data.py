@@ -21,6 +21,7 @@ from plantmodels.build.data import (
     UnreadableImage,
     digest_images,
     digest_leaves,
+    list_classes,
     read_leaves,
     read_non_plants,
     split_for_calibration,
@@ -397,3 +398,21 @@ class TestStream:
         assert capsys.readouterr().err == ""
         list(stream_images(paths[:3], PREPROCESSING, unreadable=[], description="score leaves"))
         assert "score leaves: 100%" in capsys.readouterr().err
+
+
+class TestListClasses:
+    def test_folders_and_manifest_give_the_same_classes(self, tiny_data: Path, tmp_path: Path) -> None:
+        taxonomy = list_classes(tiny_data)
+        folders = sorted(path.name.split("___") for path in (tiny_data / "train").iterdir())
+        assert list(taxonomy.species) == sorted({species for species, _ in folders})
+        assert {(s, d) for s in taxonomy.species for d in taxonomy.diseases[s]} == {(s, d) for s, d in folders}
+        rows = [{"path": "x.jpg", "species": s, "disease": d, "split": "train"} for s, d in reversed(folders)]
+        pd.DataFrame(rows).to_csv(tmp_path / "leaves.csv", index=False)
+        assert list_classes(tmp_path / "leaves.csv") == taxonomy
+
+    def test_nothing_to_list_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="absent: no such data folder or manifest"):
+            list_classes(tmp_path / "absent")
+        (tmp_path / "train" / "Apple").mkdir(parents=True)
+        with pytest.raises(DataError, match="split 'train' holds no images in folders <Species>___<Disease>"):
+            list_classes(tmp_path)
