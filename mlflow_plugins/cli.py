@@ -133,7 +133,7 @@ def score(
 def train(**options: Any) -> None:
     """Train a hierarchical network from scratch inside an MLflow run, an epoch a step."""
     from mlflow_plugins.training import run_train_job
-    from plantmodels.build.recipes import TrainRequest
+    from plantmodels.build.training_requests import TrainRequest
 
     click.echo(run_train_job(TrainRequest(**options)).describe())
 
@@ -143,7 +143,7 @@ def train(**options: Any) -> None:
 def distill(**options: Any) -> None:
     """Train a small student of a teacher inside an MLflow run, an epoch a step."""
     from mlflow_plugins.training import run_distill_job
-    from plantmodels.build.recipes import DistillRequest
+    from plantmodels.build.training_requests import DistillRequest
 
     click.echo(run_distill_job(DistillRequest(**options)).describe())
 

@@ -12,9 +12,9 @@ import mlflow
 
 from mlflow_plugins.runs import PREFIX, job
 from plantmodels.build.distill import DistillReport
-from plantmodels.build.loop import EpochRecord
-from plantmodels.build.recipes import DistillRequest, TrainRequest, curves_of, run_distill, run_train
+from plantmodels.build.recipe import EpochRecord
 from plantmodels.build.train import TrainReport
+from plantmodels.build.training_requests import DistillRequest, TrainRequest, curves_of, run_distill, run_train
 from plantmodels.bundle.manifest import digest_file
 
 

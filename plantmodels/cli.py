@@ -192,7 +192,7 @@ def verify(bundle: Path, data: Path, checkpoint: Path | None, non_plants: Path |
 @train_options
 def train(**options: Any) -> None:
     """Train a hierarchical network from scratch on the leaves of split train."""
-    from plantmodels.build.recipes import TrainRequest, run_train
+    from plantmodels.build.training_requests import TrainRequest, run_train
 
     click.echo(run_train(TrainRequest(**options)).describe())
 
@@ -201,7 +201,7 @@ def train(**options: Any) -> None:
 @distill_options
 def distill(**options: Any) -> None:
     """Train a small student of a teacher: the same embedding size and heads in a file that fits a budget."""
-    from plantmodels.build.recipes import DistillRequest, run_distill
+    from plantmodels.build.training_requests import DistillRequest, run_distill
 
     click.echo(run_distill(DistillRequest(**options)).describe())
 

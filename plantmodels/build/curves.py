@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from plantmodels.build.loop import EpochRecord
+from plantmodels.build.recipe import EpochRecord
 
 _INK: Final = "#26302b"
 _MUTED: Final = "#6d7772"

@@ -19,10 +19,12 @@ import torch
 from tqdm import tqdm
 
 from plantmodels.build.checkpoint import READ_ERRORS, read_checkpoint
-from plantmodels.build.loop import Job, Observer, Recipe, pick_device, resize_patches, run_training, spec_of_size
+from plantmodels.build.loop import BatchLoss, Job, pick_device, run_training
 from plantmodels.build.network import HierarchicalNetwork, load_network
 from plantmodels.build.objectives import Answers, DistillWeights, Lesson, label_loss, lesson_loss
 from plantmodels.build.pictures import Pictures
+from plantmodels.build.recipe import Observer, Recipe
+from plantmodels.build.sizes import resize_patches, spec_of_size
 from plantmodels.build.students import (
     MAX_INT8_BYTES,
     check_fits,
@@ -37,7 +39,7 @@ from plantmodels.build.train import (
     check_writable,
     digest_of,
     finish,
-    open_training_set,
+    read_training_set,
     state_of,
     take_labels,
 )
@@ -117,15 +119,14 @@ def distill_network(
     size = check_fits(network, max_bytes)
     _log.info("student %r: %s bytes in INT8", student, f"{size:,}")
     device = pick_device()
-    with open_training_set(data, out, network.spec, recipe) as leaves:
-        lesson = _learn_lesson(tutor.to(device), leaves, out, checkpoint.sha256, device)
-        inherited = inherit_weights_(network, tutor.cpu())
-        _fit_first_projection_(network, leaves, recipe, lesson, device)
-        loss = _make_loss(tutor.to(device), leaves, lesson, recipe, weights)
-        fingerprint = digest_of(checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest)
-        job = Job(leaves.pictures, leaves.train, leaves.held_out, loss, fingerprint)
-        outcome = run_training(network, job, recipe, state=state_of(out), observer=observer)
-        report = finish(outcome, leaves, out)
+    leaves = read_training_set(data, out, network.spec, recipe)
+    lesson = _learn_lesson(tutor.to(device), leaves, out, checkpoint.sha256, device)
+    inherited = inherit_weights_(network, tutor.cpu())
+    _fit_first_projection_(network, leaves, recipe, lesson, device)
+    loss = _make_loss(tutor.to(device), leaves, lesson, recipe, weights)
+    fingerprint = digest_of(checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest)
+    job = Job(leaves.pictures, leaves.train, leaves.held_out, loss, fingerprint)
+    report = finish(run_training(network, job, recipe, state=state_of(out), observer=observer), leaves, out)
     _lesson_file(out).unlink(missing_ok=True)
     return DistillReport(report, size, inherited)
 
@@ -176,8 +177,8 @@ def _fit_first_projection_(
 
 def _make_loss(
     tutor: HierarchicalNetwork, leaves: TrainingSet, lesson: Lesson, recipe: Recipe, weights: DistillWeights
-) -> Any:
-    """Loss of a batch, as `Job` takes it."""
+) -> BatchLoss:
+    """The labels' loss and the distance from the teacher."""
     pictures: Pictures = leaves.pictures
     weight = pictures.weights(leaves.train, recipe.balance)
     deviation = lesson.embedding[leaves.train].std(dim=0).clamp(min=1e-6)

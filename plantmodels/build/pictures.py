@@ -5,6 +5,9 @@
 torch.Size([32, 3, 112, 112])
 """
 
+import math
+import os
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -16,6 +19,7 @@ from torch.nn import functional
 
 from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage, class_of, stream_images
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.errors import DataError
 
 NO_DISEASE: Final = -1
 
@@ -79,18 +83,17 @@ def load_pictures(
     Args:
         leaves: of any split.
         preprocessing: with S.
-        folder: gets the file, and must outlive the pictures.
+        folder: on whose disk they take room; no file is to be seen there, and nothing is left by a kill.
         unreadable: files that are skipped are appended here.
 
     Returns:
         The pictures, and the samples that they are of.
 
     Raises:
-        DataError: too many unreadable files.
+        DataError: too many unreadable files, or no room.
     """
     side = preprocessing.image_size
-    shape = (len(leaves.samples), 3, side, side)
-    pixels = np.lib.format.open_memmap(folder / f"{leaves.split}.npy", mode="w+", dtype=np.uint8, shape=shape)
+    pixels = _allocate((len(leaves.samples), 3, side, side), folder)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     kept: list[LeafSample] = []
     for index, values in stream_images(
@@ -100,3 +103,16 @@ def load_pictures(
         kept.append(leaves.samples[index])
     species, disease = torch.tensor([class_of(sample) for sample in kept]).T
     return Pictures(pixels[: len(kept)], species.contiguous(), disease.contiguous(), preprocessing), tuple(kept)
+
+
+def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
+    """Bytes of a nameless file; its blocks are taken now, for a full disk would later be a crash."""
+    size_bytes = math.prod(shape)
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+            return np.memmap(file, np.uint8, mode="r+", shape=shape)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: {shape[0]:,} decoded pictures take {size_bytes / 1e9:.1f} GB there ({error.strerror})"
+        ) from error

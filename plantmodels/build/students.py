@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from plantmodels.build.checkpoint import NetworkSpec
-from plantmodels.build.loop import resize_patches
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.build.pictures import Pictures
 from plantmodels.build.quantize import quantize_int8
+from plantmodels.build.sizes import resize_patches, takes_image_size
 from plantmodels.build.species import export_species
 from plantmodels.errors import TrainingError
 
@@ -75,7 +75,7 @@ def find_student(name: str) -> Student:
 def student_spec(student: Student, teacher: NetworkSpec) -> NetworkSpec:
     """The teacher's preprocessing, classes and embedding size on the student's backbone."""
     kwargs = dict(student.backbone_kwargs)
-    if getattr(timm.get_pretrained_cfg(student.backbone), "fixed_input_size", False):
+    if takes_image_size(student.backbone):
         kwargs["img_size"] = teacher.preprocessing.image_size
     return replace(teacher, backbone=student.backbone, backbone_kwargs=kwargs)
 

@@ -13,9 +13,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,20 +21,12 @@ import torch
 
 from plantmodels.build.checkpoint import NetworkSpec
 from plantmodels.build.data import LeafSet, UnreadableImage, digest_leaves, read_leaves, split_for_calibration
-from plantmodels.build.loop import (
-    EpochRecord,
-    Job,
-    Observer,
-    Outcome,
-    Recipe,
-    describe_epoch,
-    pick_device,
-    run_training,
-)
+from plantmodels.build.loop import BatchLoss, Job, Outcome, pick_device, run_training
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.build.objectives import Answers, Labels, label_loss
 from plantmodels.build.optimizer import fast_dtype
 from plantmodels.build.pictures import Pictures, load_pictures
+from plantmodels.build.recipe import EpochRecord, Observer, Recipe, describe_epoch
 from plantmodels.bundle.documents import write_bytes
 from plantmodels.errors import CheckpointError, DataError
 
@@ -133,12 +122,12 @@ def train_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         network = HierarchicalNetwork(spec, projection=projection)
-    with open_training_set(data, out, spec, recipe) as leaves:
-        weight = leaves.pictures.weights(leaves.train, recipe.balance)
-        loss = make_label_loss(leaves.pictures, weight, recipe.smoothing)
-        fingerprint = digest_of(_hyper_parameters(spec), asdict(recipe), leaves.digest, projection)
-        job = Job(leaves.pictures, leaves.train, leaves.held_out, loss, fingerprint)
-        return finish(run_training(network, job, recipe, state=state_of(out), observer=observer), leaves, out)
+    leaves = read_training_set(data, out, spec, recipe)
+    weight = leaves.pictures.weights(leaves.train, recipe.balance)
+    loss = _make_loss(leaves.pictures, weight, recipe.smoothing)
+    fingerprint = digest_of(_hyper_parameters(spec), asdict(recipe), leaves.digest, projection)
+    job = Job(leaves.pictures, leaves.train, leaves.held_out, loss, fingerprint)
+    return finish(run_training(network, job, recipe, state=state_of(out), observer=observer), leaves, out)
 
 
 def check_writable(out: Path) -> None:
@@ -156,43 +145,38 @@ def state_of(out: Path) -> Path:
     return out.with_name(out.name + STATE_SUFFIX)
 
 
-@contextmanager
-def open_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) -> Iterator[TrainingSet]:
-    """Decodes split "train" into a file beside `out` that is gone afterwards, and holds a part of it out.
+def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) -> TrainingSet:
+    """Decodes split "train" and holds a part of it out.
 
     Who is held out follows from names and seed, as in `split_for_calibration`: an export with the same seed
     calibrates its detector on these leaves among others.
 
+    Args:
+        data: leaf folders or a manifest.
+        out: the decoded pictures take room on the disk that it lies on, until they are no longer used.
+        spec: classes and preprocessing.
+        recipe: its share held out, and seed.
+
     Raises:
-        DataError: no such split, an unknown class, too many unreadable files, or too few to hold some out.
+        DataError: no such split, an unknown class, too many unreadable files, too few to hold some out, or no room.
     """
     leaves = read_leaves(data, "train", spec.taxonomy)
     unreadable: list[UnreadableImage] = []
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
-        pictures, samples = load_pictures(leaves, spec.preprocessing, Path(folder), unreadable=unreadable)
-        kept = LeafSet(leaves.root, leaves.split, samples)
-        _, held_out = split_for_calibration(kept, recipe.held_out, len(samples), recipe.seed)
-        chosen = set(held_out.samples)
-        is_held_out = torch.tensor([sample in chosen for sample in samples])
-        if is_held_out.all() or not is_held_out.any():
-            raise DataError(
-                f"{data}: {len(samples)} training leaves cannot be divided into those to train on and a share of "
-                f"{recipe.held_out:g} to choose the best epoch"
-            )
-        rows = torch.arange(len(samples))
-        digest = digest_leaves(leaves)
-        yield TrainingSet(pictures, rows[~is_held_out], rows[is_held_out], digest, tuple(unreadable))
+    pictures, samples = load_pictures(leaves, spec.preprocessing, out.parent, unreadable=unreadable)
+    kept = LeafSet(leaves.root, leaves.split, samples)
+    _, held_out = split_for_calibration(kept, recipe.held_out, len(samples), recipe.seed)
+    chosen = set(held_out.samples)
+    is_held_out = torch.tensor([sample in chosen for sample in samples])
+    if is_held_out.all() or not is_held_out.any():
+        raise DataError(
+            f"{data}: {len(samples)} training leaves cannot be divided into those to train on and a share of "
+            f"{recipe.held_out:g} to choose the best epoch"
+        )
+    rows = torch.arange(len(samples))
+    return TrainingSet(pictures, rows[~is_held_out], rows[is_held_out], digest_leaves(leaves), tuple(unreadable))
 
 
-def make_label_loss(pictures: Pictures, weight: torch.Tensor, smoothing: float) -> Any:
-    """`label_loss` of a batch of these pictures, as `Job` takes it.
-
-    Args:
-        pictures: for the labels.
-        weight: (N,) of each picture.
-        smoothing: of the labels.
-    """
-
+def _make_loss(pictures: Pictures, weight: torch.Tensor, smoothing: float) -> BatchLoss:
     def loss(network: HierarchicalNetwork, answers: Answers, rows: torch.Tensor) -> torch.Tensor:
         return label_loss(network, answers, take_labels(pictures, weight, rows, answers), smoothing)
 

@@ -22,7 +22,16 @@ RECORD_FILE: Final = "demo.json"
 
 _LEARNING_RATE: Final = 8e-3
 _BACKBONE: Final = "swin_tiny_patch4_window7_224"
-_TRAINER: Final = ("augment.py", "loop.py", "network.py", "objectives.py", "optimizer.py", "pictures.py", "train.py")
+_TRAINER: Final = (
+    "augment.py",
+    "loop.py",
+    "network.py",
+    "objectives.py",
+    "optimizer.py",
+    "pictures.py",
+    "sizes.py",
+    "train.py",
+)
 
 
 @dataclass(frozen=True)
@@ -164,7 +173,7 @@ def _make(folder: Path, recipe: DemoRecipe, seed: int, wanted: dict[str, Any]) -
 def _train(data: Path, checkpoint: Path, recipe: DemoRecipe, seed: int) -> dict[str, Any]:
     # torch and timm take seconds to import, and drawing needs neither
     from plantmodels.build.checkpoint import NetworkSpec
-    from plantmodels.build.loop import Recipe, Stage
+    from plantmodels.build.recipe import Recipe, Stage
     from plantmodels.build.train import train_network
     from plantmodels.bundle.metadata import Preprocessing
     from plantmodels.bundle.taxonomy import Taxonomy

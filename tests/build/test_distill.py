@@ -7,8 +7,8 @@ import torch
 from plantmodels.build import distill, students
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.distill import DistillReport, distill_network
-from plantmodels.build.loop import EpochRecord, Recipe, Stage
 from plantmodels.build.network import load_network
+from plantmodels.build.recipe import EpochRecord, Recipe, Stage
 from plantmodels.errors import CheckpointError, TrainingError
 
 RECIPE = Recipe((Stage(112, 1), Stage(224, 1)), batch_size=32)
@@ -65,7 +65,7 @@ def test_a_stopped_one_goes_on_without_asking_the_teacher_again(
 def test_a_student_beyond_the_budget_is_refused_before_any_work(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(distill, "open_training_set", lambda *_: pytest.fail("leaves were read"))
+    monkeypatch.setattr(distill, "read_training_set", lambda *_: pytest.fail("leaves were read"))
     with pytest.raises(TrainingError, match=r"takes .* bytes in INT8, its budget is 1,000"):
         distill_network(tiny_checkpoint, tiny_data, tmp_path / "x", RECIPE, student=STUDENT, max_bytes=1000)
     assert list(tmp_path.iterdir()) == []

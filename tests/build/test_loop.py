@@ -7,9 +7,11 @@ import torch
 from torch.nn import functional
 
 from plantmodels.build.checkpoint import NetworkSpec
-from plantmodels.build.loop import EpochRecord, Recipe, Stage, describe_epoch, judge, resize_patches, spec_of_size
+from plantmodels.build.loop import judge
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.build.pictures import NO_DISEASE, Pictures
+from plantmodels.build.recipe import EpochRecord, Recipe, Stage, describe_epoch
+from plantmodels.build.sizes import resize_patches, spec_of_size
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 

@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from plantmodels.build.data import read_leaves
 from plantmodels.build.pictures import Pictures, load_pictures
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import DataError
 from plantmodels.serve.images import decode_image, preprocess
 
 PREPROCESSING = Preprocessing(32, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -27,6 +29,17 @@ def test_pictures_are_those_that_the_network_sees(tiny_data: Path, tiny_taxonomy
     np.testing.assert_allclose(pictures.batch(rows, 32, CPU), expected, atol=ROUNDING)
     halves = functional.avg_pool2d(pictures.batch(rows, 32, CPU), 2)
     torch.testing.assert_close(pictures.batch(rows, 16, CPU), halves)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_is_an_error(tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", refuse)
+    leaves = read_leaves(tiny_data, "val", tiny_taxonomy)
+    with pytest.raises(DataError, match=r"45 decoded pictures take 0\.0 GB there \(No space left on device\)"):
+        load_pictures(leaves, PREPROCESSING, tmp_path, unreadable=[])
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0.0, [1, 1, 1, 1]), (1.0, [2 / 3] * 3 + [2])])

@@ -9,8 +9,8 @@ from PIL import Image
 from plantmodels.build import loop
 from plantmodels.build.augment import augment
 from plantmodels.build.checkpoint import NetworkSpec, read_checkpoint
-from plantmodels.build.loop import EpochRecord, Recipe, Stage
 from plantmodels.build.network import load_network
+from plantmodels.build.recipe import EpochRecord, Recipe, Stage
 from plantmodels.build.train import TrainReport, state_of, train_network
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy

@@ -5,7 +5,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from mlflow_plugins.training import run_distill_job, run_train_job
-from plantmodels.build.recipes import DistillRequest, TrainRequest
+from plantmodels.build.training_requests import DistillRequest, TrainRequest
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.errors import TrainingError
 

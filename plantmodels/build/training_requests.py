@@ -13,7 +13,7 @@ from plantmodels.build.checkpoint import NetworkSpec
 from plantmodels.build.curves import draw_curves
 from plantmodels.build.data import list_classes
 from plantmodels.build.distill import DistillReport, distill_network
-from plantmodels.build.loop import Observer, Recipe, Stage
+from plantmodels.build.recipe import Observer, Recipe, Stage
 from plantmodels.build.students import MAX_INT8_BYTES
 from plantmodels.build.train import TrainReport, train_network
 from plantmodels.bundle.documents import write_bytes

@@ -6,8 +6,15 @@ from PIL import Image
 
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.curves import draw_curves
-from plantmodels.build.loop import EpochRecord, Stage
-from plantmodels.build.recipes import DistillRequest, TrainRequest, curves_of, parse_stages, run_distill, run_train
+from plantmodels.build.recipe import EpochRecord, Stage
+from plantmodels.build.training_requests import (
+    DistillRequest,
+    TrainRequest,
+    curves_of,
+    parse_stages,
+    run_distill,
+    run_train,
+)
 from plantmodels.errors import TrainingError
 
 
