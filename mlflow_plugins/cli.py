@@ -4,6 +4,7 @@ Exit status: 0 done (a version whose gates failed is registered and says so), 1 
 """
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,6 +15,7 @@ from plantmodels.cli import (
     checkpoint_option,
     configure_logging,
     data_option,
+    distill_options,
     format_option,
     html_option,
     non_plants_option,
@@ -21,6 +23,7 @@ from plantmodels.cli import (
     policy_option,
     seed_option,
     show_comparison,
+    train_options,
     unseen_plants_option,
 )
 from plantmodels.serve.routing import ROUTINGS, Routing
@@ -137,6 +140,26 @@ def score(
         f"{output}: {scores.images:,} images, {scores.scored_now:,} of them scored now; {scores.errors:,} bad, "
         f"{scores.rejected:,} rejected"
     )
+
+
+@main.command()
+@train_options
+def train(**options: Any) -> None:
+    """Train a hierarchical network from scratch inside an MLflow run, an epoch a step."""
+    from mlflow_plugins.training import run_train_job
+    from plantmodels.build.training_requests import TrainRequest
+
+    click.echo(run_train_job(TrainRequest(**options)).describe())
+
+
+@main.command()
+@distill_options
+def distill(**options: Any) -> None:
+    """Train a small student of a teacher inside an MLflow run, an epoch a step."""
+    from mlflow_plugins.training import run_distill_job
+    from plantmodels.build.training_requests import DistillRequest
+
+    click.echo(run_distill_job(DistillRequest(**options)).describe())
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""`plantmodels export | verify | inspect | compare | predict`: the main job's parts without MLflow.
+"""`plantmodels export | verify | inspect | compare | predict | train | distill`: every job without MLflow.
 
 Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
 """
@@ -87,6 +87,79 @@ format_option = click.option(
 )
 
 
+def _training_options(command: _F) -> _F:
+    """What `train` and `distill` share."""
+    for option in (
+        click.option(
+            "--seed", type=int, default=0, show_default=True, help="Of weights, order, augmentation, held-out leaves."
+        ),
+        click.option(
+            "--patience",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Epochs without progress that end a stage early; 0 for never.",
+        ),
+        click.option(
+            "--learning-rate",
+            type=click.FloatRange(min=0, min_open=True),
+            default=4e-3,
+            show_default=True,
+            help="The highest, of the hidden matrices.",
+        ),
+        click.option(
+            "--batch-size", type=click.IntRange(min=1), default=32, show_default=True, help="Pictures a step."
+        ),
+        click.option(
+            "--stages",
+            default="112:15,224:5",
+            show_default=True,
+            help="SIDE:EPOCHS of growing pictures, comma between; the last side is the network's.",
+        ),
+        click.option(
+            "--out", type=PATH, required=True, help="The checkpoint; a stopped training goes on by the same command."
+        ),
+        data_option,
+    ):
+        command = option(command)
+    return command
+
+
+def train_options(command: _F) -> _F:
+    """Options of `train`, which are the fields of `TrainRequest`."""
+    for option in (
+        click.option(
+            "--scale-patches", type=bool, default=False, show_default=True, help="Patches grow with pictures."
+        ),
+        click.option(
+            "--embedding-dim", type=click.IntRange(min=1), default=768, show_default=True, help="Heads' input."
+        ),
+        click.option("--backbone-kwargs", default="{}", show_default=True, help="Arguments of it, a JSON object."),
+        click.option("--backbone", default="swin_tiny_patch4_window7_224", show_default=True, help="A timm backbone."),
+        _training_options,
+    ):
+        command = option(command)
+    return command
+
+
+def distill_options(command: _F) -> _F:
+    """Options of `distill`, which are the fields of `DistillRequest`."""
+    for option in (
+        click.option(
+            "--max-bytes",
+            type=click.IntRange(min=1),
+            default=5_000_000,
+            show_default=True,
+            help="What the student's INT8 species file must be below.",
+        ),
+        click.option("--student", default="swin", show_default=True, help="swin, swin-64 or a timm backbone."),
+        _training_options,
+        click.option("--teacher", type=PATH, required=True, help="Its checkpoint (contract 1)."),
+    ):
+        command = option(command)
+    return command
+
+
 def configure_logging() -> None:
     """Shows this project's progress on stderr, a line a step."""
     handler = logging.StreamHandler()
@@ -143,6 +216,24 @@ def verify(
     )
     click.echo(report.table())
     sys.exit(0 if report.passed else 1)
+
+
+@main.command()
+@train_options
+def train(**options: Any) -> None:
+    """Train a hierarchical network from scratch on the leaves of split train."""
+    from plantmodels.build.training_requests import TrainRequest, run_train
+
+    click.echo(run_train(TrainRequest(**options)).describe())
+
+
+@main.command()
+@distill_options
+def distill(**options: Any) -> None:
+    """Train a small student of a teacher: the same embedding size and heads in a file that fits a budget."""
+    from plantmodels.build.training_requests import DistillRequest, run_distill
+
+    click.echo(run_distill(DistillRequest(**options)).describe())
 
 
 @main.command()

@@ -29,6 +29,10 @@ class DetectorError(PlantModelsError):
     """An out-of-distribution detector that cannot be fitted, or whose file is not one."""
 
 
+class TrainingError(PlantModelsError):
+    """A training that diverged, cannot be resumed, or whose network could not be used."""
+
+
 class ExportError(PlantModelsError):
     """A bundle that cannot be made from this checkpoint, or not be written there."""
 

@@ -12,7 +12,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["export", "verify", "inspect", "compare", "predict"])
+@pytest.mark.parametrize("command", ["export", "verify", "inspect", "compare", "predict", "train", "distill"])
 def test_help_names_every_option(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

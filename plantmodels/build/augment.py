@@ -19,23 +19,31 @@ _BRIGHTNESS: Final = 0.15
 def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Flips, turns, zooms and shifts each picture, and changes its contrast, brightness and colour balance.
 
+    Turns are by a quarter, a half or none and a little besides: leaves lie any way round.
+
     Args:
         pictures: (B, 3, S, S) float32, normalised; not changed.
-        generator: source of randomness.
+        generator: source of randomness, on the CPU, so that every device sees the same views.
 
     Returns:
         (B, 3, S, S) float32.
     """
     count = len(pictures)
 
-    def uniform(*shape: int) -> torch.Tensor:
-        return torch.rand(count, *shape, generator=generator) * 2 - 1
+    device = pictures.device
 
-    turn, zoom = uniform() * _TURN, torch.exp(uniform() * _ZOOM)
+    def uniform(*shape: int) -> torch.Tensor:
+        return (torch.rand(count, *shape, generator=generator) * 2 - 1).to(device)
+
+    def normal(channels: int) -> torch.Tensor:
+        return torch.randn(count, channels, 1, 1, generator=generator).to(device)
+
+    quarters = torch.randint(4, (count,), generator=generator).to(device) * (math.pi / 2)
+    turn, zoom = quarters + uniform() * _TURN, torch.exp(uniform() * _ZOOM)
     flip = torch.sign(uniform())
     cos, sin, shift = torch.cos(turn) / zoom, torch.sin(turn) / zoom, uniform(2) * _SHIFT
     rows = [torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)]
     grid = functional.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
     moved = functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
-    contrast = 1 + _CONTRAST * torch.randn(count, 1, 1, 1, generator=generator).clamp(-2, 2)
-    return moved * contrast + _BRIGHTNESS * torch.randn(count, 3, 1, 1, generator=generator)
+    contrast = 1 + _CONTRAST * normal(1).clamp(-2, 2)
+    return moved * contrast + _BRIGHTNESS * normal(3)

@@ -22,7 +22,7 @@ from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
 _ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
-_READ_ERRORS: Final = (
+READ_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -33,6 +33,7 @@ _READ_ERRORS: Final = (
     RuntimeError,
     TypeError,
     ValueError,
+    pickle.UnpicklingError,
     struct.error,
 )
 """What torch's restricted unpickler raises for files that are none: it takes any bytes for opcodes."""
@@ -117,7 +118,7 @@ def _load(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values; torch.load(weights_only=True) refuses it ({reason})"
         ) from error
-    except _READ_ERRORS as error:
+    except READ_ERRORS as error:
         raise CheckpointError(f"{path}: not a checkpoint that torch can read ({error})") from error
     for name in ("state_dict", "hyper_parameters"):
         if not isinstance(document, dict) or not isinstance(document.get(name), dict):

@@ -124,6 +124,30 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
     return LeafSet(data if data.is_dir() else data.parent, split, tuple(samples))
 
 
+def list_classes(data: Path) -> Taxonomy:
+    """The classes of split "train" in alphabetical order, which a new training makes its logit order.
+
+    Raises:
+        DataError: absent or empty split, or a manifest without the columns.
+        TaxonomyError: names that cannot form a taxonomy.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: no such data folder or manifest")
+    if data.is_dir():
+        labelled = {
+            (species, disease)
+            for folder in _class_folders(data, "train")
+            for species, separator, disease in [folder.name.partition(CLASS_SEPARATOR)]
+            if separator and next(_list_images(folder), None)
+        }
+    else:
+        labelled = {(species, disease) for _, species, disease in _read_manifest(data, "train")}
+    if not labelled:
+        raise DataError(f"{data}: split 'train' holds no images in folders <Species>{CLASS_SEPARATOR}<Disease>")
+    species = sorted({name for name, _ in labelled})
+    return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in labelled if s == name)) for name in species})
+
+
 def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -> str:
     if species in taxonomy.diseases:
         known = f"its diseases of {species!r} are {', '.join(taxonomy.diseases[species])}"
@@ -133,16 +157,19 @@ def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -
 
 
 def _read_folders(data: Path, split: Split, taxonomy: Taxonomy) -> Iterator[tuple[Path, str, str]]:
+    for folder in _class_folders(data, split):
+        species, _, disease = folder.name.partition(CLASS_SEPARATOR)
+        headless = species in taxonomy.species and species not in taxonomy.diseases
+        if not headless and disease not in taxonomy.diseases.get(species, ()):
+            raise DataError(_unknown_class(folder, species, disease, taxonomy))
+        yield from ((path, species, disease) for path in _list_images(folder))
+
+
+def _class_folders(data: Path, split: Split) -> Iterator[Path]:
     folder = data / split
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
-    for class_folder in folder.iterdir():
-        if class_folder.is_dir() and not class_folder.name.startswith("."):
-            species, _, disease = class_folder.name.partition(CLASS_SEPARATOR)
-            headless = species in taxonomy.species and species not in taxonomy.diseases
-            if not headless and disease not in taxonomy.diseases.get(species, ()):
-                raise DataError(_unknown_class(class_folder, species, disease, taxonomy))
-            yield from ((path, species, disease) for path in _list_images(class_folder))
+    return (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _list_images(folder: Path) -> Iterator[Path]:
@@ -181,23 +208,22 @@ def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
     return NonPlantSet(folder, tuple(paths))
 
 
-def split_at_most(leaves: LeafSet, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
-    """Parts training leaves into those beyond a number, and that many.
-
-    Membership follows from names and seed alone, so that further leaves move few of the others.
+def split_by_name(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
+    """Parts training leaves in two; an image stays where it is when others are added, until there are `at_most`.
 
     Args:
         leaves: the training leaves.
-        at_most: size of the second part, if there are so many.
+        share: size of the second part, 0 to 1, as each image's name and the seed decide.
+        at_most: upper bound on its size.
         seed: another seed picks others.
 
     Returns:
         The rest, and the picked.
     """
     buckets = [_fraction(f"{seed}:{_name(leaves.root, sample.path)}") for sample in leaves.samples]
-    limit = min([1.0, *sorted(buckets)[at_most : at_most + 1]])
+    share = min([share, *sorted(buckets)[at_most : at_most + 1]])
     parts = [
-        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < limit) == picked)
+        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == picked)
         for picked in (False, True)
     ]
     return LeafSet(leaves.root, leaves.split, parts[0]), LeafSet(leaves.root, leaves.split, parts[1])

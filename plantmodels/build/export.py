@@ -34,7 +34,7 @@ from plantmodels.build.data import (
     name_below,
     read_leaves,
     read_non_plants,
-    split_at_most,
+    split_by_name,
     stream_batches,
 )
 from plantmodels.build.embeddings import Embedder
@@ -179,7 +179,7 @@ class _Clock:
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _Inputs:
     checkpoint = read_checkpoint(checkpoint_path)
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
-    rest, kept = split_at_most(leaves, MAX_KEPT_LEAVES, seed)
+    rest, kept = split_by_name(leaves, 1.0, MAX_KEPT_LEAVES, seed)
     check_image_count(len(kept.samples))
     others = None if non_plants is None else read_non_plants(non_plants)
     return _Inputs(checkpoint, load_network(checkpoint), leaves, rest, kept, others)

@@ -21,9 +21,10 @@ from plantmodels.build.data import (
     UnreadableImage,
     digest_images,
     digest_leaves,
+    list_classes,
     read_leaves,
     read_non_plants,
-    split_at_most,
+    split_by_name,
     stream_images,
 )
 from plantmodels.bundle.metadata import Preprocessing
@@ -215,27 +216,40 @@ def leaf_set(names: set[str]) -> LeafSet:
     return LeafSet(root, "train", tuple(LeafSample(path, i % 3, None) for i, path in enumerate(paths)))
 
 
-class TestSplitAtMost:
-    @given(names=NAMES, more=NAMES, at_most=st.integers(0, 12), seed=st.integers(0, 3))
-    def test_parts_are_disjoint_complete_and_of_the_size_asked_for(self, names, more, at_most: int, seed: int) -> None:
-        rest, picked = split_at_most(leaf_set(names), at_most, seed)
-        more_rest, _ = split_at_most(leaf_set(names | more), at_most, seed)
+class TestSplitByName:
+    @given(names=NAMES, more=NAMES, share=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 3))
+    def test_parts_are_disjoint_complete_and_stable(self, names, more, share: float, seed: int) -> None:
+        rest, picked = split_by_name(leaf_set(names), share, 1000, seed)
+        more_rest, more_picked = split_by_name(leaf_set(names | more), share, 1000, seed)
 
         assert sorted(rest.paths + picked.paths) == sorted(leaf_set(names).paths)
         assert not set(rest.paths) & set(picked.paths)
-        assert len(picked.paths) == min(at_most, len(names))
         assert set(rest.paths) <= set(more_rest.paths)
+        assert set(picked.paths) <= set(more_picked.paths)
         assert list(rest.paths) == sorted(rest.paths)
+        assert share < 1 or not rest.paths
 
-    def test_the_seed_chooses(self) -> None:
-        leaves = leaf_set({f"{i}.jpg" for i in range(500)})
-        picked = [split_at_most(leaves, 100, seed)[1].paths for seed in (0, 0, 1)]
+    def test_the_share_is_about_what_was_asked_for_and_the_seed_chooses(self) -> None:
+        leaves = leaf_set({f"{i}.jpg" for i in range(5000)})
+        picked = [split_by_name(leaves, 0.2, 5000, seed)[1].paths for seed in (0, 0, 1)]
 
         assert picked[0] == picked[1] != picked[2]
+        assert all(900 < len(paths) < 1100 for paths in picked)
+
+    @pytest.mark.parametrize("share", [0.2, 1.0])
+    @pytest.mark.parametrize("at_most", [0, 1, 7, 100, 199, 1000])
+    def test_no_more_than_at_most_are_picked(self, at_most: int, share: float) -> None:
+        leaves = leaf_set({f"{i}.jpg" for i in range(1000)})
+        whole = set(split_by_name(leaves, share, 10_000, 0)[1].paths)
+        rest, picked = split_by_name(leaves, share, at_most, 0)
+
+        assert len(picked.samples) == min(at_most, len(whole))
+        assert set(picked.paths) <= whole
+        assert len(rest.samples) + len(picked.samples) == 1000
 
     def test_labels_stay_with_their_images(self) -> None:
         leaves = leaf_set({f"{i}.jpg" for i in range(50)})
-        rest, picked = split_at_most(leaves, 20, 0)
+        rest, picked = split_by_name(leaves, 0.4, 50, 0)
 
         assert set(rest.samples) | set(picked.samples) == set(leaves.samples)
 
@@ -386,3 +400,21 @@ class TestStream:
         assert capsys.readouterr().err == ""
         list(stream_images(paths[:3], PREPROCESSING, unreadable=[], description="score leaves"))
         assert "score leaves: 100%" in capsys.readouterr().err
+
+
+class TestListClasses:
+    def test_folders_and_manifest_give_the_same_classes(self, tiny_data: Path, tmp_path: Path) -> None:
+        taxonomy = list_classes(tiny_data)
+        folders = sorted(path.name.split("___") for path in (tiny_data / "train").iterdir())
+        assert list(taxonomy.species) == sorted({species for species, _ in folders})
+        assert {(s, d) for s in taxonomy.species for d in taxonomy.diseases[s]} == {(s, d) for s, d in folders}
+        rows = [{"path": "x.jpg", "species": s, "disease": d, "split": "train"} for s, d in reversed(folders)]
+        pd.DataFrame(rows).to_csv(tmp_path / "leaves.csv", index=False)
+        assert list_classes(tmp_path / "leaves.csv") == taxonomy
+
+    def test_nothing_to_list_is_an_error(self, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="absent: no such data folder or manifest"):
+            list_classes(tmp_path / "absent")
+        (tmp_path / "train" / "Apple").mkdir(parents=True)
+        with pytest.raises(DataError, match="split 'train' holds no images in folders <Species>___<Disease>"):
+            list_classes(tmp_path)

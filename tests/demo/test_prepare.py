@@ -14,7 +14,9 @@ from plantmodels.demo.draw import TAXONOMY
 from plantmodels.demo.prepare import DemoPaths, DemoRecipe, prepare_demo
 from plantmodels.errors import DataError
 
-TINY = DemoRecipe(2, 1, 6, epochs=1, batch_size=16, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 1, 2))
+TINY = DemoRecipe(
+    4, 1, 6, coarse_epochs=1, fine_epochs=1, batch_size=16, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 1, 2)
+)
 TRAINING = {
     "train_seconds": 1.0,
     "dtype": "float32",
@@ -48,7 +50,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_draws_and_trains_a_checkpoint_of_contract_1(tmp_path: Path):
     paths = prepare_demo(tmp_path / "demo", recipe=TINY)
     assert paths.made
-    assert len(list(paths.data.glob("train/*/*.jpg"))) == 50
+    assert len(list(paths.data.glob("train/*/*.jpg"))) == 100
     assert len(list(paths.non_plants.glob("*/*.jpg"))) == 6
     checkpoint = read_checkpoint(paths.checkpoint)
     assert checkpoint.spec.taxonomy.species == tuple(TAXONOMY)
@@ -56,7 +58,7 @@ def test_draws_and_trains_a_checkpoint_of_contract_1(tmp_path: Path):
     species_logits, embedding = load_network(checkpoint)(torch.zeros(1, 3, 224, 224))
     assert species_logits.shape == (1, len(TAXONOMY))
     assert embedding.shape == (1, 768)
-    assert f"{len(TAXONOMY)} species, 25 classes, 75 leaves and 6 non-plants drawn" in paths.summary
+    assert f"{len(TAXONOMY)} species, 25 classes, 125 leaves and 6 non-plants drawn" in paths.summary
 
 
 def test_a_complete_demo_is_left_alone(tmp_path: Path, quick: list[str]):

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
 from mlflow_plugins.cli import main
+from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify.report import read_report
 
@@ -90,6 +91,20 @@ def test_scoring_by_mlflow_run(embedded_mlflow: str, verified_bundle: Path, tiny
     assert len(list(tmp_path.glob("my scores.parquet/batch=*/species=*/rejected=*"))) >= 2
     (entry,) = MlflowClient().search_runs(["0"], "metrics.images = 5")
     assert entry.info.status == "FINISHED" and entry.data.params["routing"] == "soft"
+
+
+@pytest.mark.slow
+def test_training_by_mlflow_run(embedded_mlflow: str, tiny_data: Path, tmp_path: Path) -> None:
+    run = mlflow_run(
+        embedded_mlflow,
+        *("-e", "train", "-P", f"data={tiny_data}", "-P", f"out={tmp_path / 'my leaves.ckpt'}"),
+        *("-P", "backbone=test_resnet", "-P", 'backbone_kwargs={"drop_rate": 0.1}', "-P", "stages=32:1,64:1"),
+    )
+    assert run.returncode == 0, run.stderr
+    assert "2 epochs on" in run.stdout
+    assert read_checkpoint(tmp_path / "my leaves.ckpt").spec.backbone_kwargs == {"drop_rate": 0.1}
+    (entry,) = MlflowClient().search_runs(["0"])
+    assert entry.info.status == "FINISHED" and entry.data.metrics["train.image_size"] == 64
 
 
 @pytest.mark.slow
