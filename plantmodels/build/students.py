@@ -29,6 +29,7 @@ MAX_INT8_BYTES: Final = 5_000_000
 _SWIN: Final = "swin_tiny_patch4_window7_224"
 _RIDGE: Final = 1e-3
 _EMBEDDING_BATCH: Final = 64
+_PERTURBATION: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -80,28 +81,40 @@ def student_spec(student: Student, teacher: NetworkSpec) -> NetworkSpec:
     return replace(teacher, backbone=student.backbone, backbone_kwargs=kwargs)
 
 
-def measure_int8_bytes(network: HierarchicalNetwork) -> int:
+def measure_int8_bytes(spec: NetworkSpec) -> int:
     """Size of the species model's INT8 file when every product is INT8; an export may keep some float.
 
+    The weights are random, biases and norms too: equal tensors, as in a new network, are stored once.
+
+    Args:
+        spec: of a network with a projection.
+
     Raises:
+        CheckpointError: timm cannot build the backbone.
         ExportError: the network cannot be exported.
     """
-    side = network.spec.preprocessing.image_size
+    network = HierarchicalNetwork(spec, projection=True).eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=_PERTURBATION)
+    side = spec.preprocessing.image_size
     noise = np.random.default_rng(0).standard_normal((1, 3, side, side)).astype(np.float32)
-    return int(quantize_int8(export_species(network.eval(), noise).model, reduce_range=False).ByteSize())
+    return int(quantize_int8(export_species(network, noise).model, reduce_range=False).ByteSize())
 
 
-def check_fits(network: HierarchicalNetwork, max_bytes: int) -> int:
+def check_fits(spec: NetworkSpec, max_bytes: int) -> int:
     """Size of the INT8 file.
 
     Raises:
         TrainingError: not below `max_bytes`.
+        CheckpointError, ExportError: as `measure_int8_bytes`.
     """
-    size = measure_int8_bytes(network)
+    size = measure_int8_bytes(spec)
     if size >= max_bytes:
         raise TrainingError(
-            f"student {network.spec.backbone!r} with {dict(network.spec.backbone_kwargs)} takes {size:,} bytes in "
-            f"INT8, its budget is {max_bytes:,}"
+            f"student {spec.backbone!r} with {dict(spec.backbone_kwargs)} takes {size:,} bytes in INT8, its budget is "
+            f"{max_bytes:,}"
         )
     return size
 
