@@ -51,9 +51,11 @@ def roc_curve(plants: Scores, others: Scores) -> list[tuple[float, float]]:
     A point for every non-plant as the threshold, thinned out evenly; the ends (0, 0) and (1, 1) are not among them.
 
     Args:
-        plants: (n,) n ≥ 1.
-        others: (m,) of non-plants, m ≥ 1.
+        plants: (n,) scores.
+        others: (m,) of non-plants; no points where either has none.
     """
+    if not len(plants) or not len(others):
+        return []
     ordered, thresholds = np.sort(plants), np.sort(others)[::-1]
     picks = np.unique(np.linspace(0, len(others) - 1, min(len(others), MAX_CURVE_POINTS)).round().astype(int))
     alarms = 1 - np.searchsorted(ordered, thresholds[picks], side="left") / len(plants)

@@ -39,8 +39,6 @@ def render_rejection(
         evidence: "detector" of the metadata's provenance: the methods that were tried; may be empty.
         galleries: thumbnails: "let through", of non-plants, and "rejected", of plants.
     """
-    sources = [(name, share_cell(share)) for name, share in rejection.by_source.items()]
-    unseen = [(f"{name}, no known plant", share_cell(share)) for name, share in rejection.by_unseen_source.items()]
     species = [(name, share_cell(share)) for name, share in rejection.by_species.items()]
     return section(
         "Rejection of what is no plant",
@@ -49,7 +47,7 @@ def render_rejection(
             "Histogram of out-of-distribution scores of plants, non-plants and unseen plants, with the threshold",
         ),
         notes(_describe(rejection)),
-        table(("source", "rejected"), [*sources, *unseen], numbers=(1,), name="narrow") if sources or unseen else "",
+        _list_sources(rejection),
         fold("False alarms of each species", table(("species", "rejected"), species, numbers=(1,), name="narrow")),
         figure(plots.get("ood-roc.png"), "Share of non-plants rejected against share of plants rejected"),
         _describe_separation(rejection),
@@ -83,12 +81,46 @@ def _describe(rejection: Rejection) -> str:
     return text
 
 
+def _list_sources(rejection: Rejection) -> str:
+    """A row a folder of non-plants, then one a folder of unseen plants, whose rejection has no precision."""
+    non_plants = [
+        (name, share, _percent(rejection.precision_of(share)), rejection.separation_by_source.get(name))
+        for name, share in rejection.by_source.items()
+    ]
+    unseen = [
+        (f"{name}, no known plant", share, "–", rejection.separation_by_unseen_source.get(name))
+        for name, share in rejection.by_unseen_source.items()
+    ]
+    rows = [
+        (
+            name,
+            share_cell(share),
+            precision,
+            "–" if found is None else _stack(found.auroc, 1, 4),
+            "–" if found is None else _stack(found.fpr_at_95_recall, 100, 2),
+        )
+        for name, share, precision, found in (*non_plants, *unseen)
+    ]
+    header = ("source", "rejected", "precision, %", "AUROC", "plants rejected at 95 %, %")
+    return table(header, rows, numbers=range(1, 5)) if rows else ""
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def _stack(estimate: Estimate, scale: float, digits: int) -> Html:
+    """A value with its interval below."""
+    value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return Html(f'{value}<span class="what">{low} to {high}</span>')
+
+
 def _describe_separation(rejection: Rejection) -> str:
     found = rejection.separation
     if found is None:
         return ""
     return notes(
-        f"AUROC {_estimate(found.auroc, 1, 4)}; plants rejected where 95 % of the non-plants are: "
+        f"All non-plants: AUROC {_estimate(found.auroc, 1, 4)}; plants rejected where 95 % of the non-plants are: "
         f"{_estimate(found.fpr_at_95_recall, 100, 2)} %. In brackets: 95 % intervals, by 1,000 bootstrap resamples."
     )
 

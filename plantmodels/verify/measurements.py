@@ -406,17 +406,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well the scores tell non-plants from plants, whatever the threshold.
+    """How well the scores tell other images from plants, whatever the threshold.
 
     Attributes:
         auroc: area under the ROC curve.
-        fpr_at_95_recall: share of plants rejected where 95 % of the non-plants are.
-        curve: (share of plants rejected, share of non-plants rejected), ascending.
+        fpr_at_95_recall: share of plants rejected where 95 % of the others are.
     """
 
     auroc: Estimate
     fpr_at_95_recall: Estimate
-    curve: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -433,7 +431,10 @@ class Rejection:
         by_unseen_source: folder of unseen plants to its share rejected.
         by_species: species to its share of leaves rejected, which are false alarms.
         flips: precision to the images that it decides otherwise than INT8, which is served, of all compared.
-        separation: None without plants or non-plants of finite scores.
+        separation: of all non-plants; None without plants or non-plants of finite scores.
+        separation_by_source: folder of non-plants to its own.
+        separation_by_unseen_source: folder of unseen plants to its own.
+        roc: (share of plants rejected, share of non-plants rejected), ascending; empty where `separation` is None.
         histogram: of the scores.
     """
 
@@ -447,6 +448,9 @@ class Rejection:
     by_species: Mapping[str, Share]
     flips: Mapping[str, Share]
     separation: Separation | None
+    separation_by_source: Mapping[str, Separation]
+    separation_by_unseen_source: Mapping[str, Separation]
+    roc: tuple[tuple[float, ...], ...]
     histogram: Histogram
 
     @property
@@ -465,7 +469,11 @@ class Rejection:
 
         None when either rate is unknown, or nothing at all is rejected: it is then not defined.
         """
-        recall, false_alarms = self.recall, self.false_alarm_rate
+        return self.precision_of(self.non_plants)
+
+    def precision_of(self, rejected: Share) -> float | None:
+        """The same of other images than all non-plants, such as those of one source."""
+        recall, false_alarms = rejected.value, self.false_alarm_rate
         if recall is None or false_alarms is None or recall + false_alarms == 0:
             return None
         return recall / (recall + false_alarms)

@@ -8,7 +8,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from plantmodels.verify.measurements import Rejection, Separation
+from plantmodels.verify.measurements import Rejection
 from plantmodels.verify.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, new_axes
 
 UNSEEN: Final = "#7a6ba8"
@@ -25,8 +25,8 @@ def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
     figures = {}
     if rejection.histogram.edges:
         figures["ood-scores.png"] = _draw_scores(rejection)
-    if rejection.separation is not None:
-        figures["ood-roc.png"] = _draw_roc(rejection, rejection.separation)
+    if rejection.roc:
+        figures["ood-roc.png"] = _draw_roc(rejection)
     return figures
 
 
@@ -66,11 +66,11 @@ def _draw_scores(rejection: Rejection) -> Figure:
     return figure
 
 
-def _draw_roc(rejection: Rejection, separation: Separation) -> Figure:
+def _draw_roc(rejection: Rejection) -> Figure:
     """Recall against false alarms, these on a logarithmic axis: gates are decided at its left end."""
     figure, axes = new_axes(3.1)
-    alarms = [max(point[0], _SMALLEST_ALARM) for point in separation.curve]
-    recall = [100 * point[1] for point in separation.curve]
+    alarms = [max(point[0], _SMALLEST_ALARM) for point in rejection.roc]
+    recall = [100 * point[1] for point in rejection.roc]
     axes.plot([_SMALLEST_ALARM, *alarms, 1], [0, *recall, 100], color=OTHER, linewidth=1.5, drawstyle="steps-post")
     # precision 99 % at equal numbers: false alarms = recall / 99
     limit = [(r / 99, 100 * r) for r in (0.001 * i for i in range(30, 1001))]

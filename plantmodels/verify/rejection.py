@@ -124,6 +124,9 @@ def measure_rejection(
         by_species=_count_by([row.species for row in leaves.rows], rejected["plants"]),
         flips={"fp16": _count(detector.rejects(all_scores[0]) != detector.rejects(all_scores[1]))},
         separation=measure_separation(leaves.scores, others.scores),
+        separation_by_source=_separate_by(leaves.scores, others),
+        separation_by_unseen_source=_separate_by(leaves.scores, unseen),
+        roc=tuple(roc_curve(*_keep_finite(leaves.scores, others.scores))),
         histogram=bin_scores(leaves.scores, others.scores, unseen.scores),
     )
     return RejectionRun(rejection, others, unseen)
@@ -209,7 +212,7 @@ def _count_by(names: Sequence[str], rejected: NDArray[np.bool_]) -> dict[str, Sh
 
 
 def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64]) -> Separation | None:
-    """AUROC, false alarms at 95 % recall, both with intervals, and the ROC curve.
+    """AUROC and false alarms at 95 % recall, both with intervals.
 
     Args:
         plants: (N,) scores; those that are not finite are left out.
@@ -218,7 +221,7 @@ def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64])
     Returns:
         None where either has none.
     """
-    plants, others = plants[np.isfinite(plants)], others[np.isfinite(others)]
+    plants, others = _keep_finite(plants, others)
     if not len(plants) or not len(others):
         return None
 
@@ -229,7 +232,17 @@ def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64])
         Estimate(statistic(plants, others), *bootstrap(statistic, plants, others))
         for statistic in (auroc, false_alarms)
     )
-    return Separation(area, alarms, tuple(roc_curve(plants, others)))
+    return Separation(area, alarms)
+
+
+def _keep_finite(*groups: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    return [scores[np.isfinite(scores)] for scores in groups]
+
+
+def _separate_by(plants: NDArray[np.float64], others: Scored) -> dict[str, Separation]:
+    sources = np.array(others.sources, dtype=object)
+    found = {name: measure_separation(plants, others.scores[sources == name]) for name in sorted(set(others.sources))}
+    return {name: separation for name, separation in found.items() if separation is not None}
 
 
 def bin_scores(
@@ -242,7 +255,7 @@ def bin_scores(
         non_plants: (M,) scores.
         unseen_plants: (K,) scores.
     """
-    groups = [scores[np.isfinite(scores)] for scores in (plants, non_plants, unseen_plants)]
+    groups = _keep_finite(plants, non_plants, unseen_plants)
     everything = np.concatenate(groups)
     if not len(everything):
         return Histogram((), (), (), ())

@@ -163,9 +163,10 @@ def make_measured(**changes: Any) -> Measured:
             by_unseen_source={"ferns": Share(3, 10)},
             by_species={"Apple": Share(1, 200)},
             flips={"fp16": Share(2, 260), "fp32": Share(1, 128)},
-            separation=Separation(
-                Estimate(0.9981, 0.9952, 0.9997), Estimate(0.005, 0.0, 0.015), ((0.0, 0.5), (0.005, 0.98), (0.2, 1.0))
-            ),
+            separation=Separation(Estimate(0.9981, 0.9952, 0.9997), Estimate(0.005, 0.0, 0.015)),
+            separation_by_source={"rocks": Separation(Estimate(0.97, 0.95, 0.99), Estimate(0.02, 0.01, 0.04))},
+            separation_by_unseen_source={"ferns": Separation(Estimate(0.7, 0.6, 0.8), Estimate(0.9, 0.8, 1.0))},
+            roc=((0.0, 0.5), (0.005, 0.98), (0.2, 1.0)),
             histogram=Histogram((0.0, 10.0, 20.0, 30.0), (60, 40, 0), (0, 2, 48), (6, 1, 3)),
         ),
         "latency": Latency(40, 2, "A processor", 0.4, 27.4, 31.0, 29.9, 35.2),

@@ -38,14 +38,20 @@ def test_counts_are_said_in_words(rejection: Rejection) -> None:
     assert "AUROC 0.9981 (0.9952 to 0.9997)" in page
     assert "0.50 (0.00 to 1.50) %" in page
     assert "FP16 decides 2 of 260 images otherwise; FP32 decides 1 of 128 images otherwise." in page
-    assert "ferns, no known plant" in page
+    rows = [re.findall(r"<td.*?>(.*?)</td>", row) for row in re.findall(r"<tr>(<td.*?)</tr>", page)]
+    assert [row[0] for row in rows[:3]] == ["bricks", "rocks", "ferns, no known plant"]
+    assert rows[0][3:] == ["–", "–"]
+    assert rows[1][2] == "99.49" and rows[1][3] == '0.9700<span class="what">0.9500 to 0.9900</span>'
+    assert rows[2][2] == "–" and rows[2][4] == '90.00<span class="what">80.00 to 100.00</span>'
 
 
 def test_what_was_not_measured_is_not_said(rejection: Rejection) -> None:
     none = Share(0, 0)
-    page = render(replace(rejection, non_plants=none, unseen_plants=none, separation=None, flips={"fp16": none}))
+    page = render(
+        replace(rejection, non_plants=none, unseen_plants=none, separation=None, roc=(), flips={"fp16": none})
+    )
     assert "No non-plants were measured." in page
-    assert not re.search("AUROC|decides|no gate asks for|what was tried", page)
+    assert not re.search("All non-plants: AUROC|decides|no gate asks for|what was tried", page)
     nothing = render(replace(rejection, plants=Share(0, 9), non_plants=Share(0, 9), held_out=False))
     assert "0 of 9 (all that were given)" in nothing
     assert "not defined when both are 0" in nothing

@@ -58,7 +58,7 @@ def test_without_scores_there_is_no_histogram(report: Make) -> None:
     assert "ood-scores.png" not in draw_plots(report(rejection=None, not_run="x"))
     rejection = report().rejection
     assert rejection is not None
-    empty = replace(rejection, histogram=Histogram((), (), (), ()), separation=None)
+    empty = replace(rejection, histogram=Histogram((), (), (), ()), separation=None, roc=())
     assert "ood-scores.png" not in draw_plots(report(rejection=empty))
 
 

@@ -29,7 +29,7 @@ EMPTY = Histogram((), (), (), ())
 
 
 def make_rejection(plants: Share, non_plants: Share) -> Rejection:
-    return Rejection(1.0, plants, non_plants, Share(0, 0), False, {}, {}, {}, {}, None, EMPTY)
+    return Rejection(1.0, plants, non_plants, Share(0, 0), False, {}, {}, {}, {}, None, {}, {}, (), EMPTY)
 
 
 def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequence[float] | None = None) -> Any:
@@ -88,6 +88,9 @@ def test_scores_are_held_against_the_threshold_by_source_and_species(
     run = measure(classifier, leaves_of(plant_scores, names), read_non_plants(tmp_path / "others"))
     rejection = run.rejection
     above = [score > 1.5 for score in scores]
+    assert set(rejection.separation_by_source) == {"bricks", "rocks"}
+    assert rejection.separation_by_source["rocks"] == measure_separation(plant_scores, scores[20:])
+    assert list(rejection.roc) == sorted(rejection.roc) and len(rejection.roc) == 50
     assert rejection.by_source == {"bricks": Share(sum(above[:20]), 20), "rocks": Share(sum(above[20:]), 30)}
     assert rejection.non_plants == Share(sum(above), 50)
     assert rejection.by_species == {"Apple": Share(2, 3), "Rose": Share(1, 3)}
@@ -136,7 +139,7 @@ def test_which_half_is_measured_follows_from_the_fit(fit: dict[str, object], hel
 def test_without_non_plants_false_alarms_are_still_counted(scripted: type) -> None:
     classifier = scripted([], [], [], threshold=1.0)
     rejection = measure(classifier, leaves_of([0.5, 2.0], ["Rose"] * 2), None).rejection
-    assert rejection.separation is None
+    assert rejection.separation is None and rejection.roc == ()
     assert (rejection.plants, rejection.non_plants) == (Share(1, 2), Share(0, 0))
     assert (rejection.precision, rejection.recall) == (None, None)
 
@@ -167,6 +170,7 @@ def test_unseen_plants_are_counted_by_themselves(
     classifier = scripted([1] * 10, [[0, 0, 0]] * 10, [0, 2, 2, 0, 0, 0, 2, 2, 2, 0], threshold=1.0)
     run = measure(classifier, leaves_of([0, 5], ["Rose"] * 2), None, read_non_plants(tmp_path / "unseen"))
     assert run.rejection.unseen_plants == Share(5, 10)
+    assert set(run.rejection.separation_by_unseen_source) == {"ferns", "moss"}
     assert run.rejection.by_unseen_source == {"ferns": Share(2, 6), "moss": Share(3, 4)}
     assert (run.rejection.non_plants, run.rejection.by_source) == (Share(0, 0), {})
     assert sum(run.rejection.histogram.unseen_plants) == 10
@@ -209,7 +213,6 @@ def test_separation_is_that_of_sklearn_within_its_interval() -> None:
     assert found.auroc.low < found.auroc.value < found.auroc.high
     alarms, recall, _ = roc_curve(labels, scores, drop_intermediate=False)
     assert found.fpr_at_95_recall.value == pytest.approx(alarms[np.flatnonzero(recall >= 0.95)[0]])
-    assert list(found.curve) == sorted(found.curve)
 
 
 def test_the_interval_of_precision_covers_it_as_often_as_it_says() -> None:

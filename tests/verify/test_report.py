@@ -65,7 +65,7 @@ HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS, COUNTS), min_size=2, ma
     )
 )
 ESTIMATES = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
-SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES, st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3).map(tuple))
+SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES)
 POLICIES = st.builds(
     GatePolicy,
     parity_max_abs_diff=st.floats(0, 1, allow_subnormal=False),
@@ -133,6 +133,8 @@ def reports(draw: st.DrawFn) -> GateReport:
         st.booleans(),
         *[shares] * 4,
         st.none() | SEPARATIONS,
+        *[st.dictionaries(TEXT, SEPARATIONS, max_size=1)] * 2,
+        st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3).map(tuple),
         HISTOGRAMS,
     )
     latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
