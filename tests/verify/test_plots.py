@@ -1,6 +1,6 @@
 import io
-import sys
 import struct
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 
