@@ -25,10 +25,15 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from plantmodels.build.export import ExportSummary, export_bundle
 from plantmodels.bundle.taxonomy import Taxonomy
+
+# Other programs on the machine must fail no test: neither an example's time nor that of drawing it counts.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 TINY_DISEASES = {
     "Pepper,_bell": ("Bacterial_spot", "healthy"),
