@@ -78,8 +78,8 @@ def label_loss(network: HierarchicalNetwork, answers: Answers, labels: Labels, s
 
     total = (labels.weight * entropies(answers.species_logits, labels.species)).sum()
     for _, rows, logits in answers.disease_logits(network, labels.species):
-        given = rows[labels.disease[rows] != NO_DISEASE]
         keep = labels.disease[rows] != NO_DISEASE
+        given = rows[keep]
         total = total + (labels.weight[given] * entropies(logits[keep], labels.disease[given])).sum()
     return total / len(labels.species)
 

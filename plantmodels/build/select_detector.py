@@ -181,8 +181,9 @@ def _select(plants: Plants, others: Others | None, rest: RunningMoments | None, 
     given = 0 if others is None else len(others.embedded)
     if others is None or given < MIN_NON_PLANTS:
         scores = _cross_validate(_fit_of(METHODS[0]), plants, None, seed)
+        threshold = choose_threshold(scores.plants, None)
         reason = f"{given} non-plants to choose by, at least {MIN_NON_PLANTS} are needed for another than the classic"
-        return Selection(_finish(METHODS[0], plants, None, rest, scores), reason, ())
+        return Selection(_finish(METHODS[0], plants, None, rest, scores, threshold), reason, ())
     candidates = {method: _try(method, plants, others, seed) for method in METHODS}
     best = METHODS[0]
     for method in METHODS[1:]:
@@ -191,7 +192,8 @@ def _select(plants: Plants, others: Others | None, rest: RunningMoments | None, 
     recalls = ", ".join(f"{method} {candidate.threshold.recall:.1%}" for method, candidate in candidates.items())
     reason = f"of {given:,} non-plants rejected at each one's threshold: {recalls}"
     trials = (*(candidate.trial for candidate in candidates.values()), *_try_baselines(plants, others, seed))
-    return Selection(_finish(best, plants, others, rest, candidates[best].scores), reason, trials)
+    chosen = candidates[best]
+    return Selection(_finish(best, plants, others, rest, chosen.scores, chosen.threshold), reason, trials)
 
 
 _Fit = Callable[[Training], Scorer]
@@ -207,7 +209,7 @@ def _fit_of(method: Method) -> _Fit:
 
 def _fit_detector(method: Method, training: Training, rest: RunningMoments | None = None) -> OODDetector:
     dim = training.plants.features.shape[1]
-    moments = RunningMoments(int(training.classes.max()) + 1, dim) if rest is None else rest
+    moments = RunningMoments(int(training.classes.max()) + 1, dim) if rest is None else rest.copy()
     moments.update(training.classes, training.plants.features)
     if training.others is None or method != "gaussian_ratio":
         return fit_detector(moments, method)
@@ -370,12 +372,16 @@ def _in_standard_errors(room: NDArray[np.float64], rate: NDArray[np.float64], co
 
 
 def _finish(
-    method: Method, plants: Plants, others: Others | None, rest: RunningMoments | None, scores: _Scores
+    method: Method,
+    plants: Plants,
+    others: Others | None,
+    rest: RunningMoments | None,
+    scores: _Scores,
+    threshold: Threshold,
 ) -> OODDetector:
     """Fits on everything and adds threshold, held-out scores and the evidence."""
     training = Training(plants.embedded, plants.classes, None if others is None else others.embedded)
     detector = _fit_detector(method, training, rest)
-    threshold = choose_threshold(scores.plants, None if others is None else scores.others)
     evidence: dict[str, float | int | str] = {
         "calibration_images": len(scores.plants),
         "selection_images": len(scores.others),

@@ -96,8 +96,8 @@ def _list_sources(rejection: Rejection) -> str:
             name,
             share_cell(share),
             precision,
-            "–" if found is None else _stack(found.auroc, 1, 4),
-            "–" if found is None else _stack(found.fpr_at_95_recall, 100, 2),
+            "–" if found is None else _stack(*_write(found.auroc, 1, 4)),
+            "–" if found is None else _stack(*_write(found.fpr_at_95_recall, 100, 2)),
         )
         for name, share, precision, found in (*non_plants, *unseen)
     ]
@@ -105,13 +105,18 @@ def _list_sources(rejection: Rejection) -> str:
     return table(header, rows, numbers=range(1, 5)) if rows else ""
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
+def _percent(value: float | None, digits: int = 2) -> str:
+    return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
-def _stack(estimate: Estimate, scale: float, digits: int) -> Html:
-    """A value with its interval below."""
+def _write(estimate: Estimate, scale: float, digits: int) -> tuple[str, str, str]:
+    """Value and both ends of its interval."""
     value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
+    return value, low, high
+
+
+def _stack(value: str, low: str, high: str) -> Html:
+    """A value with its interval below."""
     return Html(f'{value}<span class="what">{low} to {high}</span>')
 
 
@@ -119,15 +124,12 @@ def _describe_separation(rejection: Rejection) -> str:
     found = rejection.separation
     if found is None:
         return ""
+    area, area_low, area_high = _write(found.auroc, 1, 4)
+    alarms, alarms_low, alarms_high = _write(found.fpr_at_95_recall, 100, 2)
     return notes(
-        f"All non-plants: AUROC {_estimate(found.auroc, 1, 4)}; plants rejected where 95 % of the non-plants are: "
-        f"{_estimate(found.fpr_at_95_recall, 100, 2)} %. In brackets: 95 % intervals, by 1,000 bootstrap resamples."
+        f"All non-plants: AUROC {area} ({area_low} to {area_high}); plants rejected where 95 % of the non-plants are: "
+        f"{alarms} ({alarms_low} to {alarms_high}) %. In brackets: 95 % intervals, by 1,000 bootstrap resamples."
     )
-
-
-def _estimate(estimate: Estimate, scale: float, digits: int) -> str:
-    value, low, high = (f"{scale * x:.{digits}f}" for x in (estimate.value, estimate.low, estimate.high))
-    return f"{value} ({low} to {high})"
 
 
 def _describe_flips(rejection: Rejection) -> str:
@@ -152,7 +154,7 @@ def _render_trials(evidence: Mapping[str, Any]) -> str:
     sources = list(trials[0]["by_source"])
 
     def share(value: float | None) -> str:
-        return "–" if value is None else f"{100 * value:.1f}"
+        return _percent(value, 1)
 
     def row(trial: Mapping[str, Any]) -> list[str | Html]:
         name = _NAMES.get(trial["method"], trial["method"])

@@ -9,9 +9,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
-from plantmodels.verify.measurements import Latency, Scatter
-from plantmodels.verify.plot_style import (
+from plantmodels.build.plot_style import (
     BAD,
     INK,
     LINE,
@@ -19,11 +17,13 @@ from plantmodels.verify.plot_style import (
     OTHER,
     PLANT,
     label_axes,
+    new_axes,
     new_panels,
     title_panel,
     to_png,
 )
-from plantmodels.verify.plot_style import new_axes as _new_axes
+from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
+from plantmodels.verify.measurements import Latency, Scatter
 from plantmodels.verify.plots_accuracy import draw_accuracy
 from plantmodels.verify.plots_rejection import draw_rejection
 from plantmodels.verify.report import GateReport
@@ -93,7 +93,7 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
         ("preprocessed tensor, gated", latency.median_ms, latency.p95_ms),
         ("encoded photograph", latency.encoded_median_ms, latency.encoded_p95_ms),
     ]
-    figure, axes = _new_axes(1.25)
+    figure, axes = new_axes(1.25)
     for row, (_, median, p95) in enumerate(rows):
         missed = row == 0 and median >= limit
         colour = BAD if missed else PLANT if row == 0 else MUTED
@@ -129,7 +129,7 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
 def _draw_sizes(report: GateReport) -> Figure:
     """A dot a file on a logarithmic scale, with the limit as a tick where there is one."""
     rows = _list_sizes(report)
-    figure, axes = _new_axes(0.6 + 0.3 * len(rows))
+    figure, axes = new_axes(0.6 + 0.3 * len(rows))
     for row, (_, size_bytes, limit) in enumerate(rows):
         missed = limit is not None and size_bytes >= limit
         colour = MUTED if limit is None else BAD if missed else PLANT

@@ -14,9 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from plantmodels.verify.measurements import Accuracy, Calibration, ClassRow, Reliability, Share
-from plantmodels.verify.page import spell_class
-from plantmodels.verify.plot_style import (
+from plantmodels.build.plot_style import (
     INK,
     LINE,
     MUTED,
@@ -28,6 +26,8 @@ from plantmodels.verify.plot_style import (
     new_panels,
     title_panel,
 )
+from plantmodels.verify.measurements import Accuracy, Calibration, ClassRow, Reliability, Share
+from plantmodels.verify.page import spell_class
 
 MAX_MATRIX: Final = 40
 """Species of which a matrix can still be read; more are shown as a table of the worst confusions."""

@@ -8,8 +8,8 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
+from plantmodels.build.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, new_axes
 from plantmodels.verify.measurements import Rejection
-from plantmodels.verify.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, new_axes
 
 UNSEEN: Final = "#7a6ba8"
 _SMALLEST_ALARM: Final = 3e-4

@@ -10,7 +10,7 @@ from html import escape
 from typing import Final
 
 from plantmodels.verify.comparison import VERDICTS, Comparison, GatePair, Measure, Section
-from plantmodels.verify.gates import GATES
+from plantmodels.verify.gates import GATES, GateResult
 from plantmodels.verify.page import Html, document, fold, notes, section, table
 from plantmodels.verify.report import align
 
@@ -37,28 +37,29 @@ _GATES_HEADER: Final = ("gate", "limit", "A", "B", "change")
 
 
 def _list_gates(comparison: Comparison) -> list[tuple[str, ...]]:
-    return [
-        (pair.a.name, _limit(pair), _outcome(pair, "a"), _outcome(pair, "b"), pair.change) for pair in comparison.gates
-    ]
+    return [(pair.a.name, _limit(pair), _outcome(pair.a), _outcome(pair.b), pair.change) for pair in comparison.gates]
 
 
 def _limit(pair: GatePair) -> str:
     return " → ".join(dict.fromkeys((pair.a.limit_text, pair.b.limit_text)))
 
 
-def _outcome(pair: GatePair, side: str) -> str:
-    gate = pair.a if side == "a" else pair.b
+def _outcome(gate: GateResult) -> str:
     return gate.status if gate.measured is None else f"{gate.measured_text} {gate.status}"
 
 
 def _write_section(part: Section) -> Iterator[str]:
     yield part.title
     yield part.note
-    shown = [measure for measure in part.measures if not part.of_each or measure.verdict in ("better", "worse")]
-    if shown:
+    if shown := _pick(part):
         yield from align(*_drop_empty(_HEADER, [(m.name, *_cells(m), _verdict(m)) for m in shown]))
     if part.of_each:
         yield _count_rest(part)
+
+
+def _pick(part: Section) -> list[Measure]:
+    """All measures, or of many classes those that differ."""
+    return [measure for measure in part.measures if not part.of_each or measure.verdict in ("better", "worse")]
 
 
 def _drop_empty(header: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[list[str], list[list[str]]]:
@@ -159,8 +160,8 @@ def _gates(pairs: Sequence[GatePair]) -> str:
         (
             Html(f'<b>{escape(pair.a.name)}</b><span class="what">{escape(GATES[pair.a.name].meaning)}</span>'),
             _limit(pair),
-            _status(pair, "a"),
-            _status(pair, "b"),
+            _status(pair.a),
+            _status(pair.b),
             Html(f'<span class="{"better" if pair.b.passed else "worse"}">{pair.change}</span>') if pair.change else "",
         )
         for pair in pairs
@@ -168,14 +169,13 @@ def _gates(pairs: Sequence[GatePair]) -> str:
     return table(("gate", "limit", "A", "B", "change"), rows, numbers=(1, 2, 3), name="gates")
 
 
-def _status(pair: GatePair, side: str) -> Html:
-    gate = pair.a if side == "a" else pair.b
+def _status(gate: GateResult) -> Html:
     kind = gate.status.replace(" ", "-")
     return Html(f'{escape(gate.measured_text)}<span class="what status {kind}">{gate.status}</span>')
 
 
 def _section(part: Section) -> str:
-    shown = [measure for measure in part.measures if not part.of_each or measure.verdict in ("better", "worse")]
+    shown = _pick(part)
     content = [_table(shown) if shown else "", notes(part.note)]
     if part.of_each:
         content += [notes(_count_rest(part)), fold(f"All {len(part.measures):,}", _table(part.measures))]

@@ -204,6 +204,7 @@ class TestSelect:
         detector = select_detector(plants, None, rest=rest).detector
 
         assert detector.fit["fit_images"] == 1400
+        assert rest.counts.sum() == 1000, "the caller's moments are left as they are"
         both = np.concatenate([plants.embedded.features, more.embedded.features]).astype(np.float64)
         np.testing.assert_allclose(detector.mean[0], both.mean(axis=0), rtol=1e-6)
         assert detector.fit["calibration_images"] == len(detector.plant_scores) == 400

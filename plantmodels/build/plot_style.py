@@ -1,4 +1,4 @@
-r"""How every picture of the report looks.
+r"""How every picture looks: of a training and of the report.
 
 >>> figure, axes = new_axes(2.6)  # doctest: +SKIP
 >>> to_png(figure)[:4]  # doctest: +SKIP
