@@ -1,26 +1,19 @@
-"""What a registered version costs to load, cold start and memory, and whether a long run stays right.
-
-python -m benchmarks.serving soak public/models leaves/val
+"""What a registered version costs to load: cold start, download and memory.
 
 Each cold start is a process of its own, the two loaders in turn; the files are in the page cache. `python -m
 benchmarks` measures it together with everything else.
 """
 
-import dataclasses
 import json
-import math
 import os
 import statistics
 import tempfile
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
 import click
 
-from benchmarks.driver import Patience, Turn, describe_turns, find_photographs, run_child, run_quietly
+from benchmarks.driver import Patience, Turn, describe_turns, run_child, run_quietly
 from benchmarks.machine import read_memory
 
 PATH = click.Path(path_type=Path)
@@ -40,7 +33,7 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
         `download` (files and MB of each loader), `cold_start` and `memory` by loader.
     """
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
-        environment = _own_store(temporary)
+        environment = own_store(temporary)
         sizes = run_child(MODULE, ["register", str(bundle), temporary], environment)
         cold: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
         for i in range(rounds):
@@ -60,7 +53,7 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
     }
 
 
-def _own_store(folder: str) -> dict[str, str]:
+def own_store(folder: str) -> dict[str, str]:
     """Environment of processes whose MLflow writes into a folder."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
@@ -71,54 +64,6 @@ def _own_store(folder: str) -> dict[str, str]:
 
 
 @main.command()
-@click.argument("bundle", type=PATH)
-@click.argument("images", type=PATH)
-@click.option("--predictions", default=20_000, show_default=True, help="Of one image each, in all.")
-@click.option("--workers", default=8, show_default=True, help="Threads that ask one classifier.")
-def soak(bundle: Path, images: Path, predictions: int, workers: int) -> None:
-    """Ask one handle from many threads, and move the alias to a second version in the middle."""
-    photographs = [path.read_bytes() for path in find_photographs(images)[:64]]
-    with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
-        environment = _own_store(temporary)
-        for _ in range(2):
-            run_child(MODULE, ["register", str(bundle), temporary], environment)
-        os.environ.update(environment)
-        import mlflow
-
-        from mlflow_plugins.handle import ModelHandle
-
-        client = mlflow.MlflowClient()
-        client.set_registered_model_alias("bench", "production", "1")
-        with ModelHandle("models:/bench@production", interval_s=0.5, threads=1) as handle:
-            expected = handle.predict(photographs)
-            count, wrong, lock = 0, 0, threading.Lock()
-            marks = []
-
-            def ask(worker: int) -> None:
-                nonlocal count, wrong
-                for i in range(predictions // workers):
-                    which = (worker * 31 + i) % len(photographs)
-                    row = handle.predict([photographs[which]])[0]
-                    bad = dataclasses.replace(row, ood_score=None) != dataclasses.replace(
-                        expected[which], ood_score=None
-                    ) or not math.isclose(row.ood_score or 0, expected[which].ood_score or 0, rel_tol=1e-9)
-                    with lock:
-                        count, wrong = count + 1, wrong + bad
-                        if count % (predictions // 20) == 0:
-                            marks.append({"predictions": count, "version": handle.current.version, **read_memory()})
-                            click.echo(json.dumps(marks[-1]), err=True)
-                        if count == predictions // 2:
-                            client.set_registered_model_alias("bench", "production", "2")
-
-            start = time.perf_counter()
-            with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(ask, range(workers)))
-            seconds = time.perf_counter() - start
-            result = {"predictions": count, "wrong": wrong, "seconds": seconds, "failure": str(handle.failure)}
-        click.echo(json.dumps({**result, "memory": marks}, indent=1))
-
-
-@main.command(hidden=True)
 @click.argument("bundle", type=PATH)
 @click.argument("folder", type=PATH)
 def register(bundle: Path, folder: Path) -> None:
@@ -149,7 +94,17 @@ def register(bundle: Path, folder: Path) -> None:
     )
 
 
-@main.command(hidden=True)
+@main.command()
+@click.argument("version")
+def move(version: str) -> None:
+    """Move the alias that a service follows."""
+    from mlflow import MlflowClient
+
+    MlflowClient().set_registered_model_alias("bench", "production", version)
+    click.echo("{}")
+
+
+@main.command()
 @click.argument("loader", type=click.Choice(LOADERS))
 @click.argument("image", type=PATH)
 def cold(loader: str, image: Path) -> None:
