@@ -151,11 +151,8 @@ def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:
     manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
     if flavor.get("manifest_sha256") != manifest_sha256:
         raise EvidenceError(f"{MANIFEST_FILE} is not the one that {DESCRIPTION_FILE} was written for")
-    metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
-    if detector.embedding_dim != metadata.embedding_dim:
-        raise EvidenceError(
-            f"{DETECTOR_FILE} scores {detector.embedding_dim} features, the models give {metadata.embedding_dim}"
-        )
+    metadata = read_metadata(bundle)
+    read_detector(bundle / DETECTOR_FILE).check_length(metadata.embedding_dim)
     class_order = metadata.taxonomy.digest
     if flavor.get("class_order_digest") != class_order:
         raise EvidenceError(f"the class order is not the one that {DESCRIPTION_FILE} was written for")

@@ -127,10 +127,11 @@ def check_description(folder: Path) -> str:
 def _expect(name: str, value: object, expected: object) -> None:
     """Compares a value with one of the same shape whose leaves are values, patterns of text, or types."""
     if isinstance(expected, dict) and isinstance(value, dict):
+        below = name if name.endswith(" ") else f"{name}."
         if unknown := [key for key in value if key not in expected]:
-            raise LoadCheckError(f"{name}{unknown[0]!s:.60} is not of the keys that save_model writes")
+            raise LoadCheckError(f"{below}{unknown[0]!s:.60} is not of the keys that save_model writes")
         for key, item in expected.items():
-            _expect(f"{name}{key}" if name.endswith(" ") else f"{name}.{key}", value.get(key), item)
+            _expect(f"{below}{key}", value.get(key), item)
     elif isinstance(expected, list) and isinstance(value, list) and len(expected) == len(value):
         for number, (found, item) in enumerate(zip(value, expected, strict=True)):
             _expect(f"{name}[{number}]", found, item)

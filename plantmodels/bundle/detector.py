@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.bundle.documents import read_bytes, write_bytes
+from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.plain_pickle import load_plain_pickle
 from plantmodels.errors import BundleError, DetectorError
 
@@ -115,6 +116,17 @@ class OODDetector:
     def embedding_dim(self) -> int:
         """D, the length of the embeddings that it scores."""
         return int(self.mean.shape[1])
+
+    def check_length(self, embedding_dim: int) -> None:
+        """Whether it scores embeddings of this length.
+
+        Raises:
+            DetectorError: of another.
+        """
+        if self.embedding_dim != embedding_dim:
+            raise DetectorError(
+                f"{DETECTOR_FILE}: scores {self.embedding_dim} features, the models give {embedding_dim}"
+            )
 
     @cached_property
     def _form(self) -> "_QuadraticForm":

@@ -183,6 +183,7 @@ class PlantClassifier:
 
         Raises:
             BundleError: parts whose names or shapes do not fit each other.
+            DetectorError: a detector of embeddings of another length.
         """
         self.metadata = metadata
         self.taxonomy = metadata.taxonomy
@@ -273,8 +274,7 @@ class PlantClassifier:
                 raise BundleError(
                     f"{name}: inputs and outputs are {found} after the batch axis, not {[inputs, outputs]}"
                 )
-        if self.detector.embedding_dim != dim:
-            raise BundleError(f"{DETECTOR_FILE}: scores {self.detector.embedding_dim} features, the models give {dim}")
+        self.detector.check_length(dim)
         self._check_heads()
 
     def _check_heads(self) -> None:
