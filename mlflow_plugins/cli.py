@@ -191,6 +191,21 @@ def compare(name: str, a: str, b: str, html: Path | None, form: str) -> None:
     show_comparison(compare_versions(name, a, b), html, form)
 
 
+@main.command("load-check")
+@click.argument("uri")
+@click.option("--copy-to", type=PATH, default=None, help="Leave the copy that was checked there, for pyfunc to load.")
+def load_check(uri: str, copy_to: Path | None) -> None:
+    """Check everything of the version at URI before any of its code runs, then load it and ask it about a grey image.
+
+    URI is models:/NAME/VERSION, models:/NAME@ALIAS or a model folder. One line a check; the exit status is 1 at the
+    first that fails.
+    """
+    from mlflow_plugins.load_check import check_version
+
+    for line in check_version(uri, copy_to=copy_to):
+        click.echo(line)
+
+
 @main.command()
 @click.argument("name")
 @click.argument("version")

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urlparse
 
-import yaml
-
 from mlflow_plugins._mlflow_compat import locate_artifacts
-from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
+from mlflow_plugins.description import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
+from plantmodels.bundle.detector import read_detector
+from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, list_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError, PlantModelsError
@@ -26,10 +26,6 @@ from plantmodels.verify.gates import GateResult, judge
 from plantmodels.verify.policy import GatePolicy
 from plantmodels.verify.report import GateReport, read_report
 
-FLAVOR_NAME: Final = "plantmodels"
-BUNDLE_FOLDER: Final = "data/bundle"
-_MLMODEL: Final = "MLmodel"
-_MAX_MLMODEL_BYTES: Final = 4 * 2**20
 _NOT_OF_THE_MODEL: Final = ("registered_model_meta",)
 """MLflow writes it beside the model after registration."""
 
@@ -88,15 +84,17 @@ def has_flavor(location: str) -> bool:
         if folder is not None:
             if not folder.is_dir():
                 raise EvidenceError(f"the artifacts at {location} cannot be read (no such folder)")
-            return (folder / _MLMODEL).is_file() and FLAVOR_NAME in _read_flavors(folder)
+            return (folder / DESCRIPTION_FILE).is_file() and _names_our_flavor(folder)
         names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
-        if _MLMODEL not in names:
+        if DESCRIPTION_FILE not in names:
             return False
         with tempfile.TemporaryDirectory(prefix="plantmodels-mlmodel-") as temporary:
-            repository.download_artifacts(f"{path}/{_MLMODEL}".lstrip("/"), temporary)
-            return FLAVOR_NAME in _read_flavors(next(Path(temporary).rglob(_MLMODEL)).parent)
+            repository.download_artifacts(f"{path}/{DESCRIPTION_FILE}".lstrip("/"), temporary)
+            return _names_our_flavor(next(Path(temporary).rglob(DESCRIPTION_FILE)).parent)
     except EvidenceError:
         raise
+    except PlantModelsError as error:
+        raise EvidenceError(str(error)) from error
     except Exception as error:  # each artifact store has exceptions of its own
         raise EvidenceError(_unreadable(location, error)) from error
 
@@ -138,20 +136,26 @@ def _model_folder(location: str) -> Iterator[Path]:
         yield Path(repository.download_artifacts(path, temporary))
 
 
+def _names_our_flavor(folder: Path) -> bool:
+    return FLAVOR_NAME in read_description(folder, aliases=True)["flavors"]
+
+
 def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:
-    flavor = _read_flavors(folder).get(FLAVOR_NAME)
+    flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
     if not isinstance(flavor, dict) or flavor.get("bundle") != BUNDLE_FOLDER:
-        raise EvidenceError(f"{_MLMODEL} describes no {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
+        raise EvidenceError(f"{DESCRIPTION_FILE} describes no {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
     bundle = folder / BUNDLE_FOLDER
     digests = {name: _digest(folder / name) for name in list_files(folder) if _is_of_the_model(name, loads_in_place)}
     manifest = read_manifest(bundle)
     check_files(bundle, manifest, digest=_digest)
     manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
     if flavor.get("manifest_sha256") != manifest_sha256:
-        raise EvidenceError(f"{MANIFEST_FILE} is not the one that {_MLMODEL} was written for")
-    class_order = read_metadata(bundle).taxonomy.digest
+        raise EvidenceError(f"{MANIFEST_FILE} is not the one that {DESCRIPTION_FILE} was written for")
+    metadata = read_metadata(bundle)
+    read_detector(bundle / DETECTOR_FILE).check_length(metadata.embedding_dim)
+    class_order = metadata.taxonomy.digest
     if flavor.get("class_order_digest") != class_order:
-        raise EvidenceError(f"the class order is not the one that {_MLMODEL} was written for")
+        raise EvidenceError(f"the class order is not the one that {DESCRIPTION_FILE} was written for")
     report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
     if report is not None and report.inputs.class_order_digest != class_order:
         raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order")
@@ -169,22 +173,6 @@ def _is_of_the_model(name: str, loads_in_place: bool) -> bool:
 def _digest_names(digests: dict[str, FileDigest]) -> str:
     lines = "".join(f"{name}\0{entry.sha256}\n" for name, entry in sorted(digests.items()))
     return hashlib.sha256(lines.encode()).hexdigest()
-
-
-def _read_flavors(folder: Path) -> dict[str, Any]:
-    path = folder / _MLMODEL
-    if not path.is_file():
-        raise EvidenceError(f"{path}: no such file")
-    if path.stat().st_size > _MAX_MLMODEL_BYTES:
-        raise EvidenceError(f"{path}: over {_MAX_MLMODEL_BYTES:,} bytes")
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise EvidenceError(f"{path}: not YAML") from error
-    flavors = document.get("flavors") if isinstance(document, dict) else None
-    if not isinstance(flavors, dict):
-        raise EvidenceError(f"{path}: names no flavors")
-    return flavors
 
 
 _MAX_REMEMBERED: Final = 100_000

@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlflow_plugins.native import BUNDLE_FOLDER, FLAVOR_NAME, load_model
+from mlflow_plugins.description import BUNDLE_FOLDER, FLAVOR_NAME
+from mlflow_plugins.native import load_model
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -32,7 +33,8 @@ __all__ = ["BUNDLE_FOLDER", "FLAVOR_NAME", "get_default_pip_requirements", "load
 _SERVING_LIBRARIES: Final = ("numpy", "onnxruntime", "pandas", "pillow")
 _CODE: Final = ("plantmodels/__init__.py", "plantmodels/errors.py", "plantmodels/bundle", "plantmodels/serve")
 _FLAVOR_CODE: Final = tuple(
-    f"mlflow_plugins/{name}.py" for name in ("__init__", "flavor", "light_store", "native", "pyfunc_model")
+    f"mlflow_plugins/{name}.py"
+    for name in ("__init__", "description", "flavor", "light_store", "native", "pyfunc_model")
 )
 
 
@@ -112,18 +114,25 @@ def log_model(
     return info
 
 
+def list_serving_code() -> dict[str, Path]:
+    """This project's code that serving needs: every file that travels with a version, by its name in `code/`."""
+    root = Path(__file__).resolve().parents[1]
+    files = [path for name in (*_CODE, *_FLAVOR_CODE) for path in (root / name, *(root / name).rglob("*"))]
+    return {
+        path.relative_to(root).as_posix(): path
+        for path in files
+        if path.is_file() and "__pycache__" not in path.relative_to(root).parts
+    }
+
+
 @contextmanager
 def _serving_code() -> Iterator[Path]:
-    """A folder with this project's code that serving needs, and nothing else."""
-    root = Path(__file__).resolve().parents[1]
+    """A folder with the files of `list_serving_code`, and nothing else."""
     with tempfile.TemporaryDirectory(prefix="plantmodels-code-") as temporary:
-        for name in (*_CODE, *_FLAVOR_CODE):
+        for name, path in list_serving_code().items():
             target = Path(temporary, name)
             target.parent.mkdir(parents=True, exist_ok=True)
-            if (root / name).is_dir():
-                shutil.copytree(root / name, target, ignore=shutil.ignore_patterns("__pycache__"))
-            else:
-                shutil.copyfile(root / name, target)
+            shutil.copyfile(path, target)
         yield Path(temporary)
 
 

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlparse
 
-DESCRIPTION_FILE: Final = "MLmodel"
-"""Every model folder of MLflow's has it."""
+from mlflow_plugins.description import DESCRIPTION_FILE
 
 KNOWN_SCHEMA: Final = "dc11669786a5"
 """Revision of MLflow 3.17.2's database, whose tables the queries below are written for."""

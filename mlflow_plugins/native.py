@@ -9,23 +9,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
 
-import yaml
-
-from mlflow_plugins.light_store import DESCRIPTION_FILE, find_version
-from plantmodels.bundle.documents import parse_json
+from mlflow_plugins.description import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
+from mlflow_plugins.light_store import find_version
+from plantmodels.bundle.documents import MAX_JSON_BYTES, parse_json, read_bytes
 from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, Precision, serving_files
-from plantmodels.bundle.manifest import Manifest, read_file
+from plantmodels.bundle.manifest import Manifest
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import CPU, Provider
-
-FLAVOR_NAME: Final = "plantmodels"
-BUNDLE_FOLDER: Final = "data/bundle"
-"""Where the bundle lies inside a model's artifacts."""
-
-_LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_model(
@@ -96,21 +88,17 @@ def read_recorded_manifest(folder: Path) -> Manifest:
     """The manifest of a model folder, after comparing its digest with what MLmodel recorded when the version was made.
 
     Raises:
-        BundleError: they differ, or one of both cannot be read.
+        BundleError: they differ, one of both cannot be read, or the bundle's folder is a link to another place.
     """
-    path = folder / BUNDLE_FOLDER / MANIFEST_FILE
-    content = read_file(path)
-    recorded, found = _recorded_digest(folder / DESCRIPTION_FILE), sha256(content).hexdigest()
-    if recorded != found:
-        raise BundleError(f"{folder}: MLmodel records a manifest of digest {recorded}, {MANIFEST_FILE} has {found}")
-    return Manifest.from_dict(parse_json(path, content))
-
-
-def _recorded_digest(path: Path) -> object:
-    try:
-        value = yaml.load(read_file(path), _LOADER)  # the loader makes plain values only, as yaml.safe_load
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BundleError(f"{path}: not the YAML expected ({str(error)[:200]})") from error
-    for key in ("flavors", FLAVOR_NAME, "manifest_sha256"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
+    flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
+    recorded = flavor.get("manifest_sha256") if isinstance(flavor, dict) else None
+    bundle = folder / BUNDLE_FOLDER
+    for part in (bundle.parent, bundle):
+        if part.is_symlink():
+            raise BundleError(f"{part}: expected a folder, got a symbolic link")
+    content = read_bytes(bundle / MANIFEST_FILE, MAX_JSON_BYTES)
+    if recorded != (found := sha256(content).hexdigest()):
+        raise BundleError(
+            f"{folder}: {DESCRIPTION_FILE} records a manifest of digest {recorded!r:.70}, {MANIFEST_FILE} has {found}"
+        )
+    return Manifest.from_dict(parse_json(bundle / MANIFEST_FILE, content))

@@ -10,7 +10,7 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
-from mlflow_plugins.native import BUNDLE_FOLDER
+from mlflow_plugins.description import BUNDLE_FOLDER
 from mlflow_plugins.pyfunc_model import IMAGE_COLUMN
 from plantmodels.build.data import LeafSample, read_leaves, read_non_plants
 from plantmodels.bundle.metadata import read_metadata

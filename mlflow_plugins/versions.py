@@ -11,8 +11,8 @@ from pathlib import Path
 import mlflow
 
 from mlflow_plugins._mlflow_compat import resolve_models_uri
-from mlflow_plugins.light_store import DESCRIPTION_FILE
-from mlflow_plugins.native import BUNDLE_FOLDER, open_artifacts, read_recorded_manifest
+from mlflow_plugins.description import BUNDLE_FOLDER, DESCRIPTION_FILE
+from mlflow_plugins.native import open_artifacts, read_recorded_manifest
 from mlflow_plugins.runs import one_line
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.verify.compare import COMPARED_FILES, compare_bundles

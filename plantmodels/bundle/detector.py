@@ -26,9 +26,10 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.bundle.documents import write_bytes
+from plantmodels.bundle.documents import read_bytes, write_bytes
+from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.plain_pickle import load_plain_pickle
-from plantmodels.errors import DetectorError
+from plantmodels.errors import BundleError, DetectorError
 
 Method = Literal["mahalanobis", "class_mahalanobis", "gaussian_ratio"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
@@ -115,6 +116,17 @@ class OODDetector:
     def embedding_dim(self) -> int:
         """D, the length of the embeddings that it scores."""
         return int(self.mean.shape[1])
+
+    def check_length(self, embedding_dim: int) -> None:
+        """Whether it scores embeddings of this length.
+
+        Raises:
+            DetectorError: of another.
+        """
+        if self.embedding_dim != embedding_dim:
+            raise DetectorError(
+                f"{DETECTOR_FILE}: scores {self.embedding_dim} features, the models give {embedding_dim}"
+            )
 
     @cached_property
     def _form(self) -> "_QuadraticForm":
@@ -285,13 +297,10 @@ def read_detector(path: Path) -> OODDetector:
             are no detector.
     """
     try:
-        size_bytes = path.stat().st_size
-        if size_bytes > MAX_PICKLE_BYTES:
-            raise DetectorError(f"{path}: {size_bytes:,} bytes, at most {MAX_PICKLE_BYTES:,} are read")
-        data = path.read_bytes()
-    except OSError as error:
-        raise DetectorError(f"{path}: cannot be read ({error.strerror})") from error
-    return parse_detector(path, data)
+        content = read_bytes(path, MAX_PICKLE_BYTES)
+    except BundleError as error:
+        raise DetectorError(str(error)) from error
+    return parse_detector(path, content)
 
 
 def parse_detector(path: Path, content: bytes) -> OODDetector:
@@ -300,8 +309,6 @@ def parse_detector(path: Path, content: bytes) -> OODDetector:
     Raises:
         DetectorError: as `read_detector`.
     """
-    if len(content) > MAX_PICKLE_BYTES:
-        raise DetectorError(f"{path}: {len(content):,} bytes, at most {MAX_PICKLE_BYTES:,} are read")
     try:
         return _build_detector(load_plain_pickle(content))
     except DetectorError as error:

@@ -1,4 +1,4 @@
-"""Strict JSON on disk: bounded size, no repeated keys, no NaN; written whole or not at all.
+"""Files read only if regular and bounded; strict JSON without repeated keys or NaN; written whole or not at all.
 
 >>> write_json(Path("a.json"), {"b": 1})  # doctest: +SKIP
 >>> read_json(Path("a.json"))  # doctest: +SKIP
@@ -23,12 +23,25 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads one JSON object.
 
     Raises:
-        BundleError: no such file, larger than `MAX_JSON_BYTES`, not UTF-8 JSON, not an object, a key that is
-            repeated, or NaN or infinity.
+        BundleError: as `read_bytes` for `MAX_JSON_BYTES`; not UTF-8 JSON, not an object, a key that is repeated, or
+            NaN or infinity.
+    """
+    return parse_json(path, read_bytes(path, MAX_JSON_BYTES))
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """All bytes of a regular file, of which a larger one is not read at all.
+
+    Raises:
+        BundleError: a symbolic link, not a regular file, too large, or unreadable.
     """
     try:
-        _check_size(path, path.stat().st_size)
-        return parse_json(path, path.read_bytes())
+        size_bytes = path.lstat().st_size
+        if path.is_symlink() or not path.is_file():
+            raise BundleError(f"{path}: expected a regular file")
+        if size_bytes > max_bytes:
+            raise BundleError(f"{path}: {size_bytes:,} bytes, at most {max_bytes:,} are read")
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -39,7 +52,6 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     Raises:
         BundleError: as `read_json`.
     """
-    _check_size(path, len(content))
     try:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -53,11 +65,6 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document
-
-
-def _check_size(path: Path, size_bytes: int) -> None:
-    if size_bytes > MAX_JSON_BYTES:
-        raise BundleError(f"{path}: {size_bytes:,} bytes of JSON, at most {MAX_JSON_BYTES:,} are read")
 
 
 def _unique(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

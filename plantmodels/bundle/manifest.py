@@ -10,13 +10,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
-from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.detector import MAX_PICKLE_BYTES
+from plantmodels.bundle.documents import MAX_JSON_BYTES, read_bytes, read_json, write_json
 from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE
 from plantmodels.errors import BundleError, ManifestMismatchError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_MAX_BYTES: Final = {".json": MAX_JSON_BYTES, ".pkl": MAX_PICKLE_BYTES, ".onnx": 2**31}
+"""By the end of a name, what is read into memory at most; ONNX files are protobuf messages, which end at 2 GiB."""
 
 
 @dataclass(frozen=True)
@@ -98,20 +102,6 @@ def digest_file(path: Path) -> FileDigest:
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return FileDigest(file.tell(), sha256)
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def read_file(path: Path) -> bytes:
-    """All bytes of a regular file.
-
-    Raises:
-        BundleError: a symbolic link, not a regular file, or unreadable.
-    """
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: expected a regular file")
-    try:
-        return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
 
@@ -199,6 +189,7 @@ def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whol
 
     Raises:
         ManifestMismatchError: naming what is missing, changed or unexpected.
+        BundleError: a file that is no regular one, or too large to be what its name says.
     """
     wanted = {folder / name: name for name in names}
     contents: dict[str, bytes] = {}
@@ -206,7 +197,7 @@ def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whol
     def digest(path: Path) -> FileDigest:
         if path not in wanted:
             return digest_file(path)
-        content = contents[wanted[path]] = read_file(path)
+        content = contents[wanted[path]] = read_bytes(path, _MAX_BYTES[path.suffix])
         return FileDigest(len(content), hashlib.sha256(content).hexdigest())
 
     check_files(folder, manifest, None if whole else wanted.values(), digest=digest)

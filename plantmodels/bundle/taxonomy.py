@@ -24,6 +24,9 @@ from plantmodels.errors import TaxonomyError
 MAX_SLUG: Final = 200
 """File systems allow 255 bytes, the ending included."""
 
+_ALIKE_SCRIPTS: Final = {"LATIN", "GREEK", "CYRILLIC"}
+"""Scripts with letters that look the same."""
+
 
 def slugify(name: str) -> str:
     """File-name form of a species: lower-case ASCII letters and digits joined by single hyphens.
@@ -45,6 +48,10 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
             raise TaxonomyError(f"{what}: a name must be a non-empty string, got {name!r}")
         if unicodedata.normalize("NFKC", name) != name or not name.isprintable():
             raise TaxonomyError(f"{what}: {name!r} is not plain text in Unicode form NFKC (a look-alike?)")
+        for word in re.findall(r"[^\W\d_]+", name):
+            scripts = sorted({unicodedata.name(letter).split(" ")[0] for letter in word} & _ALIKE_SCRIPTS)
+            if len(scripts) > 1:
+                raise TaxonomyError(f"{what}: {name!r} mixes {' and '.join(scripts)} letters in a word (a look-alike?)")
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise TaxonomyError(f"{what}: {repeated[0]!r} is named more than once")

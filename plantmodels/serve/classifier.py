@@ -24,6 +24,7 @@ from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
     IMAGE_INPUT,
+    METADATA_FILE,
     PACKED_HEADS_FILE,
     PRECISIONS,
     SPECIES_FILES,
@@ -37,7 +38,14 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
-from plantmodels.serve.session import CPU, Provider, answering_providers, give_back_memory, open_session
+from plantmodels.serve.session import (
+    CPU,
+    RUN_ERRORS,
+    Provider,
+    answering_providers,
+    give_back_memory,
+    open_session,
+)
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -175,6 +183,7 @@ class PlantClassifier:
 
         Raises:
             BundleError: parts whose names or shapes do not fit each other.
+            DetectorError: a detector of embeddings of another length.
         """
         self.metadata = metadata
         self.taxonomy = metadata.taxonomy
@@ -265,8 +274,29 @@ class PlantClassifier:
                 raise BundleError(
                     f"{name}: inputs and outputs are {found} after the batch axis, not {[inputs, outputs]}"
                 )
-        if self.detector.embedding_dim != dim:
-            raise BundleError(f"{DETECTOR_FILE}: scores {self.detector.embedding_dim} features, the models give {dim}")
+        self.detector.check_length(dim)
+        self._check_heads()
+
+    def _check_heads(self) -> None:
+        """Asks the packed heads how many classes each species has: finite logits, the rest of the row being −inf.
+
+        A disease list of another length would give names to the wrong logits.
+        """
+        for start in range(0, len(self.taxonomy.species), CHUNK):
+            indices = np.arange(start, min(start + CHUNK, len(self.taxonomy.species)), dtype=np.int64)
+            embedding = np.zeros((len(indices), self.metadata.embedding_dim), np.float32)
+            try:
+                finite = np.isfinite(self.disease_logits(embedding, indices))
+            except RUN_ERRORS as error:
+                reason = " ".join(str(error).split())[:300]
+                raise BundleError(f"{PACKED_HEADS_FILE}: does not run ({reason})") from error
+            for index, row in zip(indices.tolist(), finite, strict=True):
+                names = self.taxonomy.diseases_of(index)
+                if not np.array_equal(row, np.arange(len(row)) < len(names)):
+                    raise BundleError(
+                        f"{PACKED_HEADS_FILE}: {int(row.sum())} classes of species {self.taxonomy.species[index]!r}, "
+                        f"{METADATA_FILE} names {len(names)}"
+                    )
 
     @property
     def providers(self) -> tuple[str, ...]:

@@ -30,6 +30,13 @@ _RECORD_NODES: Final = "session.record_ep_graph_assignment_info"
 Provider = str | tuple[str, Mapping[str, str]]
 """An execution provider's name, or its name and its options."""
 
+RUN_ERRORS: Final = (
+    ort.capi.onnxruntime_pybind11_state.Fail,
+    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
+    ort.capi.onnxruntime_pybind11_state.RuntimeException,
+)
+"""What a model raises that opens but does not run."""
+
 _ERROR_LEVEL: Final = 3
 
 _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"

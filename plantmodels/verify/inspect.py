@@ -16,11 +16,13 @@ def describe_bundle(bundle: Path) -> str:
     """Classes, files and sizes, detector, provenance, and the gate table when it was verified.
 
     Raises:
-        BundleError: the files are not those of the manifest.
+        BundleError: the files are not those of the manifest, or documents that disagree.
+        DetectorError: an unsafe or malformed detector pickle, or one of embeddings of another length.
     """
     manifest = read_manifest(bundle)
     check_files(bundle, manifest)
     metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
+    detector.check_length(metadata.embedding_dim)
     taxonomy = metadata.taxonomy
     lines = [
         f"{bundle}: {len(manifest.files)} files, all as in the manifest",

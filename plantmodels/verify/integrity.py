@@ -12,14 +12,12 @@ places, or classes in another order, are found however alike their answers are.
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from plantmodels.build.checkpoint import Checkpoint
 from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
@@ -30,7 +28,10 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
-from plantmodels.serve.session import open_session
+from plantmodels.serve.session import RUN_ERRORS, open_session
+
+if TYPE_CHECKING:
+    from plantmodels.build.checkpoint import Checkpoint
 
 INT8_ROUNDING: Final = 0.01
 """What rounding may move a weight by, as a share of its class's largest: half a step is 1/254 in eight bits and
@@ -38,13 +39,6 @@ INT8_ROUNDING: Final = 0.01
 
 _FLOAT_RTOL: Final = 1e-5
 """Of the largest value: float32 sums in another order."""
-
-RUN_ERRORS: Final = (
-    ort.capi.onnxruntime_pybind11_state.Fail,
-    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-    ort.capi.onnxruntime_pybind11_state.RuntimeException,
-)
-"""What a model raises that opens but does not run."""
 
 _PROBES: Final = 8
 """Random embeddings of zeros and ones: the only ones that stay exact where ONNX Runtime fuses an INT8 head to
@@ -64,6 +58,8 @@ def find_load_failures(bundle: Path, names: Iterable[str], options: Mapping[str,
     Returns:
         Name to reason, of the files that fail.
     """
+    import onnx  # a consumer, who asks for heads alone, has none
+
     failures = {}
     for name in names:
         try:
@@ -80,7 +76,7 @@ def describe_error(error: Exception, bundle: Path) -> str:
     return text[:300] or type(error).__name__
 
 
-def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: "Checkpoint | None") -> tuple[str, ...]:
     """Compares heads, single and packed, with the taxonomy and with the checkpoint's weights.
 
     Args:
@@ -110,7 +106,7 @@ def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: Checkpoint 
     return tuple(problems)
 
 
-def _find_order_problems(metadata: Metadata, checkpoint: Checkpoint | None) -> Iterator[str]:
+def _find_order_problems(metadata: Metadata, checkpoint: "Checkpoint | None") -> Iterator[str]:
     if checkpoint is None or checkpoint.spec.taxonomy.digest == metadata.taxonomy.digest:
         return
     yield (
@@ -148,7 +144,7 @@ def _find_shape_problem(session: ort.InferenceSession, metadata: Metadata, speci
 
 
 def _compare_with_checkpoint(
-    name: str, session: ort.InferenceSession, metadata: Metadata, checkpoint: Checkpoint, species_index: int
+    name: str, session: ort.InferenceSession, metadata: Metadata, checkpoint: "Checkpoint", species_index: int
 ) -> Iterator[str]:
     """Yields what is wrong with the weights of one head, which the checkpoint knows by its species' name."""
     species = metadata.taxonomy.species[species_index]

@@ -49,12 +49,11 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
-from plantmodels.serve.session import count_cores, open_session
+from plantmodels.serve.session import RUN_ERRORS, count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
 from plantmodels.verify.images import IMAGE_SETS, ImageRow, ImagesOf, write_images
 from plantmodels.verify.integrity import (
-    RUN_ERRORS,
     describe_error,
     find_head_problems,
     find_load_failures,

@@ -325,7 +325,7 @@ class TestFile:
     def test_absent_folder_and_too_large(self, tmp_path: Path) -> None:
         with pytest.raises(DetectorError, match=r"none\.pkl: cannot be read"):
             read_detector(tmp_path / "none.pkl")
-        with pytest.raises(DetectorError, match="cannot be read"):
+        with pytest.raises(DetectorError, match="expected a regular file"):
             read_detector(tmp_path)
         with (tmp_path / "large.pkl").open("wb") as file:
             file.truncate(detector_module.MAX_PICKLE_BYTES + 1)

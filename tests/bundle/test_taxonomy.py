@@ -107,6 +107,8 @@ def test_slug_is_a_plain_file_name(name: str, slug: str) -> None:
         (("Cafe\u0301",), {}, "look-alike"),
         (("App\u200ble",), {}, "look-alike"),
         (("Apple\n",), {}, "look-alike"),
+        (("\u0410pple",), {}, "mixes CYRILLIC and LATIN letters in a word"),
+        (("Apple",), {"Apple": ("r\u03bft",)}, "diseases of 'Apple': .* mixes GREEK and LATIN letters"),
         (("Apple\ud800",), {}, "look-alike"),
         (("Apple",), {"Grape": ("rot",)}, "given for 'Grape', which is not among the species"),
         (("Apple",), {"Apple": ()}, "the list is empty"),

@@ -73,7 +73,27 @@ def bad_bundle(judged_bundle) -> Path:
 @pytest.fixture
 def leaf(tiny_bundle) -> bytes:
     """One encoded validation leaf."""
-    return next(path for path in sorted(tiny_bundle.data.glob("val/*/*")) if path.suffix == ".jpg").read_bytes()
+    return _read_leaf(tiny_bundle.data)
+
+
+def _read_leaf(data: Path) -> bytes:
+    return next(path for path in sorted(data.glob("val/*/*")) if path.suffix == ".jpg").read_bytes()
+
+
+@pytest.fixture(scope="session")
+def saved_model(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
+    """The tiny bundle as a model folder with an input example; read-only."""
+    from mlflow_plugins import flavor
+
+    path = tmp_path_factory.mktemp("saved") / "model"
+    flavor.save_model(tiny_bundle.bundle, path, input_example=_read_leaf(tiny_bundle.data))
+    return path
+
+
+@pytest.fixture
+def model(saved_model: Path, tmp_path: Path) -> Path:
+    """A private copy of the saved model folder, to attack."""
+    return Path(shutil.copytree(saved_model, tmp_path / "model"))
 
 
 @pytest.fixture(scope="session")

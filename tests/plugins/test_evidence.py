@@ -85,10 +85,10 @@ def test_an_mlmodel_of_another_bundle(model: Path, changes: dict[str, str], mess
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "not YAML"),
-        ("- 1", "names no flavors"),
+        ("{", "not the YAML expected"),
+        ("- 1", "expected a YAML object, got list"),
         ("flavors: 3", "names no flavors"),
-        ("#" * (4 * 2**20 + 1), "over 4,194,304 bytes"),
+        ("#" * (4 * 2**20 + 1), "4,194,305 bytes, at most 4,194,304 are read"),
     ],
 )
 def test_an_mlmodel_that_is_none(model: Path, text: str, message: str) -> None:

@@ -83,8 +83,14 @@ def test_a_version_answers_by_its_uri_from_a_server(
     assert "WARNING" not in ran.stderr, ran.stderr
 
 
-def test_the_native_loader_and_the_handle_need_the_checkout_and_no_more(light_python: Path, tmp_path: Path) -> None:
+def test_native_loader_handle_and_load_check_need_the_checkout_and_no_more(
+    light_python: Path, tiny_bundle, tmp_path: Path
+) -> None:
     script = "from mlflow_plugins.flavor import load_model; from mlflow_plugins.handle import ModelHandle"
     checkout = {"PATH": "", "HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
-    ran = subprocess.run([str(light_python), "-c", script], cwd=tmp_path, env=checkout, capture_output=True, text=True)
-    assert ran.returncode == 0, ran.stderr
+    flavor.save_model(tiny_bundle.bundle, tmp_path / "model")
+    for arguments in (["-c", script], ["-m", "mlflow_plugins.cli", "load-check", "model"]):
+        command = [str(light_python), *arguments]
+        ran = subprocess.run(command, cwd=tmp_path, env=checkout, capture_output=True, text=True, check=False)
+        assert ran.returncode == 0, ran.stderr
+    assert "a grey image" in ran.stdout

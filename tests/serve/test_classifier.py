@@ -523,7 +523,7 @@ class TestLoading:
         write_detector(bundle_copy / DETECTOR_FILE, OODDetector("mahalanobis", np.zeros((1, 5)), np.eye(5), 1.0))
         write_manifest(bundle_copy)
 
-        with pytest.raises(BundleError, match=r"ood-detector.pkl: scores 5 features, the models give 32"):
+        with pytest.raises(DetectorError, match=r"ood-detector.pkl: scores 5 features, the models give 32"):
             PlantClassifier.load(bundle_copy, threads=1)
 
     def test_the_bundle_may_be_moved_and_is_not_written(self, bundle_copy: Path, encoded) -> None:
