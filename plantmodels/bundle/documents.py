@@ -26,9 +26,18 @@ def read_json(path: Path) -> dict[str, Any]:
         BundleError: no such file, larger than `MAX_JSON_BYTES`, not UTF-8 JSON, not an object, a key that is
             repeated, or NaN or infinity.
     """
+    return parse_json(path, read_document(path))
+
+
+def read_document(path: Path) -> bytes:
+    """The bytes that `parse_json` takes.
+
+    Raises:
+        BundleError: no such file, or larger than `MAX_JSON_BYTES`.
+    """
     try:
         _check_size(path, path.stat().st_size)
-        return parse_json(path, path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror})") from error
 
