@@ -33,6 +33,7 @@ from plantmodels.bundle.layout import (
     MANIFEST_FILE,
     PACKED_HEADS_FILE,
     PLOTS_FOLDER,
+    SIGNATURE_FILE,
     SPECIES_FILES,
     is_single_head,
 )
@@ -297,7 +298,8 @@ def _read_back(bundle: Path, model_id: str) -> None:
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary))
         stored = folder / flavor.BUNDLE_FOLDER
         check_files(stored, manifest)
-        if digest_file(stored / MANIFEST_FILE) != digest_file(bundle / MANIFEST_FILE):
-            raise RegistrationError(f"{MANIFEST_FILE} was read back with another content than was uploaded")
+        for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if (bundle / SIGNATURE_FILE).exists() else [])):
+            if digest_file(stored / name) != digest_file(bundle / name):
+                raise RegistrationError(f"{name} was read back with another content than was uploaded")
         with one_line("the uploaded model does not load"):
             mlflow.pyfunc.load_model(str(folder))

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from mlflow_plugins.description import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
 from mlflow_plugins.light_store import find_version
-from plantmodels.bundle.documents import MAX_JSON_BYTES, parse_json, read_bytes
-from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, Precision, serving_files
-from plantmodels.bundle.manifest import Manifest
+from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, SIGNATURE_FILE, Precision, serving_files
+from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
+from plantmodels.bundle.signature import check_signature
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import CPU, Provider
@@ -28,6 +28,7 @@ def load_model(
     workers: int = 1,
     providers: Sequence[Provider] = (CPU,),
     allow_paths: bool = False,
+    public_key: Path | None = None,
 ) -> PlantClassifier:
     """Loads the native classifier of a version, and downloads only the files that a precision needs.
 
@@ -43,15 +44,18 @@ def load_model(
         workers: images embedded at the same time, for bulk work with threads=1.
         providers: ONNX Runtime's execution providers in order of preference, with their options where they have any.
         allow_paths: whether an image may be given as the path of a file.
+        public_key: file of the key whose signature the manifest must bear (see `check_signature`); None for any.
 
     Raises:
+        SignatureError: the version is not signed by that key; no other file of it was used.
         BundleError: digests or class order do not fit; no session was opened. Or no such provider.
         ValueError: another precision.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
     wanted = (DESCRIPTION_FILE, *(f"{BUNDLE_FOLDER}/{name}" for name in (MANIFEST_FILE, *serving_files(precision))))
-    with open_artifacts(model_uri, wanted) as folder:
+    signature = () if public_key is None else (f"{BUNDLE_FOLDER}/{SIGNATURE_FILE}",)
+    with open_artifacts(model_uri, wanted, signature) as folder:
         return PlantClassifier.load(
             folder / BUNDLE_FOLDER,
             precision=precision,
@@ -60,13 +64,19 @@ def load_model(
             providers=providers,
             allow_paths=allow_paths,
             whole=False,
-            manifest=read_recorded_manifest(folder),
+            manifest=read_recorded_manifest(folder, public_key),
         )
 
 
 @contextmanager
-def open_artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
-    """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this."""
+def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str] = ()) -> Iterator[Path]:
+    """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this.
+
+    Args:
+        model_uri: as for `load_model`.
+        names: files that must be there, relative to the model.
+        if_there: further files, which a model may lack.
+    """
     if (found := find_version(model_uri)) is not None:
         yield found.folder
         return
@@ -79,15 +89,21 @@ def open_artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
         yield Path(behind.artifact_dir)
         return
     with tempfile.TemporaryDirectory(prefix="plantmodels-load-") as temporary:
-        for name in names:
+        found_files = [n for n in if_there if n in {f.path for f in repository.list_artifacts(str(Path(n).parent))}]
+        for name in (*names, *found_files):
             repository.download_artifacts(name, dst_path=temporary)
         yield Path(temporary)
 
 
-def read_recorded_manifest(folder: Path) -> Manifest:
+def read_recorded_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
     """The manifest of a model folder, after comparing its digest with what MLmodel recorded when the version was made.
 
+    Args:
+        folder: of the model.
+        public_key: file of the key whose signature it must bear; None for any.
+
     Raises:
+        SignatureError: it does not bear it.
         BundleError: they differ, one of both cannot be read, or the bundle's folder is a link to another place.
     """
     flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
@@ -96,9 +112,11 @@ def read_recorded_manifest(folder: Path) -> Manifest:
     for part in (bundle.parent, bundle):
         if part.is_symlink():
             raise BundleError(f"{part}: expected a folder, got a symbolic link")
-    content = read_bytes(bundle / MANIFEST_FILE, MAX_JSON_BYTES)
+    content = read_manifest_bytes(bundle)
     if recorded != (found := sha256(content).hexdigest()):
         raise BundleError(
             f"{folder}: {DESCRIPTION_FILE} records a manifest of digest {recorded!r:.70}, {MANIFEST_FILE} has {found}"
         )
-    return Manifest.from_dict(parse_json(bundle / MANIFEST_FILE, content))
+    if public_key is not None:
+        check_signature(bundle, content, public_key)
+    return parse_manifest(bundle, content)

@@ -1,4 +1,4 @@
-"""`plantmodels export | verify | inspect | compare | predict | train | distill`: every job without MLflow.
+"""`plantmodels export | verify | sign | inspect | compare | predict | train | distill`: every job without MLflow.
 
 Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
 """
@@ -6,6 +6,7 @@ Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
 import dataclasses
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,9 @@ policy_option = click.option(
 )
 seed_option = click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the folds that choose the detector."
+)
+public_key_option = click.option(
+    "--public-key", type=PATH, default=None, help="Refuse a bundle that is not signed by this EC key (PEM)."
 )
 html_option = click.option(
     "--html", type=PATH, default=None, help="Also write the comparison as a page of its own, replacing the file."
@@ -238,11 +242,28 @@ def distill(**options: Any) -> None:
 
 @main.command()
 @click.argument("bundle", type=PATH, default=Path("public/models"))
-def inspect(bundle: Path) -> None:
-    """Check a bundle's digests and say what is in it."""
+@click.option("--private-key", type=PATH, required=True, help="EC key (PEM) that signs; its public half checks.")
+def sign(bundle: Path, private_key: Path) -> None:
+    """Sign a bundle's manifest with a key of your own, after `verify` (which rewrites it) and before registering.
+
+    The password of an encrypted key is PLANTMODELS_KEY_PASSWORD, or is asked for. Needs the package model-signing.
+    """
+    from plantmodels.bundle.signature import is_encrypted, sign_bundle
+
+    password = None
+    if is_encrypted(private_key):
+        password = os.environ.get("PLANTMODELS_KEY_PASSWORD") or click.prompt("Password of the key", hide_input=True)
+    click.echo(f"wrote {sign_bundle(bundle, private_key, password=password)}")
+
+
+@main.command()
+@click.argument("bundle", type=PATH, default=Path("public/models"))
+@public_key_option
+def inspect(bundle: Path, public_key: Path | None) -> None:
+    """Check a bundle's digests, and its signature where a key is given, and say what is in it."""
     from plantmodels.verify.inspect import describe_bundle
 
-    click.echo(describe_bundle(bundle))
+    click.echo(describe_bundle(bundle, public_key))
 
 
 @main.command()
@@ -283,11 +304,12 @@ def show_comparison(comparison: "Comparison", html: Path | None, form: str) -> N
 @click.option("--bundle", type=PATH, default=Path("public/models"), show_default=True, help="The bundle that answers.")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True, help="Species model.")
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Candidates to add.")
-def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int) -> None:
+@public_key_option
+def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int, public_key: Path | None) -> None:
     """Classify image files; prints one JSON object a line."""
     from plantmodels.serve.classifier import PlantClassifier
 
-    classifier = PlantClassifier.load(bundle, precision=precision, allow_paths=True)
+    classifier = PlantClassifier.load(bundle, precision=precision, allow_paths=True, public_key=public_key)
     for path in images:
         (prediction,) = classifier.predict([path], top_k=top_k)
         row = {name: value for name, value in dataclasses.asdict(prediction).items() if name != "embedding"}

@@ -64,6 +64,10 @@ class ManifestMismatchError(BundleError):
         self.unexpected = unexpected
 
 
+class SignatureError(BundleError):
+    """A bundle that is not signed by the key that was asked for, or cannot be signed or checked."""
+
+
 class RegistrationError(PlantModelsError):
     """A model version that could not be registered; nothing was."""
 

@@ -25,6 +25,8 @@ import onnxruntime as ort
 import pytest
 import timm
 import torch
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
@@ -67,6 +69,16 @@ class TinyBundle:
     data: Path
     non_plants: Path
     summary: ExportSummary
+
+
+@dataclass(frozen=True)
+class SigningKeys:
+    """Files of two pairs of elliptic-curve keys."""
+
+    private: Path
+    public: Path
+    other_private: Path
+    other_public: Path
 
 
 @dataclass(frozen=True)
@@ -234,6 +246,20 @@ def tiny_bundle(
 def bundle_copy(tiny_bundle: TinyBundle, tmp_path: Path) -> Path:
     """A private copy of the tiny bundle, to damage."""
     return Path(shutil.copytree(tiny_bundle.bundle, tmp_path / "bundle copy"))
+
+
+@pytest.fixture(scope="session")
+def signing_keys(tmp_path_factory: pytest.TempPathFactory) -> SigningKeys:
+    """Two pairs of P-256 keys, the private ones without a password."""
+    folder = tmp_path_factory.mktemp("keys")
+    for name in ("", "other-"):
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / f"{name}private.pem").write_bytes(private)
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        (folder / f"{name}public.pem").write_bytes(public)
+    names = ("private.pem", "public.pem", "other-private.pem", "other-public.pem")
+    return SigningKeys(*(folder / name for name in names))
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,12 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from plantmodels.cli import main
 from plantmodels.verify.report import read_report
@@ -12,7 +18,7 @@ def run(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
-@pytest.mark.parametrize("command", ["export", "verify", "inspect", "compare", "predict", "train", "distill"])
+@pytest.mark.parametrize("command", ["export", "verify", "sign", "inspect", "compare", "predict", "train", "distill"])
 def test_help_names_every_option(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
@@ -33,6 +39,37 @@ def test_inspect_names_files_and_classes(tiny_bundle) -> None:
     result = run("inspect", tiny_bundle.bundle)
     assert result.exit_code == 0, result.output
     assert "5 species, 4 with a disease head" in result.stdout and "disease-heads-packed.onnx" in result.stdout
+
+
+def test_a_signed_bundle_is_inspected_and_asked_by_its_key(
+    bundle_copy: Path, tiny_bundle, signing_keys, tmp_path: Path
+) -> None:
+    leaf = next(tiny_bundle.data.glob("val/*/*.jpg"))
+    assert "signature   none" in run("inspect", bundle_copy).stdout
+    result = run("sign", bundle_copy, "--private-key", signing_keys.private)
+    assert result.exit_code == 0 and result.stdout == f"wrote {bundle_copy / 'manifest.json.sig'}\n", result.output
+    assert "signature   not checked, no public key was given" in run("inspect", bundle_copy).stdout
+    key = ("--public-key", signing_keys.public)
+    assert f"signature   by the key of {signing_keys.public}" in run("inspect", bundle_copy, *key).stdout
+    assert run("predict", leaf, "--bundle", bundle_copy, *key).exit_code == 0
+    for command in (("inspect", bundle_copy), ("predict", leaf, "--bundle", bundle_copy)):
+        result = run(*command, "--public-key", signing_keys.other_public)
+        assert result.exit_code == 1 and "not a signature of manifest.json by" in result.output
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_the_password_of_a_key_is_asked_for_or_in_the_environment(
+    bundle_copy: Path, signing_keys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    key = load_pem_private_key(signing_keys.private.read_bytes(), None)
+    encrypted = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"secret"))
+    (tmp_path / "key.pem").write_bytes(encrypted)
+    if not asked:
+        monkeypatch.setenv("PLANTMODELS_KEY_PASSWORD", "secret")
+    arguments = ["sign", str(bundle_copy), "--private-key", str(tmp_path / "key.pem")]
+    result = CliRunner().invoke(main, arguments, input="secret\n" if asked else None)
+    assert result.exit_code == 0, result.output
+    assert ("Password of the key" in result.output) == asked and "secret" not in result.output
 
 
 def test_known_error_is_one_line_and_status_1(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Final
 import numpy as np
 import onnx
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from plantmodels import __version__
 from plantmodels.build.calibrate import fit_temperatures
@@ -361,8 +362,9 @@ def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[U
     rest = None
     if inputs.rest.samples:
         rest = RunningMoments(len(number), metadata.embedding_dim)
-        for rows, part in embedder.stream(inputs.rest.paths, "embed further leaves"):
-            rest.update(classes_of([inputs.rest.samples[row] for row in rows]), part.features)
+        with threadpool_limits(1):  # several BLAS threads make other bits
+            for rows, part in embedder.stream(inputs.rest.paths, "embed further leaves"):
+                rest.update(classes_of([inputs.rest.samples[row] for row in rows]), part.features)
     positions, embedded = embedder.collect(inputs.kept.paths, "embed leaves")
     unreadable.extend(embedder.unreadable)
     samples = [inputs.kept.samples[position] for position in positions]

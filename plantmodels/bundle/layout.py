@@ -24,6 +24,8 @@ HTML_REPORT_FILE: Final = "report.html"
 IMAGES_FILE: Final = "gate-images.csv"
 PLOTS_FOLDER: Final = "plots"
 MANIFEST_FILE: Final = "manifest.json"
+SIGNATURE_FILE: Final = "manifest.json.sig"
+"""Of the manifest, and through it of every file; the one file beside it that it does not list."""
 
 REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER)
 """What `verify` adds to an exported bundle; all other names are what it measures."""

@@ -13,8 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from plantmodels.bundle.detector import MAX_PICKLE_BYTES
-from plantmodels.bundle.documents import MAX_JSON_BYTES, read_bytes, read_json, write_json
-from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE
+from plantmodels.bundle.documents import MAX_JSON_BYTES, parse_json, read_bytes, write_json
+from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.errors import BundleError, ManifestMismatchError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +33,7 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every file of a bundle but the manifest itself, by its POSIX name relative to the bundle."""
+    """Every file of a bundle but the manifest and its signature, by its POSIX name relative to the bundle."""
 
     files: Mapping[str, FileDigest]
 
@@ -77,7 +77,7 @@ class Manifest:
 def _check_name(name: str) -> None:
     path = PurePosixPath(name)
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable()
-    if unsafe or str(path) != name or name in ("", ".", MANIFEST_FILE):
+    if unsafe or str(path) != name or name in ("", ".", MANIFEST_FILE, SIGNATURE_FILE):
         raise BundleError(f"{MANIFEST_FILE}: {name!r} is not a plain name inside the bundle")
 
 
@@ -107,7 +107,7 @@ def digest_file(path: Path) -> FileDigest:
 
 
 def list_files(folder: Path) -> tuple[str, ...]:
-    """Names of all files below a bundle but its manifest, sorted.
+    """Names of all files below a bundle but its manifest and the signature of that, sorted.
 
     Raises:
         BundleError: no such folder, or it holds a symbolic link or another thing that is no plain file.
@@ -120,7 +120,7 @@ def list_files(folder: Path) -> tuple[str, ...]:
             raise BundleError(f"{path}: a bundle holds plain files and folders only")
         if path.is_file():
             names.append(path.relative_to(folder).as_posix())
-    return tuple(sorted(set(names) - {MANIFEST_FILE}))
+    return tuple(sorted(set(names) - {MANIFEST_FILE, SIGNATURE_FILE}))
 
 
 def build_manifest(folder: Path) -> Manifest:
@@ -129,8 +129,9 @@ def build_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path) -> Manifest:
-    """Digests every file and writes `manifest.json`, replacing an older one."""
+    """Digests every file and writes `manifest.json`, replacing an older one, whose signature is removed."""
     manifest = build_manifest(folder)
+    (folder / SIGNATURE_FILE).unlink(missing_ok=True)
     write_json(folder / MANIFEST_FILE, manifest.to_dict())
     return manifest
 
@@ -141,9 +142,27 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         BundleError: absent, or not a manifest.
     """
+    return parse_manifest(folder, read_manifest_bytes(folder))
+
+
+def read_manifest_bytes(folder: Path) -> bytes:
+    """The content of `manifest.json`.
+
+    Raises:
+        BundleError: absent, or too large.
+    """
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder")
-    return Manifest.from_dict(read_json(folder / MANIFEST_FILE))
+    return read_bytes(folder / MANIFEST_FILE, MAX_JSON_BYTES)
+
+
+def parse_manifest(folder: Path, content: bytes) -> Manifest:
+    """The manifest whose content is at hand; the folder only names it.
+
+    Raises:
+        BundleError: not a manifest.
+    """
+    return Manifest.from_dict(parse_json(folder / MANIFEST_FILE, content))
 
 
 def check_files(

@@ -33,8 +33,9 @@ from plantmodels.bundle.layout import (
     Precision,
     serving_files,
 )
-from plantmodels.bundle.manifest import Manifest, read_checked, read_manifest
+from plantmodels.bundle.manifest import Manifest, read_checked
 from plantmodels.bundle.metadata import Metadata, read_metadata
+from plantmodels.bundle.signature import read_trusted_manifest
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
@@ -207,6 +208,7 @@ class PlantClassifier:
         allow_paths: bool = False,
         whole: bool = True,
         manifest: Manifest | None = None,
+        public_key: Path | None = None,
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
 
@@ -222,9 +224,11 @@ class PlantClassifier:
                 file that this process may read shows; not for a service.
             whole: whether every file of the manifest must be there; False for a folder that holds those that this
                 precision needs (`serving_files`).
-            manifest: the bundle's, where the caller has read and checked it.
+            manifest: the bundle's, where the caller has read and checked it; a public key has then nothing to check.
+            public_key: file of the key whose signature the manifest must bear (see `check_signature`); None for any.
 
         Raises:
+            SignatureError: the bundle is not signed by that key.
             BundleError: files that differ from the manifest, documents that disagree, or a session that
                 does not open.
             DetectorError: an unsafe or malformed detector pickle.
@@ -236,7 +240,10 @@ class PlantClassifier:
             raise ValueError(f"workers must be an integer of at least 1, got {workers!r}")
         if not isinstance(allow_paths, bool):
             raise ValueError(f"allow_paths must be True or False, got {allow_paths!r}")
-        contents = read_checked(folder, manifest or read_manifest(folder), serving_files(precision), whole=whole)
+        if manifest is not None and public_key is not None:
+            raise ValueError("public_key has nothing to check where the caller gives a manifest")
+        manifest = manifest or read_trusted_manifest(folder, public_key)
+        contents = read_checked(folder, manifest, serving_files(precision), whole=whole)
         metadata = read_metadata(folder, contents)
         detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
         sessions = [

@@ -1,10 +1,8 @@
 """The whole export: exactly the files of contract 3, and an older bundle untouched by every failure."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -426,18 +424,3 @@ class TestGitCommit:
 
         monkeypatch.setattr(export_module.subprocess, "run", fail)
         assert read_git_commit() is None
-
-
-@pytest.mark.slow
-def test_another_process_writes_the_same_bytes(tiny_bundle, tmp_path: Path) -> None:
-    paths = [str(p) for p in (tiny_bundle.checkpoint, tiny_bundle.data, tmp_path / "m", tiny_bundle.non_plants)]
-    code = "import sys, pathlib; from plantmodels.build.export import export_bundle\n"
-    code += "a = [pathlib.Path(p) for p in sys.argv[1:]]; export_bundle(*a[:3], non_plants=a[3])"
-    # the session's bundle is the first process: pytest's own hash seed is random, or the one of the environment
-    environment = {**os.environ, "PYTHONHASHSEED": "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"}
-    subprocess.run([sys.executable, "-c", code, *paths], check=True, cwd=ROOT, env=environment, capture_output=True)
-    first, second = snapshot(tiny_bundle.bundle), snapshot(tmp_path / "m")
-
-    assert first.keys() == second.keys()
-    assert [name for name in first if name.endswith(".onnx") and first[name] != second[name]] == []
-    assert first["disease-heads-list.json"] == second["disease-heads-list.json"]

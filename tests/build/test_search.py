@@ -1,5 +1,7 @@
 """The search takes the fastest candidate that keeps the answers, and always ends with one."""
 
+import dataclasses
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -90,13 +92,29 @@ def test_the_product_that_loses_answers_stays_float(tmp_path: Path) -> None:
     assert last.disease_drop == pytest.approx(missed / len(named))
 
 
-def test_without_time_it_ends_in_float(tmp_path: Path) -> None:
+def test_a_slow_machine_takes_what_a_quick_one_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(1000.0)
     leaves = make_leaves(model, tmp_path)
-    choice = choose_int8(model, leaves, reduce_range=False, budget_s=0)
-    assert choice.kept_float == ("product0", "product1", "product2", "product3")
-    assert [trial.float_products for trial in choice.trials] == [0, 4]
-    assert choice.trials[-1].passed and choice.trials[-1].changed == 0
+    quick = choose_int8(model, leaves, reduce_range=False)
+    clock = itertools.count(step=1e6)
+    for name in ("time", "monotonic", "perf_counter"):
+        monkeypatch.setattr(search.time, name, lambda: float(next(clock)))
+    slow = choose_int8(model, leaves, reduce_range=False)
+    assert slow.model.SerializeToString() == quick.model.SerializeToString() and slow.trials == quick.trials
+    assert slow.milliseconds[0] >= 1e9
+
+
+def test_the_heads_have_a_say_in_which_products_are_int8(tmp_path: Path) -> None:
+    """So that another head may change the species file: rarely, and the metadata then tells what was tried."""
+    model = make_model(1.0)
+    leaves = make_leaves(model, tmp_path)
+    (_, embedding), _ = search._run(model, leaves.pixels)
+    close = np.random.default_rng(7).normal(size=(500, WIDTH)).astype(np.float32), np.zeros(500, np.float32)
+    diseases = np.where(leaves.species == 0, (embedding @ close[0].T).argmax(axis=1), leaves.diseases)
+    swapped = dataclasses.replace(leaves, diseases=diseases, heads={**leaves.heads, 0: close})
+
+    assert choose_int8(model, leaves, reduce_range=False).kept_float == ()
+    assert choose_int8(model, swapped, reduce_range=False).kept_float != ()
 
 
 def test_it_ends_with_a_model_when_nothing_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

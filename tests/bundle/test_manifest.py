@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantmodels.bundle.layout import MANIFEST_FILE
+from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import (
     FileDigest,
     Manifest,
@@ -78,6 +78,7 @@ def test_digests_are_those_of_hashlib(folder: Path) -> None:
         "a\0b",
         "a\u202eb",
         MANIFEST_FILE,
+        SIGNATURE_FILE,
     ],
 )
 def test_names_that_are_not_plain_are_refused(name: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from plantmodels.bundle import staging
-from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, MANIFEST_FILE, PLOTS_FOLDER
+from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, MANIFEST_FILE, PLOTS_FOLDER, SIGNATURE_FILE
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import BundleError, ExportError
@@ -187,6 +187,7 @@ def test_start_from_brings_everything_but_the_report(out: Path) -> None:
     for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, f"{PLOTS_FOLDER}/a.png"):
         (out / name).write_text("report")
     write_manifest(out)
+    (out / SIGNATURE_FILE).write_text("of the manifest that this replaces")
     before = snapshot(out)
 
     with staged_bundle(out, start_from=out) as folder:
@@ -197,7 +198,7 @@ def test_start_from_brings_everything_but_the_report(out: Path) -> None:
         assert snapshot(out) == before
 
     assert (out / GATE_REPORT_FILE).read_text() == "new report"
-    assert not (out / PLOTS_FOLDER).exists()
+    assert not (out / PLOTS_FOLDER).exists() and not (out / SIGNATURE_FILE).exists()
 
 
 def test_start_from_copies_where_there_are_no_hard_links(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -532,3 +532,9 @@ class TestLoading:
 
         assert {path: path.stat().st_mtime_ns for path in bundle_copy.rglob("*")} == before
         assert read_detector(bundle_copy / DETECTOR_FILE).threshold < max(row.ood_score for row in rows)
+
+
+def test_a_key_beside_a_manifest_of_the_callers_is_refused(tiny_bundle, signing_keys) -> None:
+    manifest = read_manifest(tiny_bundle.bundle)
+    with pytest.raises(ValueError, match="public_key has nothing to check where the caller gives a manifest"):
+        PlantClassifier.load(tiny_bundle.bundle, manifest=manifest, public_key=signing_keys.public)
