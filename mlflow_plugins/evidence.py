@@ -6,7 +6,6 @@
 """
 
 import hashlib
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from mlflow_plugins._mlflow_compat import locate_artifacts
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, list_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.verify.gates import GateResult, judge
 from plantmodels.verify.policy import GatePolicy
@@ -92,9 +92,9 @@ def has_flavor(location: str) -> bool:
         names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
         if _MLMODEL not in names:
             return False
-        with tempfile.TemporaryDirectory(prefix="plantmodels-mlmodel-") as temporary:
-            repository.download_artifacts(f"{path}/{_MLMODEL}".lstrip("/"), temporary)
-            return FLAVOR_NAME in _read_flavors(next(Path(temporary).rglob(_MLMODEL)).parent)
+        with scratch_folder("mlmodel") as temporary:
+            repository.download_artifacts(f"{path}/{_MLMODEL}".lstrip("/"), str(temporary))
+            return FLAVOR_NAME in _read_flavors(next(temporary.rglob(_MLMODEL)).parent)
     except EvidenceError:
         raise
     except Exception as error:  # each artifact store has exceptions of its own
@@ -134,8 +134,8 @@ def _model_folder(location: str) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="plantmodels-registry-") as temporary:
-        yield Path(repository.download_artifacts(path, temporary))
+    with scratch_folder("registry") as temporary:
+        yield Path(repository.download_artifacts(path, str(temporary)))
 
 
 def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:

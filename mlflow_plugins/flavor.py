@@ -10,7 +10,6 @@ imports neither MLflow nor pandas: both take longer than all else that the nativ
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from mlflow_plugins.native import BUNDLE_FOLDER, FLAVOR_NAME, load_model
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -116,22 +116,22 @@ def log_model(
 def _serving_code() -> Iterator[Path]:
     """A folder with this project's code that serving needs, and nothing else."""
     root = Path(__file__).resolve().parents[1]
-    with tempfile.TemporaryDirectory(prefix="plantmodels-code-") as temporary:
+    with scratch_folder("code") as temporary:
         for name in (*_CODE, *_FLAVOR_CODE):
-            target = Path(temporary, name)
+            target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             if (root / name).is_dir():
                 shutil.copytree(root / name, target, ignore=shutil.ignore_patterns("__pycache__"))
             else:
                 shutil.copyfile(root / name, target)
-        yield Path(temporary)
+        yield temporary
 
 
 @contextmanager
 def _named(bundle: Path, name: str) -> Iterator[Path]:
     """The bundle under the name that it has inside a model, whatever its folder is called."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-bundle-") as temporary:
-        link = Path(temporary, name)
+    with scratch_folder("bundle") as temporary:
+        link = temporary / name
         link.symlink_to(bundle.resolve(), target_is_directory=True)
         yield link
 

@@ -11,12 +11,10 @@ on training leaves is taken; the search is bounded in time, and ends with everyt
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Final
 
@@ -26,6 +24,7 @@ from numpy.typing import NDArray
 
 from plantmodels.build.quantize import find_products, quantize_int8
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import ExportError
 from plantmodels.serve.session import count_cores, open_session
 
@@ -154,8 +153,8 @@ _Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def _run(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> tuple[_Outputs, float]:
     """Species logits and embedding, image by image as INT8 is served, and milliseconds of one image."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
-        path = Path(folder, "candidate.onnx")
+    with scratch_folder("search") as folder:
+        path = folder / "candidate.onnx"
         onnx.save(model, path)
         session, bulk = open_session(path), open_session(path, threads=1)
     names = [SPECIES_OUTPUT, EMBEDDING]
