@@ -4,9 +4,8 @@
 'Tomato'
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -17,6 +16,7 @@ from mlflow_plugins.light_store import DESCRIPTION_FILE, find_version
 from plantmodels.bundle.documents import parse_json
 from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, Precision, serving_files
 from plantmodels.bundle.manifest import Manifest, read_file
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import CPU, Provider
@@ -53,7 +53,8 @@ def load_model(
         allow_paths: whether an image may be given as the path of a file.
 
     Raises:
-        BundleError: digests or class order do not fit; no session was opened. Or no such provider.
+        BundleError: a file cannot be downloaded, or digests or class order do not fit; no session was opened. Or no
+            such provider.
         ValueError: another precision.
     """
     if precision not in PRECISIONS:
@@ -74,7 +75,12 @@ def load_model(
 
 @contextmanager
 def open_artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
-    """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this."""
+    """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this.
+
+    Raises:
+        BundleError: a file cannot be downloaded.
+        MlflowException: no such version, or its registry does not answer.
+    """
     if (found := find_version(model_uri)) is not None:
         yield found.folder
         return
@@ -86,10 +92,17 @@ def open_artifacts(model_uri: str, names: Iterable[str]) -> Iterator[Path]:
     if isinstance(behind, LocalArtifactRepository):
         yield Path(behind.artifact_dir)
         return
-    with tempfile.TemporaryDirectory(prefix="plantmodels-load-") as temporary:
-        for name in names:
-            repository.download_artifacts(name, dst_path=temporary)
-        yield Path(temporary)
+    with ExitStack() as stack:
+        wanted = model_uri
+        try:
+            folder = stack.enter_context(scratch_folder("load"))
+            for name in names:
+                wanted = f"{model_uri}: {name}"
+                repository.download_artifacts(name, dst_path=str(folder))
+        except Exception as error:  # each artifact store has exceptions of its own
+            reason = " ".join(str(error).split())[:300]
+            raise BundleError(f"{wanted} cannot be downloaded ({type(error).__name__}: {reason})") from error
+        yield folder
 
 
 def read_recorded_manifest(folder: Path) -> Manifest:
@@ -110,7 +123,7 @@ def _recorded_digest(path: Path) -> object:
     try:
         value = yaml.load(read_file(path), _LOADER)  # the loader makes plain values only, as yaml.safe_load
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        raise BundleError(f"{path}: not the YAML expected ({str(error)[:200]})") from error
+        raise BundleError(f"{path}: not the YAML expected ({' '.join(str(error).split())[:200]})") from error
     for key in ("flavors", FLAVOR_NAME, "manifest_sha256"):
         value = value.get(key) if isinstance(value, dict) else None
     return value
