@@ -21,6 +21,7 @@ from plantmodels.cli import (
     non_plants_option,
     out_option,
     policy_option,
+    public_key_option,
     seed_option,
     show_comparison,
     train_options,
@@ -194,7 +195,8 @@ def compare(name: str, a: str, b: str, html: Path | None, form: str) -> None:
 @main.command("load-check")
 @click.argument("uri")
 @click.option("--copy-to", type=PATH, default=None, help="Leave the copy that was checked there, for pyfunc to load.")
-def load_check(uri: str, copy_to: Path | None) -> None:
+@public_key_option
+def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
     """Check everything of the version at URI before any of its code runs, then load it and ask it about a grey image.
 
     URI is models:/NAME/VERSION, models:/NAME@ALIAS or a model folder. One line a check; the exit status is 1 at the
@@ -202,7 +204,7 @@ def load_check(uri: str, copy_to: Path | None) -> None:
     """
     from mlflow_plugins.load_check import check_version
 
-    for line in check_version(uri, copy_to=copy_to):
+    for line in check_version(uri, copy_to=copy_to, public_key=public_key):
         click.echo(line)
 
 

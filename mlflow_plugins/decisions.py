@@ -23,6 +23,7 @@ MODEL_TAG: Final = f"{RESERVED}model_sha256"
 GATES_TAG: Final = f"{RESERVED}gates"
 WAIVE_TAG: Final = f"{RESERVED}waive."
 AUDIT_TAG: Final = f"{RESERVED}audit."
+COUNT_TAG: Final = f"{RESERVED}decisions"
 
 _MAX_REASON: Final = 2000
 """Characters; a registered model's tag, where the audit of deleted versions goes, holds 5,000 in all."""
@@ -78,6 +79,8 @@ class Decision:
         allowed: whether it was.
         reason: why.
         manifest_sha256: of the files; None where they could not be read.
+        number: of the decision among those about the model, so that their order outlives a clock set back; 0 where
+            there is no such model, and for decisions of before there were numbers.
     """
 
     at: str
@@ -87,6 +90,7 @@ class Decision:
     allowed: bool
     reason: str
     manifest_sha256: str | None
+    number: int = 0
 
     def describe(self) -> str:
         """One line for people."""
@@ -108,6 +112,7 @@ def now() -> str:
 
 
 def read_decisions(tags: Iterable[Mapping[str, str]]) -> list[Decision]:
-    """All decisions in the tags of a model and its versions, oldest first."""
+    """All decisions in the tags of a model and its versions, oldest first by their numbers and then by the clock."""
     found = {key: value for group in tags for key, value in group.items() if key.startswith(AUDIT_TAG)}
-    return [Decision(**json.loads(found[key])) for key in sorted(found)]
+    decisions = [Decision(**json.loads(found[key])) for key in sorted(found)]
+    return sorted(decisions, key=lambda decision: decision.number)

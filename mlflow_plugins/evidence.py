@@ -6,7 +6,6 @@
 """
 
 import hashlib
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, list_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.verify.gates import GateResult, judge
 from plantmodels.verify.policy import GatePolicy
@@ -88,9 +88,9 @@ def has_flavor(location: str) -> bool:
         names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
         if DESCRIPTION_FILE not in names:
             return False
-        with tempfile.TemporaryDirectory(prefix="plantmodels-mlmodel-") as temporary:
-            repository.download_artifacts(f"{path}/{DESCRIPTION_FILE}".lstrip("/"), temporary)
-            return _names_our_flavor(next(Path(temporary).rglob(DESCRIPTION_FILE)).parent)
+        with scratch_folder("mlmodel") as temporary:
+            repository.download_artifacts(f"{path}/{DESCRIPTION_FILE}".lstrip("/"), str(temporary))
+            return _names_our_flavor(next(temporary.rglob(DESCRIPTION_FILE)).parent)
     except EvidenceError:
         raise
     except PlantModelsError as error:
@@ -132,8 +132,8 @@ def _model_folder(location: str) -> Iterator[Path]:
     if folder is not None:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="plantmodels-registry-") as temporary:
-        yield Path(repository.download_artifacts(path, temporary))
+    with scratch_folder("registry") as temporary:
+        yield Path(repository.download_artifacts(path, str(temporary)))
 
 
 def _names_our_flavor(folder: Path) -> bool:

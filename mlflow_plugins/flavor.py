@@ -10,7 +10,6 @@ imports neither MLflow nor pandas: both take longer than all else that the nativ
 
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +20,7 @@ from mlflow_plugins.native import load_model
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.scratch import scratch_folder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -128,19 +128,19 @@ def list_serving_code() -> dict[str, Path]:
 @contextmanager
 def _serving_code() -> Iterator[Path]:
     """A folder with the files of `list_serving_code`, and nothing else."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-code-") as temporary:
+    with scratch_folder("code") as temporary:
         for name, path in list_serving_code().items():
-            target = Path(temporary, name)
+            target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        yield Path(temporary)
+        yield temporary
 
 
 @contextmanager
 def _named(bundle: Path, name: str) -> Iterator[Path]:
     """The bundle under the name that it has inside a model, whatever its folder is called."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-bundle-") as temporary:
-        link = Path(temporary, name)
+    with scratch_folder("bundle") as temporary:
+        link = temporary / name
         link.symlink_to(bundle.resolve(), target_is_directory=True)
         yield link
 

@@ -42,6 +42,7 @@ from mlflow_plugins._mlflow_compat import (
 from mlflow_plugins.decisions import (
     ALIAS,
     AUDIT_TAG,
+    COUNT_TAG,
     GATES_TAG,
     GUARDED_TAG,
     INTEGRITY_GATES,
@@ -180,7 +181,7 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
     ) -> None:
         digest = None if evidence is None else evidence.manifest_sha256
         text = None if version is None else str(version)
-        decision = Decision(now(), _user(), text, action, allowed, reason, digest)
+        decision = Decision(now(), _user(), text, action, allowed, reason, digest, self._count_decision(name))
         _log.info("%s: %s", name, decision.describe())
         key, value = decision.to_tag()
         if version is None:
@@ -188,6 +189,14 @@ class GateMixin(_Store):  # type: ignore[misc]  # its base is known at run time 
                 super().set_registered_model_tag(name, RegisteredModelTag(key, value))
         else:
             super().set_model_version_tag(name, version, ModelVersionTag(key, value))
+
+    def _count_decision(self, name: str) -> int:
+        """The next decision's number; promotions, which are under the lock, never get the same one."""
+        number = 0
+        with contextlib.suppress(MlflowException):  # a refused name may not exist; outside the lock two may write
+            number = int(super().get_registered_model(name).tags.get(COUNT_TAG, 0)) + 1
+            super().set_registered_model_tag(name, RegisteredModelTag(COUNT_TAG, str(number)))
+        return number
 
     def _refuse(
         self,

@@ -7,7 +7,6 @@ leaves the run FAILED with one line of reason, and registers nothing.
 """
 
 import contextlib
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +38,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
+from plantmodels.bundle.scratch import scratch_folder, temporary_files_in_scratch
 from plantmodels.bundle.staging import check_replaceable, staged_bundle
 from plantmodels.errors import DataError, ImageError, PlantModelsError, RegistrationError
 from plantmodels.serve.images import decode_image
@@ -276,7 +276,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         RegistrationError: nothing was registered.
     """
     tags = _version_tags(read_metadata(bundle), report)
-    with one_line("the bundle could not be uploaded"):
+    with one_line("the bundle could not be uploaded"), temporary_files_in_scratch("upload"):
         info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
     client = MlflowClient()
     try:
@@ -286,16 +286,38 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
             client.finalize_logged_model(info.model_id, LoggedModelStatus.FAILED)
         raise
     with one_line("the version could not be registered"):
-        return mlflow.register_model(f"models:/{info.model_id}", name, tags=tags)
+        return _register_once(info.model_id, name, tags)
+
+
+def _register_once(model_id: str, name: str, tags: dict[str, str]) -> ModelVersion:
+    """One version of a logged model, although MLflow repeats a request whose answer was lost on the way."""
+    client, source = MlflowClient(), f"models:/{model_id}"
+
+    def find() -> list[ModelVersion]:
+        found = client.search_model_versions(f"name = '{name}' AND source_path = '{source}'")
+        return sorted(found, key=lambda version: int(version.version))
+
+    try:
+        registered = [mlflow.register_model(source, name, tags=tags)]
+    except SERVER_ERRORS:
+        with preflight():
+            registered = find()
+        if not registered:
+            raise
+    with contextlib.suppress(*SERVER_ERRORS):
+        registered = find() or registered
+        for repeated in registered[1:]:
+            client.delete_model_version(name, repeated.version)
+    return registered[0]
 
 
 def _read_back(bundle: Path, model_id: str) -> None:
     """Downloads a logged model, compares every digest with the bundle, and loads it once."""
     manifest = read_manifest(bundle)
-    with tempfile.TemporaryDirectory(prefix="plantmodels-read-back-") as temporary:
+    with scratch_folder("read-back") as temporary:
         with one_line("the uploaded files cannot be read back"):
             uri = f"models:/{model_id}"
-            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=temporary))
+            folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(temporary)))
         stored = folder / flavor.BUNDLE_FOLDER
         check_files(stored, manifest)
         for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if (bundle / SIGNATURE_FILE).exists() else [])):

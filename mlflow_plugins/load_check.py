@@ -8,7 +8,6 @@ Nothing of the version is imported here: its code is compared with the installed
 """
 
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +29,8 @@ from mlflow_plugins.model_folder import (
 from plantmodels.bundle.layout import PRECISIONS
 from plantmodels.bundle.manifest import list_files
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.scratch import scratch_folder
+from plantmodels.bundle.signature import read_trusted_manifest
 from plantmodels.errors import PlantModelsError
 from plantmodels.serve.classifier import PlantClassifier
 
@@ -51,7 +52,7 @@ class _Fetched:
     tags: Mapping[str, str] | None
 
 
-def check_version(uri: str, *, copy_to: Path | None = None) -> Iterator[str]:
+def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | None = None) -> Iterator[str]:
     """Checks everything of a version, opens it, asks it about a grey image; yields a line for each check that passed.
 
     Works on a private copy of the files, so that what was checked is what is used.
@@ -59,6 +60,7 @@ def check_version(uri: str, *, copy_to: Path | None = None) -> Iterator[str]:
     Args:
         uri: `models:/name/version`, `models:/name@alias`, another URI of artifacts, or a model folder.
         copy_to: where the copy that was checked is left; nothing may lie there. None leaves none.
+        public_key: file of the key whose signature the bundle must bear; None for any.
 
     Raises:
         PlantModelsError: the check that failed, naming the file, what it holds and what was expected.
@@ -75,6 +77,9 @@ def check_version(uri: str, *, copy_to: Path | None = None) -> Iterator[str]:
         model_sha256, line = _check_bundle(folder)
         yield f"bundle       {line}"
         yield f"registry     {_check_stamps(model_sha256, fetched.tags)}"
+        if public_key is not None:
+            read_trusted_manifest(folder / BUNDLE_FOLDER, public_key)
+            yield f"signature    by the key of {public_key}"
         classifiers = [load_model(str(folder), precision=precision) for precision in PRECISIONS]
         yield f"sessions     {_check_heads(folder, classifiers[0])}"
         yield f"answer       {'; '.join(map(_check_answer, classifiers))}"
@@ -86,10 +91,10 @@ def check_version(uri: str, *, copy_to: Path | None = None) -> Iterator[str]:
 @contextmanager
 def _fetch(uri: str) -> Iterator[_Fetched]:
     """Copies all files of a version into a temporary folder; neither links nor pipes are followed or opened."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-check-") as temporary:
+    with scratch_folder("check") as temporary:
         try:
             source, tags = _resolve(uri)
-            folder = _copy(source, Path(temporary))
+            folder = _copy(source, temporary)
         except PlantModelsError:
             raise
         except Exception as error:  # each artifact store has exceptions of its own

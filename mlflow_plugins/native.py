@@ -4,9 +4,8 @@
 'Tomato'
 """
 
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from mlflow_plugins.description import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_N
 from mlflow_plugins.light_store import find_version
 from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, SIGNATURE_FILE, Precision, serving_files
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.bundle.signature import check_signature
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
@@ -48,7 +48,8 @@ def load_model(
 
     Raises:
         SignatureError: the version is not signed by that key; no other file of it was used.
-        BundleError: digests or class order do not fit; no session was opened. Or no such provider.
+        BundleError: a file cannot be downloaded, or digests or class order do not fit; no session was opened. Or no
+            such provider.
         ValueError: another precision.
     """
     if precision not in PRECISIONS:
@@ -76,6 +77,10 @@ def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str]
         model_uri: as for `load_model`.
         names: files that must be there, relative to the model.
         if_there: further files, which a model may lack.
+
+    Raises:
+        BundleError: a file cannot be downloaded.
+        MlflowException: no such version, or its registry does not answer.
     """
     if (found := find_version(model_uri)) is not None:
         yield found.folder
@@ -88,11 +93,18 @@ def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str]
     if isinstance(behind, LocalArtifactRepository):
         yield Path(behind.artifact_dir)
         return
-    with tempfile.TemporaryDirectory(prefix="plantmodels-load-") as temporary:
-        found_files = [n for n in if_there if n in {f.path for f in repository.list_artifacts(str(Path(n).parent))}]
-        for name in (*names, *found_files):
-            repository.download_artifacts(name, dst_path=temporary)
-        yield Path(temporary)
+    with ExitStack() as stack:
+        wanted = model_uri
+        try:
+            folder = stack.enter_context(scratch_folder("load"))
+            found_files = [n for n in if_there if n in {f.path for f in repository.list_artifacts(str(Path(n).parent))}]
+            for name in (*names, *found_files):
+                wanted = f"{model_uri}: {name}"
+                repository.download_artifacts(name, dst_path=str(folder))
+        except Exception as error:  # each artifact store has exceptions of its own
+            reason = " ".join(str(error).split())[:300]
+            raise BundleError(f"{wanted} cannot be downloaded ({type(error).__name__}: {reason})") from error
+        yield folder
 
 
 def read_recorded_manifest(folder: Path, public_key: Path | None = None) -> Manifest:

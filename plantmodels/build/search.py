@@ -12,7 +12,6 @@ alone, never from how long anything took: a busy machine makes the same file.
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -168,10 +167,7 @@ def _answer(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> _Outputs:
 
 
 def _open(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
-        path = Path(folder, "candidate.onnx")
-        onnx.save(model, path)
-        return open_session(path, threads=threads)
+    return open_session(Path("candidate.onnx"), model.SerializeToString(), threads=threads)
 
 
 def _judge(outputs: _Outputs, reference: _Outputs, leaves: LabelledImages, float_products: int) -> Trial:

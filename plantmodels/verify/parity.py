@@ -10,7 +10,6 @@ is found.
 """
 
 import math
-import tempfile
 from collections.abc import Iterator, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -26,6 +25,7 @@ from plantmodels.build.heads import float_head_model
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
@@ -166,10 +166,10 @@ def compare_float_heads(network: HierarchicalNetwork, embedding: NDArray[np.floa
         embedding: (N, D) float32 of real images.
     """
     worst = 0.0
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
+    with scratch_folder("parity") as folder:
         for slug, head in network.disease_heads.items():
             weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
-            path = Path(folder) / f"{slug}.onnx"
+            path = folder / f"{slug}.onnx"
             onnx.save(float_head_model(weight, bias), path)
             found = open_session(path, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
             worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))

@@ -11,9 +11,10 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_plugins import flavor
+from mlflow_plugins import flavor, gated_store
 from mlflow_plugins.decisions import AUDIT_TAG, GATES_TAG, GUARDED_TAG, MANIFEST_TAG, WAIVE_TAG, read_decisions
 from mlflow_plugins.gated_store import RegistryConfig, build_gated_store
+from mlflow_plugins.governance import list_decisions
 from plantmodels.bundle.layout import MANIFEST_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.verify.policy import GatePolicy
@@ -476,6 +477,20 @@ def test_every_decision_is_written_down(client, good_bundle, bad_bundle):
     ]
     assert decisions[2].manifest_sha256 == digest_file(good_bundle / MANIFEST_FILE).sha256
     assert "REFUSED" in decisions[3].describe()
+
+
+def test_a_clock_that_runs_back_loses_no_decision_and_no_order(client, good_bundle, monkeypatch):
+    version = register(good_bundle)
+    hours = iter("2221100")
+    monkeypatch.setattr(gated_store, "now", lambda: f"2026-11-25T0{next(hours)}:00:00.000000Z")
+    for _ in range(3):
+        by_alias(client, version)
+        client.delete_registered_model_alias(NAME, "production")
+    assert [(d.action, d.at[12]) for d in list_decisions(NAME)[1:]] == [
+        (action, hour)
+        for (action, hour) in zip(["set alias production", "delete alias production"] * 3, "222110", strict=True)
+    ]
+    assert served(client) == ([], None)
 
 
 @pytest.mark.slow

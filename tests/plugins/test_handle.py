@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import shutil
 import threading
 import weakref
 from collections.abc import Callable
@@ -18,9 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_plugins import flavor, handle
 from mlflow_plugins.handle import ModelHandle
-from plantmodels.bundle.detector import read_detector, write_detector
-from plantmodels.bundle.layout import DETECTOR_FILE, SPECIES_FILES
-from plantmodels.bundle.manifest import write_manifest
+from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
 
@@ -35,16 +32,6 @@ def register(bundle: Path) -> str:
 
 def promote(version: str) -> None:
     MlflowClient().set_registered_model_alias("plants", "production", version)
-
-
-@pytest.fixture(scope="session")
-def lenient_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Path) -> Path:
-    """The same but for a threshold under which everything is rejected: an answer tells which version gave it."""
-    bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("lenient") / "models"))
-    detector = read_detector(bundle / DETECTOR_FILE)
-    write_detector(bundle / DETECTOR_FILE, dataclasses.replace(detector, threshold=-1e9))
-    write_manifest(bundle)
-    return bundle
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from mlflow_plugins import flavor
 from mlflow_plugins.evidence import read_evidence
 from mlflow_plugins.handle import ModelHandle
 from mlflow_plugins.jobs import run_register
+from mlflow_plugins.load_check import check_version
 from plantmodels.bundle.layout import SIGNATURE_FILE
 from plantmodels.bundle.signature import sign_bundle
 from plantmodels.errors import RegistrationError, SignatureError
@@ -40,6 +41,16 @@ def test_a_signed_bundle_is_registered_and_loads_by_its_key(signed: Path, signin
     assert flavor.load_model(uri, threads=1, public_key=signing_keys.public).predict([leaf]) == expected
     assert flavor.load_model(uri, threads=1).predict([leaf]) == expected
     assert mlflow.pyfunc.load_model(uri).get_raw_model().predict([leaf]) == expected
+
+
+def test_load_check_takes_a_key(signed: Path, signing_keys, tmp_path: Path) -> None:
+    flavor.save_model(signed, tmp_path / "model")
+
+    assert f"signature    by the key of {signing_keys.public}" in list(
+        check_version(str(tmp_path / "model"), public_key=signing_keys.public)
+    )
+    with pytest.raises(SignatureError, match="not a signature of"):
+        list(check_version(str(tmp_path / "model"), public_key=signing_keys.other_public))
 
 
 @pytest.mark.usefixtures("no_session")
