@@ -49,7 +49,7 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
         if unicodedata.normalize("NFKC", name) != name or not name.isprintable():
             raise TaxonomyError(f"{what}: {name!r} is not plain text in Unicode form NFKC (a look-alike?)")
         for word in re.findall(r"[^\W\d_]+", name):
-            scripts = sorted({unicodedata.name(letter).split(" ")[0] for letter in word} & _ALIKE_SCRIPTS)
+            scripts = sorted({unicodedata.name(letter, "").split(" ")[0] for letter in word} & _ALIKE_SCRIPTS)
             if len(scripts) > 1:
                 raise TaxonomyError(f"{what}: {name!r} mixes {' and '.join(scripts)} letters in a word (a look-alike?)")
     repeated = sorted({name for name in names if names.count(name) > 1})

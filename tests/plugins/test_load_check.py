@@ -100,7 +100,7 @@ PYFUNC: dict[str, tuple[dict[str, Any], str]] = {
         {"env": {"conda": "../conda.yaml"}},
         r"env.conda is '../conda.yaml', expected 'conda.yaml'",
     ),
-    "a key more": ({"predict_fn": "__init__"}, "python_function.predict_fn is not of the keys that save_model writes"),
+    "a key more": ({"predict_fn": "__init__"}, "predict_fn is not of the keys that save_model writes"),
     "python_version": ({"python_version": "3; rm"}, "python_version is '3; rm', expected text like"),
 }
 
