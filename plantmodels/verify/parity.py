@@ -29,7 +29,7 @@ from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import open_session
-from plantmodels.verify.integrity import RUN_ERRORS
+from plantmodels.verify.integrity import RUN_ERRORS, raise_without_memory
 from plantmodels.verify.measurements import Parity, Scatter
 from plantmodels.verify.records import finite_or_none
 
@@ -141,7 +141,8 @@ def _run_if_possible(
     """A model that refuses this batch size answers with nothing, which is infinitely far from every answer."""
     try:
         return model.run(pixels)
-    except RUN_ERRORS:
+    except RUN_ERRORS as error:
+        raise_without_memory(error)
         return np.empty(0, np.float32), np.empty(0, np.float32)
 
 

@@ -59,6 +59,7 @@ from plantmodels.verify.integrity import (
     describe_error,
     find_head_problems,
     find_load_failures,
+    raise_without_memory,
 )
 from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.measurements import Parity, Rejection, Share
@@ -235,6 +236,7 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
         except (BundleError, *RUN_ERRORS) as error:
+            raise_without_memory(error)
             return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
     return classifiers, ""
 
