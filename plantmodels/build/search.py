@@ -11,7 +11,6 @@ on training leaves is taken; the search is bounded in time, and ends with everyt
 
 import logging
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -154,10 +153,8 @@ _Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
 
 def _run(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> tuple[_Outputs, float]:
     """Species logits and embedding, image by image as INT8 is served, and milliseconds of one image."""
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
-        path = Path(folder, "candidate.onnx")
-        onnx.save(model, path)
-        session, bulk = open_session(path), open_session(path, threads=1)
+    path, content = Path("candidate.onnx"), model.SerializeToString()
+    session, bulk = open_session(path, content), open_session(path, content, threads=1)
     names = [SPECIES_OUTPUT, EMBEDDING]
     with ThreadPoolExecutor(count_cores()) as pool:
         rows = list(pool.map(lambda i: bulk.run(names, {IMAGE_INPUT: pixels[i : i + 1]}), range(len(pixels))))

@@ -11,7 +11,6 @@ backbone, is traced by PyTorch's exporter.
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,10 +89,8 @@ def export_species(network: HierarchicalNetwork, images: NDArray[np.float32]) ->
 
 
 def _measure_difference(model: onnx.ModelProto, network: HierarchicalNetwork, images: NDArray[np.float32]) -> float:
-    with tempfile.TemporaryDirectory(prefix="plantmodels-") as folder:
-        path = Path(folder, "species.onnx")
-        onnx.save(model, path)
-        outputs = open_session(path).run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: images})
+    session = open_session(Path("species.onnx"), model.SerializeToString())
+    outputs = session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: images})
     with torch.inference_mode():
         expected = [output.numpy() for output in network(torch.from_numpy(images))]
     differences = [

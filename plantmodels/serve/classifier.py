@@ -158,6 +158,18 @@ def run_packed_heads(
     return logits
 
 
+def _read_files(folder: Path, manifest: Manifest | None, names: Sequence[str], *, whole: bool) -> dict[str, bytes]:
+    if manifest is not None:
+        return read_checked(folder, manifest, names, whole=whole)
+    while True:
+        found = read_manifest(folder)
+        try:
+            return read_checked(folder, found, names, whole=whole)
+        except (BundleError, OSError):
+            if read_manifest(folder) == found:
+                raise
+
+
 class PlantClassifier:
     """A loaded bundle. Sessions are safe to call from several threads."""
 
@@ -201,7 +213,8 @@ class PlantClassifier:
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
 
-        Each file is read once, and the bytes that were checked are those that are used.
+        Each file is read once, and the bytes that were checked are those that are used. A bundle that is replaced
+        meanwhile is read again: it is the old one that loads or the new one.
 
         Args:
             folder: the bundle.
@@ -227,7 +240,7 @@ class PlantClassifier:
             raise ValueError(f"workers must be an integer of at least 1, got {workers!r}")
         if not isinstance(allow_paths, bool):
             raise ValueError(f"allow_paths must be True or False, got {allow_paths!r}")
-        contents = read_checked(folder, manifest or read_manifest(folder), serving_files(precision), whole=whole)
+        contents = _read_files(folder, manifest, serving_files(precision), whole=whole)
         metadata = read_metadata(folder, contents)
         detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
         sessions = [

@@ -7,6 +7,9 @@ import io
 import json
 import os
 import pickle
+import shutil
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,8 @@ from scipy.special import softmax as scipy_softmax
 from plantmodels.bundle.detector import OODDetector, read_detector, write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, PACKED_HEADS_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import read_checked, read_manifest, write_manifest
+from plantmodels.bundle.metadata import read_metadata, write_metadata
+from plantmodels.bundle.staging import staged_bundle
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
 from plantmodels.serve.classifier import CHUNK, Outputs, PlantClassifier, Prediction
@@ -532,3 +537,26 @@ class TestLoading:
 
         assert {path: path.stat().st_mtime_ns for path in bundle_copy.rglob("*")} == before
         assert read_detector(bundle_copy / DETECTOR_FILE).threshold < max(row.ood_score for row in rows)
+
+
+def test_a_bundle_replaced_while_it_is_read_is_the_old_or_the_new(bundle_copy: Path) -> None:
+    metadata = read_metadata(bundle_copy)
+    for seed in (1, 2):
+        copy = Path(shutil.copytree(bundle_copy, bundle_copy.parent / f"of seed {seed}"))
+        write_metadata(copy, dataclasses.replace(metadata, provenance={**metadata.provenance, "seed": seed}))
+        write_manifest(copy)
+    done = threading.Event()
+
+    def replace_again_and_again() -> None:
+        for i in range(60):
+            with staged_bundle(bundle_copy) as folder:
+                shutil.copytree(bundle_copy.parent / f"of seed {1 + i % 2}", folder, dirs_exist_ok=True)
+        done.set()
+
+    thread = threading.Thread(target=replace_again_and_again)
+    thread.start()
+    loaded: Counter[int] = Counter()
+    while not done.is_set():
+        loaded[PlantClassifier.load(bundle_copy, threads=1).metadata.provenance["seed"]] += 1
+    thread.join()
+    assert set(loaded) <= {0, 1, 2} and sum(loaded.values()) > 5
