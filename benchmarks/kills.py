@@ -38,7 +38,7 @@ JOBS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 OLD_SEED, NEW_SEED = 1, 0
 NAME: Final = "plant-disease"
-POLL_S: Final = 0.0003
+POLL_S: Final = 0.001
 LIMIT_S: Final = 900
 ATTEMPTS: Final = 3
 """Of a moment that the job was quicker than."""
@@ -334,7 +334,7 @@ def _look_at_versions(series: Series, numbers: set[str]) -> list[str]:
     problems = []
     for number in sorted(numbers):
         version = _client(series).get_model_version(NAME, number)
-        model = _client(series).get_logged_model(str(version.model_id))
+        model = _client(series).get_logged_model(str(version.source).removeprefix("models:/"))
         bundle = Path(model.artifact_location.removeprefix("file://")) / "data" / "bundle"
         try:
             check_files(bundle, read_manifest(bundle))
