@@ -205,17 +205,16 @@ def draw_moments(events: Sequence[Event], total_s: float, count: int, rng: rando
 
 
 def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
-    """Makes an older bundle, times the job over it, and kills the job at each moment.
+    """Makes an older bundle, which times the job, and kills the job over it at each moment.
 
     Returns:
         `seconds` and `events` of the undisturbed run, one entry a moment, and the sums of losses and left-overs.
     """
     for folder in (series.out.parent, series.temporary, series.store):
         folder.mkdir(parents=True)
-    _finish(series, OLD_SEED)
+    timed, total_s = _finish(series, OLD_SEED)
     old = series.folder / "old"
     shutil.copytree(series.out, old)
-    timed, total_s = _finish(series, NEW_SEED)
     rng = random.Random(seed)
     entries = []
     for moment in draw_moments(timed.events, total_s, moments, rng):
@@ -260,26 +259,26 @@ def _kill_once(series: Series, moment: Moment, old: Path) -> dict[str, Any]:
     for _ in range(ATTEMPTS):
         shutil.rmtree(series.out, ignore_errors=True)
         shutil.copytree(old, series.out)
-        registered = _find_versions(series)
+        registered = find_versions(series)
         watched, at_s = _watch(series, NEW_SEED, moment)
         killed = watched.process.returncode == -signal.SIGKILL
         if killed:
             break
         moment = Moment(moment.after, moment.delay_s * 0.8)
-    losses, which = _look_at_bundle(series.out, read_manifest(old))
-    after_kill = _find_versions(series)
-    losses += _look_at_versions(series, after_kill - registered)
-    left = _count_left(series)
+    losses, which = look_at_bundle(series.out, read_manifest(old))
+    after_kill = find_versions(series)
+    losses += look_at_versions(series, after_kill - registered)
+    left = count_left(series)
     step = watched.events[-1].name
     try:
         _, second_s = _finish(series, NEW_SEED)
     except click.ClickException as error:
         losses.append(f"the second run failed: {error.message}")
         second_s = float("nan")
-    problems, now = _look_at_bundle(series.out, read_manifest(old))
+    problems, now = look_at_bundle(series.out, read_manifest(old))
     losses += problems + ([] if now == "new" else [f"the second run left the {now} bundle"])
-    again = _find_versions(series) - after_kill
-    losses += _look_at_versions(series, again)
+    again = find_versions(series) - after_kill
+    losses += look_at_versions(series, again)
     if series.job == "main" and len(again) != 1:
         losses.append(f"the second run registered {len(again)} versions")
     return {
@@ -292,12 +291,12 @@ def _kill_once(series: Series, moment: Moment, old: Path) -> dict[str, Any]:
         "registered": len(after_kill - registered),
         "left": left,
         "second_s": round(second_s, 1),
-        "left_after": _count_left(series),
+        "left_after": count_left(series),
         "losses": losses,
     }
 
 
-def _look_at_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
+def look_at_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
     """What is wrong with a bundle, and whether it is the older one, byte for byte, or a new one."""
     try:
         manifest = read_manifest(out)
@@ -317,7 +316,8 @@ def _ask(classifier: PlantClassifier) -> list[str]:
     return [] if row.error is None and row.species is not None else [f"it does not answer: {row.error}"]
 
 
-def _find_versions(series: Series) -> set[str]:
+def find_versions(series: Series) -> set[str]:
+    """Numbers of all registered versions; none of an export's series."""
     if series.job != "main" or not (series.store / "mlflow.db").exists():
         return set()
     return {version.version for version in _client(series).search_model_versions(f"name = '{NAME}'")}
@@ -329,7 +329,7 @@ def _client(series: Series) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def _look_at_versions(series: Series, numbers: set[str]) -> list[str]:
+def look_at_versions(series: Series, numbers: set[str]) -> list[str]:
     """What is wrong with registered versions: a file that is not there or another, or a model that does not load."""
     problems = []
     for number in sorted(numbers):
@@ -346,7 +346,7 @@ def _look_at_versions(series: Series, numbers: set[str]) -> list[str]:
     return problems
 
 
-def _count_left(series: Series) -> dict[str, int]:
+def count_left(series: Series) -> dict[str, int]:
     """What lies where nothing should once no job runs."""
     beside = [path for path in series.out.parent.iterdir() if path != series.out]
     names = [path.name for path in series.temporary.iterdir()]

@@ -47,7 +47,8 @@ class KnownErrors(click.Group):
         try:
             return super().invoke(ctx)
         except PlantModelsError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            prefix = "memory ran out: " if is_out_of_memory(error) else ""
+            raise click.ClickException(prefix + " ".join(str(error).split())) from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

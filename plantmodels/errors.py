@@ -88,6 +88,9 @@ _NO_MEMORY: Final = (
     "can't start new thread",
 )
 
+_NO_PRIMITIVE: Final = "could not create a primitive"
+"""All that PyTorch's oneDNN says; "… a primitive descriptor for …" is another error."""
+
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, or what it was raised from, says that memory ran out, which each library says its own way."""
@@ -95,7 +98,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
             return True
-        if any(text in str(cause) for text in _NO_MEMORY):
+        if any(text in str(cause) for text in _NO_MEMORY) or str(cause).endswith(_NO_PRIMITIVE):
             return True
         cause = cause.__cause__
     return False
