@@ -25,6 +25,7 @@ from mlflow_plugins.runs import PREFIX, SERVER_ERRORS, job, one_line, preflight
 from plantmodels.build.checkpoint import read_checkpoint
 from plantmodels.build.data import read_leaves, read_non_plants
 from plantmodels.build.export import ExportSummary, export_bundle
+from plantmodels.bundle.holding import hold_bundle
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
@@ -39,7 +40,7 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.scratch import scratch_folder, temporary_files_in_scratch
-from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.bundle.staging import staged_bundle
 from plantmodels.errors import DataError, ImageError, PlantModelsError, RegistrationError
 from plantmodels.serve.images import decode_image
 from plantmodels.verify.policy import read_policy
@@ -87,12 +88,13 @@ def run_main_job(request: Request) -> ModelVersion:
     """
     with job("main"):
         check_registry(request.name)
-        _check_inputs(request)
-        with staged_bundle(request.out) as staging:
-            inner = replace(request, out=staging)
-            _log_export(inner, _export(inner))
-            report = _verify(inner)
-        return register_bundle(request.out, report, request.name, _first_leaf(request))
+        with hold_bundle(request.out):
+            _check_inputs(request)
+            with staged_bundle(request.out) as staging:
+                inner = replace(request, out=staging)
+                _log_export(inner, _export(inner))
+                report = _verify(inner)
+            return register_bundle(request.out, report, request.name, _first_leaf(request))
 
 
 def run_export(request: Request) -> ExportSummary:
@@ -149,7 +151,6 @@ def check_registry(name: str) -> None:
 def _check_inputs(request: Request) -> None:
     """Refuses what the later steps would refuse, before the first of them works for an hour."""
     read_policy(request.policy)
-    check_replaceable(request.out)
     taxonomy = read_checkpoint(request.checkpoint).spec.taxonomy
     read_leaves(request.data, "train", taxonomy)
     read_leaves(request.data, "val", taxonomy)

@@ -10,13 +10,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from traceback import walk_tb
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from plantmodels import __version__
 from plantmodels.bundle.layout import PRECISIONS, Precision
-from plantmodels.errors import PlantModelsError
+from plantmodels.errors import PlantModelsError, is_out_of_memory
 
 if TYPE_CHECKING:
     from plantmodels.verify.comparison import Comparison
@@ -37,14 +38,31 @@ class OptionalPath(click.ParamType[Path | None]):
 
 
 class KnownErrors(click.Group):
-    """Turns `PlantModelsError` into one line on stderr and exit status 1; bugs keep their traceback."""
+    """Turns `PlantModelsError` and lack of memory into one line on stderr and exit status 1; bugs keep their traceback.
+
+    Where a thread of a library's own gets no memory, the library ends the process, and nothing can be said.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the command."""
         try:
             return super().invoke(ctx)
         except PlantModelsError as error:
-            raise click.ClickException(" ".join(str(error).split())) from error
+            prefix = "memory ran out: " if is_out_of_memory(error) else ""
+            raise click.ClickException(prefix + " ".join(str(error).split())) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            place = f"{ctx.invoked_subcommand}, in {_find_place(error)}"
+            raise click.ClickException(f"memory ran out: {place} ({reason[:300]})") from error
+
+
+def _find_place(error: BaseException) -> str:
+    """The innermost function of ours that an error came through."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    places = [f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_name}" for frame in frames]
+    return [place for place in places if place.startswith(("plantmodels.", "mlflow_plugins."))][-1]
 
 
 checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="Training checkpoint (contract 1).")

@@ -4,6 +4,9 @@ Each message names the file, the value that was met and what was expected. Error
 want to act on carry it as attributes.
 """
 
+import errno
+from typing import Final
+
 
 class PlantModelsError(Exception):
     """Base of the family: catching it catches every expected failure and no bug."""
@@ -78,3 +81,28 @@ class ScoringError(PlantModelsError):
 
 class GovernanceError(PlantModelsError):
     """A waiver, audit or repair that the registry refused or could not do."""
+
+
+_NO_MEMORY: Final = (
+    "bad_alloc",
+    "bad allocation",
+    "allocate memory",  # "Cannot …" is the system's, "can't …" PyTorch's, "Failed to …" ONNX Runtime's
+    "not enough memory",
+    "failed to map segment from shared object",
+    "can't start new thread",
+)
+
+_NO_PRIMITIVE: Final = "could not create a primitive"
+"""All that PyTorch's oneDNN says; "… a primitive descriptor for …" is another error."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, or what it was raised from, says that memory ran out, which each library says its own way."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):
+            return True
+        if any(text in str(cause) for text in _NO_MEMORY) or str(cause).endswith(_NO_PRIMITIVE):
+            return True
+        cause = cause.__cause__
+    return False

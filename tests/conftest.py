@@ -54,6 +54,24 @@ TRAIN_IMAGES, VAL_IMAGES, NON_PLANT_IMAGES = 20, 5, 24
 SUFFIXES = (".jpg", ".png", ".webp", ".JPG", ".jpeg")
 
 
+@dataclass(frozen=True)
+class SmallDisk:
+    """A file system of its own, in memory."""
+
+    folder: Path
+
+    def leave(self, size_kb: int) -> None:
+        """Fills it but for so much."""
+        filler = self.folder / "filler"
+        filler.unlink(missing_ok=True)
+        left = shutil.disk_usage(self.folder).free - size_kb * 1024
+        filler.write_bytes(bytes(max(0, left)))
+
+    def remount(self, mode: str) -> None:
+        """Makes it read-only ("ro") or writable ("rw"); no file may be open for writing."""
+        subprocess.run(["mount", "-o", f"remount,{mode}", self.folder], check=True)
+
+
 class CheckpointFactory(Protocol):
     """Writes the tiny checkpoint, altered in place by `edit` where given, and returns its path."""
 
@@ -271,6 +289,25 @@ def real_paths() -> RealPaths:
         pytest.skip(f"no checkpoint and photographs in {shared}")
     data = shared / "data"
     return RealPaths(checkpoints[-1], data / "leaves", data / "non_plants", data / "unseen_plants")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], SmallDisk]]:
+    """`small_disk(1024)`: a disk of so many KB; skips where none can be mounted."""
+    mounted: list[Path] = []
+
+    def mount(size_kb: int) -> SmallDisk:
+        folder = tmp_path / f"disk{len(mounted)}"
+        folder.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={size_kb}k,mode=755"]
+        if subprocess.run(["mount", *options, "tmpfs", folder], capture_output=True, check=False).returncode:
+            pytest.skip("file systems cannot be mounted here")
+        mounted.append(folder)
+        return SmallDisk(folder)
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ from plantmodels.build.search import MAX_DROP, Choice, LabelledImages, choose_in
 from plantmodels.build.select_detector import Others, Plants, check_image_count, select_detector
 from plantmodels.build.species import export_species
 from plantmodels.bundle.detector import write_detector
+from plantmodels.bundle.holding import hold_bundle
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     HEADS_FOLDER,
@@ -58,7 +59,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
-from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.bundle.staging import staged_bundle
 from plantmodels.errors import DataError
 from plantmodels.serve.classifier import SpeciesModel, run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
@@ -130,13 +131,13 @@ def export_bundle(
         seed: of the folds in which detectors are fitted and judged.
 
     Raises:
-        CheckpointError, DataError, ExportError, DetectorError: nothing was written.
+        CheckpointError, DataError, DetectorError: nothing was written.
+        ExportError: the same; among others, another process is writing there, which is found at once.
     """
-    check_replaceable(out)
     clock = _Clock()
-    with clock.step("read"):
-        inputs = _read_inputs(checkpoint, data, non_plants, seed)
-    with staged_bundle(out) as folder:
+    with hold_bundle(out), staged_bundle(out) as folder:
+        with clock.step("read"):
+            inputs = _read_inputs(checkpoint, data, non_plants, seed)
         unreadable: list[UnreadableImage] = []
         models, choice = _write_models(folder, inputs, clock, unreadable)
         with clock.step("digest data"):

@@ -14,6 +14,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Literal
 
 import numpy as np
@@ -24,7 +25,6 @@ from numpy.typing import NDArray
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.build.swin import build_swin, is_supported
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
-from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import ExportError
 from plantmodels.serve.session import open_session
 
@@ -89,10 +89,8 @@ def export_species(network: HierarchicalNetwork, images: NDArray[np.float32]) ->
 
 
 def _measure_difference(model: onnx.ModelProto, network: HierarchicalNetwork, images: NDArray[np.float32]) -> float:
-    with scratch_folder("export") as folder:
-        path = folder / "species.onnx"
-        onnx.save(model, path)
-        outputs = open_session(path).run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: images})
+    session = open_session(Path("species.onnx"), model.SerializeToString())
+    outputs = session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: images})
     with torch.inference_mode():
         expected = [output.numpy() for output in network(torch.from_numpy(images))]
     differences = [

@@ -1,12 +1,13 @@
 """Replaces a whole bundle folder as one step: readers and crashes see the old bundle or the new.
 
->>> with staged_bundle(out) as folder:  # doctest: +SKIP
+>>> with hold_bundle(out), staged_bundle(out) as folder:  # doctest: +SKIP
 ...     write_everything(folder)
 """
 
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -22,13 +23,24 @@ from plantmodels.errors import BundleError, ExportError
 _AT_FDCWD: Final = -100
 _RENAME_EXCHANGE: Final = 2
 
+_OLD: Final = "old bundle"
+"""Name of an older bundle in a staging folder while two renames replace it."""
+
+_REFUSALS: Final = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the disk is read-only",
+    errno.EFBIG: "files may not become so large",
+}
+"""What nothing but a disk that is written to answers."""
+
 
 @contextmanager
 def staged_bundle(out: Path, *, start_from: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary folder beside `out` that takes its place when the block ends without an error.
+    """Yields a temporary folder that takes the place of `out` when the block ends without an error.
 
-    On any error `out` is untouched and the temporary folder is removed. A killed run leaves it behind, hidden
-    beside `out` (`.<name>.staging-*`): another run may be writing there, so nothing but a person deletes it.
+    On any error `out` is untouched. The folder lies in a hidden one beside `out` (`.<name>.staging-*`), which goes
+    with the block; a killed run leaves it to the next one that holds `out` (`holding`). The caller holds `out`.
 
     Args:
         out: where the bundle shall lie; may hold an older bundle, which is replaced.
@@ -40,23 +52,72 @@ def staged_bundle(out: Path, *, start_from: Path | None = None) -> Iterator[Path
     """
     check_replaceable(out)
     out = out.resolve()
-    try:
+    with disk_errors(out):
         out.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
-    except OSError as error:
-        raise ExportError(f"{out}: the folder above it cannot be written ({error.strerror})") from error
+        staging = Path(tempfile.mkdtemp(prefix=_staging_prefix(out), dir=out.parent))
     try:
-        staging.chmod(0o755)
-        if start_from is not None:
-            _link_files(start_from, staging)
-        yield staging
-        _swap(staging, out)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ExportError(f"{out}: the disk is full; nothing was changed") from error
-        raise
+        with _refused_writes(out):
+            bundle = staging / out.name
+            bundle.mkdir(mode=0o755)
+            bundle.chmod(0o755)  # whatever the umask is
+            if start_from is not None:
+                _link_files(start_from, bundle)
+            yield bundle
+        _swap(bundle, out, staging / _OLD)
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        discard_staging(staging, out)
+
+
+def _staging_prefix(out: Path) -> str:
+    return f".{out.name}.staging-"
+
+
+def find_staging(out: Path) -> tuple[Path, ...]:
+    """The staging folders beside a bundle's folder: of killed runs, where the caller holds it and has none itself."""
+    name = re.compile(re.escape(_staging_prefix(out)) + "[a-z0-9_]{8}")
+    return tuple(path for path in out.parent.iterdir() if name.fullmatch(path.name) and path.is_dir())
+
+
+def discard_staging(staging: Path, out: Path) -> None:
+    """Removes a staging folder; an old bundle that was on its way out of its place goes back where none is now.
+
+    Raises:
+        ExportError: it cannot go back; nothing was removed.
+    """
+    old = staging / _OLD
+    if old.is_dir() and not out.exists():
+        try:
+            os.rename(old, out)
+        except OSError as error:
+            raise ExportError(f"{out}: the old bundle cannot be put back ({error.strerror}); it is {old}") from error
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def disk_errors(out: Path) -> Iterator[None]:
+    """Turns what a disk refuses into an `ExportError`.
+
+    Raises:
+        ExportError: naming the folder.
+    """
+    try:
+        with _refused_writes(out):
+            yield
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written ({error.strerror}: {error.filename})") from error
+
+
+@contextmanager
+def _refused_writes(out: Path) -> Iterator[None]:
+    """The same for `_REFUSALS` alone: another error may be about a file that is read."""
+    try:
+        yield
+    except OSError as error:
+        reason = _REFUSALS.get(error.errno or 0)
+        if reason is None:
+            raise
+        where = f" ({error.filename})" if error.filename else ""
+        raise ExportError(f"{out}: {reason}{where}; nothing was changed") from error
 
 
 def check_replaceable(out: Path) -> None:
@@ -65,6 +126,13 @@ def check_replaceable(out: Path) -> None:
     Raises:
         ExportError: `out` is not a folder, the folder above it is not writable, or it holds files but no bundle.
     """
+    try:
+        _check_replaceable(out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be looked at ({error.strerror})") from error
+
+
+def _check_replaceable(out: Path) -> None:
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise ExportError(f"{out}: exists and is not a folder")
     existing = next(parent for parent in out.absolute().parents if parent.exists())
@@ -90,28 +158,15 @@ def _link_files(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def _swap(staging: Path, out: Path) -> None:
+def _swap(bundle: Path, out: Path, aside: Path) -> None:
     try:
         if not out.exists():
-            os.rename(staging, out)
-        elif not _exchange(staging, out):
-            _rename_twice(staging, out)
+            os.rename(bundle, out)
+        elif not _exchange(bundle, out):
+            os.rename(out, aside)
+            os.rename(bundle, out)
     except OSError as error:
         raise ExportError(f"{out}: cannot be replaced ({error.strerror}); nothing was changed") from error
-
-
-def _rename_twice(staging: Path, out: Path) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}.staging-", dir=out.parent))
-    try:
-        os.rename(out, aside / "old")
-        try:
-            os.rename(staging, out)
-        except OSError:
-            os.rename(aside / "old", out)
-            raise
-    finally:
-        if out.exists():
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _exchange(first: Path, second: Path) -> bool:

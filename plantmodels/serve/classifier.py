@@ -33,9 +33,9 @@ from plantmodels.bundle.layout import (
     Precision,
     serving_files,
 )
-from plantmodels.bundle.manifest import Manifest, read_checked
+from plantmodels.bundle.manifest import Manifest, parse_manifest, read_checked, read_manifest_bytes
 from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.bundle.signature import read_trusted_manifest
+from plantmodels.bundle.signature import check_signature
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
@@ -167,6 +167,23 @@ def run_packed_heads(
     return logits
 
 
+def _read_files(
+    folder: Path, manifest: Manifest | None, names: Sequence[str], *, whole: bool, public_key: Path | None
+) -> dict[str, bytes]:
+    """The bytes of files that are those of the manifest; begins again where that was replaced meanwhile."""
+    if manifest is not None:
+        return read_checked(folder, manifest, names, whole=whole)
+    while True:
+        content = read_manifest_bytes(folder)
+        try:
+            if public_key is not None:
+                check_signature(folder, content, public_key)
+            return read_checked(folder, parse_manifest(folder, content), names, whole=whole)
+        except (BundleError, OSError):
+            if read_manifest_bytes(folder) == content:
+                raise
+
+
 class PlantClassifier:
     """A loaded bundle. Sessions are safe to call from several threads."""
 
@@ -212,7 +229,8 @@ class PlantClassifier:
     ) -> "PlantClassifier":
         """Loads a bundle after checking every digest and the class order; only then a session opens.
 
-        Each file is read once, and the bytes that were checked are those that are used.
+        Each file is read once, and the bytes that were checked are those that are used. A bundle that is replaced
+        meanwhile is read again: it is the old one that loads or the new one.
 
         Args:
             folder: the bundle.
@@ -242,8 +260,7 @@ class PlantClassifier:
             raise ValueError(f"allow_paths must be True or False, got {allow_paths!r}")
         if manifest is not None and public_key is not None:
             raise ValueError("public_key has nothing to check where the caller gives a manifest")
-        manifest = manifest or read_trusted_manifest(folder, public_key)
-        contents = read_checked(folder, manifest, serving_files(precision), whole=whole)
+        contents = _read_files(folder, manifest, serving_files(precision), whole=whole, public_key=public_key)
         metadata = read_metadata(folder, contents)
         detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
         sessions = [

@@ -27,7 +27,7 @@ from plantmodels.bundle.layout import (
     head_file,
 )
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.errors import BundleError
+from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.serve.session import RUN_ERRORS, open_session
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ def find_load_failures(bundle: Path, names: Iterable[str], options: Mapping[str,
 
     Returns:
         Name to reason, of the files that fail.
+
+    Raises:
+        MemoryError: it ran out, so that nothing is known.
     """
     import onnx  # a consumer, who asks for heads alone, has none
 
@@ -66,8 +69,15 @@ def find_load_failures(bundle: Path, names: Iterable[str], options: Mapping[str,
             onnx.checker.check_model(str(bundle / name))
             open_session(bundle / name, options=options, threads=1)
         except (onnx.checker.ValidationError, BundleError, RuntimeError, ValueError) as error:
+            raise_without_memory(error)
             failures[name] = describe_error(error, bundle)
     return failures
+
+
+def raise_without_memory(error: Exception) -> None:
+    """Raises an error that says nothing of the bundle, as memory ran out."""
+    if is_out_of_memory(error):
+        raise MemoryError(str(error)) from error
 
 
 def describe_error(error: Exception, bundle: Path) -> str:
@@ -122,6 +132,7 @@ def _open(bundle: Path, name: str, metadata: Metadata, problems: list[str]) -> o
     try:
         return open_session(bundle / name, options=metadata.session_options, threads=1)
     except BundleError as error:
+        raise_without_memory(error)
         problems.append(describe_error(error, bundle))
         return None
 
@@ -191,6 +202,7 @@ def _compare_with_packed(
     try:
         together = packed.run([DISEASE_OUTPUT], {EMBEDDING: probes, SPECIES_INDEX_INPUT: index})[0]
     except RUN_ERRORS as error:
+        raise_without_memory(error)
         reason = " ".join(str(error).split())[:300]
         yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({reason})"
         return

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -25,10 +24,10 @@ from plantmodels.build.heads import float_head_model
 from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
+from plantmodels.verify.integrity import raise_without_memory
 from plantmodels.verify.measurements import Parity, Scatter
 from plantmodels.verify.records import finite_or_none
 
@@ -140,7 +139,8 @@ def _run_if_possible(
     """A model that refuses this batch size answers with nothing, which is infinitely far from every answer."""
     try:
         return model.run(pixels)
-    except RUN_ERRORS:
+    except RUN_ERRORS as error:
+        raise_without_memory(error)
         return np.empty(0, np.float32), np.empty(0, np.float32)
 
 
@@ -166,13 +166,11 @@ def compare_float_heads(network: HierarchicalNetwork, embedding: NDArray[np.floa
         embedding: (N, D) float32 of real images.
     """
     worst = 0.0
-    with scratch_folder("parity") as folder:
-        for slug, head in network.disease_heads.items():
-            weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
-            path = folder / f"{slug}.onnx"
-            onnx.save(float_head_model(weight, bias), path)
-            found = open_session(path, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
-            worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))
+    for slug, head in network.disease_heads.items():
+        weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
+        content = float_head_model(weight, bias).SerializeToString()
+        found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
+        worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))
     return worst
 
 

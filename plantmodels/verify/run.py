@@ -31,6 +31,7 @@ from plantmodels.build.quantize import describe_cpu
 from plantmodels.build.sampling import pick_each_class, thin_out
 from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.documents import write_bytes, write_json
+from plantmodels.bundle.holding import hold_bundle
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
@@ -46,7 +47,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import Manifest, check_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.bundle.staging import check_replaceable, staged_bundle
+from plantmodels.bundle.staging import staged_bundle
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, count_cores, open_session
@@ -57,6 +58,7 @@ from plantmodels.verify.integrity import (
     describe_error,
     find_head_problems,
     find_load_failures,
+    raise_without_memory,
 )
 from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.measurements import Parity, Rejection, Share
@@ -126,13 +128,15 @@ def verify_bundle(
         DetectorError: the bundle's detector file is not one.
         CheckpointError: not a readable checkpoint.
         DataError: absent or empty images, unknown classes, or too many unreadable images.
-        ExportError: the bundle's folder cannot be written.
+        ExportError: the bundle's folder cannot be written, or another process is writing it.
     """
-    task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
-    unreadable: dict[ImagesOf, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
-    measured, runs = _measure(task, unreadable)
-    report = _compose(task, measured, unreadable)
-    _write(task, report, runs)
+    read_manifest(bundle)
+    with hold_bundle(bundle):
+        task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
+        unreadable: dict[ImagesOf, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
+        measured, runs = _measure(task, unreadable)
+        report = _compose(task, measured, unreadable)
+        _write(task, report, runs)
     return report
 
 
@@ -145,7 +149,6 @@ def _prepare(
     policy: GatePolicy,
     threads: int | None,
 ) -> _Task:
-    check_replaceable(bundle)
     manifest = read_manifest(bundle)
     check_files(bundle, manifest)
     metadata = read_metadata(bundle)
@@ -232,6 +235,7 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
         except (BundleError, *RUN_ERRORS) as error:
+            raise_without_memory(error)
             return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
     return classifiers, ""
 

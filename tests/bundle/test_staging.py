@@ -175,11 +175,36 @@ def test_a_folder_without_write_permission_is_refused_first(
 
 def test_a_parent_that_takes_no_folder_is_an_error_of_ours(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> str:
-        raise OSError(errno.EROFS, "Read-only file system")
+        raise OSError(errno.EMLINK, "Too many links", str(out.parent))
 
     monkeypatch.setattr(staging.tempfile, "mkdtemp", refuse)
-    with pytest.raises(ExportError, match=r"cannot be written .Read-only file system"), staged_bundle(out):
+    match = f"models: cannot be written .Too many links: {out.parent}"
+    with pytest.raises(ExportError, match=match), staged_bundle(out):
         pytest.fail("was entered")
+
+
+def test_a_name_too_long_is_an_error_of_ours(tmp_path: Path) -> None:
+    for name, reason in (("x" * 300, "cannot be looked at"), ("x" * 250, "cannot be written")):
+        with (
+            pytest.raises(ExportError, match=f"xxx: {reason} .File name too long"),
+            staged_bundle(tmp_path / name),
+        ):
+            pytest.fail("was entered")
+    assert names(tmp_path) == []
+
+
+def test_a_disk_made_read_only_meanwhile_is_an_error_of_ours(small_disk) -> None:
+    disk = small_disk(1024)
+    write_bundle(disk.folder / "models", "old")
+    before = snapshot(disk.folder)
+    with (
+        pytest.raises(ExportError, match=r"models: the disk is read-only .*heads.; nothing was changed"),
+        staged_bundle(disk.folder / "models") as folder,
+    ):
+        disk.remount("ro")
+        write_bundle(folder, "new")
+    disk.remount("rw")
+    assert {name: content for name, content in snapshot(disk.folder).items() if "staging" not in name} == before
 
 
 def test_start_from_brings_everything_but_the_report(out: Path) -> None:

@@ -4,9 +4,12 @@ import base64
 import copy
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pickle
+import shutil
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +26,8 @@ from scipy.special import softmax as scipy_softmax
 from plantmodels.bundle.detector import OODDetector, read_detector, write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, PACKED_HEADS_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import read_checked, read_manifest, write_manifest
+from plantmodels.bundle.metadata import read_metadata, write_metadata
+from plantmodels.bundle.staging import staged_bundle
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
 from plantmodels.serve.classifier import CHUNK, Outputs, PlantClassifier, Prediction
@@ -538,3 +543,28 @@ def test_a_key_beside_a_manifest_of_the_callers_is_refused(tiny_bundle, signing_
     manifest = read_manifest(tiny_bundle.bundle)
     with pytest.raises(ValueError, match="public_key has nothing to check where the caller gives a manifest"):
         PlantClassifier.load(tiny_bundle.bundle, manifest=manifest, public_key=signing_keys.public)
+
+
+def test_a_bundle_replaced_while_it_is_read_is_the_old_or_the_new(bundle_copy: Path) -> None:
+    metadata = read_metadata(bundle_copy)
+    for seed in (1, 2):
+        copy = Path(shutil.copytree(bundle_copy, bundle_copy.parent / f"of seed {seed}"))
+        write_metadata(copy, dataclasses.replace(metadata, provenance={**metadata.provenance, "seed": seed}))
+        write_manifest(copy)
+    done = threading.Event()
+
+    def replace_again_and_again() -> None:
+        for seed in itertools.cycle((1, 2)):
+            if done.is_set():
+                return
+            with staged_bundle(bundle_copy) as folder:
+                shutil.copytree(bundle_copy.parent / f"of seed {seed}", folder, dirs_exist_ok=True)
+
+    thread = threading.Thread(target=replace_again_and_again)
+    thread.start()
+    try:
+        seeds = {PlantClassifier.load(bundle_copy, threads=1).metadata.provenance["seed"] for _ in range(20)}
+    finally:
+        done.set()
+        thread.join()
+    assert seeds <= {0, 1, 2}

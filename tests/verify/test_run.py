@@ -10,6 +10,7 @@ from onnx import numpy_helper
 
 from plantmodels.build.data import LeafSet
 from plantmodels.bundle.documents import read_json, write_json
+from plantmodels.bundle.holding import hold_bundle
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
@@ -27,6 +28,7 @@ from plantmodels.errors import (
     BundleError,
     DataError,
     DetectorError,
+    ExportError,
     ManifestMismatchError,
     PlantModelsError,
 )
@@ -445,3 +447,25 @@ def test_leaves_of_a_split_are_the_only_ones_read(
     monkeypatch.setattr(run_module, "read_leaves", note)
     verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=2))
     assert splits == ["val"]
+
+
+def test_a_full_disk_leaves_the_bundle_without_a_report(tiny_bundle: Any, small_disk) -> None:
+    disk = small_disk(4096)
+    bundle = Path(shutil.copytree(tiny_bundle.bundle, disk.folder / "models"))
+    before = snapshot(bundle)
+    disk.leave(80)  # for the links and the first files of the report
+    with pytest.raises(ExportError, match=r"models: the disk is full.*; nothing was changed"):
+        verify(tiny_bundle, bundle)
+    assert snapshot(bundle) == before
+    assert sorted(path.name for path in disk.folder.iterdir()) == ["filler", "models"]
+
+
+def test_a_bundle_that_is_being_written_is_not_verified(tiny_bundle: Any, bundle_copy: Path) -> None:
+    with hold_bundle(bundle_copy), pytest.raises(ExportError, match=r"bundle copy: process \d+ on .* is writing it"):
+        verify_bundle(bundle_copy, Path("not read yet"), checkpoint=None, non_plants=None, policy=GatePolicy())
+
+
+def test_an_absent_bundle_is_refused_and_no_folder_is_made_for_it(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="no such bundle folder"):
+        verify_bundle(tmp_path / "a" / "models", tmp_path, checkpoint=None, non_plants=None, policy=GatePolicy())
+    assert list(tmp_path.iterdir()) == []
