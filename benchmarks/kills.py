@@ -25,7 +25,7 @@ import numpy as np
 from mlflow import MlflowClient
 
 from benchmarks.serving import PATH, own_store
-from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
+from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, MANIFEST_FILE, METADATA_FILE
 from plantmodels.bundle.manifest import Manifest, build_manifest, check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import PlantModelsError
@@ -38,7 +38,7 @@ JOBS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 OLD_SEED, NEW_SEED = 1, 0
 NAME: Final = "plant-disease"
-POLL_S: Final = 0.001
+POLL_S: Final = 0.0003
 LIMIT_S: Final = 900
 ATTEMPTS: Final = 3
 """Of a moment that the job was quicker than."""
@@ -135,10 +135,9 @@ class _Watched:
         for folder in out.parent.glob(".*.staging-*"):
             self.see("staging folder made")
             bundle = folder / out.name
-            if (bundle / MANIFEST_FILE).exists():
-                self.see("manifest written")
-            if (bundle / GATE_REPORT_FILE).exists():
-                self.see("report in the staging folder")
+            for name in (DETECTOR_FILE, METADATA_FILE, MANIFEST_FILE, GATE_REPORT_FILE):
+                if (bundle / name).exists():
+                    self.see(f"{name} written")
         if _inode(out) != self.before:
             self.see("swapped")
         for model in self.series.store.glob("mlruns/*/models/m-*"):
@@ -215,10 +214,11 @@ def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
     timed, total_s = _finish(series, OLD_SEED)
     old = series.folder / "old"
     shutil.copytree(series.out, old)
-    rng = random.Random(seed)
-    entries = []
-    for moment in draw_moments(timed.events, total_s, moments, rng):
-        entries.append(_kill_once(series, moment, old))
+    entries: list[dict[str, Any]] = []
+    latest_s = total_s
+    for moment in draw_moments(timed.events, total_s, moments, random.Random(seed)):
+        entries.append(_kill_once(series, moment, latest_s / total_s, old))
+        latest_s = entries[-1]["second_s"] or latest_s
         click.echo(json.dumps(entries[-1]), err=True)
     return {
         "job": series.job,
@@ -254,9 +254,17 @@ def _finish(series: Series, seed: int) -> tuple[_Watched, float]:
     return watched, elapsed
 
 
-def _kill_once(series: Series, moment: Moment, old: Path) -> dict[str, Any]:
-    """One kill over the older bundle, what it left, and what a second run makes of that."""
-    for _ in range(ATTEMPTS):
+def _kill_once(series: Series, moment: Moment, slowness: float, old: Path) -> dict[str, Any]:
+    """One kill over the older bundle, what it left, and what a second run makes of that.
+
+    Args:
+        series: of the job.
+        moment: as drawn.
+        slowness: of the machine now, which others use as well; 1 when the moment was drawn.
+        old: a copy of the older bundle.
+    """
+    for attempt in range(ATTEMPTS):
+        moment = Moment(moment.after, moment.delay_s * (slowness if attempt == 0 else 0.7))
         shutil.rmtree(series.out, ignore_errors=True)
         shutil.copytree(old, series.out)
         registered = find_versions(series)
@@ -264,7 +272,6 @@ def _kill_once(series: Series, moment: Moment, old: Path) -> dict[str, Any]:
         killed = watched.process.returncode == -signal.SIGKILL
         if killed:
             break
-        moment = Moment(moment.after, moment.delay_s * 0.8)
     losses, which = look_at_bundle(series.out, read_manifest(old))
     after_kill = find_versions(series)
     losses += look_at_versions(series, after_kill - registered)
@@ -274,7 +281,7 @@ def _kill_once(series: Series, moment: Moment, old: Path) -> dict[str, Any]:
         _, second_s = _finish(series, NEW_SEED)
     except click.ClickException as error:
         losses.append(f"the second run failed: {error.message}")
-        second_s = float("nan")
+        second_s = 0.0
     problems, now = look_at_bundle(series.out, read_manifest(old))
     losses += problems + ([] if now == "new" else [f"the second run left the {now} bundle"])
     again = find_versions(series) - after_kill

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -138,14 +139,16 @@ def test_another_writer_is_told_before_anything_is_read(tiny_bundle, tmp_path: P
 
 @pytest.mark.slow
 def test_of_two_exports_at_once_one_wins_and_the_other_says_so(tiny_bundle, tmp_path: Path) -> None:
-    code = "from plantmodels.cli import main; main()"
     inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--out", tmp_path / "models"]
-    command = [sys.executable, "-c", code, "export", *map(str, inputs)]
-    both = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    said = {process.pid: process.communicate(timeout=300)[1] for process in both}
-    (winner,) = (process.pid for process in both if process.returncode == 0)
-    (loser,) = (process.pid for process in both if process.returncode == 1)
-    assert f"process {winner} on " in said[loser] and "is writing it; nothing was changed" in said[loser]
-    assert len(said[loser].splitlines()) == 1
+    command = [sys.executable, "-c", "from plantmodels.cli import main; main()", "export", *map(str, inputs)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as winner:
+        assert winner.stderr is not None and winner.stderr.readline() == "read ...\n"
+        winner.send_signal(signal.SIGSTOP)  # however slow the other one is to start
+        loser = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        winner.send_signal(signal.SIGCONT)
+        winner.communicate(timeout=300)
+    assert (winner.returncode, loser.returncode) == (0, 1)
+    assert f"models: process {winner.pid} on " in loser.stderr and "is writing it; nothing was changed" in loser.stderr
+    assert len(loser.stderr.splitlines()) == 1
     check_files(tmp_path / "models", read_manifest(tmp_path / "models"))
     assert [path.name for path in tmp_path.iterdir()] == ["models"]
