@@ -25,6 +25,9 @@ BUNDLE_FOLDER: Final = "data/bundle"
 _MAX_BYTES: Final = 4 * 2**20
 _MAX_DEPTH: Final = 50
 _MERGE: Final = "<<"
+_YAML_ERRORS: Final = (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What PyYAML raises for YAML that is none, and for plain values under another one's tag, as in `!!timestamp x`."""
+
 _OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
@@ -73,7 +76,7 @@ def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
     try:
         _check_events(content, aliases)
         document = yaml.load(content, _Loader)
-    except (yaml.YAMLError, RecursionError, TypeError, ValueError) as error:
+    except _YAML_ERRORS as error:
         raise BundleError(f"{path}: not the YAML expected ({' '.join(str(error).split())[:200]})") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a YAML object, got {type(document).__name__}")

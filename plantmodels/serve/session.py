@@ -34,8 +34,9 @@ RUN_ERRORS: Final = (
     ort.capi.onnxruntime_pybind11_state.Fail,
     ort.capi.onnxruntime_pybind11_state.InvalidArgument,
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
+    UnicodeDecodeError,
 )
-"""What a model raises that opens but does not run."""
+"""What a model raises that opens but does not run; names that are not UTF-8 in place of what ONNX Runtime says."""
 
 _ERROR_LEVEL: Final = 3
 
@@ -104,6 +105,7 @@ def open_session(
             settings,
             providers=[item for item in wanted.items() if item[0] in available],
         )
+        _decode_names(session)
     except _ORT_ERRORS as error:
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({str(error).strip()[:300]})") from error
     if problem := _find_fallback(session, list(wanted)):
@@ -113,6 +115,16 @@ def open_session(
     if content is not None:
         _forget_content(session)
     return session
+
+
+def _decode_names(session: ort.InferenceSession) -> None:
+    """Asks for all names of inputs, outputs and axes, which nobody checked to be UTF-8 before.
+
+    Raises:
+        UnicodeDecodeError: one is not.
+    """
+    for value in (*session.get_inputs(), *session.get_outputs()):
+        str(value)
 
 
 def _forget_content(session: ort.InferenceSession) -> None:
@@ -180,7 +192,7 @@ def _ort_errors() -> tuple[type[Exception], ...]:
         "RuntimeException",
     )
     state = ort.capi.onnxruntime_pybind11_state
-    return (RuntimeError, *(getattr(state, name) for name in names if hasattr(state, name)))
+    return (RuntimeError, UnicodeDecodeError, *(getattr(state, name) for name in names if hasattr(state, name)))
 
 
 _ORT_ERRORS: Final = _ort_errors()

@@ -7,16 +7,31 @@ from random import Random
 import pytest
 from click.testing import CliRunner
 
-from benchmarks.fuzz import TARGETS, fuzz, main, table
+from benchmarks.fuzz import fuzz, main, table
+from benchmarks.fuzz_targets import TARGETS
+
+CASES = {
+    "pickle": 3000,
+    "manifest": 3000,
+    "metadata": 2000,
+    "image": 800,
+    "onnx": 800,
+    "checkpoint": 500,
+    "mlmodel": 1000,
+}
 
 
-@pytest.mark.parametrize(("name", "cases"), [("pickle", 3000), ("manifest", 3000), ("metadata", 2000), ("image", 800)])
+@pytest.mark.parametrize(("name", "cases"), CASES.items())
 def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, cases: int) -> None:
     outcome = fuzz(name, seed=1, seconds=600, cases=cases, hang_after_s=30)
 
     assert (outcome.cases, outcome.crashes, outcome.hangs, outcome.side_effects) == (cases, [], [], [])
     assert min(outcome.accepted, outcome.refused) > 0
     assert outcome.accepted + outcome.refused == cases
+
+
+def test_every_reader_is_tried() -> None:
+    assert set(CASES) == set(TARGETS)
 
 
 def test_the_harness_finds_an_error_a_signal_a_hang_and_a_side_effect(tmp_path: Path) -> None:

@@ -412,6 +412,8 @@ DESCRIPTIONS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "an integer of 5,000 digits": (lambda text: text + f"metadata: {'9' * 5000}\n", "not the YAML expected"),
     "NUL": (lambda text: text + "\0", "not the YAML expected"),
     "no UTF-8": (lambda text: text.encode() + b"\xff", "not the YAML expected"),
+    "a time that is none": (lambda text: text + "metadata: !!timestamp noon\n", "not the YAML expected"),
+    "a number of no characters": (lambda text: text + "metadata: !!float ''\n", "not the YAML expected"),
     "a key that cannot be one": (lambda text: text + "? {a: 1}\n: 2\n", "not the YAML expected"),
     "no flavors": (lambda text: text.replace("flavors:", "flavours:"), "names no flavors"),
     "a digest in capitals": (

@@ -159,6 +159,16 @@ def test_bytes_that_are_no_servable_model_are_refused(
         open_session(tmp_path / "model.onnx", FILES[kind])
 
 
+@pytest.mark.parametrize("name", [b"x", b"y", b"batch", b"Neg"], ids=["input", "output", "axis", "operator"])
+def test_names_that_are_not_utf_8_are_an_error_of_ours(name: bytes) -> None:
+    content = make_model().SerializeToString()
+    field = bytes([len(name)]) + name
+    assert field in content
+
+    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime cannot open it .*'utf-8' codec can't decode"):
+        open_session(Path("model.onnx"), content.replace(field, field[:-1] + b"\xff"))
+
+
 def test_a_session_of_bytes_reads_no_file_and_keeps_no_copy_of_them(tmp_path: Path) -> None:
     content = make_model().SerializeToString()
     before = sys.getrefcount(content)
@@ -207,6 +217,11 @@ class _Started:
 
     def get_providers(self) -> list[str]:
         return self._started
+
+    def get_inputs(self) -> list[ort.NodeArg]:
+        return []
+
+    get_outputs = get_inputs
 
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(ep_name=name) for name in self._running]
