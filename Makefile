@@ -45,13 +45,13 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(OUT)' $(BENCH)
 
 test: setup
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 check: setup
 	ruff format --check
 	ruff check
 	mypy
-	python -m pytest
+	python -m pytest -n 2 --dist loadfile
 
 setup: $(READY)
 
