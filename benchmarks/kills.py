@@ -186,7 +186,7 @@ def _watch(series: Series, seed: int, moment: Moment | None) -> tuple[_Watched, 
 
 
 def draw_moments(events: Sequence[Event], total_s: float, count: int, rng: random.Random) -> list[Moment]:
-    """Two thirds spread over the whole run by time, a third by what the job does, from its last steps backwards.
+    """A third by what the job does, from its last steps backwards, then two thirds spread over the whole run by time.
 
     Args:
         events: of an undisturbed run, in order.
@@ -200,7 +200,7 @@ def draw_moments(events: Sequence[Event], total_s: float, count: int, rng: rando
     ends = [*(event.at_s for event in events[1:]), total_s]
     steps = list(zip(events, ends, strict=True))[::-1]
     chosen = [steps[i % len(steps)] for i in range(by_step)]
-    return spread + [Moment(event.name, rng.random() * (end - event.at_s)) for event, end in chosen]
+    return [Moment(event.name, rng.random() * (end - event.at_s)) for event, end in chosen] + spread
 
 
 def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
