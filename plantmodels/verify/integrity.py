@@ -30,7 +30,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
-from plantmodels.serve.session import open_session
+from plantmodels.serve.session import RUN_ERRORS, open_session
 
 INT8_ROUNDING: Final = 0.01
 """What rounding may move a weight by, as a share of its class's largest: half a step is 1/254 in eight bits and
@@ -38,13 +38,6 @@ INT8_ROUNDING: Final = 0.01
 
 _FLOAT_RTOL: Final = 1e-5
 """Of the largest value: float32 sums in another order."""
-
-RUN_ERRORS: Final = (
-    ort.capi.onnxruntime_pybind11_state.Fail,
-    ort.capi.onnxruntime_pybind11_state.InvalidArgument,
-    ort.capi.onnxruntime_pybind11_state.RuntimeException,
-)
-"""What a model raises that opens but does not run."""
 
 _PROBES: Final = 8
 """Random embeddings of zeros and ones: the only ones that stay exact where ONNX Runtime fuses an INT8 head to
@@ -103,10 +96,13 @@ def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: Checkpoint 
         if shape_problem:
             problems.append(f"{name}: {shape_problem}")
             continue
-        if checkpoint is not None:
-            problems += _compare_with_checkpoint(name, session, metadata, checkpoint, index)
-        if packed is not None:
-            problems += _compare_with_packed(name, session, packed, metadata, index)
+        try:
+            if checkpoint is not None:
+                problems += _compare_with_checkpoint(name, session, metadata, checkpoint, index)
+            if packed is not None:
+                problems += _compare_with_packed(name, session, packed, metadata, index)
+        except RUN_ERRORS as error:
+            problems.append(f"{name}: does not run ({' '.join(str(error).split())[:300]})")
     return tuple(problems)
 
 
@@ -199,7 +195,8 @@ def _compare_with_packed(
         yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({reason})"
         return
     tolerance = 10 * _FLOAT_RTOL * max(1.0, float(np.abs(single).max()))
-    same = together.shape[1] >= classes and np.allclose(together[:, :classes], single, rtol=0, atol=tolerance)
+    same = together[:, :classes].shape == single.shape == (_PROBES, classes)
+    same = same and np.allclose(together[:, :classes], single, rtol=0, atol=tolerance)
     if not same or not np.isneginf(together[:, classes:]).all():
         species = metadata.taxonomy.species[species_index]
         yield f"{PACKED_HEADS_FILE}: its row of {species!r} is not the head in {name}"

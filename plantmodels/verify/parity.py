@@ -28,8 +28,7 @@ from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
-from plantmodels.serve.session import open_session
-from plantmodels.verify.integrity import RUN_ERRORS
+from plantmodels.serve.session import RUN_ERRORS, open_session
 from plantmodels.verify.measurements import Parity, Scatter
 from plantmodels.verify.records import finite_or_none
 

@@ -54,7 +54,6 @@ from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
 from plantmodels.verify.images import IMAGE_SETS, ImageRow, ImagesOf, write_images
 from plantmodels.verify.integrity import (
-    RUN_ERRORS,
     describe_error,
     find_head_problems,
     find_load_failures,
@@ -232,7 +231,7 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
             )
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
-        except (BundleError, *RUN_ERRORS) as error:
+        except BundleError as error:
             return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
     return classifiers, ""
 
