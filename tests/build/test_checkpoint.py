@@ -471,7 +471,7 @@ ABSURD: dict[str, tuple[Callable[[], Members], str]] = {
         lambda: tensor((2**20, 2**40), (0, 0)),
         r"backbone.a has shape \(1048576, 1099511627776\), with which the tensors take .* bytes; the file has",
     ),
-    "4 GB without strides": (lambda: tensor((2**30,), (0,)), r"take 4,294,967,296 bytes; the file has [\d,]{5} "),
+    "4 GB without strides": (lambda: tensor((2**30,), (0,)), r"take 4,294,967,296 bytes; the file has 1,"),
     "a shape of 2⁸⁰ without strides": (lambda: tensor((2**40, 2**40), (0, 0)), "integer multiplication overflow"),
     "a negative stride": (lambda: tensor((4,), (-1,)), STRIDES),
     "a stride that overflows": (lambda: tensor((3,), (2**62,)), STRIDES),
@@ -480,7 +480,7 @@ ABSURD: dict[str, tuple[Callable[[], Members], str]] = {
     "an offset before the start": (lambda: tensor((4,), (1,), offset=-4), "invalid storage offset -4"),
     "a storage outside the archive": (lambda: tensor((4,), (1,), key="../../../etc/passwd"), "failed locating file"),
     "a sparse tensor": (
-        lambda: of_state(a=torch.sparse_coo_tensor([[0]], [1.0], (2**40,))),
+        lambda: of_state(a=torch.sparse_coo_tensor([[0]], [1.0], (2**40,), check_invariants=True)),
         "backbone.a is no plain tensor, got torch.sparse_coo on cpu",
     ),
     "a tensor without values": (
@@ -509,13 +509,13 @@ ABSURD: dict[str, tuple[Callable[[], Members], str]] = {
 }
 
 
-def write_archive(path: Path, members: Members, compression: int = zipfile.ZIP_STORED) -> None:
-    with zipfile.ZipFile(path, "w", compression) as archive:
+def write_archive(path: Path, members: Members, *, deflated: str = "") -> None:
+    with zipfile.ZipFile(path, "w") as archive:
         for name, data in members:
-            archive.writestr(name, data)
+            archive.writestr(name, data, zipfile.ZIP_DEFLATED if name == deflated else zipfile.ZIP_STORED)
 
 
-@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.filterwarnings("ignore:Duplicate name", "ignore:Sparse invariant checks")
 @pytest.mark.parametrize("case", ABSURD)
 def test_archives_that_claim_what_they_do_not_hold_are_refused(tmp_path: Path, case: str) -> None:
     make, match = ABSURD[case]
@@ -556,7 +556,7 @@ for path in sys.argv[1:]:
 def test_no_memory_is_reserved_for_what_a_file_only_claims(tmp_path: Path) -> None:
     """In a process that may take 256 MB beside what torch has: any error but ours would be one of memory."""
     zeros = [(name, bytes(2**29) if name.endswith("data/0") else data) for name, data in members_of(PLAIN)]
-    write_archive(tmp_path / "zip bomb.ckpt", zeros, zipfile.ZIP_DEFLATED)
+    write_archive(tmp_path / "zip bomb.ckpt", zeros, deflated="archive/data/0")
     assert (tmp_path / "zip bomb.ckpt").stat().st_size < 2**20
     cases = ("4 GB without strides", "a bytearray of 16 GB", "an old tensor of 64 GB", "a mean without end")
     for case in cases:
@@ -566,7 +566,7 @@ def test_no_memory_is_reserved_for_what_a_file_only_claims(tmp_path: Path) -> No
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=300)
     lines = ran.stdout.splitlines()
     expected = (
-        r"'archive/data/0' is compressed, [\d,]{7} bytes become 536,870,912",
+        r"'archive/data/0' is compressed, [\d,]+ bytes become 536,870,912",
         *(ABSURD[case][1] for case in cases),
     )
     for line, path, match in zip(lines, paths, expected, strict=True):

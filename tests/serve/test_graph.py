@@ -1,4 +1,4 @@
-"""Bundles whose ONNX files are hostile, the manifest rewritten to fit: refused by name, or an error of ours when run."""
+"""Hostile ONNX files in bundles whose manifest fits: refused by name, or an error of ours when they run."""
 
 import subprocess
 import sys
@@ -108,9 +108,12 @@ def test_another_interface_than_the_metadata_tells_is_refused(bundle_copy: Path,
 @pytest.mark.parametrize("value", [LOGITS, EMBEDDING])
 def test_a_model_that_answers_in_another_shape_than_it_declares_is_an_error(bundle_copy: Path, value: Value) -> None:
     name = value[0]
-    wide = helper.make_node("ConstantOfShape", ["whole"], ["wide"])
-    lie = helper.make_node("Compress", ["wide", "all"], [name], axis=1)
-    model = make_model([IMAGE], [LOGITS, EMBEDDING], [wide, lie], whole=np.array([1, 7]), all=np.ones(7, bool))
+    nodes = [
+        helper.make_node("Concat", ["rows", "seven"], ["whole"], axis=0),
+        helper.make_node("ConstantOfShape", ["whole"], ["wide"]),
+        helper.make_node("Compress", ["wide", "all"], [name], axis=1),
+    ]
+    model = make_model([IMAGE], [LOGITS, EMBEDDING], nodes, seven=np.array([7]), all=np.ones(7, bool))
     put(bundle_copy, SPECIES, model)
     classifier = PlantClassifier.load(bundle_copy, threads=1)
     with pytest.raises(BundleError, match=rf"^{SPECIES}: {name} has shape \(1, 7\), not \(1, "):
@@ -126,7 +129,7 @@ def test_weights_beside_the_model_are_not_read(bundle_copy: Path, monkeypatch: p
         lambda: PlantClassifier.load(bundle_copy, threads=1),
         lambda: open_session(bundle_copy / PACKED_HEADS_FILE),
     ):
-        with pytest.raises(BundleError, match=rf"{PACKED_HEADS_FILE}: ONNX Runtime cannot open it .*weights"):
+        with pytest.raises(BundleError, match=rf"{PACKED_HEADS_FILE}: ONNX Runtime cannot open it .*external tensors"):
             open_it()
 
 
@@ -183,7 +186,7 @@ try:
     print("opened")
 except Exception as error:
     print(type(error).__name__, error)
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+print("peak", int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0]) // 1024)
 """
 
 
@@ -216,15 +219,18 @@ except Exception as error:
 
 
 def test_a_model_that_wants_100_gb_when_it_runs_is_an_error_where_memory_is_limited(bundle_copy: Path) -> None:
-    expand = helper.make_node("Expand", ["one", "size"], ["huge"])
-    total = helper.make_node("ReduceSum", ["huge"], ["sum"], keepdims=0)
-    add = helper.make_node("Add", ["zeros", "sum"], ["species_logits"])
-    constants = {"one": np.ones(1, np.float32), "size": np.array([25 * 10**9]), "zeros": np.zeros((1, 5), np.float32)}
-    put(bundle_copy, SPECIES, make_model([IMAGE], [LOGITS, EMBEDDING], [expand, total, add], **constants))
+    nodes = [
+        helper.make_node("Expand", ["one", "size"], ["huge"]),
+        helper.make_node("ReduceSum", ["huge"], ["sum"], keepdims=0),
+        helper.make_node("Concat", ["rows", "five"], ["whole"], axis=0),
+        helper.make_node("Expand", ["sum", "whole"], ["species_logits"]),
+    ]
+    constants = {"one": np.ones(1, np.float32), "size": np.array([25 * 10**9]), "five": np.array([5])}
+    put(bundle_copy, SPECIES, make_model([IMAGE], [LOGITS, EMBEDDING], nodes, **constants))
     command = [sys.executable, "-c", RUN, str(bundle_copy)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=120)
     assert ran.stdout.startswith(f"BundleError {SPECIES}: does not run")
-    assert "100000000000" in ran.stdout
+    assert "Failed to allocate memory" in ran.stdout
 
 
 def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:

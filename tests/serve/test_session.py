@@ -208,6 +208,9 @@ class _Started:
     def get_providers(self) -> list[str]:
         return self._started
 
+    def disable_fallback(self) -> None:
+        """It has none."""
+
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(ep_name=name) for name in self._running]
 
