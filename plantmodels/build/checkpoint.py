@@ -6,7 +6,11 @@
 """
 
 import pickle
+import pickletools
+import re
 import struct
+import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +41,12 @@ READ_ERRORS: Final = (
     struct.error,
 )
 """What torch's restricted unpickler raises for files that are none: it takes any bytes for opcodes."""
+
+_ALLOCATING: Final = re.compile(r"(builtins|__builtin__) bytearray|_codecs encode|torch[\w.]* \w*Tensor")
+"""Globals that torch's restricted unpickler calls with any size or any number of times: a kilobyte makes gigabytes."""
+
+_MAX_EXPANSION: Final = 2
+"""Bytes of all tensors over bytes of the file: more than once only where tensors share a storage."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +95,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Reads and checks a checkpoint file; the backbone's own names are checked when the network is built.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, content that `weights_only` refuses, a missing or
-            surplus head, names and shapes that disagree, or NaN weights.
+        CheckpointError: no such file, not a checkpoint, content that `weights_only` refuses or that would take more
+            memory than the file's size accounts for, a missing or surplus head, names and shapes that disagree, or
+            NaN weights.
     """
     try:
         sha256 = digest_file(path.resolve()).sha256  # Lightning's last.ckpt is a link
@@ -110,7 +121,47 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, sha256, spec, backbone, projection, species_head, heads)
 
 
+def _check_archive(path: Path) -> None:
+    """Refuses what would take more memory than the file has bytes, before torch reads it."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+            _check_members(path, members)
+            for member in members:
+                if member.filename.endswith("data.pkl"):
+                    _check_globals(path, archive.read(member))
+    except (zipfile.BadZipFile, *READ_ERRORS) as error:
+        raise CheckpointError(
+            f"{path}: not a checkpoint: expected the zip archive that torch.save writes ({error})"
+        ) from error
+
+
+def _check_members(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    for member in members:
+        if member.compress_type != zipfile.ZIP_STORED:
+            raise CheckpointError(
+                f"{path}: {member.filename!r:.100} is compressed, {member.compress_size:,} bytes become "
+                f"{member.file_size:,}: refused, torch.save stores members as they are"
+            )
+    name, count = max(Counter(member.filename for member in members).items(), key=lambda item: item[1], default=("", 0))
+    if count > 1:
+        raise CheckpointError(f"{path}: {name!r:.100} is in the archive {count} times")
+    claimed, size = sum(member.file_size for member in members), path.stat().st_size
+    if claimed > size:
+        raise CheckpointError(f"{path}: its members claim {claimed:,} bytes, the file has {size:,}")
+
+
+def _check_globals(path: Path, content: bytes) -> None:
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name == "GLOBAL" and _ALLOCATING.fullmatch(str(argument)):
+            raise CheckpointError(
+                f"{path}: not a checkpoint of tensors and plain values; its pickle calls {str(argument)!r:.100}, "
+                "which may take any amount of memory: refused"
+            )
+
+
 def _load(path: Path) -> dict[str, Any]:
+    _check_archive(path)
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -119,7 +170,8 @@ def _load(path: Path) -> dict[str, Any]:
             f"{path}: not a checkpoint of tensors and plain values; torch.load(weights_only=True) refuses it ({reason})"
         ) from error
     except READ_ERRORS as error:
-        raise CheckpointError(f"{path}: not a checkpoint that torch can read ({error})") from error
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise CheckpointError(f"{path}: not a checkpoint that torch can read ({reason})") from error
     for name in ("state_dict", "hyper_parameters"):
         if not isinstance(document, dict) or not isinstance(document.get(name), dict):
             raise CheckpointError(f"{path}: expected a dict with {name!r} (a dict), as Lightning writes it")
@@ -139,12 +191,25 @@ def _read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
         if type(dim) is not int or dim < 1:
             raise ValueError(f"embedding_dim must be a positive integer, got {dim!r}")
         preprocessing = Preprocessing(
-            parameters["image_size"], tuple(parameters["mean"]), tuple(parameters["std"]), **optional
+            parameters["image_size"],
+            _to_tuple("mean", parameters["mean"]),
+            _to_tuple("std", parameters["std"]),
+            **optional,
         )
-        taxonomy = Taxonomy(tuple(parameters["species"]), {k: tuple(v) for k, v in parameters["diseases"].items() if v})
+        diseases = {name: _to_tuple("diseases", names) for name, names in parameters["diseases"].items()}
+        taxonomy = Taxonomy(
+            _to_tuple("species", parameters["species"]), {name: names for name, names in diseases.items() if names}
+        )
     except (TaxonomyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: hyper_parameters: {error}") from error
     return NetworkSpec(parameters["backbone"], kwargs, dim, preprocessing, taxonomy)
+
+
+def _to_tuple(name: str, values: object) -> tuple[Any, ...]:
+    """Of lists alone: a tensor's shape may claim any number of elements."""
+    if not isinstance(values, list | tuple):
+        raise ValueError(f"{name} must be a list, got {type(values).__name__}")
+    return tuple(values)
 
 
 def _strip_prefix(path: Path, state: Mapping[Any, Any]) -> dict[str, torch.Tensor]:
@@ -164,7 +229,16 @@ def _strip_prefix(path: Path, state: Mapping[Any, Any]) -> dict[str, torch.Tenso
 
 
 def _check_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
+    total, size = 0, path.stat().st_size
     for name, tensor in state.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
+            raise CheckpointError(f"{path}: {name} is no plain tensor, got {tensor.layout} on {tensor.device.type}")
+        total += tensor.numel() * tensor.element_size()
+        if total > _MAX_EXPANSION * size:
+            raise CheckpointError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, with which the tensors take {total:,} bytes; the "
+                f"file has {size:,}"
+            )
         if not tensor.is_floating_point():
             continue
         if tensor.dtype not in _FLOATS:

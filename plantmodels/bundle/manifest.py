@@ -19,8 +19,11 @@ from plantmodels.errors import BundleError, ManifestMismatchError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_MAX_BYTES: Final = {".json": MAX_JSON_BYTES, ".pkl": MAX_PICKLE_BYTES, ".onnx": 2**31}
-"""By the end of a name, what is read into memory at most; ONNX files are protobuf messages, which end at 2 GiB."""
+MAX_ONNX_BYTES: Final = 2**31
+"""Protobuf messages end there."""
+
+_MAX_BYTES: Final = {".json": MAX_JSON_BYTES, ".pkl": MAX_PICKLE_BYTES, ".onnx": MAX_ONNX_BYTES}
+"""By the end of a name, what is read into memory at most."""
 
 
 @dataclass(frozen=True)

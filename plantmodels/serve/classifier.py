@@ -8,6 +8,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -39,14 +40,7 @@ from plantmodels.bundle.signature import check_signature
 from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
-from plantmodels.serve.session import (
-    CPU,
-    RUN_ERRORS,
-    Provider,
-    answering_providers,
-    give_back_memory,
-    open_session,
-)
+from plantmodels.serve.session import CPU, RUN_ERRORS, Provider, answering_providers, give_back_memory, open_session
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -283,21 +277,22 @@ class PlantClassifier:
         expected = {
             SPECIES_FILES[self.precision]: (
                 self._species_model.session,
-                {IMAGE_INPUT: [3, side, side]},
-                {SPECIES_OUTPUT: [species], EMBEDDING: [dim]},
+                {IMAGE_INPUT: f"float (batch, 3, {side}, {side})"},
+                {SPECIES_OUTPUT: f"float (batch, {species})", EMBEDDING: f"float (batch, {dim})"},
             ),
             PACKED_HEADS_FILE: (
                 self._heads_session,
-                {EMBEDDING: [dim], SPECIES_INDEX_INPUT: []},
-                {DISEASE_OUTPUT: [diseases]},
+                {EMBEDDING: f"float (batch, {dim})", SPECIES_INDEX_INPUT: "int64 (batch)"},
+                {DISEASE_OUTPUT: f"float (batch, {diseases})"},
             ),
         }
         for name, (session, inputs, outputs) in expected.items():
-            found = [{v.name: v.shape[1:] for v in values} for values in (session.get_inputs(), session.get_outputs())]
+            found = [
+                {value.name: _describe_value(value) for value in values}
+                for values in (session.get_inputs(), session.get_outputs())
+            ]
             if found != [inputs, outputs]:
-                raise BundleError(
-                    f"{name}: inputs and outputs are {found} after the batch axis, not {[inputs, outputs]}"
-                )
+                raise BundleError(f"{name}: inputs and outputs are {found}, not {[inputs, outputs]}")
         self.detector.check_length(dim)
         self._check_heads()
 
@@ -309,11 +304,7 @@ class PlantClassifier:
         for start in range(0, len(self.taxonomy.species), CHUNK):
             indices = np.arange(start, min(start + CHUNK, len(self.taxonomy.species)), dtype=np.int64)
             embedding = np.zeros((len(indices), self.metadata.embedding_dim), np.float32)
-            try:
-                finite = np.isfinite(self.disease_logits(embedding, indices))
-            except RUN_ERRORS as error:
-                reason = " ".join(str(error).split())[:300]
-                raise BundleError(f"{PACKED_HEADS_FILE}: does not run ({reason})") from error
+            finite = np.isfinite(self.disease_logits(embedding, indices))
             for index, row in zip(indices.tolist(), finite, strict=True):
                 names = self.taxonomy.diseases_of(index)
                 if not np.array_equal(row, np.arange(len(row)) < len(names)):
@@ -328,12 +319,28 @@ class PlantClassifier:
         return answering_providers(self._species_model.session)
 
     def embed(self, inputs: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Runs the species model alone: `SpeciesModel.run`."""
-        return self._species_model.run(inputs)
+        """Runs the species model alone: `SpeciesModel.run`.
+
+        Raises:
+            BundleError: the model fails, or answers in another shape than it declares.
+        """
+        file = SPECIES_FILES[self.precision]
+        with _naming(file):
+            logits, embedding = self._species_model.run(inputs)
+        _check_shape(file, SPECIES_OUTPUT, logits, len(inputs), len(self.taxonomy.species))
+        _check_shape(file, EMBEDDING, embedding, len(inputs), self.metadata.embedding_dim)
+        return logits, embedding
 
     def disease_logits(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Runs the packed heads: `run_packed_heads`."""
-        return run_packed_heads(self._heads_session, embedding, species_index)
+        """Runs the packed heads: `run_packed_heads`.
+
+        Raises:
+            BundleError: the model fails, or answers in another shape than it declares.
+        """
+        with _naming(PACKED_HEADS_FILE):
+            logits = run_packed_heads(self._heads_session, embedding, species_index)
+        _check_shape(PACKED_HEADS_FILE, DISEASE_OUTPUT, logits, len(embedding), max(1, self.taxonomy.max_diseases))
+        return logits
 
     def run(self, inputs: NDArray[np.float32]) -> Outputs:
         """Computes everything for normalised inputs, hard routing: the head of the top species answers.
@@ -342,6 +349,7 @@ class PlantClassifier:
             inputs: (N, 3, S, S) float32, normalised; N at least 1.
 
         Raises:
+            BundleError: a model that fails, or answers in another shape than it declares.
             ValueError: another shape or dtype.
         """
         side = self.metadata.preprocessing.image_size
@@ -377,6 +385,7 @@ class PlantClassifier:
             One prediction an image, in order.
 
         Raises:
+            BundleError: a model that fails, or answers in another shape than it declares.
             ImageError: a bad image, with on_error="raise".
             ValueError: an option of another value.
         """
@@ -501,3 +510,24 @@ def _names_file(text: str) -> bool:
         return len(text) <= _MAX_PATH and Path(text).is_file()
     except (OSError, ValueError):  # too long a name, a null character
         return False
+
+
+def _describe_value(value: ort.NodeArg) -> str:
+    """Element type and shape of a model's input or output, as "float (batch, 32)"."""
+    sizes = ["batch" if i == 0 and not isinstance(size, int) else str(size) for i, size in enumerate(value.shape)]
+    return f"{value.type.removeprefix('tensor(').removesuffix(')')} ({', '.join(sizes)})"
+
+
+@contextmanager
+def _naming(file: str) -> Iterator[None]:
+    """Makes what ONNX Runtime raises while a model runs an error of ours that names its file."""
+    try:
+        yield
+    except RUN_ERRORS as error:
+        raise BundleError(f"{file}: does not run ({' '.join(str(error).split())[:300]})") from error
+
+
+def _check_shape(file: str, output: str, values: NDArray[np.float32], *shape: int) -> None:
+    """ONNX Runtime takes on trust a declared shape that it cannot infer."""
+    if values.shape != shape:
+        raise BundleError(f"{file}: {output} has shape {values.shape}, not {shape} as it declares")

@@ -12,6 +12,7 @@ import base64
 import io
 import math
 import os
+import re
 import struct
 import zlib
 from pathlib import Path
@@ -28,6 +29,16 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Pillow opens MPO, which many telephones write into a .jpg, as JPEG; its first picture is the photograph."""
 
 _MAGIC: Final = (b"\xff\xd8", b"\x89PNG", b"RIFF")
+
+MAX_SCANS: Final = 100
+"""Passes over the picture of a progressive JPEG: cameras and programs write some ten, and each costs time for all of
+its pixels and some ten bytes of the file."""
+
+_JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)
+"""In the data of a scan 0xFF is stuffed with a zero, and restart markers have no length."""
+
+_END_OF_IMAGE: Final = b"\xd9"
+_START_OF_SCAN: Final = b"\xda"
 
 MAX_PIXELS: Final = 120_000_000
 """Above every telephone's 108 megapixels; a larger header is taken for a decompression bomb."""
@@ -83,11 +94,14 @@ def decode_image(data: bytes | str) -> Image.Image:
             hands `instances` and `inputs` over undecoded).
 
     Raises:
-        ImageError: empty, of another format, truncated, animated, or of a size outside the limits.
+        ImageError: empty, of another format, truncated, animated, of a size outside the limits, or of more than
+            `MAX_SCANS` scans.
     """
     data = _encoded_bytes(data)
     if not data:
         raise ImageError("zero bytes: expected an encoded image")
+    if (scans := _count_scans(data)) > MAX_SCANS:
+        raise ImageError(f"{scans:,} scans, at most {MAX_SCANS} are decoded")
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError as error:
@@ -97,6 +111,17 @@ def decode_image(data: bytes | str) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({error})") from error
     return upright_rgb(image)
+
+
+def _count_scans(data: bytes) -> int:
+    """Scans of the first picture of a JPEG file; 0 for other files."""
+    if not data.startswith(b"\xff\xd8"):
+        return 0
+    scans, position = 0, 2
+    while (found := _JPEG_MARKER.search(data, position)) and found[1] != _END_OF_IMAGE:
+        scans += found[1] == _START_OF_SCAN
+        position = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    return scans
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:

@@ -12,7 +12,10 @@ from typing import Final
 
 import onnxruntime as ort
 
+from plantmodels.bundle.documents import read_bytes
+from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.errors import BundleError
+from plantmodels.serve.graph import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
 """Recorded in the metadata of every bundle. timm's shifted-window mask is -100 and exp(-100) is a denormal
@@ -39,6 +42,9 @@ RUN_ERRORS: Final = (
 """What a model raises that opens but does not run; names that are not UTF-8 in place of what ONNX Runtime says."""
 
 _ERROR_LEVEL: Final = 3
+
+_FORMAT: Final = {"session.load_model_format": "ONNX"}
+"""Else ONNX Runtime takes its own ORT format too, which skips most checks of a graph."""
 
 _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 """Where ONNX Runtime looks for weights that a model in memory keeps in other files; else in the working directory."""
@@ -67,7 +73,8 @@ def open_session(
 
     Args:
         path: the file.
-        content: its bytes, where they are at hand: nothing is then read, and the path only names them.
+        content: its bytes, where they are at hand: nothing is then read, and the path only names them. Weights in
+            other files are refused in either case.
         options: session configuration entries, from the bundle's metadata.
         threads: threads inside an operator; None takes OMP_NUM_THREADS, which Spark gives its workers, else all cores.
         providers: execution providers in order of preference. ONNX Runtime keeps on the CPU those operators that a
@@ -76,7 +83,8 @@ def open_session(
 
     Raises:
         BundleError: a provider that this ONNX Runtime lacks or cannot start, or providers of which none has an
-            operator of the model, and the CPU is not the last; or a file or an option that ONNX Runtime refuses.
+            operator of the model, and the CPU is not the last; a file that `check_graph` refuses; or a file or an
+            option that ONNX Runtime refuses.
         ValueError: no provider at all, or threads or providers of another form.
     """
     wanted = _read_providers(providers)
@@ -88,6 +96,8 @@ def open_session(
         raise BundleError(
             f"execution provider {missing[0]} is not available; this ONNX Runtime has {', '.join(available)}"
         )
+    content = read_bytes(path, MAX_ONNX_BYTES) if content is None else content
+    check_graph(path, content)
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
@@ -96,14 +106,11 @@ def open_session(
     # run of that size filled: for one image of a Swin-Tiny 38 MB, which no run is the quicker for.
     settings.enable_mem_pattern = False
     try:
-        for name, value in {**options, _RECORD_NODES: "1"}.items():
+        for name, value in {**_FORMAT, **options, _RECORD_NODES: "1"}.items():
             settings.add_session_config_entry(name, value)
-        if content is not None:
-            settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # below it nothing can lie
+        settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # below it nothing can lie
         session = ort.InferenceSession(
-            path if content is None else content,
-            settings,
-            providers=[item for item in wanted.items() if item[0] in available],
+            content, settings, providers=[item for item in wanted.items() if item[0] in available]
         )
         _decode_names(session)
     except _ORT_ERRORS as error:
@@ -112,8 +119,7 @@ def open_session(
         if list(wanted)[-1] != CPU:
             raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")
         _LOGGER.warning("%s: %s; the rest of the list answers", path.name, problem)
-    if content is not None:
-        _forget_content(session)
+    _forget_content(session)
     return session
 
 

@@ -109,10 +109,13 @@ def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: "Checkpoint
         if shape_problem:
             problems.append(f"{name}: {shape_problem}")
             continue
-        if checkpoint is not None:
-            problems += _compare_with_checkpoint(name, session, metadata, checkpoint, index)
-        if packed is not None:
-            problems += _compare_with_packed(name, session, packed, metadata, index)
+        try:
+            if checkpoint is not None:
+                problems += _compare_with_checkpoint(name, session, metadata, checkpoint, index)
+            if packed is not None:
+                problems += _compare_with_packed(name, session, packed, metadata, index)
+        except RUN_ERRORS as error:
+            problems.append(f"{name}: does not run ({' '.join(str(error).split())[:300]})")
     return tuple(problems)
 
 
@@ -207,7 +210,8 @@ def _compare_with_packed(
         yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({reason})"
         return
     tolerance = 10 * _FLOAT_RTOL * max(1.0, float(np.abs(single).max()))
-    same = together.shape[1] >= classes and np.allclose(together[:, :classes], single, rtol=0, atol=tolerance)
+    same = together[:, :classes].shape == single.shape == (_PROBES, classes)
+    same = same and np.allclose(together[:, :classes], single, rtol=0, atol=tolerance)
     if not same or not np.isneginf(together[:, classes:]).all():
         species = metadata.taxonomy.species[species_index]
         yield f"{PACKED_HEADS_FILE}: its row of {species!r} is not the head in {name}"

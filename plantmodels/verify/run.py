@@ -50,7 +50,7 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.staging import staged_bundle
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
-from plantmodels.serve.session import RUN_ERRORS, count_cores, open_session
+from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.html import render_report
 from plantmodels.verify.images import IMAGE_SETS, ImageRow, ImagesOf, write_images
@@ -234,7 +234,7 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
             )
             for batch in (1, 2):
                 classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
-        except (BundleError, *RUN_ERRORS) as error:
+        except BundleError as error:
             raise_without_memory(error)
             return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
     return classifiers, ""

@@ -492,7 +492,7 @@ class TestLoading:
     def test_a_file_that_is_no_model_is_refused(self, bundle_copy: Path, name: str) -> None:
         (bundle_copy / name).write_bytes(b"no model")
         write_manifest(bundle_copy)
-        with pytest.raises(BundleError, match=f"{name}: ONNX Runtime cannot open it"):
+        with pytest.raises(BundleError, match=f"{name}: not an ONNX file"):
             PlantClassifier.load(bundle_copy, threads=1)
 
     def test_another_input_name_is_refused(self, bundle_copy: Path) -> None:
@@ -521,7 +521,9 @@ class TestLoading:
         (bundle_copy / METADATA_FILE).write_text(json.dumps(document))
         write_manifest(bundle_copy)
 
-        with pytest.raises(BundleError, match=r"swin-species-int8.onnx: .*'species_logits': \[6\]"):
+        with pytest.raises(
+            BundleError, match=r"swin-species-int8.onnx: .*not .*'species_logits': 'float \(batch, 6\)'"
+        ):
             PlantClassifier.load(bundle_copy, threads=1)
 
     def test_a_detector_of_another_length_is_refused(self, bundle_copy: Path) -> None:

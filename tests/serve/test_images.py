@@ -351,6 +351,120 @@ def test_a_text_chunk_that_unpacks_to_gigabytes_is_refused() -> None:
         decode_image(data)
 
 
+def jpeg_of(width: int, height: int, **options: object) -> bytes:
+    """A small JPEG file whose header claims another size."""
+    data = encode(noise(64, 48), "JPEG", **options)
+    start = data.find(b"\xff\xc2" if "progressive" in options else b"\xff\xc0")
+    return data[: start + 5] + struct.pack(">HH", height, width) + data[start + 9 :]
+
+
+def webp_of(kind: bytes, width: int, height: int) -> bytes:
+    """A small WebP file whose header claims another size, at most 16,384 a side."""
+    data = bytearray(encode(noise(64, 48), "WEBP", lossless=kind == b"VP8L"))
+    start = data.find(kind)
+    if kind == b"VP8L":
+        struct.pack_into("<I", data, start + 9, (width - 1) | (height - 1) << 14)
+    else:
+        struct.pack_into("<HH", data, start + 14, width, height)
+    return bytes(data)
+
+
+def with_chunk(kind: bytes, data: bytes) -> bytes:
+    return (
+        png((b"IHDR", struct.pack(">IIBBBBB", 64, 48, 8, 2, 0, 0, 0)), (kind, data)) + encode(noise(64, 48), "PNG")[33:]
+    )
+
+
+ZEROS = zlib.compress(bytes(2**27), 9)
+BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
+    "PNG of 60,000 pixels a side": (
+        lambda: png((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")),
+        "too many pixels, at most 120,000,000",
+    ),
+    "PNG of a header alone": (
+        lambda: png((b"IHDR", struct.pack(">IIBBBBB", 9000, 9000, 8, 6, 0, 0, 0)), (b"IDAT", zlib.compress(b"0"))),
+        "cannot be decoded",
+    ),
+    "JPEG of 65,535 a side": (lambda: jpeg_of(65_535, 65_535), "too many pixels"),
+    "JPEG without a height": (lambda: jpeg_of(64, 0), "not an image of format"),
+    "lossless WebP of 16,383 a side": (lambda: webp_of(b"VP8L", 16_383, 16_383), "too many pixels"),
+    "lossless WebP that is smaller than it says": (lambda: webp_of(b"VP8L", 4000, 4000), "cannot be decoded"),
+    "WebP of 16,383 a side": (lambda: webp_of(b"VP8 ", 16_383, 16_383), "too many pixels"),
+    "colour profile that unpacks to 128 MB": (lambda: with_chunk(b"iCCP", b"a\0\0" + ZEROS), "too large"),
+    "EXIF text that unpacks to 128 MB": (
+        lambda: with_chunk(b"zTXt", b"Raw profile type exif\0\0" + ZEROS),
+        "Decompressed data too large",
+    ),
+    "international text that unpacks to 128 MB": (lambda: with_chunk(b"iTXt", b"a\0\1\0\0\0" + ZEROS), "too large"),
+    "animation of two thousand million frames": (
+        lambda: with_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
+        r"animated with 214748364\d frames",
+    ),
+    "JPEG behind another format's magic": (lambda: b"GIF89a" + jpeg_of(64, 48), "not an image of format"),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_files_that_claim_what_they_do_not_hold_are_refused(kind: str) -> None:
+    make, match = BOMBS[kind]
+    data = make()
+    assert len(data) < 200_000
+    with pytest.raises(ImageError, match=match):
+        decode_image(data)
+
+
+def test_a_jpeg_of_many_scans_is_refused_before_a_pixel_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = jpeg_of(10_000, 10_000, progressive=True)
+    last = whole.rfind(b"\xff\xda")
+    data = whole[:last] + whole[last:-2] * 20_000 + whole[-2:]
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda _: pytest.fail("was decoded"))
+    with pytest.raises(ImageError, match=r"20,0\d\d scans, at most 100 are decoded"):
+        decode_image(data)
+
+
+def test_scans_are_counted_in_the_photograph_alone() -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.MakerNote] = b"\xff\xda\0\2" * 200
+    data = encode(noise(64, 48), "JPEG", exif=exif, progressive=True)
+    assert data.count(b"\xff\xda") > 200
+    assert decode_image(data + b"\xff\xda\0\2" * 200).size == (64, 48)
+
+
+def exif_of(*entries: tuple[int, int, int, int], count: int | None = None) -> bytes:
+    block = struct.pack(">H", len(entries) if count is None else count) + b"".join(
+        struct.pack(">HHII", *entry) for entry in entries
+    )
+    data = b"Exif\0\0MM\0*\0\0\0\x08" + block + bytes(4)
+    whole = encode(noise(64, 48), "JPEG")
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + whole[2:]
+
+
+EXIF_BOMBS = {
+    "an orientation of 4,294,967,295 values": lambda: exif_of((0x0112, 3, 2**32 - 1, 8)),
+    "more entries than there are": lambda: exif_of(*[(0x0112, 3, 1, 0)] * 4000, count=65_535),
+    "a directory that is its own": lambda: exif_of((0x8769, 4, 1, 8)),
+    "3,000 entries over one another": lambda: exif_of(*[(key, 7, 60_000, 8) for key in range(3000)]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read", "ignore:Tag data larger")
+@pytest.mark.parametrize("kind", EXIF_BOMBS)
+def test_exif_that_claims_what_it_does_not_hold_costs_no_photograph(kind: str) -> None:
+    data = EXIF_BOMBS[kind]()
+    tracemalloc.start()
+    try:
+        assert decode_image(data).size == (64, 48)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("tail", [b"PK\x03\x04" + bytes(100), b"<script>alert(1)</script>", b"%PDF-1.7"])
+def test_what_follows_a_photograph_is_not_read(tail: bytes) -> None:
+    data = encode(noise(64, 48), "PNG")
+    assert decode_image(data + tail).tobytes() == decode_image(data).tobytes()
+
+
 def test_threads_leave_the_warning_filters_alone() -> None:
     data = encode(noise(200, 200), "JPEG")
     before = list(warnings.filters)

@@ -144,7 +144,7 @@ def test_files_that_are_no_servable_model_are_refused(tmp_path: Path, kind: str)
     path = tmp_path / "model.onnx"
     path.write_bytes(FILES[kind])
 
-    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime cannot open it"):
+    with pytest.raises(BundleError, match=r"model.onnx: (ONNX Runtime cannot open it|not an ONNX file)"):
         open_session(path)
 
 
@@ -155,7 +155,7 @@ def test_bytes_that_are_no_servable_model_are_refused(
     monkeypatch.chdir(tmp_path)  # where ONNX Runtime would look for the weights of a model in memory
     (tmp_path / "weights.bin").write_bytes(bytes(4000))
 
-    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime cannot open it"):
+    with pytest.raises(BundleError, match=r"model.onnx: (ONNX Runtime cannot open it|not an ONNX file)"):
         open_session(tmp_path / "model.onnx", FILES[kind])
 
 
@@ -190,7 +190,7 @@ def test_memory_is_given_back_by_whatever_c_library_there_is(monkeypatch: pytest
 
 def test_absent_and_folder_are_refused(tmp_path: Path) -> None:
     for path in (tmp_path / "none.onnx", tmp_path):
-        with pytest.raises(BundleError, match="ONNX Runtime cannot open it"):
+        with pytest.raises(BundleError, match=f"{path}: expected a regular file"):
             open_session(path)
 
 
@@ -223,6 +223,9 @@ class _Started:
 
     get_outputs = get_inputs
 
+    def disable_fallback(self) -> None:
+        """It has none."""
+
     def get_provider_graph_assignment_info(self) -> list[SimpleNamespace]:
         return [SimpleNamespace(ep_name=name) for name in self._running]
 
@@ -242,18 +245,18 @@ A, B, CPU = "CUDAExecutionProvider", "OpenVINOExecutionProvider", "CPUExecutionP
     ],
 )
 def test_falling_back_to_the_cpu_unasked_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog, providers, started, running, problem: str | None
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog, providers, started, running, problem: str | None
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [A, B, CPU])
     monkeypatch.setattr(ort, "InferenceSession", lambda *_, **__: _Started(started, running))
     if problem is not None:
         with pytest.raises(BundleError, match=problem):
-            open_session(tmp_path / "m.onnx", providers=providers)
+            open_session(model_file, providers=providers)
     else:
-        opened = open_session(tmp_path / "m.onnx", providers=providers)
+        opened = open_session(model_file, providers=providers)
         assert answering_providers(opened) == tuple(name for name in [A, B, CPU] if name in running)
     assert not caplog.records
-    open_session(tmp_path / "m.onnx", providers=[*providers, CPU])
+    open_session(model_file, providers=[*providers, CPU])
     assert len(caplog.records) == (problem is not None)
     assert (problem or "") in caplog.text
 

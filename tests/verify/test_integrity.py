@@ -143,7 +143,7 @@ def test_a_missing_head_file_is_found(bundle_copy: Path, metadata: Metadata, che
 def test_a_missing_or_broken_packed_graph_is_found(bundle_copy: Path, metadata: Metadata) -> None:
     (bundle_copy / PACKED_HEADS_FILE).write_bytes(b"not onnx")
     (problem,) = find_head_problems(bundle_copy, metadata, None)
-    assert problem.startswith(f"{PACKED_HEADS_FILE}: ONNX Runtime cannot open it")
+    assert problem.startswith(f"{PACKED_HEADS_FILE}: not an ONNX file")
 
 
 def test_a_head_of_another_size_is_found(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
@@ -153,6 +153,19 @@ def test_a_head_of_another_size_is_found(bundle_copy: Path, metadata: Metadata, 
         f"{CHERRY}: maps [('embedding', 32)] to [('disease_logits', 2)], but species "
         "'Cherry_(including_sour)' needs [('embedding', 32)] to [('disease_logits', 3)]"
     )
+
+
+def test_a_head_that_does_not_run_is_found(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
+    model = onnx.load(bundle_copy / PEPPER)
+    model.graph.node.append(onnx.helper.make_node("Reshape", ["embedding", "shape"], ["impossible"]))
+    model.graph.node.append(onnx.helper.make_node("Gather", ["product", "far"], ["off"], axis=1))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([7, -1]), "shape"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([0, 99]), "far"))
+    last = next(node for node in model.graph.node if "disease_logits" in node.output)
+    last.input[0] = "off"
+    onnx.save(model, bundle_copy / PEPPER)
+    (problem,) = find_head_problems(bundle_copy, metadata, checkpoint)
+    assert problem.startswith(f"{PEPPER}: does not run (")
 
 
 def test_another_class_order_than_the_checkpoints_is_found(

@@ -1,0 +1,93 @@
+"""Refuses ONNX files whose graph could run for ever, from their bytes, before ONNX Runtime sees them.
+
+What a bundle needs is one flat graph. `Loop` and its kind need no end, and functions that call one another twice each
+grow without bound when ONNX Runtime puts them in place, which it does on opening.
+
+>>> check_graph(Path("swin-species-int8.onnx"), content)  # doctest: +SKIP
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from plantmodels.errors import BundleError
+
+_MODEL_GRAPH: Final = 7
+_MODEL_FUNCTIONS: Final = 25
+_GRAPH_NODE: Final = 1
+_NODE_OPERATOR: Final = 4
+_NODE_ATTRIBUTE: Final = 5
+_ATTRIBUTE_GRAPHS: Final = frozenset({6, 11})
+"""Field numbers of onnx.proto: `g` and `graphs`."""
+
+_VARINT: Final = 0
+_LENGTH: Final = 2
+_FIXED: Final = {1: 8, 5: 4}
+"""Bytes of a field by its wire type."""
+
+_MAX_VARINT: Final = 10
+
+
+def check_graph(path: Path, content: bytes) -> None:
+    """Looks through the nodes of a model; weights are stepped over.
+
+    Args:
+        path: only names the bytes.
+        content: the file's bytes.
+
+    Raises:
+        BundleError: not the wire format of ONNX, functions, or an operator that runs a graph of its own.
+    """
+    try:
+        for number, graph in _read_fields(memoryview(content)):
+            if number == _MODEL_FUNCTIONS:
+                raise BundleError(f"{path}: the model defines functions: refused, expected a graph of plain operators")
+            if number == _MODEL_GRAPH:
+                _check_nodes(path, graph)
+    except ValueError as error:
+        raise BundleError(f"{path}: not an ONNX file ({error})") from error
+
+
+def _check_nodes(path: Path, graph: memoryview) -> None:
+    for number, node in _read_fields(graph):
+        if number != _GRAPH_NODE:
+            continue
+        fields = list(_read_fields(node))
+        attributes = [value for field, value in fields if field == _NODE_ATTRIBUTE]
+        if any(field in _ATTRIBUTE_GRAPHS for attribute in attributes for field, _ in _read_fields(attribute)):
+            operator = next((bytes(value) for field, value in fields if field == _NODE_OPERATOR), b"")
+            raise BundleError(
+                f"{path}: operator {operator.decode(errors='replace')!r:.60} runs a graph of its own, which need not "
+                "end: refused"
+            )
+
+
+def _read_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Number and content of each length-delimited field of a protobuf message."""
+    position = 0
+    while position < len(message):
+        tag, position = _read_varint(message, position)
+        number, kind = (tag & 0xFFFFFFFF) >> 3, tag & 7  # protobuf keeps 32 bits of a tag
+        if kind == _VARINT:
+            _, position = _read_varint(message, position)
+            continue
+        if kind == _LENGTH:
+            size, position = _read_varint(message, position)
+        elif kind in _FIXED:
+            size = _FIXED[kind]
+        else:
+            raise ValueError(f"field {number} has wire type {kind}")
+        if size > len(message) - position:
+            raise ValueError(f"field {number} needs {size:,} bytes, {len(message) - position:,} are left")
+        if kind == _LENGTH:
+            yield number, message[position : position + size]
+        position += size
+
+
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = 0
+    for shift, byte in enumerate(message[position : position + _MAX_VARINT]):
+        value |= (byte & 0x7F) << 7 * shift
+        if byte < 0x80:
+            return value, position + shift + 1
+    raise ValueError(f"a number of its wire format does not end by byte {position + _MAX_VARINT:,}")
