@@ -63,7 +63,6 @@ def put(bundle: Path, name: str, model: onnx.ModelProto) -> None:
 
 def test_the_stand_ins_load_where_nothing_is_wrong(bundle_copy: Path) -> None:
     put(bundle_copy, SPECIES, make_model([IMAGE], [LOGITS, EMBEDDING]))
-    put(bundle_copy, PACKED_HEADS_FILE, make_model([("embedding", FLOAT, ["batch", 32]), INDEX], [DISEASES]))
     outputs = PlantClassifier.load(bundle_copy, threads=1).run(np.zeros((2, 3, 224, 224), np.float32))
     assert not outputs.species_logits.any()
 
