@@ -311,8 +311,11 @@ def test_a_truncated_model_fails_loads_and_leaves_the_rest_unmeasured(
 def test_a_model_with_a_batch_size_baked_in_is_found(tiny_bundle: Any, bundle_copy: Path) -> None:
     path = bundle_copy / SPECIES_FILES["fp16"]
     model = onnx.load(path)
-    for value in (*model.graph.input, *model.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_value = 1
+    for node in model.graph.node:
+        node.input[:] = ["first_image" if name == "input" else name for name in node.input]
+    first = onnx.helper.make_node("Compress", ["input", "first"], ["first_image"], axis=0)
+    model.graph.node.insert(0, first)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array([True]), "first"))
     onnx.save(model, path)
     write_manifest(bundle_copy)
     report = verify(tiny_bundle, bundle_copy, checkpoint=tiny_bundle.checkpoint)
