@@ -64,7 +64,7 @@ class Outcome:
 @click.option("--seed", default=0, show_default=True)
 @click.option("--target", "names", type=click.Choice([*TARGETS, *PLANTED]), multiple=True, help="May be given again.")
 @click.option("--hang-after", default=10.0, show_default=True, help="Seconds of processor time that a case may take.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the figures.")
+@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the figures, after each target.")
 @click.option("--case", type=int, help="Run this one case in this process, and show what happens.")
 @click.option("--worker", nargs=2, hidden=True, type=(click.Path(path_type=Path), int))
 def main(
@@ -89,10 +89,10 @@ def main(
     for name in names:
         outcomes[name] = fuzz(name, seed=seed, seconds=60 * minutes / len(names), cases=cases, hang_after_s=hang_after)
         click.echo(f"{name}: {_describe(outcomes[name])}", err=True)
+        if out is not None:
+            document = {"seed": seed, "targets": {name: asdict(outcome) for name, outcome in outcomes.items()}}
+            out.write_text(json.dumps(document, indent=1), encoding="utf-8")
     click.echo(table(outcomes))
-    if out is not None:
-        document = {"seed": seed, "targets": {name: asdict(outcome) for name, outcome in outcomes.items()}}
-        out.write_text(json.dumps(document, indent=1), encoding="utf-8")
     if any(outcome.crashes or outcome.hangs or outcome.side_effects for outcome in outcomes.values()):
         sys.exit(1)
 

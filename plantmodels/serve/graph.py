@@ -1,7 +1,9 @@
-"""Refuses ONNX files whose graph could run for ever, from their bytes, before ONNX Runtime sees them.
+"""Refuses ONNX files that could run for ever, or do worse, from their bytes, before ONNX Runtime sees them.
 
 What a bundle needs is one flat graph. `Loop` and its kind need no end, and functions that call one another twice each
-grow without bound when ONNX Runtime puts them in place, which it does on opening.
+grow without bound when ONNX Runtime puts them in place, which it does on opening. Where ORT_LOAD_CONFIG_FROM_MODEL is
+set, the property `ort_config` of a model replaces all options of its session, and can have files written. A
+LayerNormalization whose bias is there and has no name ends the process (ONNX Runtime 1.32, found by fuzzing).
 
 >>> check_graph(Path("swin-species-int8.onnx"), content)  # doctest: +SKIP
 """
@@ -13,8 +15,11 @@ from typing import Final
 from plantmodels.errors import BundleError
 
 _MODEL_GRAPH: Final = 7
+_MODEL_PROPERTIES: Final = 14
 _MODEL_FUNCTIONS: Final = 25
+_PROPERTY_NAME: Final = 1
 _GRAPH_NODE: Final = 1
+_NODE_INPUT: Final = 1
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _ATTRIBUTE_GRAPHS: Final = frozenset({6, 11})
@@ -36,14 +41,17 @@ def check_graph(path: Path, content: bytes) -> None:
         content: the file's bytes.
 
     Raises:
-        BundleError: not the wire format of ONNX, functions, or an operator that runs a graph of its own.
+        BundleError: not the wire format of ONNX, functions, session options, an operator that runs a graph of its own,
+            or a LayerNormalization with an input that has no name.
     """
     try:
-        for number, graph in _read_fields(memoryview(content)):
+        for number, part in _read_fields(memoryview(content)):
             if number == _MODEL_FUNCTIONS:
                 raise BundleError(f"{path}: the model defines functions: refused, expected a graph of plain operators")
+            if number == _MODEL_PROPERTIES and b"ort_config" in _read_texts(part, _PROPERTY_NAME):
+                raise BundleError(f"{path}: its property 'ort_config' sets options of its session: refused")
             if number == _MODEL_GRAPH:
-                _check_nodes(path, graph)
+                _check_nodes(path, part)
     except ValueError as error:
         raise BundleError(f"{path}: not an ONNX file ({error})") from error
 
@@ -52,14 +60,17 @@ def _check_nodes(path: Path, graph: memoryview) -> None:
     for number, node in _read_fields(graph):
         if number != _GRAPH_NODE:
             continue
-        fields = list(_read_fields(node))
-        attributes = [value for field, value in fields if field == _NODE_ATTRIBUTE]
+        operators = _read_texts(node, _NODE_OPERATOR)  # of several the last counts
+        attributes = [value for field, value in _read_fields(node) if field == _NODE_ATTRIBUTE]
         if any(field in _ATTRIBUTE_GRAPHS for attribute in attributes for field, _ in _read_fields(attribute)):
-            operator = next((bytes(value) for field, value in fields if field == _NODE_OPERATOR), b"")
-            raise BundleError(
-                f"{path}: operator {operator.decode(errors='replace')!r:.60} runs a graph of its own, which need not "
-                "end: refused"
-            )
+            name = b"".join(operators[-1:]).decode(errors="replace")
+            raise BundleError(f"{path}: operator {name!r:.60} runs a graph of its own, which need not end: refused")
+        if b"LayerNormalization" in operators and b"" in _read_texts(node, _NODE_INPUT):
+            raise BundleError(f"{path}: a LayerNormalization has an input without a name: refused")
+
+
+def _read_texts(message: memoryview, number: int) -> list[bytes]:
+    return [bytes(value) for field, value in _read_fields(message) if field == number]
 
 
 def _read_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:

@@ -1,5 +1,6 @@
 """Hostile ONNX files in bundles whose manifest fits: refused by name, or an error of ours when they run."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -241,14 +242,31 @@ def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:
     assert opened.get_session_options().get_session_config_entry("session.load_model_format") == "ONNX"
 
 
-def test_a_model_cannot_set_session_options(bundle_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = onnx.load(bundle_copy / SPECIES)
-    options = '{"session_options": {"intra_op_num_threads": 7, "optimized_model_filepath": "written.onnx"}}'
+def test_a_model_cannot_set_session_options(tmp_path: Path) -> None:
+    model = make_model([IMAGE], [LOGITS, EMBEDDING])
+    options = '{"session_options": {"intra_op_num_threads": 7, "enable_profiling": 1}}'
     model.metadata_props.add(key="ort_config", value=options)
-    monkeypatch.chdir(bundle_copy)
-    opened = open_session(bundle_copy / SPECIES, model.SerializeToString(), threads=1)
-    assert opened.get_session_options().intra_op_num_threads == 1
-    assert not Path("written.onnx").exists()
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    command = [sys.executable, "-c", OPEN, "model.onnx"]
+    environment = os.environ | {"ORT_LOAD_CONFIG_FROM_MODEL": "1", "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment, timeout=120
+    )
+    assert ran.stdout.startswith("BundleError model.onnx: its property 'ort_config' sets options of its session")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"], "a profile of the session"
+
+
+@pytest.mark.parametrize("operators", [["LayerNormalization"], ["Identity", "LayerNormalization"]])
+def test_a_layer_normalization_that_ends_the_process_is_refused(operators: list[str]) -> None:
+    """Of a field that is there twice, protobuf takes the last."""
+    node = onnx.NodeProto(input=["input", "gain", ""], output=["normal"]).SerializeToString()
+    node += b"".join(onnx.NodeProto(op_type=operator).SerializeToString() for operator in operators)
+    graph = bytes([1 << 3 | 2, len(node)]) + node
+    content = onnx.ModelProto(ir_version=10).SerializeToString() + bytes([7 << 3 | 2, len(graph)]) + graph
+    assert onnx.load_from_string(content).graph.node[0].op_type == "LayerNormalization"
+
+    with pytest.raises(BundleError, match=r"model.onnx: a LayerNormalization has an input without a name: refused"):
+        open_session(Path("model.onnx"), content)
 
 
 @given(cut=st.integers(0, 10_000), edits=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), max_size=4))
