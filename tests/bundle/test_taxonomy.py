@@ -14,6 +14,7 @@ NAMES = (
     st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=20)
     .map(lambda text: unicodedata.normalize("NFKC", f"a{text}").strip())
     .filter(lambda text: text.isprintable() and text == unicodedata.normalize("NFKC", text))
+    .filter(lambda text: not any(unicodedata.name(c, "").startswith(("GREEK", "CYRILLIC")) for c in text))
 )
 
 
