@@ -10,17 +10,11 @@ from hypothesis import strategies as st
 from plantmodels.bundle.taxonomy import Taxonomy, slugify
 from plantmodels.errors import TaxonomyError
 
-ALIKE = {"LATIN", "GREEK", "CYRILLIC"}
-
-
-def is_of_one_script(text: str) -> bool:
-    return len({unicodedata.name(letter, "").split(" ")[0] for letter in text} & ALIKE) < 2
-
-
 NAMES = (
     st.text(st.characters(categories=("L", "N", "P", "S", "Zs")), min_size=1, max_size=20)
     .map(lambda text: unicodedata.normalize("NFKC", f"a{text}").strip())
-    .filter(lambda text: text.isprintable() and text == unicodedata.normalize("NFKC", text) and is_of_one_script(text))
+    .filter(lambda text: text.isprintable() and text == unicodedata.normalize("NFKC", text))
+    .filter(lambda text: not any(unicodedata.name(c, "").startswith(("GREEK", "CYRILLIC")) for c in text))
 )
 
 
