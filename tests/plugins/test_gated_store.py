@@ -235,7 +235,7 @@ def test_a_bundle_swapped_as_a_whole_is_refused(client, bad_bundle, good_bundle)
 def test_artifacts_that_are_gone_are_refused(client, good_bundle):
     version = register(good_bundle)
     shutil.rmtree(folder_of(client, version))
-    with refused("refused to promote to stage Production: .*No such file"):
+    with refused("refused to promote to stage Production: .*[Nn]o such (file|bundle folder)"):
         by_stage(client, version)
 
 
