@@ -130,7 +130,7 @@ def test_a_gate_is_not_failed_for_want_of_memory(tiny_bundle, monkeypatch: pytes
 def test_parity_is_not_infinite_for_want_of_memory() -> None:
     class Model:
         def run(self, pixels: object) -> None:
-            raise integrity.RUN_ERRORS[-1]("Failed to allocate memory for requested buffer of size 5")
+            raise integrity.RUN_ERRORS[0]("Failed to allocate memory for requested buffer of size 5")
 
     with pytest.raises(MemoryError, match="Failed to allocate memory"):
         parity._run_if_possible(Model(), np.zeros(1, np.float32))
@@ -154,7 +154,7 @@ def test_a_process_without_memory_leaves_the_bundle_as_it_was(
     )
     assert ran.returncode != 0 and "Traceback" not in ran.stderr
     if ran.returncode > 0:
-        assert f"memory ran out: {command}, in plantmodels." in ran.stderr or "llocat" in ran.stderr.splitlines()[-1]
+        assert "memory ran out: " in ran.stderr or "llocat" in ran.stderr.splitlines()[-1]
     else:
         assert -ran.returncode in (signal.SIGABRT, signal.SIGSEGV)
     assert build_manifest(bundle_copy) == before
