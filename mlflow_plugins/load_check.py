@@ -84,7 +84,10 @@ def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | N
         yield f"sessions     {_check_heads(folder, classifiers[0])}"
         yield f"answer       {'; '.join(map(_check_answer, classifiers))}"
         if copy_to is not None:
-            shutil.move(folder, copy_to)
+            try:
+                shutil.copytree(folder, copy_to)
+            except OSError as error:
+                raise LoadCheckError(f"{copy_to}: the copy cannot be written there ({error})") from error
             yield f"copied to    {copy_to}"
 
 

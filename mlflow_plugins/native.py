@@ -97,7 +97,9 @@ def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str]
         wanted = model_uri
         try:
             folder = stack.enter_context(scratch_folder("load"))
-            found_files = [n for n in if_there if n in {f.path for f in repository.list_artifacts(str(Path(n).parent))}]
+            found_files = [
+                n for n in if_there if n in {f.path for f in repository.list_artifacts(n.rpartition("/")[0])}
+            ]
             for name in (*names, *found_files):
                 wanted = f"{model_uri}: {name}"
                 repository.download_artifacts(name, dst_path=str(folder))

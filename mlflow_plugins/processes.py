@@ -17,6 +17,8 @@ from typing import Final
 _MAIN_NAMESPACE: Final = "pid:[4026531836]"
 """Linux's name for the process namespace that it boots with; a container has one of its own."""
 
+_MAX_PID: Final = 2**31
+
 _ENDED: Final = ("Z", "X")
 """States in /proc of a process that was killed and that its parent has not asked for yet."""
 
@@ -55,9 +57,9 @@ class Process:
         """Reads a tag's value; None when it is not one that `to_json` wrote."""
         try:
             process = cls(**json.loads(text))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             return None
-        return process if type(process.pid) is int and process.pid > 0 else None
+        return process if type(process.pid) is int and 0 < process.pid < _MAX_PID else None
 
     def to_json(self) -> str:
         """The tag's value."""

@@ -46,10 +46,10 @@ def job(kind: str) -> Iterator[mlflow.ActiveRun]:
     tags = {f"{PREFIX}job": kind} | ({} if process is None else {PROCESS_TAG: process.to_json()})
     with preflight(), one_line("the tracking server"):
         run = mlflow.start_run(tags=tags)
-        if process is not None:
-            with contextlib.suppress(*SERVER_ERRORS):
-                end_abandoned_runs(run.info.experiment_id, process)
     try:
+        if process is not None:
+            with preflight(), contextlib.suppress(*SERVER_ERRORS):
+                end_abandoned_runs(run.info.experiment_id, process)
         with one_line("the job was cut short"):
             yield run
     except BaseException as error:

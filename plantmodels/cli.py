@@ -62,7 +62,7 @@ def _find_place(error: BaseException) -> str:
     """The innermost function of ours that an error came through."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     places = [f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_name}" for frame in frames]
-    return [place for place in places if place.startswith(("plantmodels.", "mlflow_plugins."))][-1]
+    return [__name__, *(place for place in places if place.startswith(("plantmodels.", "mlflow_plugins.")))][-1]
 
 
 checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="Training checkpoint (contract 1).")

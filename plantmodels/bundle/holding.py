@@ -74,8 +74,9 @@ def _open_lock(out: Path) -> int | None:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             if not _try_lock(descriptor):
+                with contextlib.suppress(OSError):  # another one that does not see this one may have done it
+                    path.unlink()
                 os.close(descriptor)
-                path.unlink()
                 return None
             if _is_same(path, descriptor):  # else its holder removed it between our opening and our locking
                 os.ftruncate(descriptor, 0)
@@ -86,7 +87,8 @@ def _open_lock(out: Path) -> int | None:
             os.close(descriptor)
             raise ExportError(f"{out}: {holder} is writing it; nothing was changed") from error
         except OSError:
-            path.unlink()  # it is this process' own by now: what failed is to write into it
+            with contextlib.suppress(OSError):
+                path.unlink()  # it is this process' own by now: what failed is to write into it
             os.close(descriptor)
             raise
         os.close(descriptor)

@@ -138,6 +138,8 @@ def _check_replaceable(out: Path) -> None:
     existing = next(parent for parent in out.absolute().parents if parent.exists())
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ExportError(f"{out}: {existing} is not writable")
+    if out.is_dir() and not os.access(out, os.W_OK | os.X_OK):  # the kernel asks for it when a folder is moved away
+        raise ExportError(f"{out}: is not writable, so it cannot be replaced")
     if out.is_dir() and any(out.iterdir()):
         if not (out / MANIFEST_FILE).is_file():
             raise ExportError(f"{out}: holds files but no {MANIFEST_FILE}: not a bundle, so it is not replaced")

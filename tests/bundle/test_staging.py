@@ -173,6 +173,13 @@ def test_a_folder_without_write_permission_is_refused_first(
     assert not (tmp_path / "new").exists()
 
 
+def test_a_bundle_that_may_not_be_moved_is_refused_first(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(staging.os, "access", lambda path, mode: Path(path) != out)
+
+    with pytest.raises(ExportError, match=f"{out}: is not writable, so it cannot be replaced"):
+        check_replaceable(out)
+
+
 def test_a_parent_that_takes_no_folder_is_an_error_of_ours(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**_: object) -> str:
         raise OSError(errno.EMLINK, "Too many links", str(out.parent))

@@ -58,11 +58,11 @@ def test_without_a_machine_id_an_earlier_boot_tells_nothing(here: Process) -> No
     assert not dataclasses.replace(here, boot="of before").is_dead(here)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "3", "{}", json.dumps({"pid": 1})])
+@pytest.mark.parametrize("text", ["", "[]", "3", "{}", "[" * 100_000, json.dumps({"pid": 1})])
 def test_what_is_no_process(text: str) -> None:
     assert Process.from_json(text) is None
 
 
-@pytest.mark.parametrize("pid", [0, -1, "1", True])
+@pytest.mark.parametrize("pid", [0, -1, "1", True, 10**30])
 def test_an_id_that_names_no_process(here: Process, pid: object) -> None:
     assert Process.from_json(json.dumps(dataclasses.asdict(here) | {"pid": pid})) is None

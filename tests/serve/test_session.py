@@ -165,7 +165,7 @@ def test_names_that_are_not_utf_8_are_an_error_of_ours(name: bytes) -> None:
     field = bytes([len(name)]) + name
     assert field in content
 
-    with pytest.raises(BundleError, match=r"model.onnx: ONNX Runtime cannot open it .*'utf-8' codec can't decode"):
+    with pytest.raises(BundleError, match=r"model\.onnx: ONNX Runtime cannot open it"):
         open_session(Path("model.onnx"), content.replace(field, field[:-1] + b"\xff"))
 
 
