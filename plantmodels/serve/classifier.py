@@ -25,6 +25,7 @@ from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
     IMAGE_INPUT,
+    MANIFEST_FILE,
     METADATA_FILE,
     PACKED_HEADS_FILE,
     PRECISIONS,
@@ -168,14 +169,24 @@ def _read_files(
     if manifest is not None:
         return read_checked(folder, manifest, names, whole=whole)
     while True:
-        content = read_manifest_bytes(folder)
+        identity = _identify(folder / MANIFEST_FILE)
         try:
+            content = read_manifest_bytes(folder)
             if public_key is not None:
                 check_signature(folder, content, public_key)
             return read_checked(folder, parse_manifest(folder, content), names, whole=whole)
         except (BundleError, OSError):
-            if read_manifest_bytes(folder) == content:
+            if _identify(folder / MANIFEST_FILE) == identity:
                 raise
+
+
+def _identify(path: Path) -> tuple[int, int, int] | None:
+    """What tells a file from one of the same name and content that took its place; None where there is none."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 class PlantClassifier:
