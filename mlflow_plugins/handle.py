@@ -23,7 +23,8 @@ _LOGGER: Final = logging.getLogger("plantmodels.handle")
 
 _LONGEST_PAUSE_S: Final = 600.0
 _CLOSING_S: Final = 5.0
-_PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
+PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
+"""A grey image, which every version that is to serve must answer."""
 
 
 def resolve_models_uri(uri: str) -> tuple[str, str]:
@@ -128,7 +129,7 @@ class ModelHandle:
 
     def _load(self, name: str, version: str) -> LoadedVersion:
         classifier = load_model(f"models:/{name}/{version}", **self._load_options)
-        (row,) = classifier.predict([_PROBE], on_error="raise")
+        (row,) = classifier.predict([PROBE], on_error="raise")
         if not np.isfinite(np.array([row.ood_score, row.species_probability], dtype=np.float64)).all():
             raise BundleError(f"models:/{name}/{version}: answers a grey image with {row}")
         return LoadedVersion(name, version, classifier)

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
 from mlflow_plugins.description import BUNDLE_FOLDER
 from mlflow_plugins.flavor import load_model
+from mlflow_plugins.handle import PROBE
 from mlflow_plugins.model_folder import (
     LoadCheckError,
     check_code,
@@ -33,8 +33,6 @@ from plantmodels.bundle.scratch import scratch_folder
 from plantmodels.bundle.signature import read_trusted_manifest
 from plantmodels.errors import PlantModelsError
 from plantmodels.serve.classifier import PlantClassifier
-
-_PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
 
 
 @dataclass(frozen=True)
@@ -170,7 +168,7 @@ def _check_heads(folder: Path, classifier: PlantClassifier) -> str:
 
 
 def _check_answer(classifier: PlantClassifier) -> str:
-    (row,) = classifier.predict([_PROBE], on_error="raise")
+    (row,) = classifier.predict([PROBE], on_error="raise")
     numbers = {"species_probability": row.species_probability, "ood_score": row.ood_score}
     for name, value in numbers.items():
         if value is None or not np.isfinite(value):
