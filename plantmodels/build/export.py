@@ -352,8 +352,8 @@ class _Embedded:
 
 
 def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> _Embedded:
-    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1)
-    model = SpeciesModel(session, rows_per_run=metadata.rows_per_run("int8"), workers=count_cores())
+    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1, one_row=True)
+    model = SpeciesModel(session, rows_per_run=1, workers=count_cores())
     embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
     number = {label: i for i, label in enumerate(sorted({class_of(sample) for sample in inputs.leaves.samples}))}
 

@@ -268,6 +268,7 @@ class PlantClassifier:
         contents = _read_files(folder, manifest, serving_files(precision), whole=whole, public_key=public_key)
         metadata = read_metadata(folder, contents)
         detector = parse_detector(folder / DETECTOR_FILE, contents.pop(DETECTOR_FILE))
+        rows_per_run = metadata.rows_per_run(precision)
         sessions = [
             open_session(
                 folder / name,
@@ -275,11 +276,12 @@ class PlantClassifier:
                 options=metadata.session_options,
                 threads=threads,
                 providers=providers,
+                one_row=one_row,
             )
-            for name in (SPECIES_FILES[precision], PACKED_HEADS_FILE)
+            for name, one_row in ((SPECIES_FILES[precision], rows_per_run == 1), (PACKED_HEADS_FILE, False))
         ]
         give_back_memory()
-        species_model = SpeciesModel(sessions[0], rows_per_run=metadata.rows_per_run(precision), workers=workers)
+        species_model = SpeciesModel(sessions[0], rows_per_run=rows_per_run, workers=workers)
         return cls(metadata, detector, species_model, sessions[1], precision=precision, allow_paths=allow_paths)
 
     def _check_parts(self) -> None:
@@ -298,8 +300,9 @@ class PlantClassifier:
             ),
         }
         for name, (session, inputs, outputs) in expected.items():
+            one_row = session is self._species_model.session and self.metadata.rows_per_run(self.precision) == 1
             found = [
-                {value.name: _describe_value(value) for value in values}
+                {value.name: _describe_value(value, one_row) for value in values}
                 for values in (session.get_inputs(), session.get_outputs())
             ]
             if found != [inputs, outputs]:
@@ -523,9 +526,11 @@ def _names_file(text: str) -> bool:
         return False
 
 
-def _describe_value(value: ort.NodeArg) -> str:
-    """Element type and shape of a model's input or output, as "float (batch, 32)"."""
-    sizes = ["batch" if i == 0 and not isinstance(size, int) else str(size) for i, size in enumerate(value.shape)]
+def _describe_value(value: ort.NodeArg, one_row: bool) -> str:
+    """Element type and shape of a model's input or output, as "float (batch, 32)"; one row is a batch too."""
+    sizes = [str(size) for size in value.shape]
+    if sizes and (not isinstance(value.shape[0], int) or (one_row and value.shape[0] == 1)):
+        sizes[0] = "batch"
     return f"{value.type.removeprefix('tensor(').removesuffix(')')} ({', '.join(sizes)})"
 
 

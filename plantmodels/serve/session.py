@@ -25,6 +25,9 @@ lost."""
 
 CPU: Final = "CPUExecutionProvider"
 
+_BATCH_AXIS: Final = "batch"
+"""What every model of ours calls the axis of rows."""
+
 _LOGGER: Final = logging.getLogger("plantmodels.serve")
 
 _RECORD_NODES: Final = "session.record_ep_graph_assignment_info"
@@ -45,6 +48,12 @@ _ERROR_LEVEL: Final = 3
 
 _FORMAT: Final = {"session.load_model_format": "ONNX"}
 """Else ONNX Runtime takes its own ORT format too, which skips most checks of a graph."""
+
+_SPEED: Final = {"session.dynamic_block_base": "1"}
+"""Threads share an operator in large blocks: 2 % of a Swin-Tiny where cores are far apart, elsewhere nothing."""
+
+_SLOWER: Final = ("SkipLayerNormFusion",)
+"""Optimizers left out: that operator computes one number at a time, ten times as long as addition and norm."""
 
 _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 """Where ONNX Runtime looks for weights that a model in memory keeps in other files; else in the working directory."""
@@ -68,6 +77,7 @@ def open_session(
     options: Mapping[str, str] = SESSION_OPTIONS,
     threads: int | None = None,
     providers: Sequence[Provider] = (CPU,),
+    one_row: bool = False,
 ) -> ort.InferenceSession:
     """Opens one ONNX file.
 
@@ -80,6 +90,8 @@ def open_session(
         providers: execution providers in order of preference. ONNX Runtime keeps on the CPU those operators that a
             provider lacks. Where the CPU is the last of the list, the rest of it answers, with a logged warning, for
             what is not there, does not start or has none of the operators.
+        one_row: whether every run will hold one row. What hangs on their number, such as a Swin's masks of windows,
+            is then computed once, here, and the session's shapes say 1 in place of "batch".
 
     Raises:
         BundleError: a provider that this ONNX Runtime lacks or cannot start, or providers of which none has an
@@ -105,12 +117,17 @@ def open_session(
     # A pattern is a block as large as all that a run needs, one for each batch size, beside the arena that the first
     # run of that size filled: for one image of a Swin-Tiny 38 MB, which no run is the quicker for.
     settings.enable_mem_pattern = False
+    if one_row:
+        settings.add_free_dimension_override_by_name(_BATCH_AXIS, 1)
     try:
-        for name, value in {**_FORMAT, **options, _RECORD_NODES: "1"}.items():
+        for name, value in {**_FORMAT, **_SPEED, **options, _RECORD_NODES: "1"}.items():
             settings.add_session_config_entry(name, value)
         settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # below it nothing can lie
         session = ort.InferenceSession(
-            content, settings, providers=[item for item in wanted.items() if item[0] in available]
+            content,
+            settings,
+            providers=[item for item in wanted.items() if item[0] in available],
+            disabled_optimizers=_SLOWER,
         )
         _decode_names(session)
     except _ORT_ERRORS as error:

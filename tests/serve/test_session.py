@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.errors import BundleError
 from plantmodels.serve import session
-from plantmodels.serve.session import SESSION_OPTIONS, answering_providers, open_session
+from plantmodels.serve.session import RUN_ERRORS, SESSION_OPTIONS, answering_providers, open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -288,3 +288,32 @@ def test_threads_follow_the_argument_then_the_environment_then_the_cores(
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
     options = open_session(model_file, threads=threads).get_session_options()
     assert options.intra_op_num_threads == (expected or session.count_cores())
+
+
+def test_a_session_of_one_row_says_so_and_takes_no_other_number(model_file: Path) -> None:
+    opened = open_session(model_file, one_row=True)
+
+    assert opened.get_inputs()[0].shape == [1, 3]
+    np.testing.assert_array_equal(opened.run(None, {"x": np.ones((1, 3), np.float32)})[0], -np.ones((1, 3)))
+    with pytest.raises(RUN_ERRORS, match="Got: 2 Expected: 1"):
+        opened.run(None, {"x": np.ones((2, 3), np.float32)})
+
+
+def test_addition_and_norm_stay_two_operators(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, 3]) for name in ("a", "b", "y")]
+    nodes = [
+        helper.make_node("Add", ["a", "b"], ["sum"]),
+        helper.make_node("LayerNormalization", ["sum", "scale", "bias"], ["y"], axis=-1),
+    ]
+    graph = helper.make_graph(nodes, "g", values[:2], values[2:])
+    graph.initializer.extend(numpy_helper.from_array(np.ones(3, np.float32), name) for name in ("scale", "bias"))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    used, session_of, settings = {}, ort.InferenceSession, ort.SessionOptions()
+    monkeypatch.setattr(ort, "InferenceSession", lambda *a, **k: used.update(k) or session_of(*a, **k))
+    open_session(Path("norm.onnx"), model.SerializeToString())
+
+    left_out = used["disabled_optimizers"]
+    for disabled, expected in (([], ["SkipLayerNormalization"]), (left_out, ["Add", "LayerNormalization"])):
+        settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        session_of(model.SerializeToString(), settings, providers=[CPU], disabled_optimizers=disabled)
+        assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == expected
