@@ -352,8 +352,9 @@ class _Embedded:
 
 
 def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> _Embedded:
-    session = open_session(folder / SPECIES_FILES["int8"], options=metadata.session_options, threads=1, one_row=True)
-    model = SpeciesModel(session, rows_per_run=1, workers=count_cores())
+    name, options, rows_per_run = SPECIES_FILES["int8"], metadata.session_options, metadata.rows_per_run("int8")
+    session = open_session(folder / name, options=options, threads=1, rows_per_run=rows_per_run)
+    model = SpeciesModel(session, rows_per_run=rows_per_run, workers=count_cores())
     embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
     number = {label: i for i, label in enumerate(sorted({class_of(sample) for sample in inputs.leaves.samples}))}
 

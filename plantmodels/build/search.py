@@ -167,7 +167,7 @@ def _answer(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> _Outputs:
 
 
 def _open(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
-    return open_session(Path("candidate.onnx"), model.SerializeToString(), threads=threads, one_row=True)
+    return open_session(Path("candidate.onnx"), model.SerializeToString(), threads=threads, rows_per_run=1)
 
 
 def _judge(outputs: _Outputs, reference: _Outputs, leaves: LabelledImages, float_products: int) -> Trial:

@@ -276,9 +276,9 @@ class PlantClassifier:
                 options=metadata.session_options,
                 threads=threads,
                 providers=providers,
-                one_row=one_row,
+                rows_per_run=rows,
             )
-            for name, one_row in ((SPECIES_FILES[precision], rows_per_run == 1), (PACKED_HEADS_FILE, False))
+            for name, rows in ((SPECIES_FILES[precision], rows_per_run), (PACKED_HEADS_FILE, None))
         ]
         give_back_memory()
         species_model = SpeciesModel(sessions[0], rows_per_run=rows_per_run, workers=workers)
@@ -290,17 +290,18 @@ class PlantClassifier:
         expected = {
             SPECIES_FILES[self.precision]: (
                 self._species_model.session,
+                self.metadata.rows_per_run(self.precision) == 1,
                 {IMAGE_INPUT: f"float (batch, 3, {side}, {side})"},
                 {SPECIES_OUTPUT: f"float (batch, {species})", EMBEDDING: f"float (batch, {dim})"},
             ),
             PACKED_HEADS_FILE: (
                 self._heads_session,
+                False,
                 {EMBEDDING: f"float (batch, {dim})", SPECIES_INDEX_INPUT: "int64 (batch)"},
                 {DISEASE_OUTPUT: f"float (batch, {diseases})"},
             ),
         }
-        for name, (session, inputs, outputs) in expected.items():
-            one_row = session is self._species_model.session and self.metadata.rows_per_run(self.precision) == 1
+        for name, (session, one_row, inputs, outputs) in expected.items():
             found = [
                 {value.name: _describe_value(value, one_row) for value in values}
                 for values in (session.get_inputs(), session.get_outputs())

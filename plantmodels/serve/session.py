@@ -53,7 +53,7 @@ _SPEED: Final = {"session.dynamic_block_base": "1"}
 """Threads share an operator in large blocks: 2 % of a Swin-Tiny where cores are far apart, elsewhere nothing."""
 
 _SLOWER: Final = ("SkipLayerNormFusion",)
-"""Optimizers left out: that operator computes one number at a time, ten times as long as addition and norm."""
+"""Optimizers left out: that operator computes one number at a time, seven times as long as addition and norm."""
 
 _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
 """Where ONNX Runtime looks for weights that a model in memory keeps in other files; else in the working directory."""
@@ -77,7 +77,7 @@ def open_session(
     options: Mapping[str, str] = SESSION_OPTIONS,
     threads: int | None = None,
     providers: Sequence[Provider] = (CPU,),
-    one_row: bool = False,
+    rows_per_run: int | None = None,
 ) -> ort.InferenceSession:
     """Opens one ONNX file.
 
@@ -90,8 +90,9 @@ def open_session(
         providers: execution providers in order of preference. ONNX Runtime keeps on the CPU those operators that a
             provider lacks. Where the CPU is the last of the list, the rest of it answers, with a logged warning, for
             what is not there, does not start or has none of the operators.
-        one_row: whether every run will hold one row. What hangs on their number, such as a Swin's masks of windows,
-            is then computed once, here, and the session's shapes say 1 in place of "batch".
+        rows_per_run: rows that one run may hold, from the metadata; None for any number. Where that is 1, what hangs on
+            their number, such as a Swin's masks of windows, is computed once, here, and the session's shapes say 1 in
+            place of "batch".
 
     Raises:
         BundleError: a provider that this ONNX Runtime lacks or cannot start, or providers of which none has an
@@ -117,7 +118,7 @@ def open_session(
     # A pattern is a block as large as all that a run needs, one for each batch size, beside the arena that the first
     # run of that size filled: for one image of a Swin-Tiny 38 MB, which no run is the quicker for.
     settings.enable_mem_pattern = False
-    if one_row:
+    if rows_per_run == 1:
         settings.add_free_dimension_override_by_name(_BATCH_AXIS, 1)
     try:
         for name, value in {**_FORMAT, **_SPEED, **options, _RECORD_NODES: "1"}.items():

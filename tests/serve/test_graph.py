@@ -105,6 +105,15 @@ def test_another_interface_than_the_metadata_tells_is_refused(bundle_copy: Path,
         PlantClassifier.load(bundle_copy, threads=1)
 
 
+def test_a_batch_fixed_at_one_does_for_the_model_that_is_run_row_by_row_alone(bundle_copy: Path) -> None:
+    one = make_model([image(1, 3, 224, 224)], [LOGITS, EMBEDDING])
+    put(bundle_copy, SPECIES, one)
+    assert len(PlantClassifier.load(bundle_copy, threads=1).run(np.zeros((2, 3, 224, 224), np.float32)).embedding) == 2
+    put(bundle_copy, SPECIES_FILES["fp16"], one)
+    with pytest.raises(BundleError, match=r"^swin-species.onnx: inputs and outputs are .*float \(1, 3, 224, 224\)"):
+        PlantClassifier.load(bundle_copy, precision="fp16", threads=1)
+
+
 @pytest.mark.parametrize("value", [LOGITS, EMBEDDING])
 def test_a_model_that_answers_in_another_shape_than_it_declares_is_an_error(bundle_copy: Path, value: Value) -> None:
     name = value[0]

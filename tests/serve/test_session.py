@@ -291,7 +291,7 @@ def test_threads_follow_the_argument_then_the_environment_then_the_cores(
 
 
 def test_a_session_of_one_row_says_so_and_takes_no_other_number(model_file: Path) -> None:
-    opened = open_session(model_file, one_row=True)
+    opened = open_session(model_file, rows_per_run=1)
 
     assert opened.get_inputs()[0].shape == [1, 3]
     np.testing.assert_array_equal(opened.run(None, {"x": np.ones((1, 3), np.float32)})[0], -np.ones((1, 3)))
