@@ -29,7 +29,7 @@ export PYTHONUNBUFFERED := 1
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
-	python -m plantmodels.demo $(DEMO)
+	python -m examples.drawn_leaves $(DEMO)
 endif
 	mlflow run . --env-manager local -P checkpoint='$(CHECKPOINT)' -P data='$(DATA)' -P non_plants='$(NON_PLANTS)' \
 	  -P unseen_plants='$(UNSEEN_PLANTS)' -P name='$(NAME)' -P out='$(OUT)' -P policy='$(POLICY)'

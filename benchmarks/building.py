@@ -32,8 +32,8 @@ from benchmarks.driver import (
 from benchmarks.machine import read_memory
 from benchmarks.many_species import write_checkpoint
 from benchmarks.speed import worker_command
-from plantmodels.build.checkpoint import read_checkpoint
-from plantmodels.build.data import read_leaves
+from plantmodels.data.leaves import read_leaves
+from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import count_cores
 
@@ -56,7 +56,7 @@ def main() -> None:
 @click.argument("out", type=PATH)
 def export(checkpoint: Path, data: Path, out: Path) -> None:
     """Export a bundle; seconds by step."""
-    from plantmodels.build.export import export_bundle
+    from plantmodels.export.bundle import export_bundle
 
     logging.disable(logging.WARNING)
     start = time.perf_counter()

@@ -23,7 +23,7 @@ from plantmodels.bundle.detector import OODDetector, read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, Precision
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.serve.classifier import PlantClassifier, Prediction
-from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.preprocessing import decode_image, preprocess
 
 Array = NDArray[np.float32]
 
@@ -144,8 +144,8 @@ class PyTorch(_Peer):
         """Builds the network; with `bf16` it runs under CPU autocast."""
         import torch
 
-        from plantmodels.build.checkpoint import read_checkpoint
-        from plantmodels.build.network import load_network
+        from plantmodels.export.checkpoint import read_checkpoint
+        from plantmodels.export.network import load_network
 
         super().__init__(setup)
         torch.set_num_threads(threads)

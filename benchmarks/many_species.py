@@ -17,8 +17,6 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
-from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
-from plantmodels.build.export import write_heads
 from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
@@ -27,6 +25,8 @@ from plantmodels.bundle.layout import (
     SPECIES_INDEX_INPUT,
     head_file,
 )
+from plantmodels.export.bundle import write_heads
+from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.serve.session import open_session
 
 PATH = click.Path(path_type=Path)

@@ -25,9 +25,11 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
-from plantmodels.build.data import digest_images, read_leaves, stream_images
-from plantmodels.build.network import HierarchicalNetwork, load_network
+from plantmodels.data.digests import digest_images
+from plantmodels.data.leaves import read_leaves
+from plantmodels.data.streaming import stream_images
+from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.export.network import HierarchicalNetwork, load_network
 
 CALIBRATION_IMAGES: Final = 300
 """NNCF's own default; training leaves of all classes, evenly spaced in the order of their paths."""

@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.contestants import Array, Contestant, Mode, Ours, Setup, open_contestant
 from benchmarks.machine import read_memory
 from benchmarks.rows import make_rows
-from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.preprocessing import decode_image, preprocess
 
 
 class Worker:

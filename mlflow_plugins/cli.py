@@ -61,8 +61,8 @@ def run_all(
     seed: int,
 ) -> None:
     """The main job: export, verify and register one model version."""
-    from mlflow_plugins.jobs import Request, run_main_job
-    from plantmodels.verify.report import read_report
+    from mlflow_plugins.jobs.main import Request, run_main_job
+    from plantmodels.report.gate_report import read_report
 
     version = run_main_job(Request(checkpoint, data, non_plants, unseen_plants, out, policy, name, seed))
     click.echo(read_report(out).table())
@@ -77,7 +77,7 @@ def run_all(
 @seed_option
 def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, seed: int) -> None:
     """Write a bundle inside an MLflow run."""
-    from mlflow_plugins.jobs import Request, run_export
+    from mlflow_plugins.jobs.main import Request, run_export
 
     click.echo(run_export(Request(checkpoint, data, non_plants, out=out, seed=seed)).describe())
 
@@ -98,7 +98,7 @@ def verify(
     policy: Path | None,
 ) -> None:
     """Measure every gate of a bundle inside an MLflow run."""
-    from mlflow_plugins.jobs import Request, run_verify
+    from mlflow_plugins.jobs.main import Request, run_verify
 
     click.echo(run_verify(Request(checkpoint, data, non_plants, unseen_plants, out, policy)).table())
 
@@ -109,7 +109,7 @@ def verify(
 @click.option("--example", type=OptionalPath(), default="", help="Photograph that becomes the input example.")
 def register(out: Path, name: str, example: Path | None) -> None:
     """Register a bundle that was verified before."""
-    from mlflow_plugins.jobs import run_register
+    from mlflow_plugins.jobs.main import run_register
 
     version = run_register(out, name, example)
     click.echo(f"registered models:/{version.name}/{version.version}")
@@ -133,7 +133,7 @@ def score(
     model: str, images: str, output: str, spark_master: str, partition_by: str, images_per_batch: int, routing: Routing
 ) -> None:
     """Score any number of images on Spark; resumes after a stop without scoring an image twice."""
-    from mlflow_plugins.scoring import ScoreRequest, run_score
+    from mlflow_plugins.jobs.scoring import ScoreRequest, run_score
 
     columns = tuple(name.strip() for name in partition_by.split(",") if name.strip())
     scores = run_score(ScoreRequest(model, images, output, spark_master, columns, images_per_batch, routing))
@@ -147,8 +147,8 @@ def score(
 @train_options
 def train(**options: Any) -> None:
     """Train a hierarchical network from scratch inside an MLflow run, an epoch a step."""
-    from mlflow_plugins.training import run_train_job
-    from plantmodels.build.training_requests import TrainRequest
+    from mlflow_plugins.jobs.training import run_train_job
+    from plantmodels.training.requests import TrainRequest
 
     click.echo(run_train_job(TrainRequest(**options)).describe())
 
@@ -157,8 +157,8 @@ def train(**options: Any) -> None:
 @distill_options
 def distill(**options: Any) -> None:
     """Train a small student of a teacher inside an MLflow run, an epoch a step."""
-    from mlflow_plugins.training import run_distill_job
-    from plantmodels.build.training_requests import DistillRequest
+    from mlflow_plugins.jobs.training import run_distill_job
+    from plantmodels.training.requests import DistillRequest
 
     click.echo(run_distill_job(DistillRequest(**options)).describe())
 
@@ -170,7 +170,7 @@ def distill(**options: Any) -> None:
 @non_plants_option
 def show(name: str, version: str, data: Path, non_plants: Path | None) -> None:
     """Load a version back by its URI: its gate table, and its answers to three leaves and one non-plant."""
-    from mlflow_plugins.show import describe_version
+    from mlflow_plugins.jobs.show import describe_version
 
     click.echo(describe_version(name, version, data, non_plants))
 
@@ -187,7 +187,7 @@ def compare(name: str, a: str, b: str, html: Path | None, form: str) -> None:
     A and B are version numbers, aliases (@production) or stages (Production). Models are not downloaded. It informs,
     the gates decide: the exit status is 0 whatever it finds.
     """
-    from mlflow_plugins.versions import compare_versions
+    from mlflow_plugins.jobs.compare import compare_versions
 
     show_comparison(compare_versions(name, a, b), html, form)
 
@@ -202,7 +202,7 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
     URI is models:/NAME/VERSION, models:/NAME@ALIAS or a model folder. One line a check; the exit status is 1 at the
     first that fails.
     """
-    from mlflow_plugins.load_check import check_version
+    from mlflow_plugins.checking.load_check import check_version
 
     for line in check_version(uri, copy_to=copy_to, public_key=public_key):
         click.echo(line)
@@ -215,7 +215,7 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
 @click.option("--reason", required=True, help="Why this version may be used although the gate failed.")
 def waive(name: str, version: str, gate: str, reason: str) -> None:
     """Answer for one failed GATE of one VERSION; void as soon as its files or the measured value are others."""
-    from mlflow_plugins.governance import waive_gate
+    from mlflow_plugins.registry.admin import waive_gate
 
     click.echo(waive_gate(name, version, gate, reason))
 
@@ -224,7 +224,7 @@ def waive(name: str, version: str, gate: str, reason: str) -> None:
 @click.argument("name")
 def audit(name: str) -> None:
     """Every decision of the gated registry about NAME, oldest first."""
-    from mlflow_plugins.governance import list_decisions
+    from mlflow_plugins.registry.admin import list_decisions
 
     for decision in list_decisions(name):
         click.echo(decision.describe())
@@ -234,7 +234,7 @@ def audit(name: str) -> None:
 @click.argument("name")
 def reconcile(name: str) -> None:
     """Make stage Production and alias production of NAME agree again, after a server died between the two."""
-    from mlflow_plugins.governance import reconcile_model
+    from mlflow_plugins.registry.admin import reconcile_model
 
     click.echo(reconcile_model(name))
 

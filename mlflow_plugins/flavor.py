@@ -15,26 +15,40 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlflow_plugins.description import BUNDLE_FOLDER, FLAVOR_NAME
-from mlflow_plugins.native import load_model
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, FLAVOR_NAME
+from mlflow_plugins.loading.native import load_model
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
-from plantmodels.bundle.scratch import scratch_folder
+from plantmodels.bundle.temporary import temporary_folder
 
 if TYPE_CHECKING:
     from mlflow.models import Model
     from mlflow.models.model import ModelInfo
 
-    from mlflow_plugins.pyfunc_model import PlantPyfunc
+    from mlflow_plugins.loading.pyfunc import PlantPyfunc
 
 __all__ = ["BUNDLE_FOLDER", "FLAVOR_NAME", "get_default_pip_requirements", "load_model", "log_model", "save_model"]
 
 _SERVING_LIBRARIES: Final = ("numpy", "onnxruntime", "pandas", "pillow")
-_CODE: Final = ("plantmodels/__init__.py", "plantmodels/errors.py", "plantmodels/bundle", "plantmodels/serve")
+_CODE: Final = (
+    "plantmodels/__init__.py",
+    "plantmodels/arrays.py",
+    "plantmodels/errors.py",
+    "plantmodels/bundle",
+    "plantmodels/serve",
+)
 _FLAVOR_CODE: Final = tuple(
     f"mlflow_plugins/{name}.py"
-    for name in ("__init__", "description", "flavor", "light_store", "native", "pyfunc_model")
+    for name in (
+        "__init__",
+        "flavor",
+        "loading/__init__",
+        "loading/light_store",
+        "loading/mlmodel",
+        "loading/native",
+        "loading/pyfunc",
+    )
 )
 
 
@@ -64,7 +78,7 @@ def save_model(
     import pandas as pd
     from mlflow.models import Model
 
-    from mlflow_plugins.pyfunc_model import IMAGE_COLUMN, MODEL_CONFIG, SIGNATURE
+    from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, MODEL_CONFIG, SIGNATURE
 
     check_files(bundle, read_manifest(bundle))
     metadata = read_metadata(bundle)
@@ -128,7 +142,7 @@ def list_serving_code() -> dict[str, Path]:
 @contextmanager
 def _serving_code() -> Iterator[Path]:
     """A folder with the files of `list_serving_code`, and nothing else."""
-    with scratch_folder("code") as temporary:
+    with temporary_folder("code") as temporary:
         for name, path in list_serving_code().items():
             target = temporary / name
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -139,7 +153,7 @@ def _serving_code() -> Iterator[Path]:
 @contextmanager
 def _named(bundle: Path, name: str) -> Iterator[Path]:
     """The bundle under the name that it has inside a model, whatever its folder is called."""
-    with scratch_folder("bundle") as temporary:
+    with temporary_folder("bundle") as temporary:
         link = temporary / name
         link.symlink_to(bundle.resolve(), target_is_directory=True)
         yield link
@@ -147,6 +161,6 @@ def _named(bundle: Path, name: str) -> Iterator[Path]:
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "PlantPyfunc":
     """MLflow's entry point."""
-    from mlflow_plugins.pyfunc_model import load_pyfunc
+    from mlflow_plugins.loading.pyfunc import load_pyfunc
 
     return load_pyfunc(Path(path), model_config)

@@ -14,6 +14,6 @@ def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
         store_uri: `plantmodels:` and a database URI, or the address of a REST server.
         tracking_uri: what MLflow passes; the process's own tracking address is used.
     """
-    from mlflow_plugins.gated_store import build_gated_store
+    from mlflow_plugins.registry.store import build_gated_store
 
     return build_gated_store(store_uri.removeprefix("plantmodels:"))

@@ -1,8 +1,7 @@
 """Turns a trained hierarchical plant classifier into one verified, servable bundle.
 
-Rooms, from the ground up: `bundle` (what lies on disk), `serve` (images to predictions), `build`
-(checkpoint to bundle) and `verify` (bundle to gate report). Imports run downwards only, and nothing in
-this package imports MLflow: that is the job of `mlflow_plugins`.
+`docs/architecture.md` says what each room holds and which rooms it may import. Nothing in this package imports MLflow:
+that is the job of `mlflow_plugins`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -20,7 +20,7 @@ from plantmodels.bundle.layout import PRECISIONS, Precision
 from plantmodels.errors import PlantModelsError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from plantmodels.verify.comparison import Comparison
+    from plantmodels.compare.model import Comparison
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -186,10 +186,11 @@ def configure_logging() -> None:
     """Shows this project's progress on stderr, a line a step."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s"))
-    logger = logging.getLogger("plantmodels")
-    logger.handlers[:] = [handler]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False  # ONNX Runtime's quantizer gives the root logger a handler too
+    for package in ("plantmodels", "mlflow_plugins"):
+        logger = logging.getLogger(package)
+        logger.handlers[:] = [handler]
+        logger.setLevel(logging.INFO)
+        logger.propagate = False  # ONNX Runtime's quantizer gives the root logger a handler too
 
 
 @click.group(cls=KnownErrors)
@@ -207,7 +208,7 @@ def main() -> None:
 @seed_option
 def export(checkpoint: Path, data: Path, non_plants: Path | None, out: Path, seed: int) -> None:
     """Write the bundle of a checkpoint: species model, disease heads, detector, manifests."""
-    from plantmodels.build.export import export_bundle
+    from plantmodels.export.bundle import export_bundle
 
     summary = export_bundle(checkpoint, data, out, non_plants=non_plants, seed=seed)
     click.echo(summary.describe())
@@ -229,7 +230,7 @@ def verify(
     policy: Path | None,
 ) -> None:
     """Measure every gate on real images and write the report into the bundle."""
-    from plantmodels.verify.policy import read_policy
+    from plantmodels.report.policy import read_policy
     from plantmodels.verify.run import verify_bundle
 
     limits = read_policy(policy)
@@ -244,7 +245,7 @@ def verify(
 @train_options
 def train(**options: Any) -> None:
     """Train a hierarchical network from scratch on the leaves of split train."""
-    from plantmodels.build.training_requests import TrainRequest, run_train
+    from plantmodels.training.requests import TrainRequest, run_train
 
     click.echo(run_train(TrainRequest(**options)).describe())
 
@@ -253,7 +254,7 @@ def train(**options: Any) -> None:
 @distill_options
 def distill(**options: Any) -> None:
     """Train a small student of a teacher: the same embedding size and heads in a file that fits a budget."""
-    from plantmodels.build.training_requests import DistillRequest, run_distill
+    from plantmodels.training.requests import DistillRequest, run_distill
 
     click.echo(run_distill(DistillRequest(**options)).describe())
 
@@ -279,7 +280,7 @@ def sign(bundle: Path, private_key: Path) -> None:
 @public_key_option
 def inspect(bundle: Path, public_key: Path | None) -> None:
     """Check a bundle's digests, and its signature where a key is given, and say what is in it."""
-    from plantmodels.verify.inspect import describe_bundle
+    from plantmodels.report.describe import describe_bundle
 
     click.echo(describe_bundle(bundle, public_key))
 
@@ -294,7 +295,7 @@ def compare(a: Path, b: Path, html: Path | None, form: str) -> None:
 
     It informs, the gates decide: the exit status is 0 whatever it finds.
     """
-    from plantmodels.verify.compare import compare_bundles
+    from plantmodels.compare.compare import compare_bundles
 
     show_comparison(compare_bundles(a, b), html, form)
 
@@ -305,8 +306,8 @@ def show_comparison(comparison: "Comparison", html: Path | None, form: str) -> N
     Raises:
         PlantModelsError: the page cannot be written.
     """
-    from plantmodels.bundle.documents import write_bytes
-    from plantmodels.verify.side_by_side import render_page, render_text
+    from plantmodels.bundle.files import write_bytes
+    from plantmodels.compare.render import render_page, render_text
 
     if html is not None:
         try:

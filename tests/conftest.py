@@ -30,8 +30,10 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from plantmodels.build.export import ExportSummary, export_bundle
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.export.bundle import ExportSummary, export_bundle
+
+pytest_plugins = ["tests.fixtures.reports"]
 
 # Other programs on the machine must fail no test: neither an example's time nor that of drawing it counts.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

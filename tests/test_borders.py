@@ -1,9 +1,10 @@
-"""The borders of DESIGN.md: what importing a room loads, and in which direction the rooms import each other."""
+"""The borders of docs/architecture.md: what importing a room loads, and which rooms each room may import."""
 
 import ast
 import pkgutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,37 @@ import pytest
 import plantmodels
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("errors", "bundle", "serve", "build", "verify")
-"""From the ground up: a room imports itself and those before it."""
 
-BUILD_AND_BELOW = ROOMS[: ROOMS.index("build") + 1]
+GROUND = {"arrays", "errors"}
+SERVING = GROUND | {"bundle", "serve"}
+PREPARING = SERVING | {"data", "ood", "export"}
+
+ROOMS = {
+    "arrays": set(),
+    "errors": GROUND,
+    "bundle": GROUND | {"bundle"},
+    "serve": SERVING,
+    "report": GROUND | {"bundle", "report"},
+    "compare": GROUND | {"bundle", "report", "compare"},
+    "data": SERVING | {"data"},
+    "ood": SERVING | {"data", "ood"},
+    "export": PREPARING,
+    "training": PREPARING | {"training", "report"},  # training curves are drawn in the report's style
+    "verify": PREPARING | {"verify", "report"},
+}
+"""Which rooms of `plantmodels` each room may import."""
+
+PLUGIN_ROOMS = {
+    "_mlflow_compat": (set(), {"_mlflow_compat"}),
+    "loading": (SERVING, {"_mlflow_compat", "loading"}),
+    "flavor": (SERVING, {"loading", "flavor"}),
+    "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "loading", "registry"}),
+    "registry_store": (set(), {"registry"}),
+    "checking": (SERVING | {"verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
+    "jobs": ({*ROOMS}, {"_mlflow_compat", "loading", "flavor", "jobs"}),
+}
+"""Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""
+
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxscript", "scipy", "pandas", "matplotlib", "mlflow"}
 
 
@@ -72,38 +100,60 @@ def imported_modules(path: Path) -> set[str]:
     return modules
 
 
-def rooms_used(path: Path) -> set[str]:
+def rooms_used(path: Path, package: str = "plantmodels") -> set[str]:
     parts = (module.split(".") for module in imported_modules(path))
-    return {part[1] for part in parts if part[0] == "plantmodels" and len(part) > 1} - {"__version__"}
+    return {part[1] for part in parts if part[0] == package and len(part) > 1} - {"__version__"}
 
 
-def allowed_rooms(room: str) -> set[str]:
-    if room == "demo":
-        return {*BUILD_AND_BELOW, "demo"}
-    return set(ROOMS[: ROOMS.index(room) + 1])
+def sources(package: str) -> list[Path]:
+    return sorted((ROOT / package).rglob("*.py"))
 
 
-SOURCES = sorted((ROOT / "plantmodels").rglob("*.py"))
+def room_of(path: Path, package: str) -> str:
+    return path.relative_to(ROOT / package).parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+ABOVE_ALL_ROOMS = ("__init__", "__main__", "cli")
+
+
+@pytest.mark.parametrize("path", sources("plantmodels"), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_imports_run_downwards_only(path: Path) -> None:
-    room = path.relative_to(ROOT / "plantmodels").parts[0].removesuffix(".py")
-    if room in ("cli", "__init__", "__main__"):
-        pytest.skip("above all rooms")
+    room = room_of(path, "plantmodels")
+    if room in ABOVE_ALL_ROOMS:
+        return
 
-    assert rooms_used(path) <= allowed_rooms(room)
+    assert rooms_used(path) <= ROOMS[room]
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("path", sources("mlflow_plugins"), ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_plugins_import_the_rooms_below_them_only(path: Path) -> None:
+    room = room_of(path, "mlflow_plugins")
+    if room in ABOVE_ALL_ROOMS:
+        return
+
+    library, plugins = PLUGIN_ROOMS[room]
+    assert rooms_used(path) <= library
+    assert rooms_used(path, "mlflow_plugins") <= plugins
+
+
+@pytest.mark.parametrize("path", sources("plantmodels"), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_mlflow_is_imported_at_the_edge_only(path: Path) -> None:
     assert not {module for module in imported_modules(path) if module.split(".")[0] in ("mlflow", "mlflow_plugins")}
 
 
 def test_the_direction_is_checked_at_all(tmp_path: Path) -> None:
     upward = tmp_path / "upward.py"
-    upward.write_text("def f():\n    from plantmodels import verify\n    import plantmodels.build.export\n")
+    upward.write_text("def f():\n    from plantmodels import verify\n    import plantmodels.export.bundle\n")
 
-    assert rooms_used(upward) == {"verify", "build"}
-    assert not rooms_used(upward) <= allowed_rooms("serve")
-    assert rooms_used(upward) <= allowed_rooms("verify")
+    assert rooms_used(upward) == {"verify", "export"}
+    assert not rooms_used(upward) <= ROOMS["serve"]
+    assert rooms_used(upward) <= ROOMS["verify"]
+
+
+@pytest.mark.parametrize("package", ["plantmodels", "mlflow_plugins"])
+def test_no_file_is_over_400_lines_and_no_folder_over_14_files(package: str) -> None:
+    long = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in sources(package)}
+    folders = Counter(path.parent.relative_to(ROOT).as_posix() for path in sources(package))
+
+    assert not {name: lines for name, lines in long.items() if lines > 400}
+    assert not {folder: files for folder, files in folders.items() if files > 14}

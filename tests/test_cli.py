@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from plantmodels.cli import main
-from plantmodels.verify.report import read_report
+from plantmodels.report.gate_report import read_report
 
 
 def run(*arguments: object) -> Result:

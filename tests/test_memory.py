@@ -15,17 +15,18 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from plantmodels.bundle.holding import hold_bundle
 from plantmodels.bundle.manifest import build_manifest
 from plantmodels.cli import KnownErrors
 from plantmodels.cli import main as cli
 from plantmodels.errors import BundleError, is_out_of_memory
+from plantmodels.export.lock import lock_bundle
+from plantmodels.report import describe as inspect
 from plantmodels.serve.session import open_session
-from plantmodels.verify import inspect, integrity, parity
+from plantmodels.verify import integrity, parity
 
 ROOT = Path(__file__).resolve().parents[1]
 TOO_MANY = 2**46
-PLACE = "inspect, in plantmodels.verify.inspect.describe_bundle"
+PLACE = "inspect, in plantmodels.report.describe.describe_bundle"
 
 LIMITED = """
 import resource, sys
@@ -144,7 +145,7 @@ def test_a_process_without_memory_leaves_the_bundle_as_it_was(
 ) -> None:
     """Where a library's own thread gets none, the library ends the process in words of its own."""
     before = build_manifest(bundle_copy)
-    modules = {"verify": "plantmodels.verify.run, plantmodels.verify.parity", "export": "plantmodels.build.export"}
+    modules = {"verify": "plantmodels.verify.run, plantmodels.verify.parity", "export": "plantmodels.export.bundle"}
     inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data]
     target = "--bundle" if command == "verify" else "--out"
     code = LIMITED.format(modules=modules[command])
@@ -158,6 +159,6 @@ def test_a_process_without_memory_leaves_the_bundle_as_it_was(
     else:
         assert -ran.returncode in (signal.SIGABRT, signal.SIGSEGV)
     assert build_manifest(bundle_copy) == before
-    with hold_bundle(bundle_copy):
+    with lock_bundle(bundle_copy):
         pass
     assert [path.name for path in tmp_path.iterdir()] == [bundle_copy.name]

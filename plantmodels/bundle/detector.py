@@ -26,7 +26,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.bundle.documents import read_bytes, write_bytes
+from plantmodels.bundle.files import read_bytes, write_bytes
 from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.plain_pickle import load_plain_pickle
 from plantmodels.errors import BundleError, DetectorError

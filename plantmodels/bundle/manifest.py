@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from plantmodels.bundle.detector import MAX_PICKLE_BYTES
-from plantmodels.bundle.documents import MAX_JSON_BYTES, parse_json, read_bytes, write_json
+from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes, write_json
 from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.errors import BundleError, ManifestMismatchError
 

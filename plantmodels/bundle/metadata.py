@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
-from plantmodels.bundle.documents import parse_json, read_json, write_json
+from plantmodels.bundle.files import parse_json, read_json, write_json
 from plantmodels.bundle.layout import (
     FORMAT_VERSION,
     HEADS_LIST_FILE,

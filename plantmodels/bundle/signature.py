@@ -17,10 +17,10 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from plantmodels.bundle.documents import read_bytes, write_bytes
+from plantmodels.bundle.files import read_bytes, write_bytes
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import Manifest, check_files, parse_manifest, read_manifest_bytes
-from plantmodels.bundle.scratch import scratch_folder
+from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import SignatureError
 
 _MAX_BYTES: Final = 64 * 2**10
@@ -63,7 +63,7 @@ def sign_bundle(folder: Path, private_key: Path, *, password: str | None = None)
         signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:  # those of model-signing and cryptography have no base of their own
         raise SignatureError(f"{private_key}: expected a private {_KEYS}, and its password ({error})") from error
-    with scratch_folder("sign") as temporary:
+    with temporary_folder("sign") as temporary:
         manifest, signature = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
         manifest.write_bytes(content)
         signer.sign(manifest, signature)
@@ -106,7 +106,7 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # those of model-signing and cryptography have no base of their own
         raise SignatureError(f"{public_key}: expected a public {_KEYS} ({error})") from error
-    with scratch_folder("signature") as temporary:
+    with temporary_folder("signature") as temporary:
         copies = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
         for copy, data in zip(copies, (manifest, content), strict=True):
             copy.write_bytes(data)

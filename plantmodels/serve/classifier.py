@@ -39,9 +39,9 @@ from plantmodels.bundle.manifest import Manifest, parse_manifest, read_checked, 
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.signature import check_signature
 from plantmodels.errors import BundleError, ImageError
-from plantmodels.serve.images import decode_image, preprocess, read_file, upright_rgb
+from plantmodels.serve.preprocessing import decode_image, preprocess, read_file, upright_rgb
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, softmax
-from plantmodels.serve.session import CPU, RUN_ERRORS, Provider, answering_providers, give_back_memory, open_session
+from plantmodels.serve.session import CPU, RUN_ERRORS, Provider, answering_providers, open_session, release_free_memory
 
 CHUNK: Final = 32
 """Images held as input at once; bounds memory whatever the number of images."""
@@ -280,7 +280,7 @@ class PlantClassifier:
             )
             for name, rows in ((SPECIES_FILES[precision], rows_per_run), (PACKED_HEADS_FILE, None))
         ]
-        give_back_memory()
+        release_free_memory()
         species_model = SpeciesModel(sessions[0], rows_per_run=rows_per_run, workers=workers)
         return cls(metadata, detector, species_model, sessions[1], precision=precision, allow_paths=allow_paths)
 
@@ -486,7 +486,7 @@ class PlantClassifier:
                 embedding=outputs.embedding[row] if return_embedding else None,
             )
 
-    def mix_diseases(
+    def route_soft(
         self, species_logits: NDArray[np.float32], embedding: NDArray[np.float32]
     ) -> list[tuple[str | None, float | None]]:
         """Soft routing: the disease of each image and its probability; None where no head can answer."""
@@ -501,7 +501,7 @@ class PlantClassifier:
     def _route(self, outputs: Outputs, routing: Routing) -> list[tuple[str | None, float | None]]:
         """The disease of each image and its probability; None where no head can answer."""
         if routing == "soft":
-            return self.mix_diseases(outputs.species_logits, outputs.embedding)
+            return self.route_soft(outputs.species_logits, outputs.embedding)
         found: list[tuple[str | None, float | None]] = []
         for index, logits in zip(outputs.species_index.tolist(), outputs.disease_logits, strict=True):
             names = self.taxonomy.diseases_of(index)

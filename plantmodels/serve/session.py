@@ -12,10 +12,10 @@ from typing import Final
 
 import onnxruntime as ort
 
-from plantmodels.bundle.documents import read_bytes
+from plantmodels.bundle.files import read_bytes
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.errors import BundleError
-from plantmodels.serve.graph import check_graph
+from plantmodels.serve.onnx_guard import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
 """Recorded in the metadata of every bundle. timm's shifted-window mask is -100 and exp(-100) is a denormal
@@ -28,7 +28,7 @@ CPU: Final = "CPUExecutionProvider"
 _BATCH_AXIS: Final = "batch"
 """What every model of ours calls the axis of rows."""
 
-_LOGGER: Final = logging.getLogger("plantmodels.serve")
+_LOGGER: Final = logging.getLogger(__name__)
 
 _RECORD_NODES: Final = "session.record_ep_graph_assignment_info"
 """Lets a session tell by which provider each node runs; costs no time or memory that could be measured."""
@@ -157,7 +157,7 @@ def _forget_content(session: ort.InferenceSession) -> None:
     session._model_bytes = None
 
 
-def give_back_memory() -> None:
+def release_free_memory() -> None:
     """Returns to the system what opening sessions allocated and freed: for a Swin-Tiny 16 MB.
 
     The C library keeps it for later otherwise, and serving hardly allocates. Does nothing where that is not glibc.

@@ -18,20 +18,15 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import (
-    CLASS_SEPARATOR,
-    LeafSample,
-    LeafSet,
-    UnreadableImage,
-    class_of,
-    name_below,
-    stream_batches,
-)
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.image_files import name_below
+from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
+from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.report.per_image import ImageRow
+from plantmodels.report.results import Accuracy, Bin, Calibration, ClassRow, Reliability
+from plantmodels.report.serialization import finite_or_none
+from plantmodels.report.statistics import Paired
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify.images import ImageRow
-from plantmodels.verify.measurements import Accuracy, Bin, Calibration, ClassRow, Paired, Reliability
-from plantmodels.verify.records import finite_or_none
 
 BATCH: Final = 8
 CALIBRATION_BINS: Final = 15
@@ -154,7 +149,7 @@ def _serve(classifier: PlantClassifier, truth: _Truth, pixels: NDArray[np.float3
     answers, heads = _answer(classifier, truth, logits, embedding)
     best = classifier.disease_logits(embedding, answers.species).argmax(axis=1)
     routed = [_name_disease(taxonomy, *pair) for pair in zip(answers.species.tolist(), best.tolist(), strict=True)]
-    soft = [name or "" for name, _ in classifier.mix_diseases(logits, embedding)]
+    soft = [name or "" for name, _ in classifier.route_soft(logits, embedding)]
     several = np.array([len(taxonomy.diseases_of(i)) > 1 for i in truth.species.tolist()])
     served = _Served(
         np.array(routed, np.str_),

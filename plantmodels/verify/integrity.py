@@ -31,7 +31,7 @@ from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.serve.session import RUN_ERRORS, open_session
 
 if TYPE_CHECKING:
-    from plantmodels.build.checkpoint import Checkpoint
+    from plantmodels.export.checkpoint import Checkpoint
 
 INT8_ROUNDING: Final = 0.01
 """What rounding may move a weight by, as a share of its class's largest: half a step is 1/254 in eight bits and

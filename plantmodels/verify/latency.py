@@ -11,11 +11,11 @@ from typing import Final
 
 import numpy as np
 
-from plantmodels.build.quantize import describe_cpu
+from plantmodels.export.cpu import describe_cpu
+from plantmodels.report.results import Latency
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.session import count_cores
-from plantmodels.verify.measurements import Latency
 
 RUNS: Final = 40
 WARM_UP_RUNS: Final = 5

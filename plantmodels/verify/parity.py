@@ -19,17 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
-from plantmodels.build.heads import float_head_model
-from plantmodels.build.network import HierarchicalNetwork
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
+from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.export.network import HierarchicalNetwork
+from plantmodels.export.onnx_heads import float_head_model
+from plantmodels.report.results import Parity, Scatter
+from plantmodels.report.serialization import finite_or_none
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
 from plantmodels.verify.integrity import raise_without_memory
-from plantmodels.verify.measurements import Parity, Scatter
-from plantmodels.verify.records import finite_or_none
 
 BATCH_SIZES: Final = (1, 2, 3, 5)
 MAX_IMAGES: Final = 64

@@ -13,16 +13,19 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.build.data import NonPlantSet, UnreadableImage, name_below, stream_batches
-from plantmodels.build.separation import auroc, bootstrap, fpr_at_recall, roc_curve
+from plantmodels.data.image_files import name_below
+from plantmodels.data.non_plants import NonPlantSet
+from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.ood.metrics import auroc, bootstrap, fpr_at_recall, roc_curve
+from plantmodels.report.per_image import ImageRow, ImagesOf
+from plantmodels.report.results import Estimate, Histogram, Rejection, Separation
+from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.routing import softmax
 from plantmodels.verify.accuracy import BATCH, AccuracyRun
-from plantmodels.verify.images import ImageRow, ImagesOf
-from plantmodels.verify.measurements import Estimate, Histogram, Rejection, Separation, Share
 
 if TYPE_CHECKING:
-    from plantmodels.build.network import HierarchicalNetwork
+    from plantmodels.export.network import HierarchicalNetwork
 
 HISTOGRAM_BINS: Final = 60
 _RECALL: Final = 0.95
@@ -202,11 +205,11 @@ def _describe(
     ]
 
 
-def _count(hits: NDArray[np.bool_]) -> Share:
-    return Share(int(hits.sum()), len(hits))
+def _count(hits: NDArray[np.bool_]) -> Proportion:
+    return Proportion(int(hits.sum()), len(hits))
 
 
-def _count_by(names: Sequence[str], rejected: NDArray[np.bool_]) -> dict[str, Share]:
+def _count_by(names: Sequence[str], rejected: NDArray[np.bool_]) -> dict[str, Proportion]:
     labels = np.array(names, dtype=object)
     return {name: _count(rejected[labels == name]) for name in sorted(set(names))}
 
@@ -264,7 +267,7 @@ def bin_scores(
     return Histogram(tuple(edges.tolist()), *counts)
 
 
-def count_flips(network: "HierarchicalNetwork", int8: PlantClassifier, pixels: NDArray[np.float32]) -> Share:
+def count_flips(network: "HierarchicalNetwork", int8: PlantClassifier, pixels: NDArray[np.float32]) -> Proportion:
     """How many images PyTorch's float32 embedding decides otherwise than the INT8 one that is served.
 
     Args:

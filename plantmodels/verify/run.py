@@ -15,23 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels import __version__
-from plantmodels.build.data import (
-    LeafSet,
-    NonPlantSet,
-    UnreadableImage,
-    class_of,
-    digest_images,
-    digest_leaves,
-    name_below,
-    read_leaves,
-    read_non_plants,
-    stream_batches,
-)
-from plantmodels.build.quantize import describe_cpu
-from plantmodels.build.sampling import pick_each_class, thin_out
 from plantmodels.bundle.detector import read_detector
-from plantmodels.bundle.documents import write_bytes, write_json
-from plantmodels.bundle.holding import hold_bundle
+from plantmodels.bundle.files import write_bytes, write_json
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
@@ -47,32 +32,41 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import Manifest, check_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.bundle.staging import staged_bundle
+from plantmodels.data.digests import digest_images, digest_leaves
+from plantmodels.data.image_files import name_below
+from plantmodels.data.leaves import LeafSet, class_of, read_leaves
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.sampling import pick_each_class, thin_out
+from plantmodels.data.streaming import UnreadableImage, stream_batches
 from plantmodels.errors import BundleError
+from plantmodels.export.cpu import describe_cpu
+from plantmodels.export.lock import lock_bundle
+from plantmodels.export.staging import staged_bundle
+from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
+from plantmodels.report.per_image import IMAGE_SETS, ImageRow, ImagesOf, write_images
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.page import render_report
+from plantmodels.report.render.parts import Gallery
+from plantmodels.report.render.plots import draw_plots
+from plantmodels.report.results import Parity, Rejection
+from plantmodels.report.serialization import decode
+from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
-from plantmodels.verify.html import render_report
-from plantmodels.verify.images import IMAGE_SETS, ImageRow, ImagesOf, write_images
 from plantmodels.verify.integrity import (
     describe_error,
     find_head_problems,
     find_load_failures,
     raise_without_memory,
 )
+from plantmodels.verify.judge import Measured, judge_all
 from plantmodels.verify.latency import measure_latency
-from plantmodels.verify.measurements import Parity, Rejection, Share
-from plantmodels.verify.page import Gallery
-from plantmodels.verify.plots import draw_plots
-from plantmodels.verify.policy import GatePolicy
-from plantmodels.verify.records import decode
 from plantmodels.verify.rejection import RejectionRun, count_flips, measure_rejection
-from plantmodels.verify.report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
 from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
-from plantmodels.verify.verdicts import Measured, judge_all
 
 if TYPE_CHECKING:
-    from plantmodels.build.checkpoint import Checkpoint
+    from plantmodels.export.checkpoint import Checkpoint
 
 _LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
 
@@ -131,7 +125,7 @@ def verify_bundle(
         ExportError: the bundle's folder cannot be written, or another process is writing it.
     """
     read_manifest(bundle)
-    with hold_bundle(bundle):
+    with lock_bundle(bundle):
         task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
         unreadable: dict[ImagesOf, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
         measured, runs = _measure(task, unreadable)
@@ -212,7 +206,7 @@ def _measure(task: _Task, unreadable: dict[ImagesOf, list[UnreadableImage]]) -> 
     return measured, runs
 
 
-def _add_flips(rejection: Rejection, fp32: Share | None) -> Rejection:
+def _add_flips(rejection: Rejection, fp32: Proportion | None) -> Rejection:
     return rejection if fp32 is None else replace(rejection, flips={**rejection.flips, "fp32": fp32})
 
 
@@ -240,11 +234,13 @@ def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], st
     return classifiers, ""
 
 
-def _compare_with_pytorch(task: _Task, int8: PlantClassifier, runs: _Runs) -> tuple[Parity, Share] | tuple[None, None]:
+def _compare_with_pytorch(
+    task: _Task, int8: PlantClassifier, runs: _Runs
+) -> tuple[Parity, Proportion] | tuple[None, None]:
     """Parity on leaves, and how often the decisions to reject differ, on these and as many non-plants."""
     if task.checkpoint is None:
         return None, None
-    from plantmodels.build.network import load_network  # torch takes seconds to import
+    from plantmodels.export.network import load_network
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
     leaves = [sample.path for sample in pick_each_class(runs.accuracy.samples, MAX_IMAGES, key=class_of)]
@@ -309,7 +305,7 @@ def _name_unreadable(
 
 
 def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
-    def describe(given: NonPlantSet | None, which: ImagesOf, measured: Share | None) -> ImageSet | None:
+    def describe(given: NonPlantSet | None, which: ImagesOf, measured: Proportion | None) -> ImageSet | None:
         if given is None:
             return None
         return ImageSet(len(given.paths), 0 if measured is None else measured.images, task.data_digests[which])

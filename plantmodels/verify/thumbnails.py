@@ -12,11 +12,11 @@ from typing import Final
 
 from PIL import ImageOps
 
-from plantmodels.build.data import LeafSample
+from plantmodels.data.leaves import LeafSample
 from plantmodels.errors import ImageError
-from plantmodels.serve.images import decode_image
-from plantmodels.verify.images import ImageRow
-from plantmodels.verify.page import Gallery, Line, Picture, spell_class
+from plantmodels.report.per_image import ImageRow
+from plantmodels.report.render.parts import Gallery, Line, Picture, spell_class
+from plantmodels.serve.preprocessing import decode_image
 
 MAX_PICTURES: Final = 24
 _SIDE: Final = 160

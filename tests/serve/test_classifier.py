@@ -27,11 +27,11 @@ from plantmodels.bundle.detector import OODDetector, read_detector, write_detect
 from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, PACKED_HEADS_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import read_checked, read_manifest, write_manifest
 from plantmodels.bundle.metadata import read_metadata, write_metadata
-from plantmodels.bundle.staging import staged_bundle
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, DetectorError, ImageError, ManifestMismatchError, PlantModelsError
+from plantmodels.export.staging import staged_bundle
 from plantmodels.serve.classifier import CHUNK, Outputs, PlantClassifier, Prediction
-from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.routing import Routing, softmax
 
 PLAIN = ("species", "species_index", "species_probability", "disease", "disease_probability", "rejected", "error")

@@ -11,7 +11,7 @@ from scipy.special import softmax as scipy_softmax
 from plantmodels.bundle.layout import head_file
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.serve.images import decode_image, preprocess
+from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.routing import MIN_SPECIES_PROBABILITY, DiseaseMixture
 
 TAXONOMY = Taxonomy(

@@ -185,7 +185,7 @@ def test_sessions_keep_no_block_of_memory_for_each_batch_size(model_file: Path) 
 @pytest.mark.parametrize("library", [session.ctypes.CDLL(None), object()], ids=["this", "another"])
 def test_memory_is_given_back_by_whatever_c_library_there_is(monkeypatch: pytest.MonkeyPatch, library) -> None:
     monkeypatch.setattr(session.ctypes, "CDLL", lambda _: library)
-    session.give_back_memory()
+    session.release_free_memory()
 
 
 def test_absent_and_folder_are_refused(tmp_path: Path) -> None:

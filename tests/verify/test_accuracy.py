@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 from scipy.special import softmax as scipy_softmax
 
-from plantmodels.build.data import LeafSample, LeafSet, UnreadableImage
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.leaves import LeafSample, LeafSet
+from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
+from plantmodels.report.per_image import ImageRow
+from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
+from plantmodels.report.statistics import Paired, Proportion
 from plantmodels.verify.accuracy import measure_accuracy, measure_calibration, measure_chances
-from plantmodels.verify.images import ImageRow
-from plantmodels.verify.measurements import Accuracy, ClassRow, Paired, PrecisionAccuracy, Share
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
 
@@ -44,7 +46,9 @@ def count_slowly(species: list[int], diseases: list[list[int]]) -> PrecisionAccu
             disease_right += diseases[i][true_species] == true_disease
         routed_disease = diseases[i][species[i]] if CLASSES[species[i]] else None
         end_to_end += (species[i], routed_disease) == (true_species, true_disease)
-    return PrecisionAccuracy(Share(species_right, COUNT), Share(disease_right, with_head), Share(end_to_end, COUNT))
+    return PrecisionAccuracy(
+        Proportion(species_right, COUNT), Proportion(disease_right, with_head), Proportion(end_to_end, COUNT)
+    )
 
 
 def test_counts_equal_those_of_a_slow_loop(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
@@ -166,7 +170,7 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     leaves = make_leaves(numbered_images(COUNT))
     served = scripted(*int8)
     names = np.random.default_rng(6).choice(["rust", "scab", "healthy", "spot"], COUNT).tolist()
-    served.mix_diseases = lambda _, embedding: [(names[int(number)], 0.5) for number in embedding[:, 0]]
+    served.route_soft = lambda _, embedding: [(names[int(number)], 0.5) for number in embedding[:, 0]]
     run = measure_accuracy(scripted(*fp16), served, leaves, unreadable=[])
     rows, found = run.rows, run.accuracy
     assert [row.int8_soft_disease for row in rows] == names
@@ -248,4 +252,4 @@ def test_an_impossible_truth_has_no_finite_loss_and_no_images_no_error() -> None
 @pytest.mark.parametrize(("count", "images"), [(-1, 5), (6, 5)])
 def test_a_share_is_between_none_and_all(count: int, images: int) -> None:
     with pytest.raises(ValueError, match=f"count must be from 0 to images, got {count} of {images}"):
-        Share(count, images)
+        Proportion(count, images)

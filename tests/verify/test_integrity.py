@@ -6,11 +6,11 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plantmodels.build.checkpoint import Checkpoint, read_checkpoint
-from plantmodels.build.heads import Int8Head, int8_head_model, quantize_head
 from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES, head_file
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.export.onnx_heads import Int8Head, int8_head_model, quantize_head
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
 
 PEPPER, CHERRY, ALOE = (head_file(slug) for slug in ("pepper-bell", "cherry-including-sour", "aloe-sp-2"))

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from plantmodels.build.checkpoint import read_checkpoint
-from plantmodels.build.network import load_network
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError
+from plantmodels.export.checkpoint import read_checkpoint
+from plantmodels.export.network import load_network
+from plantmodels.report.results import Parity
 from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
 from plantmodels.serve.session import open_session
-from plantmodels.verify.measurements import Parity
 from plantmodels.verify.parity import (
     BATCH_SIZES,
     MAX_POINTS,
@@ -161,7 +161,7 @@ def test_float_heads_equal_pytorchs_and_a_broken_builder_is_found(monkeypatch: p
 
 
 def load_pixels(tiny_bundle, count: int) -> np.ndarray:  # type: ignore[no-untyped-def]
-    from plantmodels.serve.images import decode_image, preprocess
+    from plantmodels.serve.preprocessing import decode_image, preprocess
 
     paths = sorted((tiny_bundle.data / "val").rglob("leaf*"))[:: 45 // count][:count]
     preprocessing = read_metadata(tiny_bundle.bundle).preprocessing

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from plantmodels.build.data import NonPlantSet, UnreadableImage, read_non_plants
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
-from plantmodels.verify.images import IMAGE_SETS
-from plantmodels.verify.measurements import Histogram, Rejection, Share
+from plantmodels.report.per_image import IMAGE_SETS
+from plantmodels.report.results import Histogram, Rejection
+from plantmodels.report.statistics import Proportion
 from plantmodels.verify.rejection import (
     RejectionRun,
     bin_scores,
@@ -28,8 +30,8 @@ from plantmodels.verify.rejection import (
 EMPTY = Histogram((), (), (), ())
 
 
-def make_rejection(plants: Share, non_plants: Share) -> Rejection:
-    return Rejection(1.0, plants, non_plants, Share(0, 0), False, {}, {}, {}, {}, None, {}, {}, (), EMPTY)
+def make_rejection(plants: Proportion, non_plants: Proportion) -> Rejection:
+    return Rejection(1.0, plants, non_plants, Proportion(0, 0), False, {}, {}, {}, {}, None, {}, {}, (), EMPTY)
 
 
 def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequence[float] | None = None) -> Any:
@@ -50,7 +52,7 @@ def measure(
 
 def test_precision_is_that_of_equal_numbers() -> None:
     """The formula against counting: 300 copies of 200 plants meet 200 copies of 300 non-plants."""
-    rejection = make_rejection(Share(2, 200), Share(285, 300))
+    rejection = make_rejection(Proportion(2, 200), Proportion(285, 300))
     rejected_plants, rejected_others = 2 * 300, 285 * 200
     assert rejection.precision == pytest.approx(rejected_others / (rejected_others + rejected_plants), rel=1e-12)
     assert rejection.recall == 0.95
@@ -60,16 +62,16 @@ def test_precision_is_that_of_equal_numbers() -> None:
 @pytest.mark.parametrize(
     ("plants", "non_plants", "precision", "recall"),
     [
-        (Share(0, 10), Share(10, 10), 1.0, 1.0),
-        (Share(10, 10), Share(0, 10), 0.0, 0.0),
-        (Share(5, 10), Share(5, 10), 0.5, 0.5),
-        (Share(0, 10), Share(0, 10), None, 0.0),
-        (Share(1, 10), Share(0, 0), None, None),
-        (Share(0, 0), Share(5, 10), None, 0.5),
+        (Proportion(0, 10), Proportion(10, 10), 1.0, 1.0),
+        (Proportion(10, 10), Proportion(0, 10), 0.0, 0.0),
+        (Proportion(5, 10), Proportion(5, 10), 0.5, 0.5),
+        (Proportion(0, 10), Proportion(0, 10), None, 0.0),
+        (Proportion(1, 10), Proportion(0, 0), None, None),
+        (Proportion(0, 0), Proportion(5, 10), None, 0.5),
     ],
 )
 def test_the_edges_of_precision_and_recall(
-    plants: Share, non_plants: Share, precision: float | None, recall: float | None
+    plants: Proportion, non_plants: Proportion, precision: float | None, recall: float | None
 ) -> None:
     rejection = make_rejection(plants, non_plants)
     assert (rejection.precision, rejection.recall) == (precision, recall)
@@ -91,10 +93,10 @@ def test_scores_are_held_against_the_threshold_by_source_and_species(
     assert set(rejection.separation_by_source) == {"bricks", "rocks"}
     assert rejection.separation_by_source["rocks"] == measure_separation(plant_scores, scores[20:])
     assert list(rejection.roc) == sorted(rejection.roc) and len(rejection.roc) == 50
-    assert rejection.by_source == {"bricks": Share(sum(above[:20]), 20), "rocks": Share(sum(above[20:]), 30)}
-    assert rejection.non_plants == Share(sum(above), 50)
-    assert rejection.by_species == {"Apple": Share(2, 3), "Rose": Share(1, 3)}
-    assert rejection.plants == Share(3, 6), "NaN is rejected"
+    assert rejection.by_source == {"bricks": Proportion(sum(above[:20]), 20), "rocks": Proportion(sum(above[20:]), 30)}
+    assert rejection.non_plants == Proportion(sum(above), 50)
+    assert rejection.by_species == {"Apple": Proportion(2, 3), "Rose": Proportion(1, 3)}
+    assert rejection.plants == Proportion(3, 6), "NaN is rejected"
     assert not rejection.held_out
     assert classifier.seen == [n for i in range(0, 50, 8) for n in [*range(i, min(i + 8, 50))] * 2]
     assert [row.rejected for row in run.non_plants.rows] == above
@@ -140,7 +142,7 @@ def test_without_non_plants_false_alarms_are_still_counted(scripted: type) -> No
     classifier = scripted([], [], [], threshold=1.0)
     rejection = measure(classifier, leaves_of([0.5, 2.0], ["Rose"] * 2), None).rejection
     assert rejection.separation is None and rejection.roc == ()
-    assert (rejection.plants, rejection.non_plants) == (Share(1, 2), Share(0, 0))
+    assert (rejection.plants, rejection.non_plants) == (Proportion(1, 2), Proportion(0, 0))
     assert (rejection.precision, rejection.recall) == (None, None)
 
 
@@ -169,10 +171,10 @@ def test_unseen_plants_are_counted_by_themselves(
     numbered_images(4, "unseen/moss", first=6)
     classifier = scripted([1] * 10, [[0, 0, 0]] * 10, [0, 2, 2, 0, 0, 0, 2, 2, 2, 0], threshold=1.0)
     run = measure(classifier, leaves_of([0, 5], ["Rose"] * 2), None, read_non_plants(tmp_path / "unseen"))
-    assert run.rejection.unseen_plants == Share(5, 10)
+    assert run.rejection.unseen_plants == Proportion(5, 10)
     assert set(run.rejection.separation_by_unseen_source) == {"ferns", "moss"}
-    assert run.rejection.by_unseen_source == {"ferns": Share(2, 6), "moss": Share(3, 4)}
-    assert (run.rejection.non_plants, run.rejection.by_source) == (Share(0, 0), {})
+    assert run.rejection.by_unseen_source == {"ferns": Proportion(2, 6), "moss": Proportion(3, 4)}
+    assert (run.rejection.non_plants, run.rejection.by_source) == (Proportion(0, 0), {})
     assert sum(run.rejection.histogram.unseen_plants) == 10
     assert {row.set for row in run.unseen_plants.rows} == {"unseen-plants"}
 
@@ -189,7 +191,7 @@ def test_decisions_of_fp16_that_differ_are_counted_over_all_images(
     rejection = measure_rejection(
         fp16, int8, leaves, read_non_plants(tmp_path / "others"), None, unreadable=unreadable
     ).rejection
-    assert rejection.flips == {"fp16": Share(1 + 3, 3 + 8)}
+    assert rejection.flips == {"fp16": Proportion(1 + 3, 3 + 8)}
 
 
 def test_float32_decisions_are_held_against_those_that_are_served(scripted: type) -> None:
@@ -200,7 +202,7 @@ def test_float32_decisions_are_held_against_those_that_are_served(scripted: type
         numbers = (images.mean(dim=(1, 2, 3)) * 255).round()
         return numbers, (numbers + (numbers >= 15))[:, None]  # the last four see another embedding
 
-    assert count_flips(network, int8, pixels) == Share(4, 19)
+    assert count_flips(network, int8, pixels) == Proportion(4, 19)
 
 
 def test_separation_is_that_of_sklearn_within_its_interval() -> None:
@@ -220,7 +222,7 @@ def test_the_interval_of_precision_covers_it_as_often_as_it_says() -> None:
     truth = 0.96 / (0.96 + 0.02)
     covered = []
     for plants, others in zip(rng.binomial(800, 0.02, 2000), rng.binomial(300, 0.96, 2000), strict=True):
-        interval = make_rejection(Share(int(plants), 800), Share(int(others), 300)).precision_interval
+        interval = make_rejection(Proportion(int(plants), 800), Proportion(int(others), 300)).precision_interval
         assert interval is not None
         covered.append(interval[0] <= truth <= interval[1])
     assert 0.93 < np.mean(covered) < 0.97
@@ -228,10 +230,10 @@ def test_the_interval_of_precision_covers_it_as_often_as_it_says() -> None:
 
 def test_the_interval_of_precision_at_the_edges() -> None:
     for plants, others in ((0, 300), (800, 0), (5, 300)):
-        rejection = make_rejection(Share(plants, 800), Share(others, 300))
+        rejection = make_rejection(Proportion(plants, 800), Proportion(others, 300))
         low, high = rejection.precision_interval or (None, None)
         assert 0 < low < high < 1
-    assert make_rejection(Share(0, 800), Share(0, 0)).precision_interval is None
+    assert make_rejection(Proportion(0, 800), Proportion(0, 0)).precision_interval is None
 
 
 # ONNX Runtime sessions that treat denormals as zero leave the thread so; hypothesis insists on being told.

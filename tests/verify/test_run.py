@@ -8,9 +8,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from plantmodels.build.data import LeafSet
-from plantmodels.bundle.documents import read_json, write_json
-from plantmodels.bundle.holding import hold_bundle
+from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
@@ -24,6 +22,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import check_files, list_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.data.leaves import LeafSet
 from plantmodels.errors import (
     BundleError,
     DataError,
@@ -32,13 +31,14 @@ from plantmodels.errors import (
     ManifestMismatchError,
     PlantModelsError,
 )
+from plantmodels.export.lock import lock_bundle
+from plantmodels.report.gate_report import GateReport, read_report
+from plantmodels.report.gates import GATES
+from plantmodels.report.per_image import read_images_file
+from plantmodels.report.policy import GatePolicy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify import parity
 from plantmodels.verify import run as run_module
-from plantmodels.verify.gates import GATES
-from plantmodels.verify.images import read_images_file
-from plantmodels.verify.policy import GatePolicy
-from plantmodels.verify.report import GateReport, read_report
 from plantmodels.verify.run import verify_bundle
 
 MODEL_GATES = {"parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"}
@@ -464,7 +464,7 @@ def test_a_full_disk_leaves_the_bundle_without_a_report(tiny_bundle: Any, small_
 
 
 def test_a_bundle_that_is_being_written_is_not_verified(tiny_bundle: Any, bundle_copy: Path) -> None:
-    with hold_bundle(bundle_copy), pytest.raises(ExportError, match=r"bundle copy: process \d+ on .* is writing it"):
+    with lock_bundle(bundle_copy), pytest.raises(ExportError, match=r"bundle copy: process \d+ on .* is writing it"):
         verify_bundle(bundle_copy, Path("not read yet"), checkpoint=None, non_plants=None, policy=GatePolicy())
 
 

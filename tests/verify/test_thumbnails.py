@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from plantmodels.build.data import LeafSample
-from plantmodels.verify.images import ImageRow
-from plantmodels.verify.page import Line
+from plantmodels.data.leaves import LeafSample
+from plantmodels.report.per_image import ImageRow
+from plantmodels.report.render.parts import Line
 from plantmodels.verify.thumbnails import MAX_PICTURES, make_gallery, make_thumbnail, show_flipped
 
 

@@ -1,0 +1,1 @@
+"""Examples; not part of the wheel."""

@@ -1,0 +1,1 @@
+"""Checks a version before any of its code runs."""

@@ -1,0 +1,176 @@
+"""Whether a version is what `save_model` writes and nothing else: everything is checked before anything of it is used.
+
+`mlflow.pyfunc.load_model` imports the code that travels with a version, so it trusts whoever can write the artifacts.
+Nothing of the version is imported here: its code is compared with the installed package, byte for byte.
+
+>>> for line in check_version("models:/plant-disease@production"):  # doctest: +SKIP
+...     print(line)
+"""
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mlflow_plugins.checking.model_folder import (
+    LoadCheckError,
+    check_code,
+    check_description,
+    check_environment,
+    check_names,
+    list_names,
+)
+from mlflow_plugins.flavor import load_model
+from mlflow_plugins.loading.handle import PROBE
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
+from plantmodels.bundle.layout import PRECISIONS
+from plantmodels.bundle.manifest import list_files
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.signature import read_trusted_manifest
+from plantmodels.bundle.temporary import temporary_folder
+from plantmodels.errors import PlantModelsError
+from plantmodels.serve.classifier import PlantClassifier
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A private copy of a version's files.
+
+    Attributes:
+        source: what was fetched, an alias being resolved.
+        folder: the copy.
+        tags: of the registered version; None for a model that is none.
+    """
+
+    source: str
+    folder: Path
+    tags: Mapping[str, str] | None
+
+
+def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | None = None) -> Iterator[str]:
+    """Checks everything of a version, opens it, asks it about a grey image; yields a line for each check that passed.
+
+    Works on a private copy of the files, so that what was checked is what is used.
+
+    Args:
+        uri: `models:/name/version`, `models:/name@alias`, another URI of artifacts, or a model folder.
+        copy_to: where the copy that was checked is left; nothing may lie there. None leaves none.
+        public_key: file of the key whose signature the bundle must bear; None for any.
+
+    Raises:
+        PlantModelsError: the check that failed, naming the file, what it holds and what was expected.
+    """
+    if copy_to is not None and copy_to.exists():
+        raise LoadCheckError(f"{copy_to}: expected a path where nothing lies")
+    with _fetch(uri) as fetched:
+        folder = fetched.folder
+        yield f"fetched      {fetched.source}"
+        yield f"files        {check_names(folder)}"
+        yield f"MLmodel      {check_description(folder)}"
+        yield f"environment  {check_environment(folder)}"
+        yield f"code         {check_code(folder)}"
+        model_sha256, line = _check_bundle(folder)
+        yield f"bundle       {line}"
+        yield f"registry     {_check_stamps(model_sha256, fetched.tags)}"
+        if public_key is not None:
+            read_trusted_manifest(folder / BUNDLE_FOLDER, public_key)
+            yield f"signature    by the key of {public_key}"
+        classifiers = [load_model(str(folder), precision=precision) for precision in PRECISIONS]
+        yield f"sessions     {_check_heads(folder, classifiers[0])}"
+        yield f"answer       {'; '.join(map(_check_answer, classifiers))}"
+        if copy_to is not None:
+            try:
+                shutil.copytree(folder, copy_to)
+            except OSError as error:
+                raise LoadCheckError(f"{copy_to}: the copy cannot be written there ({error})") from error
+            yield f"copied to    {copy_to}"
+
+
+@contextmanager
+def _fetch(uri: str) -> Iterator[_Fetched]:
+    """Copies all files of a version into a temporary folder; neither links nor pipes are followed or opened."""
+    with temporary_folder("check") as temporary:
+        try:
+            source, tags = _resolve(uri)
+            folder = _copy(source, temporary)
+        except PlantModelsError:
+            raise
+        except Exception as error:  # each artifact store has exceptions of its own
+            reason = " ".join(str(error).split())[:300]
+            raise LoadCheckError(f"{uri}: cannot be read ({type(error).__name__}: {reason})") from error
+        yield _Fetched(source, folder, tags)
+
+
+def _resolve(uri: str) -> tuple[str, dict[str, str] | None]:
+    """A URI that means one version for good, and the tags of this version where it is a registered one."""
+    from mlflow import MlflowClient
+
+    from mlflow_plugins._mlflow_compat import parse_models_uri, resolve_models_uri
+
+    if not uri.startswith("models:/") or parse_models_uri(uri)[0] is not None:
+        return uri, None
+    name, version = resolve_models_uri(uri)
+    return f"models:/{name}/{version}", dict(MlflowClient().get_model_version(name, version).tags)
+
+
+def _copy(source: str, temporary: Path) -> Path:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    repository = get_artifact_repository(source)
+    behind = getattr(repository, "repo", repository)
+    if not isinstance(behind, LocalArtifactRepository):
+        target = temporary / "download"
+        target.mkdir()
+        return Path(repository.download_artifacts("", dst_path=str(target)))
+    stored = Path(behind.artifact_dir)
+    if not stored.is_dir():
+        raise LoadCheckError(f"{source}: no such model folder")
+    list_files(stored)
+    return Path(shutil.copytree(stored, temporary / "copy", symlinks=True))
+
+
+def _check_bundle(folder: Path) -> tuple[str, str]:
+    """All digests, documents, the detector and the report, as the registry checks them; the digest of all files."""
+    from mlflow_plugins.registry.evidence import read_evidence
+
+    evidence = read_evidence(str(folder))
+    taxonomy = read_metadata(folder / BUNDLE_FOLDER).taxonomy
+    return evidence.model_sha256, (
+        f"manifest {evidence.manifest_sha256[:12]} and class order {taxonomy.digest[:12]} as MLmodel records; "
+        f"{len(taxonomy.species)} species"
+    )
+
+
+def _check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
+    from mlflow_plugins.registry.audit import MODEL_TAG
+
+    if tags is None:
+        return "not a registered version"
+    stamped = tags.get(MODEL_TAG)
+    if stamped is None:
+        return "no digest was stamped on it: registered without the gate"
+    if stamped != model_sha256:
+        raise LoadCheckError(f"the files have the digest {model_sha256}, the registry stamped {stamped:.70} on others")
+    return f"stamped {stamped[:12]}, the digest of these files"
+
+
+def _check_heads(folder: Path, classifier: PlantClassifier) -> str:
+    from plantmodels.verify.integrity import find_head_problems
+
+    if problems := find_head_problems(folder / BUNDLE_FOLDER, classifier.metadata, None):
+        raise LoadCheckError(list_names(list(problems)))
+    heads = len(classifier.taxonomy.species_with_head)
+    return f"species model in {' and '.join(PRECISIONS)}, packed heads, {heads} single heads that answer alike"
+
+
+def _check_answer(classifier: PlantClassifier) -> str:
+    (row,) = classifier.predict([PROBE], on_error="raise")
+    numbers = {"species_probability": row.species_probability, "ood_score": row.ood_score}
+    for name, value in numbers.items():
+        if value is None or not np.isfinite(value):
+            raise LoadCheckError(f"{classifier.precision}: answers a grey image with {name} {value}")
+    return f"{classifier.precision}: a grey image has OOD score {row.ood_score:.1f}"

@@ -1,0 +1,202 @@
+"""Whether a model folder is what `save_model` of the installed package writes: names, MLmodel, environment, code.
+
+Nothing of the folder is imported. Each check returns a line for people.
+
+>>> check_code(Path("model"))  # doctest: +SKIP
+"22 files, each byte for byte the installed plantmodels 0.1.0's"
+"""
+
+import re
+import reprlib
+from pathlib import Path
+from typing import Final
+
+from mlflow_plugins.flavor import list_serving_code
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description, read_yaml
+from plantmodels import __version__
+from plantmodels.bundle.files import read_bytes
+from plantmodels.bundle.manifest import digest_file, list_files
+from plantmodels.errors import PlantModelsError
+
+_CODE_FOLDER: Final = "code"
+_LOADER_MODULE: Final = "mlflow_plugins.flavor"
+_REQUIREMENTS_FILE: Final = "requirements.txt"
+_CONDA_FILE: Final = "conda.yaml"
+_PYTHON_FILE: Final = "python_env.yaml"
+_WRITTEN: Final = (DESCRIPTION_FILE, _REQUIREMENTS_FILE, _CONDA_FILE, _PYTHON_FILE)
+_EXAMPLE: Final = {
+    "artifact_path": "input_example.json",
+    "pandas_orient": "split",
+    "serving_input_path": "serving_input_example.json",
+    "type": "dataframe",
+}
+_EXAMPLE_FILES: Final = (_EXAMPLE["artifact_path"], _EXAMPLE["serving_input_path"])
+_AFTER_REGISTRATION: Final = "registered_model_meta"
+"""MLflow writes it beside the model, with its name and version."""
+
+_ORIGIN_KEYS: Final = (
+    "artifact_path",
+    "is_signature_from_type_hint",
+    "mlflow_version",
+    "model_id",
+    "model_size_bytes",
+    "model_uuid",
+    "prompts",
+    "run_id",
+    "type_hint_from_example",
+    "utc_time_created",
+)
+"""Of MLmodel: where the model comes from."""
+
+_PLAIN: Final = (str, int, type(None))
+_SHA256: Final = re.compile("[0-9a-f]{64}")
+_VERSION: Final = re.compile(r"[0-9]+(\.[0-9a-z]+)*")
+_REQUIREMENTS: Final = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
+_BUILD_REQUIREMENTS: Final = ("pip", "setuptools", "wheel")
+_MAX_REQUIREMENTS_BYTES: Final = 64 * 2**10
+_SHOWN: Final = 10
+
+
+class LoadCheckError(PlantModelsError):
+    """A version that holds something else than `save_model` writes, or that cannot be read."""
+
+
+def check_names(folder: Path) -> str:
+    """Whether every file is one that `save_model` writes; code and bundle are compared on their own.
+
+    Raises:
+        LoadCheckError: a file that is missing, or of another name, or byte code.
+        BundleError: a link, or another thing that is no plain file.
+    """
+    names = list_files(folder)
+    below = (f"{_CODE_FOLDER}/", f"{BUNDLE_FOLDER}/")
+    known = {*_WRITTEN, *_EXAMPLE_FILES, _AFTER_REGISTRATION}
+    if missing := sorted(set(_WRITTEN) - set(names)):
+        raise LoadCheckError(f"{list_names(missing)}: missing from the model folder")
+    if compiled := [name for name in names if name.endswith((".pyc", ".pyo")) or "__pycache__" in name.split("/")]:
+        raise LoadCheckError(
+            f"{list_names(compiled)}: byte code, which Python runs instead of the source; "
+            "where a version was loaded in place Python wrote it itself: delete it there"
+        )
+    if foreign := [name for name in names if name not in known and not name.startswith(below)]:
+        raise LoadCheckError(f"{list_names(foreign)}: not of the files that save_model writes")
+    return f"{len(names)}, none beside what save_model writes"
+
+
+def list_names(names: list[str]) -> str:
+    """The first ten, and whether there are more."""
+    return ", ".join(names[:_SHOWN]) + " …" * (len(names) > _SHOWN)
+
+
+def check_description(folder: Path) -> str:
+    """Holds MLmodel against what `save_model` writes, value by value.
+
+    Raises:
+        LoadCheckError: another value, or a key more.
+        BundleError: not the YAML of plain values that it is.
+    """
+    from mlflow_plugins.loading.pyfunc import MODEL_CONFIG, SIGNATURE
+
+    document = read_description(folder)
+    pyfunc = {
+        "loader_module": _LOADER_MODULE,
+        "code": _CODE_FOLDER,
+        "data": BUNDLE_FOLDER,
+        "env": {"conda": _CONDA_FILE, "virtualenv": _PYTHON_FILE},
+        "config": dict(MODEL_CONFIG),
+        "streamable": False,
+        "python_version": _VERSION,
+    }
+    ours = {
+        "bundle": BUNDLE_FOLDER,
+        "manifest_sha256": _SHA256,
+        "class_order_digest": _SHA256,
+        "plantmodels_version": _VERSION,
+    }
+    example = any((folder / name).is_file() for name in _EXAMPLE_FILES)
+    expected = {
+        "flavors": {FLAVOR_NAME: ours, "python_function": pyfunc},
+        "signature": SIGNATURE.to_dict(),
+        "saved_input_example_info": _EXAMPLE if example else None,
+        **dict.fromkeys(_ORIGIN_KEYS, _PLAIN),
+    }
+    _expect(f"{DESCRIPTION_FILE}: ", document, expected)
+    return f"as save_model writes it, by MLflow {document.get('mlflow_version')}"
+
+
+def _expect(name: str, value: object, expected: object) -> None:
+    """Compares a value with one of the same shape whose leaves are values, patterns of text, or types."""
+    if isinstance(expected, dict) and isinstance(value, dict):
+        below = name if name.endswith(" ") else f"{name}."
+        if unknown := [key for key in value if key not in expected]:
+            raise LoadCheckError(f"{below}{unknown[0]!s:.60} is not of the keys that save_model writes")
+        for key, item in expected.items():
+            _expect(f"{below}{key}", value.get(key), item)
+    elif isinstance(expected, list) and isinstance(value, list) and len(expected) == len(value):
+        for number, (found, item) in enumerate(zip(value, expected, strict=True)):
+            _expect(f"{name}[{number}]", found, item)
+    elif isinstance(expected, re.Pattern):
+        if not isinstance(value, str) or not expected.fullmatch(value):
+            raise _unlike(name, value, f"text like {expected.pattern}")
+    elif isinstance(expected, tuple):
+        if not isinstance(value, expected):
+            raise _unlike(name, value, "text, a number or null")
+    elif value != expected:
+        raise _unlike(name, value, reprlib.repr(expected))
+
+
+def _unlike(name: str, value: object, expected: str) -> LoadCheckError:
+    return LoadCheckError(f"{name} is {reprlib.repr(value)[:200]}, expected {expected}")
+
+
+def check_environment(folder: Path) -> str:
+    """Whether the requirements are those of serving, of one version each; both environments must say the same.
+
+    Raises:
+        LoadCheckError: another package, an option of pip such as an index of its own, or environments that differ.
+        BundleError: a file that cannot be read.
+    """
+    content = read_bytes(folder / _REQUIREMENTS_FILE, _MAX_REQUIREMENTS_BYTES).decode(errors="backslashreplace")
+    requirements = [line for line in content.split("\n") if line]
+    pins = [re.compile(f"{name}=={_VERSION.pattern}") for name in _REQUIREMENTS]
+    _expect(f"{_REQUIREMENTS_FILE}: lines", requirements, pins)
+    python_env, conda = read_yaml(folder / _PYTHON_FILE), read_yaml(folder / _CONDA_FILE)
+    build = [re.compile(f"{name}(=={_VERSION.pattern})?") for name in _BUILD_REQUIREMENTS]
+    dependencies = [f"-r {_REQUIREMENTS_FILE}"]
+    _expect(
+        f"{_PYTHON_FILE}: ",
+        python_env,
+        {"python": _VERSION, "build_dependencies": build, "dependencies": dependencies},
+    )
+    python, pip = f"python={python_env['python']}", re.compile(f"pip(<={_VERSION.pattern})?")
+    packages = [python, pip, {"pip": requirements}]
+    _expect(f"{_CONDA_FILE}: ", conda, {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": packages})
+    return f"Python {python_env['python']}; {', '.join(requirements)}"
+
+
+def check_code(folder: Path) -> str:
+    """Compares the code that travels with the version with the installed package.
+
+    Raises:
+        LoadCheckError: naming the files that differ, are missing, or are not of it.
+    """
+    installed, prefix = list_serving_code(), f"{_CODE_FOLDER}/"
+    found = {name.removeprefix(prefix) for name in list_files(folder) if name.startswith(prefix)}
+    changed = [name for name in installed if name in found and not _same(folder / prefix / name, installed[name])]
+    groups = {
+        "differ": changed,
+        "are not of it": sorted(found - set(installed)),
+        "are missing": sorted(set(installed) - found),
+    }
+    if parts := [f"{list_names([prefix + name for name in names])} {what}" for what, names in groups.items() if names]:
+        recorded = read_description(folder)["flavors"][FLAVOR_NAME]["plantmodels_version"]
+        raise LoadCheckError(
+            f"the code is not that of the installed plantmodels {__version__}: {'; '.join(parts)}. "
+            f"The version says it was written by plantmodels {recorded}: check it with that release, "
+            "or use the native loader, which runs none of this code"
+        )
+    return f"{len(installed)} files, each byte for byte the installed plantmodels {__version__}'s"
+
+
+def _same(path: Path, other: Path) -> bool:
+    return digest_file(path) == digest_file(other)

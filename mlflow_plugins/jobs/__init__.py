@@ -1,0 +1,1 @@
+"""The jobs that `MLproject` names, each inside one MLflow run."""

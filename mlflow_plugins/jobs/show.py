@@ -1,0 +1,77 @@
+"""What a registered version says of itself: loaded back by its URI, as a consumer would.
+
+>>> print(describe_version("plant-disease", "", Path("DATA"), None))  # doctest: +SKIP
+"""
+
+from pathlib import Path
+from typing import Final
+
+import mlflow
+import pandas as pd
+from mlflow import MlflowClient
+
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
+from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.leaves import LeafSample, read_leaves
+from plantmodels.data.non_plants import read_non_plants
+from plantmodels.errors import RegistrationError
+from plantmodels.report.gate_report import read_report
+
+_LEAVES: Final = 3
+
+
+def describe_version(name: str, version: str, data: Path, non_plants: Path | None) -> str:
+    """Gate table, URI, and predictions by `mlflow.pyfunc.load_model(uri)`.
+
+    Args:
+        name: registered model.
+        version: its number; "" for the latest.
+        data: leaf folders, of which three leaves of different species are asked about.
+        non_plants: folder of which the first image is asked about; None for none.
+
+    Raises:
+        RegistrationError: no such version.
+    """
+    uri = f"models:/{name}/{version or _latest_version(name)}"
+    bundle = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{BUNDLE_FOLDER}"))
+    taxonomy = read_metadata(bundle).taxonomy
+    asked = {_label(taxonomy, sample): sample.path for sample in _spread(data, taxonomy)}
+    if non_plants is not None:
+        images = read_non_plants(non_plants)
+        asked[f"no plant ({images.source_of(images.paths[0])})"] = images.paths[0]
+    photographs = pd.DataFrame({IMAGE_COLUMN: [path.read_bytes() for path in asked.values()]})
+    answers = mlflow.pyfunc.load_model(uri).predict(photographs)
+    rows = "\n".join(
+        f"  {label:<44} → {_describe(row)}" for label, row in zip(asked, answers.to_dict("records"), strict=True)
+    )
+    return f"{read_report(bundle).table()}\n\n{uri}\n\n{rows}"
+
+
+def _latest_version(name: str) -> str:
+    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    if not versions:
+        raise RegistrationError(f"the registry {mlflow.get_registry_uri()} holds no version of {name!r}")
+    return str(max(int(version.version) for version in versions))
+
+
+def _spread(data: Path, taxonomy: Taxonomy) -> list[LeafSample]:
+    first_of = {sample.species_index: sample for sample in reversed(read_leaves(data, "val", taxonomy).samples)}
+    samples = [first_of[index] for index in sorted(first_of)]
+    return samples[:: max(1, len(samples) // _LEAVES)][:_LEAVES]
+
+
+def _label(taxonomy: Taxonomy, sample: LeafSample) -> str:
+    species = taxonomy.species[sample.species_index]
+    if sample.disease_index is None:
+        return species
+    return f"{species}, {taxonomy.diseases_of(sample.species_index)[sample.disease_index]}"
+
+
+def _describe(row: dict[str, object]) -> str:
+    if row["error"] is not None:
+        return f"error: {row['error']}"
+    verdict = "REJECTED, " if row["rejected"] else ""
+    disease = "" if row["disease"] is None else f", {row['disease']} ({row['disease_probability']:.0%})"
+    return f"{verdict}{row['species']} ({row['species_probability']:.0%}){disease}, OOD score {row['ood_score']:.1f}"

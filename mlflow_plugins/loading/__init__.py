@@ -1,0 +1,1 @@
+"""Loads registered versions: the native loader, the handle that reloads, and pyfunc."""

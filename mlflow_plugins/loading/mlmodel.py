@@ -1,0 +1,95 @@
+"""MLmodel, MLflow's description of a model folder, read as what anybody may have written.
+
+PyYAML's C parser ends the process on brackets nested 100,000 deep, and a few lines of merge keys (`<<`) over aliases
+take any memory; plain tags, depth and keys are checked on the events, before a value is made.
+
+>>> read_description(folder)["flavors"]["plantmodels"]["bundle"]  # doctest: +SKIP
+'data/bundle'
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+from plantmodels.bundle.files import read_bytes
+from plantmodels.errors import BundleError
+
+DESCRIPTION_FILE: Final = "MLmodel"
+"""Every model folder of MLflow's has it."""
+
+FLAVOR_NAME: Final = "plantmodels"
+BUNDLE_FOLDER: Final = "data/bundle"
+"""Where the bundle lies inside a model's artifacts."""
+
+_MAX_BYTES: Final = 4 * 2**20
+_MAX_DEPTH: Final = 50
+_MERGE: Final = "<<"
+_YAML_ERRORS: Final = (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What PyYAML raises for YAML that is none, and for plain values under another one's tag, as in `!!timestamp x`."""
+
+_OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
+_CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Makes plain values only, and refuses a key that is repeated."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.YAMLError(f"key {name!r:.60} is repeated")
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep)
+        return mapping
+
+
+def read_description(folder: Path, *, aliases: bool = False) -> dict[str, Any]:
+    """Reads the MLmodel of a model folder.
+
+    Args:
+        folder: the model folder.
+        aliases: as `read_yaml`; MLflow writes some for other models than ours.
+
+    Raises:
+        BundleError: as `read_yaml`, or it names no flavors.
+    """
+    path = folder / DESCRIPTION_FILE
+    document = read_yaml(path, aliases=aliases)
+    if not isinstance(document.get("flavors"), dict):
+        raise BundleError(f"{path}: names no flavors")
+    return document
+
+
+def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
+    """Reads one YAML object of plain values.
+
+    Args:
+        path: the file.
+        aliases: whether references are read.
+
+    Raises:
+        BundleError: absent, no regular file, too large, no YAML of plain values, an alias that is not wanted, a merge
+            key or a repeated key, nested too deeply, or no object.
+    """
+    content = read_bytes(path, _MAX_BYTES)
+    try:
+        _check_events(content, aliases)
+        document = yaml.load(content, _Loader)
+    except _YAML_ERRORS as error:
+        raise BundleError(f"{path}: not the YAML expected ({' '.join(str(error).split())[:200]})") from error
+    if not isinstance(document, dict):
+        raise BundleError(f"{path}: expected a YAML object, got {type(document).__name__}")
+    return document
+
+
+def _check_events(content: bytes, aliases: bool) -> None:
+    depth = 0
+    for event in yaml.parse(content, _Loader):
+        depth += isinstance(event, _OPENING) - isinstance(event, _CLOSING)
+        if depth > _MAX_DEPTH:
+            raise yaml.YAMLError(f"nested more than {_MAX_DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent) and not aliases:
+            raise yaml.YAMLError(f"the alias *{event.anchor:.60} is refused")
+        if isinstance(event, yaml.ScalarEvent) and event.value == _MERGE:
+            raise yaml.YAMLError("the merge key << is refused")

@@ -1,0 +1,1 @@
+"""The gated registry: admission, waivers, audit and evidence."""

@@ -1,1 +1,0 @@
-"""Checkpoint to bundle: torch, timm, onnx and scipy live here."""

@@ -1,0 +1,1 @@
+"""Compares the gate reports of two verified bundles."""

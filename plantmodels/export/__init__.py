@@ -1,0 +1,1 @@
+"""Checkpoint to bundle: torch, timm and onnx live here."""

@@ -1,0 +1,139 @@
+"""The PyTorch network of a checkpoint: the reference that every exported file is held against.
+
+>>> network = load_network(read_checkpoint(path))  # doctest: +SKIP
+>>> species_logits, embedding = network(images)    # (B, 3, S, S) → (B, species), (B, D)  # doctest: +SKIP
+"""
+
+from typing import Final
+
+import timm
+import torch
+from torch import nn
+
+from plantmodels.errors import CheckpointError
+from plantmodels.export.checkpoint import Checkpoint, NetworkSpec
+
+_OURS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
+"""Arguments of timm that a checkpoint cannot set: all weights are its own, and nothing is downloaded."""
+
+_BUILD_ERRORS: Final = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+"""What timm's constructors raise for arguments that do not fit."""
+
+
+class HierarchicalNetwork(nn.Module):
+    """Backbone, optional projection, species head, and one disease head a species, keyed by slug."""
+
+    def __init__(self, spec: NetworkSpec, *, projection: bool) -> None:
+        """Builds the layers with random weights.
+
+        Args:
+            spec: backbone, embedding size and classes.
+            projection: whether a linear layer maps backbone features to the embedding.
+
+        Raises:
+            CheckpointError: timm does not know the backbone or refuses its arguments, or its features are not
+                the embedding although there is no projection.
+        """
+        super().__init__()
+        self.spec = spec
+        self.backbone, features = _create_backbone(spec)
+        if not projection and features != spec.embedding_dim:
+            raise CheckpointError(
+                f"backbone {spec.backbone!r} gives {features} features, embedding_dim is {spec.embedding_dim}, "
+                "and there is no projection"
+            )
+        self.projection = nn.Linear(features, spec.embedding_dim) if projection else nn.Identity()
+        self.species_head = nn.Linear(spec.embedding_dim, len(spec.taxonomy.species))
+        self.disease_heads = nn.ModuleDict(
+            {
+                spec.taxonomy.slugs[i]: nn.Linear(spec.embedding_dim, len(spec.taxonomy.diseases_of(i)))
+                for i in spec.taxonomy.species_with_head
+            }
+        )
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Computes species logits and embedding.
+
+        Args:
+            images: (B, 3, S, S) float32, normalised.
+
+        Returns:
+            (B, species) and (B, D).
+        """
+        embedding = self.projection(self.backbone(images))
+        return self.species_head(embedding), embedding
+
+
+def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
+    """The backbone and the number of features that it gives, which is not `num_features` in every timm model."""
+    if not timm.is_model(spec.backbone):
+        raise CheckpointError(f"timm {timm.__version__} knows no backbone {spec.backbone!r}")
+    size = spec.preprocessing.image_size
+    try:
+        backbone = timm.create_model(spec.backbone, **{**spec.backbone_kwargs, **_OURS})
+        with torch.inference_mode():
+            features = backbone.eval()(torch.zeros(1, 3, size, size))
+    except _BUILD_ERRORS as error:
+        raise CheckpointError(
+            f"timm {timm.__version__} cannot build backbone {spec.backbone!r} with {dict(spec.backbone_kwargs)} for "
+            f"{size}x{size} images ({error})"
+        ) from error
+    if not isinstance(features, torch.Tensor) or features.ndim != 2:
+        given = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__
+        raise CheckpointError(f"backbone {spec.backbone!r} gives {given}, expected (1, features)")
+    return backbone, features.shape[1]
+
+
+def load_network(checkpoint: Checkpoint) -> HierarchicalNetwork:
+    """Builds the network of a checkpoint with its weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: tensors missing from, surplus to, or of another shape than the network.
+    """
+    network = HierarchicalNetwork(checkpoint.spec, projection=checkpoint.projection is not None)
+    _load_backbone(network.backbone, checkpoint)
+    _fill(checkpoint, "species_head", network.species_head, checkpoint.species_head)
+    if checkpoint.projection is not None:
+        _fill(checkpoint, "projection", network.projection, checkpoint.projection)
+    for index, head in checkpoint.disease_heads.items():
+        slug = checkpoint.spec.taxonomy.slugs[index]
+        _fill(checkpoint, f"disease_heads.{slug}", network.disease_heads[slug], head)
+    return network.eval()
+
+
+def _load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
+    expected, found = backbone.state_dict(), checkpoint.backbone
+    problems = [f"missing: {name}" for name in expected if name not in found]
+    problems += [f"unknown: {name}" for name in found if name not in expected]
+    problems += [
+        f"{name}: {tuple(found[name].shape)}, timm has {tuple(tensor.shape)}"
+        for name, tensor in expected.items()
+        if name in found and found[name].shape != tensor.shape
+    ]
+    problems += [
+        f"{name}: {found[name].dtype}, timm has {tensor.dtype}"
+        for name, tensor in expected.items()
+        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.path}: {len(problems)} backbone tensor(s) do not fit timm's {checkpoint.spec.backbone!r}: "
+            + "; ".join(problems[:5])
+        )
+    backbone.load_state_dict(dict(found))
+
+
+def _fill(checkpoint: Checkpoint, name: str, layer: nn.Module, values: tuple[torch.Tensor, torch.Tensor]) -> None:
+    state = dict(zip(("weight", "bias"), values, strict=True))
+    shape = tuple(layer.state_dict()["weight"].shape)
+    if tuple(values[0].shape) != shape:
+        raise CheckpointError(f"{checkpoint.path}: {name}.weight is {tuple(values[0].shape)}, expected {shape}")
+    layer.load_state_dict(state)

@@ -1,0 +1,1 @@
+"""Fits, selects and compares out-of-distribution detectors on embeddings."""

@@ -1,0 +1,126 @@
+"""`gate-images.csv`: what was answered to every image that gates rest on, for paired tests between two versions.
+
+Numbers are written so that they are read back exactly.
+
+>>> write_images(path, rows)  # doctest: +SKIP
+>>> read_images_file(path) == tuple(rows)  # doctest: +SKIP
+True
+"""
+
+import csv
+import io
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from plantmodels.bundle.files import write_bytes
+from plantmodels.errors import BundleError
+
+ImagesOf = Literal["val", "non-plants", "unseen-plants"]
+IMAGE_SETS: Final[tuple[ImagesOf, ...]] = get_args(ImagesOf)
+
+
+@dataclass(frozen=True)
+class ImageRow:
+    """One image and the answers to it; names are empty where there is no such class or it was not asked.
+
+    Attributes:
+        set: "val" for validation leaves.
+        source: "<species>___<disease>" of a leaf, the species alone where it has no head; else the image's folder.
+        name: its name below the folder of its set.
+        species: the truth.
+        disease: the truth.
+        fp16_species: answer of the FP16 species model.
+        fp16_disease: given the true species.
+        int8_species: answer of the INT8 species model, which is served.
+        int8_disease: given the true species.
+        int8_routed_disease: hard routing, by the head of `int8_species`.
+        int8_soft_disease: soft routing.
+        species_probability: of `int8_species`, as served.
+        ood_score: of the INT8 embedding.
+        rejected: whether the score is over the threshold.
+    """
+
+    set: ImagesOf
+    source: str
+    name: str
+    species: str
+    disease: str
+    fp16_species: str
+    fp16_disease: str
+    int8_species: str
+    int8_disease: str
+    int8_routed_disease: str
+    int8_soft_disease: str
+    species_probability: float
+    ood_score: float
+    rejected: bool
+
+    @property
+    def flipped(self) -> bool:
+        """Whether FP16 and INT8 give different species, or different diseases given the true species."""
+        return (self.fp16_species, self.fp16_disease) != (self.int8_species, self.int8_disease)
+
+
+COLUMNS: Final = tuple(field.name for field in fields(ImageRow))
+
+
+def write_images(path: Path, rows: Iterable[ImageRow]) -> None:
+    """Writes the rows in their order, below one line of column names; UTF-8, bytes of odd file names as they are."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)  # ends lines with CRLF, and so quotes a name that holds either
+    writer.writerow(COLUMNS)
+    writer.writerows(map(_write_row, rows))
+    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+
+
+def _write_row(row: ImageRow) -> Iterator[str]:
+    for value in astuple(row):
+        if isinstance(value, bool):
+            yield "true" if value else "false"
+        else:
+            yield repr(value) if isinstance(value, float) else value
+
+
+def read_images_file(path: Path) -> tuple[ImageRow, ...]:
+    """Reads what `write_images` wrote.
+
+    Raises:
+        BundleError: absent, not UTF-8, other columns, or a value of another kind; the line is named.
+    """
+    try:
+        text = path.read_bytes().decode(errors="surrogateescape")
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error.strerror}); `plantmodels verify` writes it") from error
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = tuple(next(reader, ()))
+        if header != COLUMNS:
+            raise ValueError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(header) or 'none'}")
+        return tuple(_read_row(cells) for cells in reader)
+    except (ValueError, csv.Error) as error:
+        raise BundleError(f"{path}: line {reader.line_num}: {error}") from error
+
+
+def _read_row(cells: list[str]) -> ImageRow:
+    if len(cells) != len(COLUMNS):
+        raise ValueError(f"expected {len(COLUMNS)} values, got {len(cells)}")
+    values = dict(zip(COLUMNS, cells, strict=True))
+    which = next((name for name in IMAGE_SETS if name == values["set"]), None)
+    if which is None:
+        raise ValueError(f"set must be one of {', '.join(IMAGE_SETS)}, got {values['set']!r:.80}")
+    if values["rejected"] not in ("true", "false"):
+        raise ValueError(f"rejected must be true or false, got {values['rejected']!r:.80}")
+    names = {name: values[name] for name in COLUMNS[1:-3]}
+    probability, score = (_read_number(name, values[name]) for name in COLUMNS[-3:-1])
+    return ImageRow(
+        set=which, **names, species_probability=probability, ood_score=score, rejected=values["rejected"] == "true"
+    )
+
+
+def _read_number(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"{name} must be a number, got {text!r:.80}") from None

@@ -1,0 +1,1 @@
+"""The gate report for people: one HTML page and its plots."""

@@ -1,0 +1,182 @@
+r"""The report's pictures, drawn from the report alone: the same report gives the same bytes.
+
+>>> draw_plots(report)["ood-scores.png"][:4]  # doctest: +SKIP
+b'\x89PNG'
+"""
+
+import math
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
+from plantmodels.report.gate_report import GateReport
+from plantmodels.report.render.plot_style import (
+    BAD,
+    INK,
+    LINE,
+    MUTED,
+    OTHER,
+    PLANT,
+    label_axes,
+    new_axes,
+    new_panels,
+    title_panel,
+    to_png,
+)
+from plantmodels.report.render.plots_accuracy import draw_accuracy
+from plantmodels.report.render.plots_rejection import draw_rejection
+from plantmodels.report.results import Latency, Scatter
+
+_SMALLEST_GAP: Final = 1e-8
+"""Equal logits are drawn here: a logarithmic axis has no 0."""
+
+
+def draw_plots(report: GateReport) -> dict[str, bytes]:
+    """Draws every picture that the report has numbers for.
+
+    Returns:
+        File name to PNG, in the order in which they are shown.
+    """
+    figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
+    if report.rejection is not None:
+        figures |= draw_rejection(report.rejection)
+    if report.parity is not None and report.parity.scatter is not None and report.parity.scatter.pytorch:
+        figures["parity.png"] = _draw_parity(report.parity.scatter, report.gate("parity").limit)
+    figures["file-sizes.png"] = _draw_sizes(report)
+    if report.latency is not None:
+        figures["latency.png"] = _draw_latency(report.latency, report.gate("latency").limit)
+    return {name: to_png(figure) for name, figure in figures.items()}
+
+
+def _draw_parity(scatter: Scatter, limit: float) -> Figure:
+    """Logits against PyTorch's, and how far they are apart, which the first panel is too coarse to show."""
+    figure, (values, gaps) = new_panels(3.3, (1, 1.25))
+    series = ((scatter.int8, "INT8", OTHER), (scatter.fp16, "FP16, gated", PLANT))
+    low, high = min(scatter.pytorch), max(scatter.pytorch)
+    values.plot([low, high], [low, high], color=INK, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+    for logits, name, colour in series:
+        values.scatter(scatter.pytorch, logits, s=9, color=colour, alpha=0.5, linewidth=0, label=name)
+        apart = [max(abs(a - b), _SMALLEST_GAP) for a, b in zip(logits, scatter.pytorch, strict=True)]
+        gaps.scatter(scatter.pytorch, apart, s=9, color=colour, alpha=0.5, linewidth=0)
+    gaps.axhline(limit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    gaps.annotate(
+        f"limit {limit:g}",
+        (1, limit),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="right",
+        fontsize=8,
+        color=INK,
+    )
+    gaps.set_yscale("log")
+    highest = math.ceil(
+        math.log10(max(limit, *(abs(a - b) for a, b in zip(scatter.int8, scatter.pytorch, strict=True))))
+    )
+    gaps.set_yticks([10.0**power for power in range(-8, highest + 1)])
+    gaps.yaxis.set_major_formatter(lambda value, _: "equal" if value <= _SMALLEST_GAP else f"{value:g}")
+    for axes in (values, gaps):
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.minorticks_off()
+    values.legend(frameon=False, fontsize=8.5, loc="upper left", labelcolor=INK, handletextpad=0.1)
+    label_axes(values, "species logit in PyTorch", "in ONNX Runtime")
+    label_axes(gaps, "species logit in PyTorch", "absolute difference, logarithmic")
+    title_panel(values, "logits")
+    title_panel(gaps, "how far apart")
+    return figure
+
+
+def _draw_latency(latency: Latency, limit: float) -> Figure:
+    """The median as a dot and the 95th percentile as the end of its line, with the limit as an upright tick."""
+    rows = [
+        ("preprocessed tensor, gated", latency.median_ms, latency.p95_ms),
+        ("encoded photograph", latency.encoded_median_ms, latency.encoded_p95_ms),
+    ]
+    figure, axes = new_axes(1.25)
+    for row, (_, median, p95) in enumerate(rows):
+        missed = row == 0 and median >= limit
+        colour = BAD if missed else PLANT if row == 0 else MUTED
+        axes.axhline(row, color=LINE, linewidth=0.8, zorder=1)
+        axes.plot([median, p95], [row, row], color=colour, linewidth=4, alpha=0.45, solid_capstyle="butt", zorder=2)
+        axes.plot(median, row, "o", color=colour, markersize=7, zorder=4)
+        axes.annotate(
+            f"{median:.1f} ms, p95 {p95:.1f} ms",
+            (p95 if missed else median, row),
+            xytext=(9 if missed else -9, 0),
+            textcoords="offset points",
+            ha="left" if missed else "right",
+            va="center",
+            fontsize=8.5,
+            color=BAD if missed else INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=3,
+        )
+    axes.plot([limit, limit], [-0.3, 0.3], color=INK, linewidth=1.6, zorder=3)
+    times = [value for _, *pair in rows for value in pair]
+    axes.set_xscale("log")
+    axes.set_xlim(min(*times, limit) / 5, max(*times, limit) * 5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
+    low, high = axes.get_xlim()
+    axes.set_xticks([t for e in range(-3, 6) for t in (10.0**e, 2 * 10.0**e, 5 * 10.0**e) if low <= t <= high])
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ms")
+    axes.minorticks_off()
+    label_axes(axes, "time of one image, logarithmic; the upright tick is the limit")
+    return figure
+
+
+def _draw_sizes(report: GateReport) -> Figure:
+    """A dot a file on a logarithmic scale, with the limit as a tick where there is one."""
+    rows = _list_sizes(report)
+    figure, axes = new_axes(0.6 + 0.3 * len(rows))
+    for row, (_, size_bytes, limit) in enumerate(rows):
+        missed = limit is not None and size_bytes >= limit
+        colour = MUTED if limit is None else BAD if missed else PLANT
+        axes.axhline(row, color=LINE, linewidth=0.8, zorder=1)
+        if limit is not None:
+            axes.plot([size_bytes, limit], [row, row], color=colour, linewidth=1.6, zorder=2)
+            axes.plot([limit, limit], [row - 0.3, row + 0.3], color=INK, linewidth=1.6, zorder=3)
+        axes.plot(size_bytes, row, "o", color=colour, markersize=7, zorder=4)
+        left = limit is not None and not missed
+        axes.annotate(
+            _write_size(size_bytes),
+            (size_bytes, row),
+            xytext=(-8 if left else 8, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=8.5,
+            color=BAD if missed else INK,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
+            zorder=3,
+        )
+    sizes = [value for _, size_bytes, limit in rows for value in (size_bytes, limit) if value]
+    axes.set_xscale("log")
+    axes.set_xlim(min(sizes) / 8, max(sizes) * 5)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
+    axes.xaxis.set_major_formatter(lambda value, _: _write_size(value))
+    axes.minorticks_off()
+    axes.set_xlabel("file size, logarithmic; the upright tick is the limit", fontsize=8.5, color=MUTED)
+    return figure
+
+
+def _list_sizes(report: GateReport) -> list[tuple[str, float, float | None]]:
+    """Label, bytes and limit of each row."""
+    sizes = {name: float(entry.size_bytes) for name, entry in report.files.items()}
+    heads = [size for name, size in sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
+    rows: list[tuple[str, float, float | None]] = [
+        ("species, INT8", sizes.get(SPECIES_FILES["int8"], 0), report.gate("species_size").limit),
+        ("species, FP16", sizes.get(SPECIES_FILES["fp16"], 0), None),
+        ("largest head", max(heads, default=0), report.gate("head_size").limit),
+        ("all heads, packed", sizes.get(PACKED_HEADS_FILE, 0), None),
+    ]
+    return [row for row in rows if row[1]] or [("no files", 1.0, None)]
+
+
+def _write_size(size_bytes: float) -> str:
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
+        if size_bytes >= scale:
+            return f"{size_bytes / scale:.3g} {unit}"
+    return f"{size_bytes:.0f} B"

@@ -1,0 +1,196 @@
+"""Pictures of accuracy: the worst classes, who is taken for whom, and how far probabilities can be trusted.
+
+>>> figures = draw_accuracy(report.accuracy)  # doctest: +SKIP
+>>> list(figures)  # doctest: +SKIP
+['worst-classes.png', 'confusion.png', 'calibration.png']
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+
+from plantmodels.report.render.parts import spell_class
+from plantmodels.report.render.plot_style import (
+    INK,
+    LINE,
+    MUTED,
+    OTHER,
+    PLANT,
+    WIDTH_INCHES,
+    label_axes,
+    new_axes,
+    new_panels,
+    title_panel,
+)
+from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
+from plantmodels.report.statistics import Proportion
+
+MAX_MATRIX: Final = 40
+"""Species of which a matrix can still be read; more are shown as a table of the worst confusions."""
+
+WORST_SPECIES: Final = 8
+WORST_DISEASES: Final = 14
+
+_MOST_LABEL: Final = 46
+
+
+def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
+    """Draws what there are numbers for: file name to figure, in the order in which they are shown."""
+    figures = {}
+    if accuracy.by_species:
+        figures["worst-classes.png"] = _draw_worst(accuracy)
+    if accuracy.confusions and len(_list_species(accuracy)) <= MAX_MATRIX:
+        figures["confusion.png"] = _draw_confusion(accuracy)
+    calibrations = {
+        "species": accuracy.species_calibration,
+        "disease, given the true species": accuracy.disease_calibration,
+    }
+    measured = {name: value for name, value in calibrations.items() if value.after.ece is not None}
+    if measured:
+        figures["calibration.png"] = _draw_calibration(measured)
+    return figures
+
+
+@dataclass(frozen=True)
+class WorstClass:
+    """A class and INT8's share of right answers."""
+
+    name: str
+    row: ClassRow
+
+    @property
+    def share(self) -> Proportion:
+        """Right in INT8."""
+        return Proportion(self.row.int8, self.row.images)
+
+
+def list_worst(rows: Mapping[str, ClassRow], at_most: int) -> list[WorstClass]:
+    """The classes of the lowest INT8 accuracy, the worst first; of equal ones those of more images first."""
+    order = sorted(rows.items(), key=lambda item: (item[1].int8 / max(1, item[1].images), -item[1].images, item[0]))
+    return [WorstClass(name, row) for name, row in order[:at_most] if row.images]
+
+
+def shorten(name: str, at_most: int = _MOST_LABEL) -> str:
+    """A class's name for a label; what matplotlib would take for a formula is taken as it is."""
+    text = spell_class(name).replace("$", r"\$")
+    return text if len(text) <= at_most else text[: at_most - 1] + "…"
+
+
+def _draw_worst(accuracy: Accuracy) -> Figure:
+    """A dot a class with its interval; FP16 as an upright tick; small classes hollow."""
+    groups = {
+        "species": list_worst(accuracy.by_species, WORST_SPECIES),
+        "disease, given the true species": list_worst(accuracy.by_disease, WORST_DISEASES),
+    }
+    groups = {title: rows for title, rows in groups.items() if rows}
+    lines = sum(len(rows) + 1.6 for rows in groups.values())
+    figure, axes = new_axes(0.75 + 0.235 * lines)
+    ticks: list[tuple[float, str]] = []
+    place = 0.0
+    for title, rows in groups.items():
+        ticks.append((place, title))
+        for worst in rows:
+            place += 1
+            _draw_class(axes, place, worst)
+            ticks.append((place, shorten(worst.name)))
+        place += 1.6
+    axes.set_yticks([at for at, _ in ticks], [text for _, text in ticks], fontsize=8.5)
+    for label in axes.get_yticklabels():
+        label.set_color(MUTED if label.get_text() in groups else INK)
+    axes.set_ylim(place - 0.8, -0.7)
+    axes.set_xlim(-2, 119)
+    axes.set_xticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
+    axes.grid(axis="x", color=LINE, linewidth=0.6)
+    label_axes(axes, "right in INT8 with its 95 % interval; upright tick: FP16; hollow: a small class")
+    return figure
+
+
+def _draw_class(axes: Axes, place: float, worst: WorstClass) -> None:
+    low, high = worst.share.interval or (0.0, 1.0)
+    value, row = worst.share.value or 0.0, worst.row
+    axes.plot([100 * low, 100 * high], [place, place], color=PLANT, linewidth=1.6, alpha=0.45, zorder=2)
+    fp16 = 100 * row.fp16 / row.images
+    axes.plot([fp16, fp16], [place - 0.3, place + 0.3], color=INK, linewidth=1.3, zorder=3)
+    face = "white" if row.is_small else PLANT
+    axes.plot(100 * value, place, "o", color=PLANT, markerfacecolor=face, markersize=6, zorder=4)
+    note = f"{row.int8:,} of {row.images:,}"
+    axes.annotate(note, (103, place), fontsize=8, color=MUTED, va="center", annotation_clip=False)
+
+
+def _list_species(accuracy: Accuracy) -> list[str]:
+    """Species with images, in their order, then those that are only answered."""
+    answers = (name for row in accuracy.confusions.values() for name in row)
+    return list(dict.fromkeys([*accuracy.by_species, *answers]))
+
+
+def _draw_confusion(accuracy: Accuracy) -> Figure:
+    """A row a true species, as shares of its images; right answers green, wrong ones brown."""
+    names = _list_species(accuracy)
+    place = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)), np.int64)
+    for name, row in accuracy.by_species.items():
+        counts[place[name], place[name]] = row.int8
+    for name, wrong in accuracy.confusions.items():
+        for answer, images in wrong.items():
+            counts[place[name], place[answer]] = images
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    figure, axes = new_axes(WIDTH_INCHES * 0.86)
+    diagonal = np.eye(len(names), dtype=bool)
+    for colour, shown in ((PLANT, diagonal), (OTHER, ~diagonal)):
+        colours = LinearSegmentedColormap.from_list("share", ["#ffffff", colour])
+        axes.imshow(np.ma.masked_where(~shown | (counts == 0), shares**0.6), cmap=colours, vmin=0, vmax=1)
+    size = min(8.0, 150 / len(names))
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        colour = "white" if shares[i, j] > 0.45 else INK
+        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=size, color=colour)
+    labels = [shorten(name, 24) for name in names]
+    label_size = min(8.5, 220 / len(names))
+    axes.set_xticks(range(len(names)), labels, rotation=50, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), labels)
+    axes.tick_params(labelsize=label_size, labelcolor=INK)
+    edges = np.arange(-0.5, len(names))
+    axes.set_xticks(edges, minor=True)
+    axes.set_yticks(edges, minor=True)
+    axes.tick_params(which="minor", length=0)
+    axes.grid(which="minor", color=LINE, linewidth=0.5)
+    axes.spines["bottom"].set_visible(False)
+    label_axes(axes, "answered by INT8", "truth")
+    return figure
+
+
+def _draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
+    """Confidence against accuracy in bins, a panel each; a dot's area is its bin's share of the images."""
+    figure, panels = new_panels(4.1, (1,) * len(calibrations) if len(calibrations) > 1 else (1, 1))
+    for axes in panels[len(calibrations) :]:
+        axes.set_visible(False)
+    for axes, (name, calibration) in zip(panels, calibrations.items(), strict=False):
+        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+        _draw_reliability(axes, calibration.before, OTHER, "temperature 1")
+        _draw_reliability(axes, calibration.after, PLANT, f"temperature {calibration.temperature:.3g}, served")
+        axes.set_xlim(0, 102)
+        axes.set_ylim(0, 102)
+        axes.set_aspect("equal")
+        axes.grid(color=LINE, linewidth=0.6)
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
+        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), borderpad=0, labelcolor=INK)
+        label_axes(axes, "probability of the answer", "answers that are right")
+        title_panel(axes, name, above=34)
+    return figure
+
+
+def _draw_reliability(axes: Axes, reliability: Reliability, colour: str, name: str) -> None:
+    bins = [row for row in reliability.bins if row.images]
+    images = sum(row.images for row in bins)
+    xs: Sequence[float] = [100 * row.confidence for row in bins]
+    ys: Sequence[float] = [100 * row.right / row.images for row in bins]
+    areas = [8 + 190 * row.images / images for row in bins]
+    error = reliability.ece or 0.0
+    axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.55, zorder=2)
+    axes.scatter(xs, ys, s=areas, color=colour, alpha=0.75, linewidth=0, zorder=3)
+    axes.plot([], [], "o-", color=colour, markersize=5, linewidth=1, label=f"{name}: error {100 * error:.1f} %")

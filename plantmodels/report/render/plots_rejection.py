@@ -1,0 +1,120 @@
+"""The report's pictures of rejection: scores with the threshold, and the ROC curve with the gates.
+
+>>> sorted(draw_rejection(report.rejection))  # doctest: +SKIP
+['ood-roc.png', 'ood-scores.png']
+"""
+
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from plantmodels.report.render.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, new_axes
+from plantmodels.report.results import Rejection
+
+UNSEEN: Final = "#7a6ba8"
+_SMALLEST_ALARM: Final = 3e-4
+"""Points without a false alarm are drawn here: a logarithmic axis has no 0."""
+
+
+def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
+    """Draws what there are numbers for.
+
+    Returns:
+        File name to figure.
+    """
+    figures = {}
+    if rejection.histogram.edges:
+        figures["ood-scores.png"] = _draw_scores(rejection)
+    if rejection.roc:
+        figures["ood-roc.png"] = _draw_roc(rejection)
+    return figures
+
+
+def _draw_scores(rejection: Rejection) -> Figure:
+    """Histograms as shares of their own group, so that unequal numbers can be compared."""
+    figure, axes = new_axes(2.6)
+    histogram = rejection.histogram
+    groups = (
+        (histogram.plants, "plants", PLANT),
+        (histogram.non_plants, "non-plants", OTHER),
+        (histogram.unseen_plants, "unseen plants", UNSEEN),
+    )
+    for counts, label, colour in groups:
+        if sum(counts):
+            shares = [100 * count / sum(counts) for count in counts]
+            axes.stairs(shares, histogram.edges, fill=True, color=colour, alpha=0.35, linewidth=0)
+            axes.stairs(shares, histogram.edges, color=colour, linewidth=1.2, label=f"{sum(counts):,} {label}")
+    axes.margins(x=0.01)
+    axes.set_ylim(0, axes.get_ylim()[1] * 1.16)
+    axes.axvline(rejection.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    low, high = axes.get_xlim()
+    far_right = rejection.threshold > low + 0.7 * (high - low)
+    axes.annotate(
+        f"threshold {rejection.threshold:.4g}, rejected above",
+        (rejection.threshold, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(-5 if far_right else 5, -4),
+        textcoords="offset points",
+        ha="right" if far_right else "left",
+        va="top",
+        fontsize=8,
+        color=INK,
+    )
+    label_axes(axes, "out-of-distribution score", "% of group")
+    axes.grid(axis="y", color=LINE, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8.5, loc="upper right", labelcolor=INK, bbox_to_anchor=(1, 0.9))
+    return figure
+
+
+def _draw_roc(rejection: Rejection) -> Figure:
+    """Recall against false alarms, these on a logarithmic axis: gates are decided at its left end."""
+    figure, axes = new_axes(3.1)
+    alarms = [max(point[0], _SMALLEST_ALARM) for point in rejection.roc]
+    recall = [100 * point[1] for point in rejection.roc]
+    axes.plot([_SMALLEST_ALARM, *alarms, 1], [0, *recall, 100], color=OTHER, linewidth=1.5, drawstyle="steps-post")
+    # precision 99 % at equal numbers: false alarms = recall / 99
+    limit = [(r / 99, 100 * r) for r in (0.001 * i for i in range(30, 1001))]
+    axes.plot(*zip(*limit, strict=True), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "precision 99 %",
+        limit[len(limit) // 3],
+        xytext=(5, 0),
+        textcoords="offset points",
+        ha="left",
+        va="center",
+        fontsize=8,
+        color=MUTED,
+    )
+    axes.axhline(95, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
+    axes.annotate(
+        "recall 95 %",
+        (1, 95),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, -4),
+        textcoords="offset points",
+        ha="right",
+        va="top",
+        fontsize=8,
+        color=MUTED,
+    )
+    if rejection.recall is not None and rejection.false_alarm_rate is not None:
+        served = (max(rejection.false_alarm_rate, _SMALLEST_ALARM), 100 * rejection.recall)
+        axes.plot(*served, "o", color=INK, markersize=6, zorder=4)
+        axes.annotate(
+            "as served",
+            served,
+            xytext=(8, -9),
+            textcoords="offset points",
+            ha="left",
+            va="top",
+            fontsize=8.5,
+            color=INK,
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(_SMALLEST_ALARM, 1)
+    axes.set_ylim(0, 102)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.minorticks_off()
+    axes.grid(color=LINE, linewidth=0.6)
+    label_axes(axes, "plants rejected, logarithmic", "% of non-plants rejected")
+    return figure

@@ -1,0 +1,146 @@
+"""A long run of a serving process: threads that ask one handle while versions change and one of them is broken.
+
+python -m reliability.soak public/models leaves/val --minutes 60
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+import threading
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle
+from pathlib import Path
+from typing import Final
+
+import click
+import numpy as np
+
+from benchmarks.driver import find_photographs, run_child
+from benchmarks.machine import read_memory
+from benchmarks.serving import MODULE, PATH, own_store
+from mlflow_plugins.loading.handle import ModelHandle
+from mlflow_plugins.loading.light_store import find_version
+from plantmodels.bundle.layout import SPECIES_FILES
+from plantmodels.serve.classifier import Prediction
+
+PHOTOGRAPHS: Final = 64
+MARKS: Final = 20
+ALIAS_MOVES: Final = 24
+EACH_BAD: Final = 50
+"""Every so many requests hold a photograph that was cut off."""
+
+VERSIONS: Final = ("1", "2", "3")
+BROKEN: Final = "3"
+"""One byte of its species model is another: it must never answer."""
+
+
+@click.command()
+@click.argument("bundle", type=PATH)
+@click.argument("images", type=PATH)
+@click.option("--minutes", default=60.0, show_default=True, type=click.FloatRange(min=0.01))
+@click.option("--threads", default=8, show_default=True, help="That ask at the same time.")
+@click.option("--out", type=PATH, help="JSON file of the result.")
+def main(bundle: Path, images: Path, minutes: float, threads: int, out: Path | None) -> None:
+    """Ask one ModelHandle from many threads; the alias moves on all the time, every third time to a broken version."""
+    photographs = [path.read_bytes() for path in find_photographs(images)[:PHOTOGRAPHS]]
+    with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
+        environment = own_store(temporary)
+        for _ in VERSIONS:
+            run_child(MODULE, ["register", str(bundle), temporary], environment)
+        os.environ.update(environment)
+        result = _soak(photographs, minutes * 60, threads)
+    text = json.dumps(result, indent=1)
+    click.echo(text)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+
+
+def _soak(photographs: list[bytes], seconds: float, threads: int) -> dict[str, object]:
+    _move_alias(VERSIONS[0])
+    _break(BROKEN)
+    count: Counter[str] = Counter()
+    refusals: set[str] = set()
+    lock, failed = threading.Lock(), []
+    with ModelHandle("models:/bench@production", interval_s=0.5, threads=1) as handle:
+        expected = handle.predict(photographs)
+        marks = [{"minutes": 0.0, **read_memory()}]
+        start = time.monotonic()
+
+        def ask(worker: int) -> None:
+            which = worker * 31
+            while time.monotonic() < start + seconds:
+                which += 1
+                bad = which % EACH_BAD == 0
+                wanted = expected[which % len(photographs)]
+                photograph = photographs[which % len(photographs)]
+                try:
+                    version = handle.current.version
+                    row = handle.predict([photograph[: len(photograph) // 3] if bad else photograph])[0]
+                except Exception as error:  # whatever it is, it is counted
+                    with lock:
+                        count["raised"] += 1
+                        failed.append(repr(error)[:200])
+                    continue
+                right = row.error is not None and row.species is None if bad else _is_same(row, wanted)
+                with lock:
+                    count["predictions"] += 1
+                    count["bad photographs"] += bad
+                    count["wrong"] += not right
+                    count[f"version {version}"] += 1
+
+        with ThreadPoolExecutor(threads) as pool:
+            asking = [pool.submit(ask, worker) for worker in range(threads)]
+            aliases = cycle([*VERSIONS[1:], VERSIONS[0]])
+            for i in range(1, MARKS * ALIAS_MOVES + 1):
+                time.sleep(max(0.0, start + seconds * i / (MARKS * ALIAS_MOVES) - time.monotonic()))
+                if i % MARKS == 0 and i < MARKS * ALIAS_MOVES:
+                    _move_alias(next(aliases))
+                    count["alias moves"] += 1
+                if handle.failure is not None:
+                    refusals.add(str(handle.failure).rsplit("/", 1)[-1][:200])
+                if i % ALIAS_MOVES == 0:
+                    with lock:
+                        marks.append({"minutes": (time.monotonic() - start) / 60, **count, **read_memory()})
+                    click.echo(json.dumps(marks[-1]), err=True)
+            for done in asking:
+                done.result()
+    return {
+        "seconds": time.monotonic() - start,
+        "threads": threads,
+        **count,
+        "raised": count["raised"],
+        "errors": failed[:10],
+        "refused reloads": sorted(refusals),
+        "marks": marks,
+    }
+
+
+def _move_alias(version: str) -> None:
+    """In a process of its own: this one serves as a service does, without MLflow."""
+    run_child(MODULE, ["move", version], os.environ)
+
+
+def _break(version: str) -> None:
+    found = find_version(f"models:/bench/{version}")
+    assert found is not None, "the store is one of this machine"
+    path = next(found.folder.rglob(SPECIES_FILES["int8"]))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _is_same(row: Prediction, wanted: Prediction) -> bool:
+    """Equal but for the last bits of the score, which a matrix product on other threads may round otherwise."""
+    return (
+        dataclasses.replace(row, ood_score=None) == dataclasses.replace(wanted, ood_score=None)
+        and row.ood_score is not None
+        and wanted.ood_score is not None
+        and bool(np.isclose(row.ood_score, wanted.ood_score, rtol=1e-9, atol=0))
+    )
+
+
+if __name__ == "__main__":
+    main()

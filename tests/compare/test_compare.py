@@ -1,0 +1,472 @@
+"""Two verified bundles side by side: hand-made reports and answers to each image, and what is said of them."""
+
+import dataclasses
+import json
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from scipy import stats
+
+from plantmodels.bundle.files import write_json
+from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE, SPECIES_FILES, is_report
+from plantmodels.bundle.manifest import FileDigest, Manifest, digest_file
+from plantmodels.bundle.metadata import Metadata, Preprocessing, write_metadata
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.cli import main
+from plantmodels.compare.compare import compare_bundles
+from plantmodels.compare.model import Comparison, Measure, Section
+from plantmodels.compare.render import render_page, render_text
+from plantmodels.errors import BundleError
+from plantmodels.report.gate_report import GateReport, ImageSet
+from plantmodels.report.per_image import ImageRow, write_images
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
+from plantmodels.report.statistics import Paired, Proportion
+
+Make = Callable[..., GateReport]
+Rows = tuple[ImageRow, ...]
+
+TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
+METADATA = Metadata(
+    taxonomy=TAXONOMY,
+    preprocessing=Preprocessing(16, (0, 0, 0), (1, 1, 1)),
+    embedding_dim=4,
+    session_options={},
+    models={SPECIES_FILES["int8"]: {"recipe": {"method": "dynamic", "kept_float": []}}},
+    provenance={"checkpoint_sha256": "c" * 64, "seed": 0},
+    versions={"torch": "2.12.1"},
+    cpu={},
+)
+CLASSES = (
+    ("Apple", "rust", 120),
+    ("Apple", "scab", 60),
+    ("Rose", "spot", 60),
+    ("Rose", "healthy", 19),
+    ("Mint", "", 12),
+)
+"""Species, disease and how many validation leaves."""
+
+
+def make_rows(wrong: Callable[[str, str, int], tuple[bool, bool]] = lambda *_: (False, False)) -> Rows:
+    """Leaves of `CLASSES`; `wrong(species, disease, number)` says whether species and disease are answered wrong."""
+    rows = []
+    for species, disease, images in CLASSES:
+        for number in range(images):
+            bad_species, bad_disease = wrong(species, disease, number)
+            answer = "Mint" if species != "Mint" else "Rose"
+            named = (answer if bad_species else species, "healthy?" if bad_disease and disease else disease)
+            source = f"{species}___{disease or 'unlabelled'}"
+            answers = (*named, *named, named[1], named[1])
+            rows.append(ImageRow("val", source, f"{number}.jpg", species, disease, *answers, 0.9, 5.0, False))
+    return tuple(rows)
+
+
+def make_others(rejected: Iterable[bool], source: str = "bricks") -> Rows:
+    return tuple(
+        ImageRow("non-plants", source, f"{number}.png", "", "", "Mint", "", "Mint", "", "", "", 0.2, 9.0, is_rejected)
+        for number, is_rejected in enumerate(rejected)
+    )
+
+
+def count_accuracy(rows: Rows) -> Accuracy:
+    leaves = [row for row in rows if row.set == "val"]
+    species = [row.int8_species == row.species for row in leaves]
+    disease = [row.int8_disease == row.disease for row in leaves]
+    headed = [right for row, right in zip(leaves, disease, strict=True) if row.disease]
+    calibration = Calibration(1.0, Reliability((), None), Reliability((), None))
+
+    def alike(right: list[bool]) -> Paired:
+        return Paired(sum(right), 0, 0, len(right) - sum(right))
+
+    def classes(name_of: Callable[[ImageRow], str], right: list[bool]) -> dict[str, ClassRow]:
+        found = {}
+        for name in dict.fromkeys(map(name_of, leaves)):
+            hits = [hit for row, hit in zip(leaves, right, strict=True) if name_of(row) == name]
+            found[name] = ClassRow(len(hits), sum(hits), sum(hits))
+        return found
+
+    both = alike([s and d for s, d in zip(species, disease, strict=True)])
+    by_disease = classes(lambda row: row.source, disease)
+    return Accuracy(
+        alike(species),
+        alike(headed),
+        both,
+        both,
+        alike(headed),
+        0,
+        0,
+        classes(lambda row: row.species, species),
+        {name: row for name, row in by_disease.items() if not name.startswith("Mint")},
+        {},
+        calibration,
+        calibration,
+    )
+
+
+def write_bundle(folder: Path, report: GateReport, rows: Rows | None = None, **metadata: Any) -> Path:
+    """A bundle without its models: what a comparison reads."""
+    folder.mkdir()
+    write_metadata(folder, replace(METADATA, **metadata))
+    described = {path.name: digest_file(path) for path in folder.iterdir()}
+    report = replace(report, files={**report.files, **described})
+    write_json(folder / GATE_REPORT_FILE, report.to_dict())
+    if rows is not None:
+        write_images(folder / IMAGES_FILE, rows)
+    reports = {path.name: digest_file(path) for path in folder.iterdir() if is_report(path.name)}
+    write_json(folder / MANIFEST_FILE, Manifest({**report.files, **reports}).to_dict())
+    return folder
+
+
+@pytest.fixture
+def compare(report: Make, tmp_path: Path) -> Callable[..., Comparison]:
+    """`compare(rows_a, rows_b, report_b=…, **metadata_b)`: two bundles with these answers to each image."""
+
+    def build(a: Rows | None, b: Rows | None, *, reports: Any = (None, None), **metadata: Any) -> Comparison:
+        first, second = (
+            (report(accuracy=count_accuracy(rows)) if rows else report()) if given is None else given
+            for rows, given in zip((a, b), reports, strict=True)
+        )
+        return compare_bundles(
+            write_bundle(tmp_path / "a", first, a), write_bundle(tmp_path / "b", second, b, **metadata)
+        )
+
+    return build
+
+
+def section(comparison: Comparison, title: str) -> Section:
+    (found,) = (part for part in comparison.sections if part.title == title)
+    return found
+
+
+def measure(comparison: Comparison, title: str, name: str) -> Measure:
+    (found,) = (entry for entry in section(comparison, title).measures if entry.name == name)
+    return found
+
+
+def noisy(seed: int, share: float) -> Callable[[str, str, int], tuple[bool, bool]]:
+    """Every image is answered wrong with a chance of `share`, the same for the same seed."""
+    return lambda *image: (random.Random(f"{seed}{image}").random() < share, False)
+
+
+def test_a_bundle_is_no_better_than_itself(compare: Callable[..., Comparison]) -> None:
+    rows = (*make_rows(noisy(1, 0.2)), *make_others([True, False] * 20))
+    comparison = compare(rows, rows)
+    verdicts = {entry.verdict for part in comparison.sections for entry in part.measures}
+    assert verdicts == {"no difference beyond noise", "not comparable"}
+    assert comparison.differences == () and comparison.classes == ()
+    assert comparison.summary.startswith("Better in B: nothing. Worse in B: nothing. ")
+    assert comparison.summary.endswith("Gates: none changed its verdict.")
+
+
+def test_the_same_images_are_compared_one_by_one(compare: Callable[..., Comparison]) -> None:
+    a, b = make_rows(noisy(1, 0.3)), make_rows(noisy(2, 0.2))
+    found = measure(compare(a, b[::-1]), "Accuracy", "species, INT8")
+    right = [[row.int8_species == row.species for row in rows] for rows in (a, b)]
+    gained, lost = (sum(y > x for x, y in zip(*order, strict=True)) for order in (right, right[::-1]))
+    assert found.p_value == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
+    assert (found.a, found.b) == (sum(right[0]) / len(a), sum(right[1]) / len(b))
+    assert found.why == f"{gained} newly right, {lost} not any more"
+    assert found.verdict == ("better" if found.p_value < 0.05 else "no difference beyond noise")
+    assert found.low is not None and found.high is not None and found.low < found.b - found.a < found.high
+
+
+def test_pairing_sees_what_two_counts_do_not(compare: Callable[..., Comparison], report: Make, tmp_path: Path) -> None:
+    base = noisy(1, 0.3)
+    a, b = make_rows(base), make_rows(lambda *i: (base(*i)[0] or i[2] in range(10, 14), False))
+    paired = measure(compare(a, b), "Accuracy", "species, INT8")
+    assert paired.verdict == "worse"
+    reports = [report(accuracy=count_accuracy(rows)) for rows in (a, b)]
+    counted = compare_bundles(write_bundle(tmp_path / "c", reports[0], a), write_bundle(tmp_path / "d", reports[1]))
+    unpaired = measure(counted, "Accuracy", "species, INT8")
+    assert unpaired.verdict == "no difference beyond noise" and unpaired.p_value is None
+    assert (unpaired.a, unpaired.b) == (paired.a, paired.b)
+    assert "the same images, but B without gate-images.csv; unpaired" in section(counted, "Accuracy").note
+
+
+def test_other_images_are_not_paired_even_if_their_names_agree(
+    compare: Callable[..., Comparison], report: Make
+) -> None:
+    a, b = make_rows(noisy(1, 0.5)), make_rows(noisy(2, 0.1))
+    reports = [report(accuracy=count_accuracy(rows)) for rows in (a, b)]
+    reports[1] = replace(reports[1], inputs=replace(reports[1].inputs, val=ImageSet(101, 100, "a" * 64)))
+    comparison = compare(a, b, reports=reports)
+    found = measure(comparison, "Accuracy", "species, INT8")
+    assert found.verdict == "better" and found.p_value is None and found.low is not None and found.low > 0
+    assert "other images or labels (eeeeeeeeeeee, aaaaaaaaaaaa); unpaired" in section(comparison, "Accuracy").note
+    species = measure(comparison, "Each species", "Apple")
+    shares = [count_accuracy(rows).by_species["Apple"] for rows in (a, b)]
+    table = [[row.int8, row.images - row.int8] for row in shares]
+    assert species.p_value == pytest.approx(3 * stats.fisher_exact(table).pvalue, rel=1e-6)
+    assert len(section(comparison, "Each disease").measures) == 4
+
+
+def test_classes_are_corrected_for_how_many_they_are(compare: Callable[..., Comparison]) -> None:
+    """Seven leaves lost of one class: chance in 1 of 64 for it alone, but there are three species."""
+    seven = make_rows(lambda species, disease, n: (species == "Apple" and disease == "scab" and n < 7, False))
+    found = measure(compare(make_rows(), seven), "Each species", "Apple")
+    alone = stats.binomtest(7, 7).pvalue
+    assert alone < 0.05 and found.p_value == pytest.approx(3 * alone) and found.verdict == "worse"
+
+
+def test_a_class_that_chance_explains_is_no_finding(compare: Callable[..., Comparison]) -> None:
+    six = make_rows(lambda species, disease, n: (species == "Rose" and disease == "spot" and n < 6, False))
+    comparison = compare(make_rows(), six)
+    assert measure(comparison, "Accuracy", "species, INT8").verdict == "worse"
+    assert measure(comparison, "Each species", "Rose").verdict == "no difference beyond noise"
+
+
+def test_a_disease_that_got_worse_is_named_and_small_classes_too(compare: Callable[..., Comparison]) -> None:
+    b = make_rows(lambda species, disease, n: (False, disease == "scab" and n < 20))
+    comparison = compare(make_rows(), b)
+    part = section(comparison, "Each disease")
+    assert part.named("worse") == ("Apple___scab",)
+    assert [entry.name for entry in part.measures] == ["Apple___rust", "Apple___scab", "Rose___spot", "Rose___healthy"]
+    assert measure(comparison, "Accuracy", "species, INT8").verdict == "no difference beyond noise"
+    assert measure(comparison, "Accuracy", "end to end, INT8").verdict == "worse"
+    assert "Apple___scab (each disease)" in comparison.summary
+    text = render_text(comparison)
+    assert "1 worse, 3 no difference beyond noise. Too small to tell much (images): Rose___healthy (19)." in text
+    assert "Too small to tell much (images): Mint (12)." in text
+
+
+def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Comparison], report: Make) -> None:
+    others_a = (*make_others([False] * 30 + [True] * 10), *make_others([True] * 20, "rocks"))
+    others_b = (*make_others([True] * 25 + [False] * 15), *make_others([True] * 20, "rocks"))
+    base = report().rejection
+    assert base is not None
+    reports = []
+    for others in (others_a, others_b):
+        by_source = {
+            name: Proportion(sum(r.rejected for r in others if r.source == name), sum(r.source == name for r in others))
+            for name in ("bricks", "rocks")
+        }
+        total = Proportion(sum(r.rejected for r in others), len(others))
+        rejection = replace(base, non_plants=total, by_source=by_source)
+        reports.append(
+            report(GatePolicy(ood_recall_min=0.7), rejection=rejection, accuracy=count_accuracy(make_rows()))
+        )
+    leaves = make_rows()
+    alarming = tuple(replace(row, rejected=number < 9) for number, row in enumerate(leaves))
+    comparison = compare((*leaves, *others_a), (*alarming, *others_b), reports=reports)
+    title = "Rejection of what is no plant"
+    recall = measure(comparison, title, "OOD recall")
+    assert recall.p_value == pytest.approx(stats.binomtest(25, 35).pvalue) and recall.verdict == "better"
+    assert recall.why == "25 newly rejected, 10 not any more"
+    alarms = measure(comparison, title, "false alarms")
+    assert alarms.p_value == pytest.approx(stats.binomtest(9, 9).pvalue) and alarms.verdict == "worse"
+    assert measure(comparison, title, "threshold").verdict == "not comparable"
+    assert section(comparison, "Each source of non-plants").named("better") == ("bricks",)
+    (gate,) = (pair for pair in comparison.gates if pair.change)
+    assert gate.a.name == "ood_recall" and gate.change == "passes now"
+    assert "Gates: ood_recall passes now." in comparison.summary
+
+
+def test_precision_that_is_not_defined_is_not_comparable(compare: Callable[..., Comparison], report: Make) -> None:
+    base = report().rejection
+    assert base is not None
+    nothing = replace(base, plants=Proportion(0, 200), non_plants=Proportion(0, 50))
+    comparison = compare(None, None, reports=(report(), report(rejection=nothing)))
+    found = measure(comparison, "Rejection of what is no plant", "OOD precision")
+    assert (found.verdict, found.why) == ("not comparable", "not defined where nothing is rejected")
+    assert measure(comparison, "Rejection of what is no plant", "OOD recall").verdict == "worse"
+
+
+@pytest.mark.parametrize(
+    ("median", "p95", "expected"),
+    [
+        (20.0, 27.3, "better"),
+        (20.0, 27.5, "no difference beyond noise"),
+        (31.1, 40.0, "worse"),
+        (30.9, 40.0, "no difference beyond noise"),
+    ],
+)
+def test_latency_is_told_apart_where_the_spreads_are(
+    compare: Callable[..., Comparison], report: Make, median: float, p95: float, expected: str
+) -> None:
+    base = report().latency
+    assert base is not None
+    other = report(latency=replace(base, median_ms=median, p95_ms=p95))
+    comparison = compare(None, None, reports=(report(), other))
+    assert measure(comparison, "Latency", "latency of a tensor").verdict == expected
+
+
+@pytest.mark.parametrize("change", [{"cpu": "Another"}, {"threads": 8}])
+def test_latency_of_another_place_is_not_comparable(
+    compare: Callable[..., Comparison], report: Make, change: dict[str, Any]
+) -> None:
+    base = report().latency
+    assert base is not None
+    other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, **change))
+    found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
+    assert found.verdict == "not comparable" and "A processor, avx2, avx512_vnni, 2 threads against" in found.why
+
+
+@pytest.mark.parametrize(("load", "expected"), [(4.1, "not comparable"), (3.9, "better"), (None, "better")])
+def test_latency_of_a_busy_machine_is_not_comparable(
+    compare: Callable[..., Comparison], report: Make, load: float | None, expected: str
+) -> None:
+    base = report().latency
+    assert base is not None
+    other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, load=load))
+    found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
+    assert found.verdict == expected
+    assert expected == "better" or found.why == "other work on the machine: load average 0.4 and 4.1 before"
+
+
+def test_sizes_are_told_apart_by_more_than_a_hundredth(compare: Callable[..., Comparison], report: Make) -> None:
+    files = dict(report().files)
+    files[SPECIES_FILES["int8"]] = FileDigest(5_200_000, "1" * 64)
+    files[SPECIES_FILES["fp16"]] = FileDigest(7_950_000, "2" * 64)
+    comparison = compare(None, None, reports=(report(), report(files=files)))
+    assert section(comparison, "Files").named("worse") == ("species, INT8", "whole bundle")
+    assert measure(comparison, "Files", "species, FP16").verdict == "no difference beyond noise"
+    assert "species_size does not pass any more" in comparison.summary
+
+
+def test_classes_and_settings_that_differ_are_listed(compare: Callable[..., Comparison], report: Make) -> None:
+    other = Taxonomy(("Rose", "Apple", "Fig"), {"Apple": ("scab", "rust", "mould"), "Rose": ("spot", "healthy")})
+    comparison = compare(
+        None,
+        None,
+        taxonomy=other,
+        preprocessing=replace(METADATA.preprocessing, image_size=32),
+        provenance={"checkpoint_sha256": "b" * 64, "seed": 0, "git_commit": "a" * 40},
+        reports=(report(), report(GatePolicy(latency_max_median_ms=100))),
+    )
+    assert comparison.classes == (
+        "species added: Fig",
+        "species removed: Mint",
+        "species in another order: Apple, Rose became Rose, Apple",
+        "diseases of Apple added: mould",
+        "diseases of Apple removed: healthy",
+        "diseases of Apple in another order: rust, scab became scab, rust",
+    )
+    differences = {entry.name: (entry.a, entry.b) for entry in comparison.differences}
+    assert differences == {
+        "preprocessing: image_size": ("16", "32"),
+        "class_order_digest": (TAXONOMY.digest, other.digest),
+        "provenance: checkpoint_sha256": ("c" * 64, "b" * 64),
+        "provenance: git_commit": (None, "a" * 40),
+        "verified: limits: latency_max_median_ms": ("200.0", "100.0"),
+    }
+    text = render_text(comparison)
+    assert "< 200 ms → < 100 ms" in text and "species removed: Mint" in text and "bbbbbbbbbbbb" in text
+
+
+def test_what_was_not_measured_is_left_out(compare: Callable[..., Comparison], report: Make) -> None:
+    bare = report(accuracy=None, rejection=None, latency=None, parity=None, not_run="INT8 does not open")
+    comparison = compare(None, None, reports=(report(), bare))
+    assert [part.title for part in comparison.sections] == ["Files"]
+    assert "parity does not pass any more" in comparison.summary
+    assert "not measured" in render_text(comparison)
+
+
+class _Checker(HTMLParser):
+    void = frozenset({"meta", "br", "img"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: set[str] = set()
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add(tag)
+        assert not {"src", "href"} & {name for name, _ in attrs}
+        if tag not in self.void:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def test_the_page_is_whole_needs_nothing_and_escapes_names(compare: Callable[..., Comparison]) -> None:
+    nasty = "<script>x</script>"
+    b = make_rows(lambda species, disease, n: (species == "Apple" and n < 30, False))
+    comparison = replace(compare(make_rows(), b, provenance={"note": nasty}), b=nasty, classes=(nasty,))
+    checker = _Checker()
+    checker.feed(render_page(comparison))
+    assert checker.open == [] and not checker.seen & {"script", "link"}
+    text = " ".join("".join(checker.text).split())
+    assert text.count(nasty) >= 4 and comparison.summary in text
+    assert "6 worse" in text and "newly right" in text and "of 271" in text
+
+
+def test_json_holds_every_number(compare: Callable[..., Comparison]) -> None:
+    comparison = compare(make_rows(noisy(1, 0.2)), make_rows(noisy(2, 0.2)))
+    document = json.loads(json.dumps(comparison.to_dict(), allow_nan=False))
+    assert document["format_version"] == 1 and document["summary"] == comparison.summary
+    assert [gate["change"] for gate in document["gates"]] == [""] * 9
+    first = document["sections"][0]["measures"][0]
+    assert first == dataclasses.asdict(section(comparison, "Accuracy").measures[0])
+
+
+def test_a_bundle_without_report_is_refused_by_name(report: Make, tmp_path: Path) -> None:
+    good, bad = write_bundle(tmp_path / "good", report()), write_bundle(tmp_path / "bad", report())
+    listed = {name: entry for name, entry in report().files.items() if not is_report(name)}
+    write_json(bad / MANIFEST_FILE, Manifest(listed).to_dict())
+    message = r"bad: holds no gate-report\.json, so there is nothing to compare; verify it first"
+    with pytest.raises(BundleError, match=message):
+        compare_bundles(good, bad)
+    with pytest.raises(BundleError, match=r"^version 7: holds no"):
+        compare_bundles(good, bad, names=("version 6", "version 7"))
+
+
+@pytest.mark.parametrize("name", [GATE_REPORT_FILE, IMAGES_FILE, "onnx-metadata.json"])
+def test_a_report_that_was_edited_is_refused(report: Make, tmp_path: Path, name: str) -> None:
+    rows = make_rows()
+    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows)), rows)
+    (bundle / name).write_text((bundle / name).read_text() + " ")
+    with pytest.raises(BundleError, match=f"changed: {name}"):
+        compare_bundles(bundle, bundle)
+
+
+def test_the_command_informs_and_does_not_judge(report: Make, tmp_path: Path) -> None:
+    good = write_bundle(tmp_path / "good", report())
+    bad = write_bundle(tmp_path / "bad", report(GatePolicy(latency_max_median_ms=1)))
+    page = tmp_path / "page.html"
+    result = CliRunner().invoke(main, ["compare", str(good), str(bad), "--html", str(page)])
+    assert result.exit_code == 0, result.output
+    comparison = compare_bundles(good, bad)
+    assert result.stdout == render_text(comparison) + "\n"
+    assert result.stdout.splitlines()[-1] == comparison.summary
+    assert page.read_text() == render_page(comparison)
+    result = CliRunner().invoke(main, ["compare", str(good), str(bad), "--format", "json"])
+    assert result.exit_code == 0 and json.loads(result.stdout) == comparison.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent", "{good}"], "absent: no such bundle folder"),
+        (["{good}", "{good}", "--html", "{good}/no/page.html"], "page.html: cannot be written (No such file or"),
+    ],
+)
+def test_the_command_fails_in_one_line(report: Make, tmp_path: Path, arguments: list[str], message: str) -> None:
+    good = write_bundle(tmp_path / "good", report())
+    result = CliRunner().invoke(main, ["compare", *(text.format(good=good) for text in arguments)])
+    assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and message in result.stderr
+
+
+def test_a_set_without_answers_is_compared_by_its_counts(compare: Callable[..., Comparison]) -> None:
+    comparison = compare(make_rows(), make_rows())
+    note = section(comparison, "Rejection of what is no plant").note
+    assert "Non-plants: the same images, but no answer to one of them in both gate-images.csv; unpaired" in note
+    assert measure(comparison, "Rejection of what is no plant", "OOD recall").p_value is None
+
+
+def test_answers_that_the_report_does_not_bear_out_are_refused(report: Make, tmp_path: Path) -> None:
+    rows = make_rows()
+    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows[1:])), rows)
+    message = r"A: gate-images\.csv has the right species on 271 of 271 leaves, gate-report\.json says 270 of 270"
+    with pytest.raises(BundleError, match=message):
+        compare_bundles(bundle, bundle, names=("A", "B"))

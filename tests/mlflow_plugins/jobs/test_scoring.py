@@ -1,0 +1,306 @@
+"""The job `score` on real Spark: what it gives, how it resumes, and what it refuses."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+import pyarrow.dataset
+import pytest
+from mlflow import MlflowClient
+
+from mlflow_plugins import flavor
+from mlflow_plugins.jobs import scoring
+from mlflow_plugins.jobs.scoring import ScoreRequest, run_score
+from mlflow_plugins.loading import pyfunc as pyfunc_model
+from plantmodels.errors import RegistrationError, ScoringError
+from plantmodels.serve.classifier import PlantClassifier
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:PySpark does not yet fully support pandas:FutureWarning"),
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),  # py4j's sockets
+    pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed"),
+]
+
+COLUMNS = list(pyfunc_model.PREDICTION_COLUMNS)
+
+
+@pytest.fixture
+def model(verified_bundle: Path) -> str:
+    """The URI of a registered version, its alias production, in an embedded registry."""
+    with mlflow.start_run():
+        info = flavor.log_model(verified_bundle, name="plants")
+    version = mlflow.register_model(info.model_uri, "plants")
+    MlflowClient().set_registered_model_alias("plants", "production", version.version)
+    return "models:/plants@production"
+
+
+@pytest.fixture(scope="module")
+def photographs(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
+    """The 45 val leaves in their awkward folders, one of them truncated and one empty, and files of no interest."""
+    folder = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path_factory.mktemp("photographs") / "in [1], {a}*"))
+    leaves = sorted(folder.glob("*/*.jpg"))
+    leaves[0].write_bytes(leaves[0].read_bytes()[:300])
+    leaves[1].write_bytes(b"")
+    (folder / "notes.txt").write_text("no image")
+    return folder
+
+
+def read_scores(output: Path) -> pd.DataFrame:
+    """The scores as any reader of Parquet sees them, by path."""
+    frame = pd.read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))
+    frame["path"] = frame["path"].str.removeprefix("file:")
+    return frame.sort_values("path", ignore_index=True)
+
+
+def check_against_native(frame: pd.DataFrame, bundle: Path) -> None:
+    classifier = PlantClassifier.load(bundle, threads=1, allow_paths=True)
+    native = classifier.predict(frame["path"])
+    for row, expected in zip(frame.to_dict("records"), native, strict=True):
+        for name in COLUMNS:
+            value, wanted = row[name], getattr(expected, name)
+            if wanted is None:
+                assert pd.isna(value), (row, name)
+            elif isinstance(wanted, float):
+                assert value == pytest.approx(wanted, rel=1e-6)
+            else:
+                assert value == wanted, (row, name)
+
+
+def test_a_folder_is_scored_as_the_native_classifier_does(model, photographs, verified_bundle, tmp_path: Path) -> None:
+    request = ScoreRequest(
+        model, str(photographs), str(tmp_path / "out [2]" / "scores.parquet"), "local[2]", images_per_batch=20
+    )
+    scores = run_score(request)
+    frame = read_scores(Path(request.output))
+    files = [str(path) for path in photographs.glob("*/*")]
+    assert frame["path"].tolist() == sorted(files)
+    check_against_native(frame, verified_bundle)
+    assert frame["error"].notna().sum() == scores.errors == 2
+    assert frame["rejected"].dropna().sum() == scores.rejected
+    assert (scores.images, scores.scored_now, scores.batches) == (45, 45, 3)
+    assert set(frame["model"]) == {"models:/plants/1"}
+    run = mlflow.last_active_run()
+    assert run.data.metrics["images"] == 45 and run.data.params["plantmodels.version"] == "models:/plants/1"
+
+
+def test_new_images_are_added_and_old_ones_left_alone(model, photographs, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(photographs, tmp_path / "photographs"))
+    request = ScoreRequest(model, str(images), str(tmp_path / "scores"), "local[2]", partition_by=("rejected", "model"))
+    run_score(request)
+    before = {path: path.stat().st_mtime_ns for path in Path(request.output, "batch=0").rglob("*.parquet")}
+    assert all({"rejected=", "model="} <= {part[: part.find("=") + 1] for part in path.parts} for path in before)
+    leaf = min(images.glob("*/*.png"))
+    shutil.copyfile(leaf, images / "new.PNG")
+    empty = next(path for path in images.glob("*/*") if not path.stat().st_size)
+    empty.write_bytes(leaf.read_bytes())
+    shutil.copyfile(leaf, images / "of old.png")
+    os.utime(images / "of old.png", (1e9, 1e9))  # as `cp -p` would, long before the newest that was scored
+    scores = run_score(request)
+    assert (scores.images, scores.scored_now, scores.errors) == (47, 2, 2)  # a file is scored as it was when met
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    frame = read_scores(Path(request.output))
+    assert frame["path"].is_unique and len(frame) == 47
+    alike = frame[frame["path"].isin(map(str, (leaf, images / "new.PNG", images / "of old.png")))]
+    assert len(alike) == 3 and alike["ood_score"].nunique() == 1
+    again = run_score(request)
+    assert (again.images, again.scored_now, again.batches) == (47, 0, 0)
+
+
+def test_a_table_keeps_its_columns(model, photographs, verified_bundle, tmp_path: Path, monkeypatch) -> None:
+    leaves = sorted(photographs.glob("*/*.webp"))
+    table = pd.DataFrame({"id": range(len(leaves) + 1), "image": [*(path.read_bytes() for path in leaves), None]})
+    table.to_parquet(tmp_path / "photographs.parquet")
+    monkeypatch.chdir(tmp_path)
+    scores = run_score(ScoreRequest(model, "photographs.parquet", "scores.parquet", "local[2]", routing="soft"))
+    frame = pd.read_parquet("scores.parquet").sort_values("id", ignore_index=True)
+    native = PlantClassifier.load(verified_bundle).predict([path.read_bytes() for path in leaves], routing="soft")
+    assert frame["id"].tolist() == table["id"].tolist() and "image" not in frame
+    assert frame["disease"].tolist()[:-1] == pytest.approx([row.disease for row in native], nan_ok=True)
+    assert frame["disease_probability"].tolist()[:-1] == pytest.approx(
+        [float("nan") if row.disease_probability is None else row.disease_probability for row in native], nan_ok=True
+    )
+    assert scores.errors == 1 and "got NoneType" in frame["error"].iloc[-1]
+
+
+def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    command = [*prefix, sys.executable, "-m", "mlflow_plugins.cli", "score", *arguments]
+    with log.open("ab") as file:
+        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
+
+
+def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, photographs: Path, tmp_path: Path) -> None:
+    """Without a permission, too large, and empty: Spark passes over them without a word."""
+    images, output = tmp_path / "images", tmp_path / "scores"
+    images.mkdir()
+    for name in ("leaf", "locked", "late"):
+        shutil.copyfile(min(photographs.glob("*/*.png")), images / f"{name} 100%.png")
+    (images / "locked 100%.png").chmod(0)
+    (images / "empty.jpg").touch()
+    with (images / "large.jpg").open("wb") as file:
+        file.truncate(scoring.MAX_IMAGE_BYTES + 1)
+    (images / "late 100%.png").rename(tmp_path / "late")
+    arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
+    without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()  # root may read
+    for images_now in (4, 5):
+        assert start(arguments, tmp_path / "log", without).wait(120) == 0, (tmp_path / "log").read_text()
+        frame = read_scores(output)
+        assert len(frame) == images_now
+        (tmp_path / "late").exists() and (tmp_path / "late").rename(images / "late 100%.png")
+    assert frame["path"].tolist() == sorted(map(str, images.iterdir()))
+    errors = {Path(path).stem: error for path, error in zip(frame["path"], frame["error"], strict=True)}
+    assert pd.isna(errors.pop("leaf 100%")) and pd.isna(errors.pop("late 100%"))
+    assert errors == {
+        "empty": "zero bytes: expected an encoded image",
+        "large": "a file of 134,217,729 bytes: at most 134,217,728 are read",
+        "locked 100%": "cannot be read",
+    }
+
+
+def test_killed_half_way_and_resumed(
+    model: str, tiny_bundle, verified_bundle: Path, tmp_path: Path, wait_for: Callable[..., None]
+) -> None:
+    """2,000 images, 20 of them broken; SIGKILL of every process while a batch is being written."""
+    leaves = [path.read_bytes() for path in sorted(tiny_bundle.data.glob("*/*/*")) if path.suffix in (".jpg", ".png")]
+    images, output = tmp_path / "images", tmp_path / "scores.parquet"
+    images.mkdir()
+    for i in range(2000):
+        data = leaves[i % len(leaves)]
+        (images / f"{i:04d}.jpg").write_bytes(data[:200] if i % 100 == 7 else data)
+    arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
+    arguments += ["--images-per-batch", "250"]
+    process = start(arguments, tmp_path / "log")
+    try:
+        wait_for(lambda: (output / "batch=3" / "_SUCCESS").exists() or process.poll() is not None, 240)
+        time.sleep(1)  # the next batch is on its way
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # the JVM, too; its Python workers end with it
+        process.wait()
+    done = sorted(path.parent.name for path in output.glob("batch=*/_SUCCESS"))
+    assert 4 <= len(done) < 8, (tmp_path / "log").read_text()
+    before = {path: path.stat().st_mtime_ns for name in done[:-1] for path in (output / name).glob("*.parquet")}
+
+    resumed = start(arguments, tmp_path / "log")
+    assert resumed.wait(300) == 0, (tmp_path / "log").read_text()
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"{output}: 2,000 images, ") and "20 bad" in last
+    scored_now = int(last.split()[3].replace(",", ""))
+    assert 2000 - 250 * len(done) <= scored_now <= 2000 - 250 * (len(done) - 1)
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    frame = read_scores(output)
+    assert frame["path"].tolist() == [str(images / f"{i:04d}.jpg") for i in range(2000)]
+    assert frame.index[frame["error"].notna()].tolist() == list(range(7, 2000, 100))
+    check_against_native(frame, verified_bundle)
+
+
+def test_one_output_holds_the_scores_of_one_request(model, photographs, tmp_path: Path) -> None:
+    first = ScoreRequest(model, str(photographs), str(tmp_path / "scores"), "local[2]")
+    run_score(first)
+    files = Counter(tmp_path.rglob("*"))
+    second = mlflow.register_model(MlflowClient().get_model_version("plants", "1").source, "plants")
+    MlflowClient().set_registered_model_alias("plants", "production", second.version)
+    for change, message in (
+        ({}, "scores: begun with model models:/plants/1, and now it is models:/plants/2: go on with what"),
+        ({"model": "models:/plants/1", "routing": "soft"}, "begun with routing hard, and now it is soft"),
+        (
+            {"model": "models:/plants/1", "partition_by": ("species",)},
+            r"partition_by \[\], and now it is \['species'\]",
+        ),
+    ):
+        with pytest.raises(ScoringError, match=message):
+            run_score(ScoreRequest(**{**vars(first), **change}))
+        assert mlflow.last_active_run().info.status == "FAILED"
+    assert Counter(tmp_path.rglob("*")) == files
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., None]) -> Iterator[str]:
+    """Spark's standalone master and one worker with two cores; the master's URL."""
+    import pyspark
+
+    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
+    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
+    command = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), "org.apache.spark.deploy.{0}.{1}"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"spark://127.0.0.1:{free.getsockname()[1]}"
+    started = []
+
+    def launch(role: str, *arguments: str) -> str:
+        words = [word.format(role, role.capitalize()) for word in command]
+        log = tmp_path / f"{role}.log"
+        with log.open("w") as file:
+            started.append(subprocess.Popen([*words, *arguments], stdout=file, stderr=file, start_new_session=True))
+        return str(log)
+
+    try:
+        master = launch("master", "--host", "127.0.0.1", "--port", url.rsplit(":", 1)[1], "--webui-port", "0")
+        wait_for(lambda: "I have been elected leader" in Path(master).read_text(), 60)
+        launch("worker", "--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", f"{tmp_path}/work", url)
+        wait_for(lambda: "Registering worker" in Path(master).read_text(), 60)
+        yield url
+    finally:
+        for process in started:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def test_a_cluster_needs_no_other_code(model, cluster: str, photographs, verified_bundle, tmp_path: Path) -> None:
+    scores = run_score(ScoreRequest(model, str(photographs), str(tmp_path / "scores"), cluster))
+    assert (scores.images, scores.errors) == (45, 2)
+    check_against_native(read_scores(tmp_path / "scores"), verified_bundle)
+    assert list(tmp_path.glob("work/app-*")), "then it ran elsewhere"
+
+
+def test_refusals(model, photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = ScoreRequest(model, str(photographs), str(tmp_path / "scores"), "local[2]")
+
+    def refused(error: type[Exception], match: str, **change: object) -> None:
+        with pytest.raises(error, match=match):
+            run_score(ScoreRequest(**{**vars(good), **change}))
+
+    refused(RegistrationError, "models:/absent/1: .*not found", model="models:/absent/1")
+    refused(RegistrationError, "models:/plants@nobody: .*not found", model="models:/plants@nobody")
+    refused(RegistrationError, "names no version of a registered model", model="models:/m-123")
+    refused(ScoringError, "no images there: /absent", images="/absent")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("mine")
+    refused(ScoringError, "thesis: is there already and holds no scores of this job", output=str(tmp_path / "thesis"))
+    (tmp_path / "empty").mkdir()
+    refused(ScoringError, "empty: holds no image to score", images=str(tmp_path / "empty"))
+    output = str(tmp_path / "other scores")
+    refused(ScoringError, "cannot partition by colour: expected path, species", partition_by=("colour",), output=output)
+    pd.DataFrame({"image": ["text"]}).to_parquet(tmp_path / "text.parquet")
+    refused(
+        ScoringError,
+        "expected a binary column 'image', the columns are image string",
+        images=str(tmp_path / "text.parquet"),
+        output=str(tmp_path / "scores 3"),
+    )
+    pd.DataFrame({"image": [b""], "error": [""]}).to_parquet(tmp_path / "taken.parquet")
+    refused(
+        ScoringError,
+        "the scores have columns error of their own",
+        images=str(tmp_path / "taken.parquet"),
+        output=str(tmp_path / "scores 4"),
+    )
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    refused(ScoringError, "Spark needs Java 17")
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    refused(ScoringError, "bulk scoring needs pyspark")
+
+
+def test_the_cause_is_told_and_not_its_wrappings() -> None:
+    message = "[STREAM_FAILED] Query\nTraceback\npyspark.errors.PythonException: thrown\nValueError: no\n SQLSTATE: 1"
+    assert scoring._reason(message) == "ValueError: no"
+    assert scoring._reason("[PATH_NOT_FOUND] it is\nnot there") == "[PATH_NOT_FOUND] it is not there"

@@ -1,0 +1,107 @@
+"""Each of MLflow's private names is still where `_mlflow_compat` looks for it, and means what we take it for."""
+
+import inspect
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import flask
+import pytest
+from mlflow.store.db.utils import _get_latest_schema_revision
+from mlflow.store.model_registry.rest_store import RestStore
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
+
+from mlflow_plugins import _mlflow_compat as compat
+from mlflow_plugins.loading import light_store
+from mlflow_plugins.registry.store import GateMixin
+
+OVERRIDDEN = [name for name, value in vars(GateMixin).items() if inspect.isfunction(value) and not name.startswith("_")]
+
+
+@pytest.mark.parametrize("base", [SqlAlchemyStore, WorkspaceAwareSqlAlchemyStore, RestStore])
+@pytest.mark.parametrize("name", OVERRIDDEN)
+def test_an_overridden_method_takes_what_mlflows_takes(base: type, name: str) -> None:
+    theirs = list(inspect.signature(getattr(base, name)).parameters)
+    ours = inspect.signature(getattr(GateMixin, name)).parameters.values()
+    named = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
+    passes_on = any(parameter.kind is parameter.VAR_POSITIONAL for parameter in ours)
+    assert named == (theirs[: len(named)] if passes_on else theirs)
+
+
+def test_no_writing_method_of_mlflows_store_is_overlooked() -> None:
+    """A method that MLflow adds must be looked at: may a version reach Production by it?"""
+    seen_to = {
+        *OVERRIDDEN,
+        "update_registered_model",  # a description
+        "update_model_version",  # a description
+        "copy_model_version",  # comes back to create_model_version
+        "link_prompt_version_to_run",
+        "link_prompt_version_to_model",
+        "link_prompts_to_trace",
+        "set_prompt_version_tag",
+        "delete_prompt_version_tag",
+    }
+    verbs = ("create_", "update_", "set_", "delete_", "rename_", "transition_", "copy_", "restore_", "move_", "link_")
+    words = ("webhook", "prompt")
+    writing = {
+        name for name in dir(SqlAlchemyStore) if name.startswith(verbs) and not any(word in name for word in words)
+    }
+    assert writing - seen_to == set()
+
+
+def test_stores_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compat.store_class("sqlite:///a.db") is SqlAlchemyStore
+    assert compat.store_class("http://127.0.0.1:1") is RestStore
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
+    assert compat.store_class("sqlite:///a.db") is WorkspaceAwareSqlAlchemyStore
+
+
+def test_the_rest_store_takes_our_arguments() -> None:
+    (creds,) = compat.rest_store_arguments("http://127.0.0.1:1")
+    assert RestStore(creds).get_host_creds().host == "http://127.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("source", "parsed"),
+    [
+        ("models:/m-0123456789abcdef0123456789abcdef", ("m-0123456789abcdef0123456789abcdef", None, None)),
+        ("models:/leaves/3", (None, "leaves", "3")),
+    ],
+)
+def test_models_uris(source: str, parsed: tuple[str | None, ...]) -> None:
+    assert compat.parse_models_uri(source) == parsed
+
+
+def test_the_schema_that_is_read_without_mlflow_is_mlflows() -> None:
+    """When it moves: read MLflow's new migrations, mend the queries, then the revision; until then MLflow is asked."""
+    assert _get_latest_schema_revision() == light_store.KNOWN_SCHEMA
+
+
+def test_prompt_sources() -> None:
+    assert "dummy-source" in compat.PROMPT_SOURCES
+
+
+def test_local_artifacts_are_found_in_place(tmp_path: Path) -> None:
+    assert compat.locate_artifacts(tmp_path.as_uri())[2] == tmp_path
+
+
+def test_a_server_finds_its_own_artifacts_without_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
+    monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path))
+    from mlflow.server import handlers
+
+    monkeypatch.setattr(handlers, "_artifact_repo", None)
+    assert compat.locate_artifacts("mlflow-artifacts:/1/models/m-1")[2] == tmp_path / "1/models/m-1"
+
+
+def test_a_request_and_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert not compat.is_serving()
+    with flask.Flask("test").test_request_context(headers={"Authorization": "Basic YWRhOng="}):
+        assert compat.is_serving()
+        monkeypatch.delitem(sys.modules, "mlflow.server.auth", raising=False)
+        assert compat.read_authenticated_user() is None  # nobody checked the password
+        for function, user in (("mlflow.server.auth:authenticate_request_basic_auth", "ada"), ("sso:check", None)):
+            config = SimpleNamespace(authorization_function=function)
+            monkeypatch.setitem(sys.modules, "mlflow.server.auth", SimpleNamespace(auth_config=config))
+            assert compat.read_authenticated_user() == user

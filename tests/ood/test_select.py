@@ -1,0 +1,239 @@
+"""Which detector is taken and where its threshold lies: brute force, and embeddings of which one method must win."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from plantmodels.bundle.detector import METHODS
+from plantmodels.errors import DetectorError
+from plantmodels.ood import select as module
+from plantmodels.ood.baselines import BASELINES, Training
+from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.moments import RunningMoments, fit_detector
+from plantmodels.ood.select import (
+    MIN_NON_PLANTS,
+    MIN_TRAINING_IMAGES,
+    LeafEmbeddings,
+    NonPlantEmbeddings,
+    Selection,
+    check_image_count,
+    choose_threshold,
+    select_detector,
+)
+
+DIM = 12
+
+
+def embed(features: np.ndarray) -> Embedded:
+    return Embedded(features.astype(np.float32), features[:, :3].astype(np.float32))
+
+
+def make_plants(count: int = 400, spread: float = 3.0, seed: int = 0) -> LeafEmbeddings:
+    rng = np.random.default_rng(seed)
+    species = np.arange(count) % 5
+    means = np.random.default_rng(99).normal(size=(5, DIM)) * spread
+    return LeafEmbeddings(embed(rng.normal(size=(count, DIM)) + means[species]), species, species)
+
+
+def make_others(count: int = 120, shift: float = 2.0, scale: float = 0.5, seed: int = 1) -> NonPlantEmbeddings:
+    """Close to the plants' middle and tighter than they are: far from none of them, yet all of one kind."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(count, DIM)) * scale
+    features[:, 0] += shift
+    return NonPlantEmbeddings(embed(features), np.where(np.arange(count) % 3 == 0, "stones", "walls"))
+
+
+@pytest.fixture(scope="module")
+def exposed() -> Selection:
+    return select_detector(make_plants(spread=0.0), make_others())
+
+
+class TestThreshold:
+    @pytest.mark.parametrize("count", [19, 20, 39, 100, 101, 1000])
+    def test_without_non_plants_it_is_the_split_conformal_quantile(self, count: int) -> None:
+        scores = np.random.default_rng(0).permutation(count).astype(float)
+        chosen = choose_threshold(scores, None)
+        rank = math.ceil((count + 1) * 0.95)
+
+        assert chosen.value == rank - 1
+        assert chosen.quantile == rank / count
+        assert (scores > chosen.value).mean() <= 0.05
+        assert (chosen.precision, chosen.recall) == (None, None)
+
+    def test_exchangeable_plants_are_rejected_no_more_often_than_promised(self) -> None:
+        rng = np.random.default_rng(1)
+        rejected = [
+            (rng.normal(size=200) > choose_threshold(rng.normal(size=19), None).value).mean() for _ in range(2000)
+        ]
+
+        assert np.mean(rejected) <= 0.05 + 0.005
+
+    @settings(max_examples=150, deadline=None)
+    @given(
+        plants=st.lists(st.integers(0, 60), min_size=19, max_size=120),
+        others=st.lists(st.integers(0, 200), min_size=1, max_size=60),
+    )
+    def test_no_other_threshold_leaves_more_room(self, plants: list[int], others: list[int]) -> None:
+        chosen = choose_threshold(np.array(plants, float), np.array(others, float))
+        lowest = sorted(plants)[math.ceil((len(plants) + 1) * 0.95) - 1]
+        candidates = [value for value in {*plants, *others} if value >= lowest]
+
+        assert chosen.value >= lowest
+        assert room(plants, others, chosen.value) >= max(room(plants, others, value) for value in candidates)
+        assert chosen.recall == pytest.approx(sum(score > chosen.value for score in others) / len(others))
+        assert chosen.quantile == pytest.approx(sum(score <= chosen.value for score in plants) / len(plants))
+
+    def test_it_lies_in_the_middle_of_a_gap(self) -> None:
+        chosen = choose_threshold(np.arange(1000.0), np.arange(5000.0, 5400.0))
+
+        assert 2000 < chosen.value < 4000
+        assert (chosen.recall, chosen.quantile) == (1, 1)
+
+    def test_where_recall_is_out_of_reach_the_lowest_of_enough_precision_is_taken(self) -> None:
+        chosen = choose_threshold(np.arange(1000.0), np.arange(2000) + 0.5)
+        # 99 % precision at recall 0.5: (k + 1) / 1001 <= 0.5/99, so k <= 4 plants above it
+
+        assert 995 < chosen.value < 996
+        assert chosen.precision >= 0.99
+        assert chosen.recall == pytest.approx(0.5, abs=0.005)
+
+    def test_where_no_threshold_suffices_the_most_precise_is_taken(self) -> None:
+        chosen = choose_threshold(np.arange(30.0), np.full(10, 100.0))
+
+        assert 29 <= chosen.value < 100
+        assert chosen.precision == pytest.approx(1 / (1 + 1 / 31))
+
+    def test_non_plants_that_look_like_plants_give_no_recall(self) -> None:
+        chosen = choose_threshold(np.arange(100.0), np.zeros(50))
+
+        assert (chosen.recall, chosen.precision) == (0, 0)
+        assert chosen.value >= 95
+
+
+def room(plants: list[int], others: list[int], threshold: float) -> tuple[bool, float]:
+    """Whether the target precision holds, and the smaller of both margins in standard errors, term by term."""
+    n, m = len(plants), len(others)
+    alarms = (sum(score > threshold for score in plants) + 1) / (n + 1)
+    recall = sum(score > threshold for score in others) / m
+    smoothed = [(rate * count + 2) / (count + 4) for rate, count in ((alarms, n), (recall, m))]
+    errors = [math.sqrt(p * (1 - p) / (count + 4)) for p, count in zip(smoothed, (n, m), strict=True)]
+    margin = min((recall / 99 - alarms) / errors[0], (recall - 0.95) / errors[1])
+    precision = recall / (recall + alarms)
+    return (True, round(margin, 9)) if precision >= 0.99 else (False, round(precision, 9))
+
+
+class TestSelect:
+    def test_known_non_plants_amid_the_plants_are_told_by_the_ratio_alone(self, exposed: Selection) -> None:
+        trials = {trial.method: trial for trial in exposed.trials}
+
+        assert exposed.detector.method == "gaussian_ratio"
+        assert trials["gaussian_ratio"].recall > 0.6 > 0.1 > trials["mahalanobis"].recall
+        assert exposed.reason.startswith("of 120 non-plants rejected at each one's threshold: mahalanobis ")
+
+    def test_every_method_is_tried_and_named(self, exposed: Selection) -> None:
+        assert [trial.method for trial in exposed.trials] == [*METHODS, *BASELINES]
+        assert [trial.method for trial in exposed.trials if trial.served] == list(METHODS)
+        assert {trial.method for trial in exposed.trials if trial.exposed} == {"gaussian_ratio", "logistic", "rbf_svm"}
+        for trial in exposed.trials:
+            assert 0 <= trial.auroc <= 1
+            assert set(trial.by_source) == {"stones", "walls"} == set(trial.by_unseen_source)
+
+    def test_the_detector_is_fitted_on_everything(self, exposed: Selection) -> None:
+        plants, others = make_plants(spread=0.0), make_others()
+        moments, other_moments = RunningMoments(5, DIM), RunningMoments(1, DIM)
+        moments.update(plants.classes, plants.embedded.features)
+        other_moments.update(np.zeros(120, np.int64), others.embedded.features)
+        expected = fit_detector(moments, "gaussian_ratio", other_moments)
+
+        np.testing.assert_allclose(exposed.detector.inv_cov, expected.inv_cov, rtol=1e-5)
+        np.testing.assert_allclose(exposed.detector.other_inv_cov, expected.other_inv_cov, rtol=1e-5)
+        assert exposed.detector.fit["fit_images"] == exposed.detector.fit["calibration_images"] == 400
+        assert exposed.detector.fit["selection_images"] == 120
+
+    def test_scores_that_count_come_from_fits_that_saw_neither_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        plants, others = make_plants(100), make_others(40)
+        for part in (plants, others):
+            part.embedded.logits[:, 0] = np.arange(len(part.embedded))  # an image's number
+
+        def fit(training: Training):
+            seen = set(training.plants.logits[:, 0]), set(training.others.logits[:, 0])
+
+            def score(embedded: Embedded) -> np.ndarray:
+                kind = 0 if len(training.plants) == 80 and not set(embedded.logits[:, 0]) & seen[0] else 1
+                assert not set(embedded.logits[:, 0]) & seen[kind]
+                return np.zeros(len(embedded))
+
+            return score
+
+        scores = module._cross_validate(fit, plants, others, 0)
+        assert (len(scores.plants), len(scores.others)) == (100, 40)
+
+    def test_the_classic_one_is_taken_where_the_others_are_no_better(self) -> None:
+        selection = select_detector(make_plants(spread=0.0), make_others(shift=60.0))
+
+        assert selection.detector.method == "mahalanobis"
+        assert all(trial.recall == 1 for trial in selection.trials if trial.served)
+
+    def test_class_means_win_where_non_plants_lie_between_the_classes(self) -> None:
+        plants = make_plants(spread=9.0)
+        ends = [plants.embedded.features[plants.species == species][:20] for species in range(5)]
+        between = np.concatenate([(ends[i] + ends[(i + 1) % 5]) / 2 for i in range(5)])
+        others = NonPlantEmbeddings(embed(between), np.repeat("stones", 100))
+        classic, tied, _ = select_detector(plants, others).trials[:3]
+
+        assert tied.recall > 0.9 > classic.recall
+
+    @pytest.mark.parametrize("others", [None, make_others(MIN_NON_PLANTS - 1)])
+    def test_without_enough_non_plants_the_classic_one_is_taken_and_said(
+        self, others: NonPlantEmbeddings | None
+    ) -> None:
+        selection = select_detector(make_plants(), others)
+        count = 0 if others is None else 19
+
+        assert selection.detector.method == "mahalanobis"
+        assert selection.trials == ()
+        assert selection.reason.startswith(f"{count} non-plants to choose by, at least 20 are needed")
+        assert selection.detector.fit["selection_images"] == 0
+        assert selection.detector.rejects(selection.detector.plant_scores).mean() <= 0.05
+
+    def test_further_leaves_enter_the_final_fit(self) -> None:
+        plants, more = make_plants(), make_plants(1000, seed=3)
+        rest = RunningMoments(5, DIM)
+        rest.update(more.classes, more.embedded.features)
+        detector = select_detector(plants, None, rest=rest).detector
+
+        assert detector.fit["fit_images"] == 1400
+        assert rest.counts.sum() == 1000, "the caller's moments are left as they are"
+        both = np.concatenate([plants.embedded.features, more.embedded.features]).astype(np.float64)
+        np.testing.assert_allclose(detector.mean[0], both.mean(axis=0), rtol=1e-6)
+        assert detector.fit["calibration_images"] == len(detector.plant_scores) == 400
+
+    def test_the_same_seed_gives_the_same_detector(self) -> None:
+        detectors = [select_detector(make_plants(), make_others(), seed=seed).detector for seed in (0, 0, 1)]
+
+        assert detectors[0].threshold == detectors[1].threshold
+        assert not np.array_equal(detectors[0].plant_scores, detectors[2].plant_scores)
+
+    def test_one_source_and_one_species(self) -> None:
+        plants = make_plants()
+        one = LeafEmbeddings(plants.embedded, plants.classes, np.zeros_like(plants.species))
+        others = NonPlantEmbeddings(make_others().embedded, np.repeat("stones", 120))
+        trials = {trial.method: trial for trial in select_detector(one, others).trials}
+
+        assert trials["gaussian_ratio"].by_unseen_source == {}
+        assert trials["gaussian_ratio"].unseen_species is None
+
+    def test_nan_is_refused(self) -> None:
+        plants = make_plants()
+        plants.embedded.features[5, 1] = np.nan
+
+        with pytest.raises(DetectorError, match="an embedding holds NaN or infinity"):
+            select_detector(plants, make_others())
+
+    def test_too_few_leaves_are_refused(self) -> None:
+        check_image_count(MIN_TRAINING_IMAGES)
+        with pytest.raises(DetectorError, match="62 training images to fit the detector on, at least 63 are needed"):
+            select_detector(make_plants(62), None)

@@ -1,0 +1,264 @@
+import base64
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+
+from plantmodels.report.gate_report import GateReport, UnreadableFile
+from plantmodels.report.gates import GATES
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.page import render_report
+from plantmodels.report.render.parts import Gallery, Html, Line, Picture, gallery, share_cell, spell_class, table
+from plantmodels.report.render.plots import draw_plots
+from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
+from plantmodels.report.statistics import Paired, Proportion
+
+Make = Callable[..., GateReport]
+VOID = {"meta", "img", "br"}
+
+
+class Checker(HTMLParser):
+    """Collects text, and refuses tags that do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parse(page: str) -> Checker:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    return checker
+
+
+GALLERIES = ("flipped", "let through", "rejected")
+
+
+def render(report: GateReport) -> str:
+    return render_report(report, {})
+
+
+def test_the_page_is_well_formed_and_needs_nothing_else(report: Make) -> None:
+    page = render_report(report(), draw_plots(report()))
+    checker = parse(page)
+    assert "script" not in {tag for tag, _ in checker.tags}
+    links = [value for _, attrs in checker.tags for name, value in attrs.items() if name in ("src", "href")]
+    assert len(links) == 8
+    for link in links:
+        assert link is not None
+        assert link.startswith("data:image/png;base64,")
+        assert base64.b64decode(link.split(",", 1)[1]).startswith(b"\x89PNG")
+    assert not re.search(r"url\(|@import", page)
+
+
+def test_the_gate_table_comes_first_with_every_gate_in_words(report: Make) -> None:
+    strict = GatePolicy(latency_max_median_ms=20)
+    page = render(report(strict, parity=None))
+    assert page.index("<table") < page.index("<h2>")
+    gate_table = page[page.index("<table") : page.index("</table>")]
+    rows = re.findall(r"<tr>(.*?)</tr>", gate_table)[1:]
+    assert [re.search(r"<b>(\w+)</b>", row).group(1) for row in rows] == list(GATES)  # type: ignore[union-attr]
+    statuses = [re.search(r'status ([\w-]+)"><i>(.)</i> ([\w ]+)<', row).groups() for row in rows]  # type: ignore[union-attr]
+    assert statuses[0] == ("not-measured", "–", "not measured")
+    assert statuses[1] == ("passed", "✓", "passed")
+    assert statuses[8] == ("failed", "✕", "failed")
+    assert "no checkpoint was given to compare with" in rows[0]
+    assert "7 of 9 gates passed" in page
+    assert "All nine gates passed" in render(report())
+
+
+def test_counts_stand_beside_shares(report: Make) -> None:
+    text = "".join(parse(render(report())).text)
+    for expected in ("95.00 %", "95 of 100", "70 of 80", "bricks", "29 of 30", "27.4 ms"):
+        assert expected in text
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [(GatePolicy(ood_recall_min=0.5), True), (GatePolicy(ood_recall_min=0.97), False)],
+)
+def test_a_looser_limit_is_marked(report: Make, policy: GatePolicy, expected: bool) -> None:
+    page = render(report(policy))
+    assert ("looser than default" in page) is expected
+    assert ("Limits looser than the defaults: ood_recall_min." in page) is expected
+
+
+def test_names_from_data_are_escaped_everywhere(report: Make) -> None:
+    nasty = "<script>alert('x')</script> & \"co\""
+    base = report()
+    assert base.accuracy is not None
+    assert base.rejection is not None
+    rows = {nasty: ClassRow(1, 1, 1)}
+    changed = replace(
+        base,
+        accuracy=replace(base.accuracy, by_species=rows, by_disease=rows, confusions={nasty: {nasty + "2": 1}}),
+        rejection=replace(
+            base.rejection,
+            by_source={nasty: Proportion(1, 2)},
+            by_unseen_source={nasty: Proportion(0, 2)},
+            by_species={nasty: Proportion(0, 1)},
+        ),
+        unreadable=(UnreadableFile("val", nasty, nasty),),
+        problems={"loads": (nasty,)},
+        files={nasty: next(iter(base.files.values()))},
+        versions={nasty: nasty},
+        machine=replace(base.machine, cpu=nasty),
+    )
+    picture = Picture(b"jpeg", nasty, (Line(nasty, True), Line(nasty)))
+    page = render_report(changed, {}, galleries=dict.fromkeys(GALLERIES, Gallery((picture,), 1)))
+    checker = parse(page)
+    assert "script" not in {tag for tag, _ in checker.tags}
+    assert "".join(checker.text).count(nasty) >= 22
+
+
+def test_a_bundle_that_could_not_be_run_still_has_a_page(report: Make) -> None:
+    page = render(
+        report(
+            accuracy=None,
+            rejection=None,
+            latency=None,
+            parity=None,
+            not_run="INT8 does not open",
+            load_failures={"swin-species-int8.onnx": "truncated"},
+        )
+    )
+    parse(page)
+    assert "INT8 does not open" in page
+    assert "<h2>Accuracy</h2>" not in page
+    assert "<h2>Problems</h2>" in page
+
+
+def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
+    base = report()
+    assert base.accuracy is not None
+    assert base.rejection is not None
+    none = Proportion(0, 0)
+    headless = replace(base.accuracy, disease=Paired(0, 0, 0, 0), by_disease={})
+    alone = replace(base.rejection, non_plants=none, by_source={})
+    text = "".join(parse(render(report(accuracy=headless, rejection=alone))).text)
+    assert "No non-plants were measured." in text
+
+
+def test_intervals_stand_below_what_they_are_of(report: Make) -> None:
+    page = render(report())
+    gate_table = page[page.index("<table") : page.index("</table>")]
+    assert '98.00 %<span class="what">89.50 to 99.65 %</span>' in gate_table
+    assert '0.0000<span class="what">−0.0456 to 0.0456</span>' in gate_table
+    assert "which no gate looks at" in page
+    text = "".join(parse(page).text)
+    assert "−4.56 to 4.56 points" in text
+    low, high = Proportion(95, 100).interval or (0, 0)
+    assert f"{100 * low:.2f} to {100 * high:.2f} %" in text
+
+
+@pytest.mark.parametrize(
+    ("pair", "expected"),
+    [
+        (Paired(94, 0, 0, 6), "Species: both are right on the same images."),
+        (Paired(90, 4, 2, 4), "Species: 4 right in FP16 alone, 2 in INT8 alone (p = 0.69, no more than chance)."),
+        (Paired(70, 20, 2, 8), "Species: 20 right in FP16 alone, 2 in INT8 alone (p = 0.00012, more than chance)."),
+        (
+            Paired(0, 90, 0, 10),
+            "Species: 90 right in FP16 alone, 0 in INT8 alone (p under 0.0001, more than chance).",
+        ),
+    ],
+)
+def test_mcnemar_in_words(report: Make, accuracy: Callable[..., Accuracy], pair: Paired, expected: str) -> None:
+    assert expected in "".join(parse(render(report(accuracy=accuracy(species=pair)))).text)
+
+
+def test_small_classes_are_named(report: Make, accuracy: Callable[..., Accuracy]) -> None:
+    page = render(report())
+    assert "of fewer than 20 images, say little: Mint (19), Rose (1), Apple___scab (1)." in page
+    assert page.count('<span class="small"> small</span>') == 3
+    large = {"Apple": ClassRow(100, 95, 95)}
+    assert "say little" not in render(report(accuracy=accuracy(by_species=large, by_disease=large, confusions={})))
+
+
+def test_routing_says_which_is_better_and_by_how_much(report: Make, accuracy: Callable[..., Accuracy]) -> None:
+    text = "".join(parse(render(report(accuracy=accuracy(routing=Paired(1130, 23, 6, 380))))).text)
+    assert "−1.10 points" in text
+    assert (
+        "disease right: hard alone is right on 23 images, soft alone on 6 (exact McNemar p = 0.0023, more than chance)."
+        in text
+    )
+    assert "End to end, species and disease right: the two are right on the same images." in render(
+        report(accuracy=accuracy(routing=Paired(9, 0, 0, 1)))
+    )
+
+
+def test_calibration_stands_before_and_after(report: Make, accuracy: Callable[..., Accuracy]) -> None:
+    text = "".join(parse(render(report())).text)
+    assert "0.8" in text and "0.3100" in text and "0.2500" in text
+    nothing = Calibration(1.0, Reliability((), None), Reliability((), None))
+    none = report(accuracy=accuracy(species_calibration=nothing, disease_calibration=nothing))
+    assert "can be trusted" not in render(none)
+
+
+def test_many_species_have_a_table_of_the_worst_confusions(report: Make, accuracy: Callable[..., Accuracy]) -> None:
+    names = [f"Species {i}" for i in range(330)]
+    rows = {name: ClassRow(300, 100, 100) for name in names}
+    confusions = {name: {names[i - 1]: i + 1} for i, name in enumerate(names[:200])}
+    page = render(report(accuracy=accuracy(by_species=rows, confusions=confusions)))
+    part = page[page.index("Species taken for one another") : page.index("How far probabilities")]
+    found = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td class=\"number\">(.*?)</td>", part)
+    assert found[0] == ("Species 199", "Species 198", "200")
+    assert len(found) == 20
+    assert "The 20 most frequent of 200 pairs." in part
+    assert "None: INT8 names every species right." in render(report(accuracy=accuracy(confusions={})))
+
+
+def test_thumbnails_say_what_is_right_and_how_many_are_left_out(report: Make) -> None:
+    lines = (Line("FP16: Apple", True), Line("INT8: Mint", False), Line("score 3"))
+    page = render_report(report(), {}, galleries={"flipped": Gallery((Picture(b"bytes", "Apple", lines),), 3)})
+    parse(page)
+    assert f'src="data:image/jpeg;base64,{base64.b64encode(b"bytes").decode()}"' in page
+    assert '<span class="right">FP16: Apple</span><span class="wrong">INT8: Mint</span><span>score 3</span>' in page
+    assert "2 more are not shown." in page
+    assert gallery(Gallery((), 0)) == ""
+    assert "Images that INT8 answers otherwise" not in render(report())
+
+
+def test_classes_are_spelt_for_people() -> None:
+    assert spell_class("Corn_(maize)___Common_rust_") == "Corn (maize) · Common rust"
+    assert share_cell(Proportion(0, 0)) == "–"
+
+
+def test_cells_are_escaped_unless_they_are_html() -> None:
+    page = table(("a<b",), [("<i>",), (Html("<i>x</i>"),)], numbers=(0,), name="n")
+    assert "<th" in page
+    assert "a&lt;b" in page
+    assert "&lt;i&gt;" in page
+    assert '<td class="number"><i>x</i></td>' in page
+
+
+def test_the_quantization_that_was_tried_is_shown(report: Make) -> None:
+    trial = {"species_drop": 0.021, "disease_drop": -0.005, "changed": 0.04, "embedding_error": 0.2}
+    recipe = {
+        "products": 75,
+        "tried": [{"float_products": 0, **trial}, {"float_products": 5, **trial, "species_drop": 0.0}],
+        "tried_on": {"images": 128, "max_drop": 0.01},
+    }
+    page = render_report(report(), {}, recipe)
+
+    assert "0 of 75" in page and "5 of 75" in page
+    assert "−2.10 points" in page and "+0.50 points" in page and "4.00 %" in page and "20.00 %" in page
+    assert page.index("too many lost") < page.index(">taken<")
+    assert "what was tried" not in render_report(report(), {})

@@ -1,0 +1,335 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from plantmodels.bundle.files import read_json, write_json
+from plantmodels.bundle.layout import GATE_REPORT_FILE, SPECIES_FILES
+from plantmodels.bundle.manifest import FileDigest, Manifest
+from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.report.gate_report import (
+    GateReport,
+    GatesNotPassedError,
+    ImageSet,
+    Inputs,
+    Machine,
+    UnreadableFile,
+    read_report,
+)
+from plantmodels.report.gates import GATES, GateResult, judge, not_measured
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.results import (
+    Accuracy,
+    Bin,
+    Calibration,
+    ClassRow,
+    Estimate,
+    Histogram,
+    Latency,
+    Parity,
+    Rejection,
+    Reliability,
+    Scatter,
+    Separation,
+)
+from plantmodels.report.statistics import Paired, Proportion
+
+Make = Callable[..., GateReport]
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+COUNTS = st.integers(0, 10**6)
+NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
+POSITIVE = st.floats(0, 1e9, allow_subnormal=False)
+DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
+SHARES = st.tuples(COUNTS, COUNTS).map(lambda pair: Proportion(min(pair), max(pair)))
+PAIRS = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS)
+ROWS = st.dictionaries(TEXT, st.builds(ClassRow, COUNTS, COUNTS, COUNTS), max_size=3)
+RELIABILITIES = st.builds(
+    Reliability,
+    st.lists(st.builds(Bin, COUNTS, COUNTS, st.floats(0, 1)), max_size=3).map(tuple),
+    st.none() | st.floats(0, 1e9),
+)
+CALIBRATIONS = st.builds(Calibration, st.floats(1e-3, 1e3), RELIABILITIES, RELIABILITIES)
+SCATTERS = st.lists(NUMBERS, max_size=3).map(lambda values: Scatter(tuple(values), tuple(values[::-1]), tuple(values)))
+HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS, COUNTS), min_size=2, max_size=5).map(
+    lambda bins: Histogram(
+        tuple(sorted(row[0] for row in bins)),
+        *(tuple(row[column] for row in bins[1:]) for column in (1, 2, 3)),
+    )
+)
+ESTIMATES = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
+SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES)
+POLICIES = st.builds(
+    GatePolicy,
+    parity_max_abs_diff=st.floats(0, 1, allow_subnormal=False),
+    int8_accuracy_max_images=st.integers(1, 10**6),
+    ood_recall_min=st.floats(0, 1, allow_subnormal=False),
+    species_size_max_bytes=st.integers(1, 10**9),
+    sha256=st.none() | DIGESTS,
+)
+
+
+@st.composite
+def gates(draw: st.DrawFn, policy: GatePolicy) -> tuple[GateResult, ...]:
+    results = []
+    for name in GATES:
+        limit = policy.limit_of(name)
+        if draw(st.booleans()):
+            results.append(not_measured(name, limit=limit, reason=draw(TEXT)))
+        else:
+            measured = draw(st.none() | NUMBERS)
+            results.append(judge(name, measured, limit=limit, samples=draw(COUNTS), detail=draw(TEXT)))
+    return tuple(results)
+
+
+@st.composite
+def reports(draw: st.DrawFn) -> GateReport:
+    policy = draw(POLICIES)
+    digests = st.dictionaries(TEXT, st.builds(FileDigest, COUNTS, DIGESTS), max_size=3)
+    shares = st.dictionaries(TEXT, SHARES, max_size=3)
+    image_sets = st.builds(ImageSet, COUNTS, COUNTS, DIGESTS)
+    accuracy = st.builds(
+        Accuracy,
+        species=PAIRS,
+        disease=PAIRS,
+        end_to_end=PAIRS,
+        routing=PAIRS,
+        disease_routing=PAIRS,
+        species_flips=COUNTS,
+        disease_flips=COUNTS,
+        by_species=ROWS,
+        by_disease=ROWS,
+        confusions=st.dictionaries(TEXT, st.dictionaries(TEXT, COUNTS, max_size=2), max_size=2),
+        species_calibration=CALIBRATIONS,
+        disease_calibration=CALIBRATIONS,
+    )
+    maybe = st.none() | POSITIVE
+    parity = st.builds(
+        Parity,
+        COUNTS,
+        COUNTS,
+        maybe,
+        maybe,
+        maybe,
+        st.dictionaries(TEXT, maybe, max_size=3),
+        maybe,
+        maybe,
+        maybe,
+        st.none() | SCATTERS,
+    )
+    rejection = st.builds(
+        Rejection,
+        NUMBERS,
+        SHARES,
+        SHARES,
+        SHARES,
+        st.booleans(),
+        *[shares] * 4,
+        st.none() | SEPARATIONS,
+        *[st.dictionaries(TEXT, SEPARATIONS, max_size=1)] * 2,
+        st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3).map(tuple),
+        HISTOGRAMS,
+    )
+    latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
+    return GateReport(
+        gates=draw(gates(policy)),
+        policy=policy,
+        accuracy=draw(st.none() | accuracy),
+        parity=draw(st.none() | parity),
+        rejection=draw(st.none() | rejection),
+        latency=draw(st.none() | latency),
+        problems=draw(st.dictionaries(TEXT, st.lists(TEXT, max_size=3).map(tuple), max_size=2)),
+        unreadable=tuple(
+            draw(st.lists(st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT), max_size=2))
+        ),
+        inputs=draw(
+            st.builds(Inputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets)
+        ),
+        files=draw(digests),
+        versions=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
+        machine=draw(st.builds(Machine, TEXT, TEXT, st.lists(TEXT, max_size=2).map(tuple))),
+    )
+
+
+@given(reports())
+def test_every_report_survives_json(report: GateReport) -> None:
+    text = json.dumps(report.to_dict(), allow_nan=False)
+    assert GateReport.from_dict(json.loads(text)) == report
+
+
+@given(reports())
+def test_every_report_has_a_table_and_metrics(report: GateReport) -> None:
+    table = report.table().splitlines()
+    assert [line.split()[0] for line in table[2:11]] == list(GATES)
+    assert all(isinstance(value, float) for value in report.metrics().values())
+    assert report.passed == (not report.failed)
+
+
+def test_the_table_is_aligned_and_says_what_is_missing(report: Make) -> None:
+    text = report(parity=None).table()
+    lines = text.splitlines()
+    assert lines[0].split() == ["gate", "limit", "measured", "samples", "status"]
+    column = lines[0].index("status")
+    assert {line[column - 2 : column] for line in lines[:11]} == {"  "}
+    assert lines[2].endswith("NOT MEASURED")
+    assert lines[3].endswith("passed")
+    assert lines[-2:] == ["parity: no checkpoint was given to compare with", "not passed: parity"]
+    assert report().table().endswith("\nall gates passed")
+
+
+def test_failed_names_what_did_not_pass_in_order(report: Make) -> None:
+    strict = GatePolicy(latency_max_median_ms=1, parity_max_abs_diff=0)
+    assert report(strict).failed == ("parity", "latency")
+    assert not report(strict).passed
+    assert report().passed
+
+
+def test_failure_is_raised_only_when_asked_for(report: Make) -> None:
+    report().raise_for_failure()
+    failing = report(GatePolicy(latency_max_median_ms=1), parity=None)
+    message = r"not passed: parity \(not measured: no checkpoint .*\), latency \(27.4 ms, limit < 1 ms\)"
+    with pytest.raises(GatesNotPassedError, match=message) as caught:
+        failing.raise_for_failure()
+    assert caught.value.report is failing
+    assert isinstance(caught.value, PlantModelsError)
+
+
+def test_gates_that_are_shares_have_intervals(report: Make) -> None:
+    base = report()
+    assert base.accuracy is not None and base.rejection is not None
+    assert base.intervals == {
+        "int8_accuracy": base.accuracy.species.interval,
+        "ood_precision": base.rejection.precision_interval,
+        "ood_recall": base.rejection.non_plants.interval,
+    }
+    assert base.gate("ood_recall").interval_text(*base.intervals["ood_recall"]) == "89.50 to 99.65 %"
+    assert report(accuracy=None, rejection=None, not_run="x").intervals == {}
+
+
+def test_metrics_have_stable_names(report: Make) -> None:
+    metrics = report().metrics()
+    assert {f"gate.{name}" for name in GATES} <= set(metrics)
+    assert metrics["gate.ood_recall"] == 0.98
+    assert metrics["gates_passed"] == 9
+    assert metrics["accuracy.int8.species"] == 0.95
+    assert metrics["accuracy.fp16.disease"] == 70 / 80
+    assert metrics["accuracy.drop.species"] == 0
+    assert metrics["accuracy.drop.species.low"] == -metrics["accuracy.drop.species.high"] < 0
+    assert metrics["accuracy.drop.species.p"] == 1
+    assert metrics["accuracy.soft_minus_hard"] == 0.01
+    assert metrics["accuracy.ece.species"] == pytest.approx((abs(58 - 60 * 0.98) + abs(37 - 40 * 0.85)) / 100)
+    assert metrics["accuracy.disease_flips"] == 0
+    assert metrics["parity.int8_embedding"] == 0.03
+    assert metrics["latency.p95_ms"] == 31.0
+    assert metrics["ood.false_alarm_rate"] == 0.005
+    assert "gate.parity" not in report(parity=None).metrics()
+
+
+def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
+    copy = json.loads(json.dumps(document))
+    *parents, last = path.split(".")
+    place = copy
+    for name in parents:
+        place = place[int(name)] if isinstance(place, list) else place[name]
+    if value is ...:
+        del place[last]
+    else:
+        place[int(last) if isinstance(place, list) else last] = value
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2; verify again"),
+        ("format_version", 3, r"gate-report\.json: format_version 3, this code reads 2; verify again"),
+        ("format_version", True, "format_version True"),
+        ("passed", False, "'passed' does not follow from the gates' status"),
+        ("gates.3.passed", False, "'passed' does not follow from the gates' status"),
+        ("gates.3.passed", ..., "'passed' does not follow from the gates' status"),
+        ("gates.3.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
+        ("gates.3.measured", None, "gate ood_recall is 'passed', but None ≥ 0.95"),
+        ("gates.3.limit", 0.1, "gate ood_recall was judged by 0.1, the policy's limit is 0.95"),
+        ("gates.3.status", "fine", r"report\.gates\[3\]\.status: expected one of 'passed', 'failed', 'not measured'"),
+        ("gates", [], "gates must be parity, int8_accuracy, .* in this order, got none"),
+        ("gates", None, r"report\.gates: expected a list, got None"),
+        ("policy.ood_recall_min", 7, r"report\.policy: ood_recall_min must be a number from 0 to 1, got 7"),
+        ("rejection.plants.count", 201, "count must be from 0 to images, got 201 of 200"),
+        (
+            "accuracy.species.both",
+            -1,
+            r"report\.accuracy\.species: counts of images must be at least 0, got \(-1, 1, 1, 4\)",
+        ),
+        ("accuracy.species.both", 1.5, r"report\.accuracy\.species\.both: expected an integer, got 1.5"),
+        ("accuracy.routing", ..., r"report\.accuracy: 'routing' is missing"),
+        (
+            "parity.scatter.fp16",
+            [1],
+            r"report\.parity\.scatter: a scatter needs as many logits of each, got \(3, 1, 3\)",
+        ),
+        ("latency.median_ms", "fast", r"report\.latency\.median_ms: expected a finite number, got 'fast'"),
+        ("rejection.histogram.plants", [1], "3 bins need as many counts, got 1, 3, 3"),
+        ("unreadable.0.source", "test", r"report\.unreadable\[0\]\.source: expected one of"),
+        ("machine", ..., "report: 'machine' is missing; expected gates, policy"),
+        ("note", "hello", "report: 'note' is unknown; expected gates, policy"),
+    ],
+)
+def test_a_doctored_report_is_refused(report: Make, path: str, value: object, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        GateReport.from_dict(edit(report().to_dict(), path, value))
+
+
+def test_gates_in_another_order_are_refused(report: Make) -> None:
+    document = report().to_dict()
+    document["gates"].reverse()
+    with pytest.raises(BundleError, match="in this order, got latency, head_size"):
+        GateReport.from_dict(document)
+
+
+def write_bundle(folder: Path, report: GateReport, files: dict[str, FileDigest]) -> Path:
+    write_json(folder / GATE_REPORT_FILE, report.to_dict())
+    write_json(folder / "manifest.json", Manifest(files).to_dict())
+    return folder
+
+
+def test_a_report_is_read_back_when_it_is_about_these_files(report: Make, tmp_path: Path) -> None:
+    files = {**report().files, GATE_REPORT_FILE: FileDigest(1, "0" * 64), "plots/x.png": FileDigest(1, "0" * 64)}
+    bundle = write_bundle(tmp_path, report(), files)
+    assert read_report(bundle) == report()
+    assert read_json(bundle / GATE_REPORT_FILE)["passed"] is True
+
+
+@pytest.mark.parametrize("change", ["changed", "missing", "added"])
+def test_a_report_on_other_files_vouches_for_nothing(report: Make, tmp_path: Path, change: str) -> None:
+    name = SPECIES_FILES["int8"]
+    files = dict(report().files)
+    if change == "changed":
+        files[name] = FileDigest(files[name].size_bytes, "9" * 64)
+    elif change == "missing":
+        del files[name]
+    else:
+        files[name := "extra.onnx"] = FileDigest(1, "9" * 64)
+    message = rf"gate-report\.json: was measured on other files than manifest\.json lists \({name}\); verify again"
+    with pytest.raises(BundleError, match=message):
+        read_report(write_bundle(tmp_path, report(), files))
+
+
+def test_an_absent_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"gate-report\.json: no such file; `plantmodels verify` writes it"):
+        read_report(tmp_path)
+
+
+def test_reading_reports_needs_no_network_library() -> None:
+    code = (
+        "import sys, plantmodels.report.gate_report; "
+        "print(sorted({'torch', 'timm', 'onnx', 'onnxruntime', 'scipy', 'pandas', 'matplotlib', 'mlflow'}"
+        " & set(sys.modules)))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -1,0 +1,100 @@
+import hashlib
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from plantmodels.errors import PolicyError
+from plantmodels.report.gates import GATES
+from plantmodels.report.policy import LIMITS, GatePolicy, read_policy
+
+GATES_FILE = Path(__file__).parents[2] / "gates.toml"
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "my gates.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_the_file_at_the_root_holds_the_built_in_defaults_and_all_of_them() -> None:
+    policy = read_policy(GATES_FILE)
+    assert policy.sha256 == hashlib.sha256(GATES_FILE.read_bytes()).hexdigest()
+    assert replace(policy, sha256=None) == GatePolicy()
+    found = {(gate, key) for gate, table in tomllib.loads(GATES_FILE.read_text()).items() for key in table}
+    assert found == {(kind.gate, kind.key) for kind in LIMITS.values()}
+
+
+def test_the_defaults_are_those_of_contract_5() -> None:
+    policy = read_policy(None)
+    limits = {gate: policy.limit_of(gate) for gate in GATES}
+    assert limits == {
+        "parity": 0.01,
+        "int8_accuracy": 0.01,
+        "ood_precision": 0.99,
+        "ood_recall": 0.95,
+        "loads": 0,
+        "heads_complete": 0,
+        "species_size": 5_000_000,
+        "head_size": 200_000,
+        "latency": 200,
+    }
+    assert policy.int8_accuracy_max_images == 10_000
+    assert policy.sha256 is None
+    assert policy.loosened == ()
+
+
+def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:
+    policy = read_policy(write(tmp_path, "[latency]\nmax_median_ms = 350\n"))
+    assert replace(policy, sha256=None) == replace(GatePolicy(), latency_max_median_ms=350.0)
+    assert policy.loosened == ("latency_max_median_ms",)
+
+
+def test_a_stricter_limit_is_not_looser(tmp_path: Path) -> None:
+    text = "[ood_recall]\nmin = 0.99\n[parity]\nmax_abs_diff = 0.001\n[int8_accuracy]\nmax_images = 5\n"
+    assert read_policy(write(tmp_path, text)).loosened == ()
+    assert read_policy(write(tmp_path, "[ood_recall]\nmin = 0.5")).loosened == ("ood_recall_min",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "[speed]\nmax = 1",
+            r"my gates\.toml: unknown gate 'speed'; gates with limits are parity, int8_accuracy",
+        ),
+        ("[loads]\nmax = 1", "unknown gate 'loads'; gates with limits are"),
+        ("[parity]\nmax_diff = 1", r"\[parity\] has unknown key 'max_diff'; it may set max_abs_diff"),
+        ("parity = 0.5", r"parity must be a table \[parity\] with max_abs_diff, got 0.5"),
+        (
+            "[parity]\nmax_abs_diff = '0.01'",
+            r"\[parity\] max_abs_diff is '0.01', expected a number from 0 to 1000",
+        ),
+        ("[parity]\nmax_abs_diff = nan", "max_abs_diff is nan, expected a number"),
+        ("[parity]\nmax_abs_diff = inf", "max_abs_diff is inf, expected a number"),
+        ("[parity]\nmax_abs_diff = true", "max_abs_diff is True, expected a number"),
+        ("[ood_recall]\nmin = 95", r"\[ood_recall\] min is 95, expected a number from 0 to 1"),
+        ("[ood_precision]\nmin = -0.1", "min is -0.1, expected a number from 0 to 1"),
+        ("[species_size]\nmax_bytes = 5e6", r"max_bytes is 5000000.0, expected an integer from 1 to"),
+        ("[int8_accuracy]\nmax_images = 0", "max_images is 0, expected an integer from 1 to"),
+        ("[int8_accuracy]\nmax_images = []", r"max_images is \[\], expected an integer from 1 to"),
+        ("[parity\n", "not a TOML file"),
+    ],
+)
+def test_a_file_that_is_no_policy_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        read_policy(write(tmp_path, text))
+
+
+def test_unreadable_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PolicyError, match=r"absent\.toml: cannot be read \(No such file"):
+        read_policy(tmp_path / "absent.toml")
+    (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(PolicyError, match=r"binary\.toml: not a TOML file"):
+        read_policy(tmp_path / "binary.toml")
+
+
+def test_limits_set_in_code_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="ood_recall_min must be a number from 0 to 1, got 2"):
+        GatePolicy(ood_recall_min=2)

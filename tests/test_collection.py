@@ -1,0 +1,49 @@
+"""Every test runs: what lies on disk is collected, and every test that a document names is one that is collected."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+
+
+@pytest.fixture(scope="module")
+def collected() -> set[str]:
+    """Node ids that `make test`, the README's command, collects; parameters in brackets are cut off."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(r"^test:.*\n\tpython (-m pytest\b.*)$", makefile, re.MULTILINE)
+    assert recipe is not None, "the Makefile's target `test` runs pytest"
+    command = [sys.executable, *shlex.split(recipe[1]), "-n", "0", "--collect-only", "--quiet"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
+    return {line.partition("[")[0] for line in ran.stdout.splitlines() if "::" in line}
+
+
+@pytest.mark.slow
+def test_every_test_file_on_disk_is_collected(collected: set[str]) -> None:
+    on_disk = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")}
+    tests = {name for name in on_disk if Path(name).name not in ("conftest.py", "__init__.py")}
+    tests -= {name for name in on_disk if name.startswith("tests/fixtures/")}
+
+    assert tests <= {name.partition("::")[0] for name in collected}
+    assert all(Path(name).name.startswith("test_") for name in tests)
+
+
+@pytest.mark.slow
+def test_every_test_that_a_document_names_is_collected(collected: set[str]) -> None:
+    """`tests/file.py::test` names a file; a `::test` after it in the same document means the same file."""
+    missing = []
+    for document in DOCUMENTS:
+        file = ""
+        for path, name in re.findall(r"`(tests/[\w/]+\.py)?::([\w:]+)`", document.read_text(encoding="utf-8")):
+            file = path or file
+            named = f"{file}::{name}"
+            if named not in collected and not any(one.startswith(f"{named}::") for one in collected):
+                missing.append(f"{document.relative_to(ROOT)}: {named}")
+
+    assert missing == []

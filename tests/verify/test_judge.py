@@ -1,0 +1,183 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from plantmodels.bundle.layout import SPECIES_FILES, head_file
+from plantmodels.bundle.manifest import FileDigest
+from plantmodels.report.gates import GATES, GateResult
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.results import Accuracy, Parity
+from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.verify.judge import Measured, judge_all
+
+Make = Callable[..., Measured]
+
+
+def judged(measured: Measured, policy: GatePolicy | None = None) -> dict[str, GateResult]:
+    results = judge_all(measured, policy or GatePolicy())
+    assert [gate.name for gate in results] == list(GATES)
+    return {gate.name: gate for gate in results}
+
+
+def not_passed(measured: Measured, policy: GatePolicy | None = None) -> set[str]:
+    return {name for name, gate in judged(measured, policy).items() if not gate.passed}
+
+
+def test_a_good_bundle_passes_all_nine(measured: Make) -> None:
+    results = judged(measured())
+    assert not_passed(measured()) == set()
+    assert {name: gate.measured for name, gate in results.items()} == {
+        "parity": 8e-4,
+        "int8_accuracy": 0.0,
+        "ood_precision": 0.98 / 0.985,
+        "ood_recall": 0.98,
+        "loads": 0,
+        "heads_complete": 0,
+        "species_size": 4_200_000,
+        "head_size": 4_100,
+        "latency": 27.4,
+    }
+    assert {name: gate.samples for name, gate in results.items()} == {
+        "parity": 64,
+        "int8_accuracy": 100,
+        "ood_precision": 250,
+        "ood_recall": 50,
+        "loads": 5,
+        "heads_complete": 2,
+        "species_size": 1,
+        "head_size": 2,
+        "latency": 40,
+    }
+
+
+def with_parity(measured: Measured, **changes: Any) -> dict[str, Any]:
+    assert isinstance(measured.parity, Parity)
+    return {"parity": replace(measured.parity, **changes)}
+
+
+@pytest.mark.parametrize("field", ["logits", "embedding", "head_logits"])
+@pytest.mark.parametrize("value", [0.01, 0.5, None])
+def test_parity_fails_by_any_of_its_parts(measured: Make, field: str, value: float | None) -> None:
+    assert not_passed(measured(**with_parity(measured(), **{field: value}))) == {"parity"}
+
+
+def test_int8_differences_are_for_information(measured: Make) -> None:
+    assert not_passed(measured(**with_parity(measured(), int8_logits=3.0, int8_embedding=None))) == set()
+
+
+@pytest.mark.parametrize(("species", "disease"), [(93, 70), (95, 69), (80, 20)])
+def test_int8_accuracy_fails_by_either_drop(
+    measured: Make, accuracy: Callable[..., Accuracy], species: int, disease: int
+) -> None:
+    changed = accuracy(species=Paired(species, 95 - species, 0, 5), disease=Paired(disease, 70 - disease, 0, 10))
+    assert not_passed(measured(accuracy=changed)) == {"int8_accuracy"}
+
+
+def test_a_drop_of_exactly_the_limit_passes(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
+    gate = judged(measured(accuracy=accuracy(species=Paired(94, 1, 0, 5))))["int8_accuracy"]
+    assert gate.passed
+    assert gate.detail == "FP16 minus INT8: species +0.0100, disease +0.0000"
+
+
+def with_rejection(measured: Measured, plants: Proportion, non_plants: Proportion) -> dict[str, Any]:
+    assert measured.rejection is not None
+    return {"rejection": replace(measured.rejection, plants=plants, non_plants=non_plants)}
+
+
+def test_no_non_plant_rejected_fails_both(measured: Make) -> None:
+    results = judged(measured(**with_rejection(measured(), Proportion(0, 100), Proportion(0, 50))))
+    assert (results["ood_recall"].status, results["ood_recall"].measured) == ("failed", 0.0)
+    assert (results["ood_precision"].status, results["ood_precision"].measured) == ("failed", None)
+    assert "nothing is rejected, so precision is not defined" in results["ood_precision"].detail
+
+
+@pytest.mark.parametrize(
+    ("plants", "non_plants", "expected"),
+    [
+        (Proportion(2, 100), Proportion(50, 50), {"ood_precision"}),
+        (Proportion(0, 100), Proportion(47, 50), {"ood_recall"}),
+        (Proportion(5, 100), Proportion(40, 50), {"ood_precision", "ood_recall"}),
+        (Proportion(100, 100), Proportion(50, 50), {"ood_precision"}),
+    ],
+)
+def test_rejection_gates_fail_apart(
+    measured: Make, plants: Proportion, non_plants: Proportion, expected: set[str]
+) -> None:
+    assert not_passed(measured(**with_rejection(measured(), plants, non_plants))) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [(False, "no non-plants were given"), (True, "the half of the non-plants that gates may measure is empty")],
+)
+def test_without_non_plants_the_rejection_gates_are_not_measured(measured: Make, given: bool, reason: str) -> None:
+    changes = with_rejection(measured(), Proportion(0, 100), Proportion(0, 0))
+    results = judged(measured(**changes, non_plants_given=given))
+    for name in ("ood_precision", "ood_recall"):
+        assert (results[name].status, results[name].detail) == ("not measured", reason)
+
+
+def test_without_a_checkpoint_parity_and_heads_are_not_measured(measured: Make) -> None:
+    results = judged(measured(parity=None, heads_compared=False))
+    assert results["parity"].status == "not measured"
+    assert results["parity"].detail == "no checkpoint was given to compare with"
+    assert results["heads_complete"].status == "not measured"
+    assert "class order and weights cannot be compared" in results["heads_complete"].detail
+
+
+def test_a_bundle_that_cannot_be_run_is_still_judged(measured: Make) -> None:
+    failed = {"swin-species-int8.onnx": "Unable to parse proto"}
+    broken = measured(
+        accuracy=None, rejection=None, latency=None, parity=None, load_failures=failed, not_run="INT8 does not open"
+    )
+    results = judged(broken)
+    for name in ("parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"):
+        assert (results[name].status, results[name].detail) == ("not measured", "INT8 does not open")
+    assert (results["loads"].status, results["loads"].measured) == ("failed", 1)
+    assert results["loads"].detail == "swin-species-int8.onnx: Unable to parse proto"
+    assert results["species_size"].passed
+
+
+def test_many_problems_are_counted_and_some_are_named(measured: Make) -> None:
+    gate = judged(measured(head_problems=tuple(f"head {i}: missing" for i in range(320))))["heads_complete"]
+    assert (gate.status, gate.measured) == ("failed", 320)
+    assert gate.detail == "head 0: missing; head 1: missing; head 2: missing; and 317 more"
+
+
+def resize(measured: Measured, name: str, size_bytes: int) -> dict[str, Any]:
+    return {"files": {**measured.files, name: FileDigest(size_bytes, "a" * 64)}}
+
+
+def test_sizes_fail_at_their_limits(measured: Make) -> None:
+    name = SPECIES_FILES["int8"]
+    assert not_passed(measured(**resize(measured(), name, 4_999_999))) == set()
+    assert not_passed(measured(**resize(measured(), name, 5_000_000))) == {"species_size"}
+    assert not_passed(measured(**resize(measured(), head_file("rose"), 200_000))) == {"head_size"}
+    gate = judged(measured(**resize(measured(), head_file("rose"), 200_000)))["head_size"]
+    assert gate.detail == head_file("rose")
+
+
+def test_a_missing_species_file_fails_its_size(measured: Make) -> None:
+    files = {name: entry for name, entry in measured().files.items() if name != SPECIES_FILES["int8"]}
+    gate = judged(measured(files=files))["species_size"]
+    assert (gate.status, gate.detail) == ("failed", "swin-species-int8.onnx is missing")
+
+
+def test_without_heads_there_is_no_large_head(measured: Make) -> None:
+    gate = judged(measured(head_files=()))["head_size"]
+    assert (gate.status, gate.samples, gate.detail) == ("passed", 0, "no species has a head")
+
+
+def test_slow_answers_fail(measured: Make) -> None:
+    latency = measured().latency
+    assert latency is not None
+    assert not_passed(measured(latency=replace(latency, median_ms=200.0))) == {"latency"}
+    assert not_passed(measured(latency=replace(latency, p95_ms=math.pi * 1e3))) == set(), "the median is gated"
+
+
+def test_the_policys_limits_are_the_ones_that_judge(measured: Make) -> None:
+    strict = GatePolicy(latency_max_median_ms=20, ood_recall_min=0.99)
+    assert not_passed(measured(), strict) == {"latency", "ood_recall"}
