@@ -1,0 +1,72 @@
+"""Writes the tree of docs/architecture.md: each source file with the first line of its docstring.
+
+python docs/tree.py     # after a file was added, moved or described anew; a test compares the page with the files
+"""
+
+import ast
+from pathlib import Path
+from typing import Final
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "architecture.md"
+START, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of the tree -->"
+
+_FOLDERS: Final = (
+    "plantmodels",
+    "plantmodels/bundle",
+    "plantmodels/serve",
+    "plantmodels/data",
+    "plantmodels/export",
+    "plantmodels/ood",
+    "plantmodels/training",
+    "plantmodels/verify",
+    "plantmodels/report",
+    "plantmodels/report/render",
+    "plantmodels/compare",
+    "plantmodels/cli",
+    "mlflow_plugins",
+    "mlflow_plugins/loading",
+    "mlflow_plugins/checking",
+    "mlflow_plugins/registry",
+    "mlflow_plugins/jobs",
+)
+"""Reading order: upwards from what everything else rests on. Folders that are not named here come last."""
+
+
+def list_sources(root: Path = ROOT) -> list[str]:
+    """Return the name of every Python file of both packages, in reading order."""
+    names = [path.relative_to(root) for package in ("plantmodels", "mlflow_plugins") for path in _walk(root / package)]
+    places = {folder: place for place, folder in enumerate(_FOLDERS)}
+    names.sort(key=lambda name: (places.get(name.parent.as_posix(), len(places)), name.name != "__init__.py", name))
+    return [name.as_posix() for name in names]
+
+
+def _walk(folder: Path) -> list[Path]:
+    return [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
+
+
+def read_summary(path: Path) -> str:
+    """Return the first line of a module's docstring, safe inside a table cell."""
+    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return docstring.partition("\n")[0].replace("|", "\\|").replace("<", "&lt;")
+
+
+def render_tree() -> str:
+    """Return one table for each folder, with a row for each file."""
+    parts, folder = [], ""
+    for name in list_sources():
+        summary = read_summary(ROOT / name)
+        if folder != (folder := name.rpartition("/")[0]):
+            parts += [f"\n### {folder}\n", "| file | what it holds |", "|---|---|"]
+        parts.append(f"| `{name.rpartition('/')[2]}` | {summary} |")
+    return "\n".join(parts) + "\n"
+
+
+def replace_tree(page: str) -> str:
+    """Return the page with its tree written anew."""
+    before, after = page.partition(START)[0], page.partition(END)[2]
+    return f"{before}{START}\n{render_tree()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(replace_tree(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
