@@ -1,4 +1,4 @@
-"""AUROC, false alarms and ROC curve against scikit-learn; the bootstrap's coverage."""
+"""Checks AUROC, false alarms and ROC curve against scikit-learn, and the bootstrap against resampling in a loop."""
 
 import numpy as np
 import pytest
@@ -6,32 +6,36 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from plantmodels.ood import metrics as separation
-from plantmodels.ood.metrics import MAX_CURVE_POINTS, auroc, bootstrap, fpr_at_recall
+from plantmodels.ood import metrics
+from plantmodels.ood.metrics import MAX_CURVE_POINTS, RESAMPLES, auroc, bootstrap, fpr_at_recall
 
 SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=40).map(lambda values: np.array(values, float))
 
 
 @given(SCORES, SCORES)
-def test_auroc_is_that_of_sklearn_with_ties(plants: np.ndarray, others: np.ndarray) -> None:
-    labels = np.repeat([0, 1], [len(plants), len(others)])
+def test_auroc_equals_sklearn_with_ties(plants: np.ndarray, non_plants: np.ndarray) -> None:
+    labels = np.repeat([0, 1], [len(plants), len(non_plants)])
 
-    assert auroc(plants, others) == pytest.approx(roc_auc_score(labels, np.concatenate([plants, others])), abs=1e-12)
+    assert auroc(plants, non_plants) == pytest.approx(
+        roc_auc_score(labels, np.concatenate([plants, non_plants])), abs=1e-12
+    )
 
 
 @given(SCORES, SCORES, st.sampled_from([0.5, 0.9, 0.95, 1.0]))
-def test_false_alarms_are_the_fewest_at_that_recall(plants: np.ndarray, others: np.ndarray, recall: float) -> None:
+def test_false_alarms_are_the_fewest_at_that_recall(plants: np.ndarray, non_plants: np.ndarray, recall: float) -> None:
     alarms, reached, _ = roc_curve(
-        np.repeat([0, 1], [len(plants), len(others)]), np.concatenate([plants, others]), drop_intermediate=False
+        np.repeat([0, 1], [len(plants), len(non_plants)]), np.concatenate([plants, non_plants]), drop_intermediate=False
     )
 
-    assert fpr_at_recall(plants, others, recall) == pytest.approx(alarms[reached >= recall - 1e-12].min(), abs=1e-12)
+    assert fpr_at_recall(plants, non_plants, recall) == pytest.approx(
+        alarms[reached >= recall - 1e-12].min(), abs=1e-12
+    )
 
 
 @given(SCORES, SCORES)
-def test_the_curve_is_that_of_counting(plants: np.ndarray, others: np.ndarray) -> None:
-    points = separation.roc_curve(plants, others)
-    counted = {((plants >= t).mean(), (others >= t).mean()) for t in others}
+def test_the_curve_equals_counting(plants: np.ndarray, non_plants: np.ndarray) -> None:
+    points = metrics.roc_curve(plants, non_plants)
+    counted = {((plants >= t).mean(), (non_plants >= t).mean()) for t in non_plants}
 
     assert points == sorted(points)
     for alarms, recall in points:
@@ -39,7 +43,7 @@ def test_the_curve_is_that_of_counting(plants: np.ndarray, others: np.ndarray) -
 
 
 def test_a_long_curve_is_thinned_out() -> None:
-    points = separation.roc_curve(np.arange(5000.0), np.arange(2000.0, 9000.0))
+    points = metrics.roc_curve(np.arange(5000.0), np.arange(2000.0, 9000.0))
 
     assert len(points) == MAX_CURVE_POINTS
     assert points[-1] == (0.6, 1.0)
@@ -54,3 +58,13 @@ def test_the_bootstrap_covers_the_truth_and_repeats() -> None:
 
     assert np.mean(covered) >= 0.85
     assert bootstrap(auroc, np.arange(9.0), np.arange(5.0)) == bootstrap(auroc, np.arange(9.0), np.arange(5.0))
+
+
+@pytest.mark.parametrize("counts", [(30, 20), (30, 1), (1, 20), (1, 1)])
+def test_the_bootstrap_equals_a_loop_over_resamples(counts: tuple[int, int]) -> None:
+    rng = np.random.default_rng(4)
+    plants, non_plants = rng.normal(size=counts[0]), rng.normal(1, size=counts[1])
+    rng = np.random.default_rng(0)
+    values = [auroc(rng.choice(plants, counts[0]), rng.choice(non_plants, counts[1])) for _ in range(RESAMPLES)]
+
+    assert bootstrap(auroc, plants, non_plants) == pytest.approx(np.quantile(values, [0.025, 0.975]), abs=1e-12)
