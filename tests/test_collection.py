@@ -10,6 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*/README.md"))]
+PACKAGES_WITH_EXAMPLES = ("plantmodels", "mlflow_plugins", "examples")
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,14 @@ def test_every_test_file_on_disk_is_collected(collected: set[str]) -> None:
 
     assert tests <= {name.partition("::")[0] for name in collected}
     assert all(Path(name).name.startswith("test_") for name in tests)
+
+
+@pytest.mark.slow
+def test_every_example_in_a_docstring_is_collected(collected: set[str]) -> None:
+    sources = (path for package in PACKAGES_WITH_EXAMPLES for path in (ROOT / package).rglob("*.py"))
+    with_examples = {path.relative_to(ROOT).as_posix() for path in sources if ">>> " in path.read_text("utf-8")}
+
+    assert with_examples and with_examples <= {name.partition("::")[0] for name in collected}
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 `DISEASES` maps species to disease names, in the order of the demo's logits, and to what paints them.
 
+>>> from examples.drawn_leaves.leaves import SPECIES
 >>> specimen = Specimen.lay(SPECIES["Apple"], np.random.default_rng(0))
 >>> DISEASES["Apple"]["Apple scab"](specimen, np.random.default_rng(0))
 """

@@ -2,6 +2,7 @@
 
 `Specimen` is the leaf in the picture's own pixels: colour, height and veins as arrays that a disease changes.
 
+>>> from examples.drawn_leaves.leaves import SPECIES
 >>> specimen = Specimen.lay(SPECIES["Apple"], np.random.default_rng(0))
 >>> specimen.photograph(np.random.default_rng(1)).size
 (256, 256)

@@ -4,7 +4,7 @@ The first of two is always A and the second B, and every difference is B minus A
 
 >>> low, high = difference_interval(Proportion(80, 100), Proportion(95, 100))
 >>> round(low, 3), round(high, 3)
-(0.059, 0.244)
+(0.059, 0.243)
 >>> correct_for_many([0.01, 0.04, 0.03])
 [0.03, 0.06, 0.06]
 """

@@ -1,4 +1,4 @@
-"""Fixtures of the MLflow edge: one verified tiny bundle."""
+"""Fixtures of the MLflow edge: judged bundles, saved models, databases, servers and faulty proxies."""
 
 import contextlib
 import dataclasses
@@ -24,8 +24,6 @@ from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.gates import GATES, judge
-from plantmodels.report.policy import read_policy
-from plantmodels.verify.run import verify_bundle
 
 PASSING = {"parity": 0.001, "int8_accuracy": 0.0, "ood_precision": 0.995, "ood_recall": 0.97, "latency": 5.0}
 """What these gates measured; the others have their true values."""
@@ -34,20 +32,6 @@ PASSING = {"parity": 0.001, "int8_accuracy": 0.0, "ood_precision": 0.995, "ood_r
 @pytest.fixture(autouse=True)
 def _own_mlflow(embedded_mlflow: str) -> None:
     """Every test of the plugins has a tracking server of its own."""
-
-
-@pytest.fixture(scope="session")
-def verified_bundle(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
-    """A copy of the tiny bundle with its gate report; read-only."""
-    bundle = Path(shutil.copytree(tiny_bundle.bundle, tmp_path_factory.mktemp("verified") / "models"))
-    verify_bundle(
-        bundle,
-        tiny_bundle.data,
-        checkpoint=tiny_bundle.checkpoint,
-        non_plants=tiny_bundle.non_plants,
-        policy=read_policy(None),
-    )
-    return bundle
 
 
 @pytest.fixture(scope="session")

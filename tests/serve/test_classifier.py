@@ -150,8 +150,8 @@ class TestAnswers:
             assert (row.species, row.disease, row.rejected) == (alone.species, alone.disease, alone.rejected)
             np.testing.assert_allclose(row.ood_score, alone.ood_score, rtol=1e-4, atol=1e-2)
 
-    def test_every_kind_of_input_gives_the_same_answer(self, classifier: PlantClassifier, picture) -> None:
-        image = picture(1, 77, (80, 60))
+    def test_every_kind_of_input_gives_the_same_answer(self, classifier: PlantClassifier, draw_image) -> None:
+        image = draw_image(1, 77, (80, 60))
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         data = buffer.getvalue()
