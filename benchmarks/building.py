@@ -78,9 +78,9 @@ def verify(bundle: Path, data: Path, images: int) -> None:
     int8 = PlantClassifier.load(bundle, precision="int8", **options)
     leaves = read_leaves(data, "val", int8.taxonomy)
     few = replace(leaves, samples=leaves.samples[:: max(1, len(leaves.samples) // images)][:images])
-    measure_accuracy(fp16, int8, replace(few, samples=few.samples[:8]), unreadable=[])
+    measure_accuracy(fp16, int8, replace(few, samples=few.samples[:8]))
     before, start = read_memory(), time.perf_counter()
-    run = measure_accuracy(fp16, int8, few, unreadable=[])
+    run = measure_accuracy(fp16, int8, few)
     seconds = time.perf_counter() - start
     click.echo(
         json.dumps(

@@ -27,7 +27,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import read_leaves
-from plantmodels.data.streaming import stream_images
+from plantmodels.data.streaming import ImageStream
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 
@@ -147,9 +147,7 @@ def _make_openvino(out: Path, network: HierarchicalNetwork, leaves: Sequence[Pat
         )
         openvino.save_model(model, out / "float.xml", compress_to_fp16=False)
     with clock.step(f"NNCF, INT8 on {len(leaves)} training leaves"):
-        calibration = nncf.Dataset(
-            [pixels[None] for _, pixels in stream_images(leaves, network.spec.preprocessing, unreadable=[])]
-        )
+        calibration = nncf.Dataset([pixels[None] for _, pixels in ImageStream(leaves, network.spec.preprocessing)])
         int8 = nncf.quantize(model, calibration, model_type=nncf.ModelType.TRANSFORMER, subset_size=CALIBRATION_IMAGES)
         openvino.save_model(int8, out / "int8.xml", compress_to_fp16=False)
 

@@ -1,4 +1,14 @@
-"""Images decoded as streams: memory does not grow with their number."""
+"""Image files decoded as a stream: memory does not grow with their number.
+
+>>> preprocessing = Preprocessing(image_size=32, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+>>> stream = ImageStream([image, Path("gone.jpg")] + [image] * 98, preprocessing)
+>>> for positions, inputs in stream.batches(64):
+...     print(positions[:3], inputs.shape)
+[0, 2, 3] (64, 3, 32, 32)
+[65, 66, 67] (35, 3, 32, 32)
+>>> stream.unreadable
+(UnreadableImage(path=PosixPath('gone.jpg'), reason='cannot be read (No such file or directory)'),)
+"""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,21 +19,24 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
+from plantmodels.arrays import Inputs
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.errors import DataError, ImageError
 from plantmodels.serve.preprocessing import decode_image, preprocess
 
 MAX_UNREADABLE: Final = 0.01
-"""Share of unreadable images above which a folder is an error."""
-
+"""Largest share of a set that may be unreadable. Above it, something is wrong with the set itself."""
 
 _DECODERS: Final = 2
+"""Threads that decode: enough to keep one model busy."""
 
+_MAX_AHEAD: Final = 16
+"""Images decoded before the consumer asks for them; bounds the memory of a stream."""
 
-_AHEAD: Final = 16
+_NAMED_IN_ERROR: Final = 3
+"""Unreadable files that the error names."""
 
 
 @dataclass(frozen=True)
@@ -34,82 +47,96 @@ class UnreadableImage:
     reason: str
 
 
-def stream_images(
-    paths: Sequence[Path],
-    preprocessing: Preprocessing,
-    *,
-    unreadable: list[UnreadableImage],
-    out_of: int | None = None,
-    description: str = "",
-) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Decodes images a few ahead of the consumer, with a progress bar; holds no more than those in memory.
+class ImageStream:
+    """Decodes images a few ahead of the consumer, skips unreadable files and remembers which.
 
-    Args:
-        paths: image files.
-        preprocessing: how pixels become input.
-        unreadable: files that are skipped are appended here; at most 1 % (`MAX_UNREADABLE`) may come together.
-        out_of: size of the set that the list and this 1 % are about; None for that of `paths`.
-        description: label of the progress bar; none is shown without one.
+    Iterating yields the position in `paths` and the image, (3, P, P) float32, in the order of `paths`. `batches`
+    yields several at a time. Every iteration reads the files again.
 
-    Yields:
-        Position in `paths`, and (3, S, S) float32.
-
-    Raises:
-        DataError: more unreadable images than allowed, naming the first few.
+    Attributes:
+        unreadable: the files skipped so far, in order; complete once the iteration has ended.
     """
-    total = len(paths) if out_of is None else out_of
-    progress = tqdm(total=len(paths), desc=description, unit="image", disable=not description)
-    with ThreadPoolExecutor(_DECODERS) as pool, progress:
-        pending: deque[tuple[int, Future[NDArray[np.float32]]]] = deque()
-        queue = iter(enumerate(paths))
-        while True:
-            for index, path in queue:
-                pending.append((index, pool.submit(_load, path, preprocessing)))
-                if len(pending) > _AHEAD:
-                    break
-            if not pending:
-                return
-            index, future = pending.popleft()
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        preprocessing: Preprocessing,
+        *,
+        set_size: int | None = None,
+        skipped_before: Sequence[UnreadableImage] = (),
+        description: str = "",
+    ) -> None:
+        """Prepares a stream; nothing is read before it is iterated.
+
+        Args:
+            paths: image files.
+            preprocessing: how pixels become the model's input.
+            set_size: number of images that the 1 % limit (`MAX_UNREADABLE`) refers to, where `paths` are only a part
+                of the set; defaults to `len(paths)`.
+            skipped_before: files of the same set that earlier streams skipped; they count toward the limit.
+            description: label of the progress bar; without it none is shown.
+        """
+        self.unreadable: tuple[UnreadableImage, ...] = ()
+        self._paths = paths
+        self._preprocessing = preprocessing
+        self._set_size = len(paths) if set_size is None else set_size
+        self._skipped_before = tuple(skipped_before)
+        self._description = description
+
+    def __iter__(self) -> Iterator[tuple[int, Inputs]]:
+        """Yields the position in `paths` and the image, (3, P, P) float32.
+
+        Raises:
+            DataError: too many files are unreadable; it names the first few.
+        """
+        self.unreadable = ()
+        progress = tqdm(total=len(self._paths), desc=self._description, unit="image", disable=not self._description)
+        with ThreadPoolExecutor(_DECODERS) as pool, progress:
             try:
-                yield index, future.result()
-            except ImageError as error:
-                unreadable.append(UnreadableImage(paths[index], str(error)))
-                if len(unreadable) > MAX_UNREADABLE * total:
-                    pool.shutdown(wait=False, cancel_futures=True)
-                    raise _too_many(unreadable, total) from error
-            progress.update()
+                for index, future in self._decode_ahead(pool):
+                    try:
+                        inputs = future.result()
+                    except ImageError as error:
+                        self._skip(self._paths[index], error)
+                    else:
+                        yield index, inputs
+                    progress.update()
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
+
+    def batches(self, size: int) -> Iterator[tuple[list[int], Inputs]]:
+        """Yields positions in `paths` and their images, (n, 3, P, P) float32 with n at most `size`.
+
+        Raises:
+            DataError: too many files are unreadable; it names the first few.
+        """
+        images = iter(self)
+        while batch := list(islice(images, size)):
+            positions, inputs = zip(*batch, strict=True)
+            yield list(positions), np.stack(inputs)
+
+    def _decode_ahead(self, pool: ThreadPoolExecutor) -> Iterator[tuple[int, Future[Inputs]]]:
+        pending: deque[tuple[int, Future[Inputs]]] = deque()
+        for index, path in enumerate(self._paths):
+            pending.append((index, pool.submit(_load, path, self._preprocessing)))
+            if len(pending) > _MAX_AHEAD:
+                yield pending.popleft()
+        yield from pending
+
+    def _skip(self, path: Path, error: ImageError) -> None:
+        self.unreadable += (UnreadableImage(path, str(error)),)
+        skipped = self._skipped_before + self.unreadable
+        if len(skipped) > MAX_UNREADABLE * self._set_size:
+            named = "; ".join(f"{image.path}: {image.reason}" for image in skipped[:_NAMED_IN_ERROR])
+            raise DataError(
+                f"over {MAX_UNREADABLE:.0%} of {self._set_size:,} images cannot be read "
+                f"({len(skipped)} so far): {named}"
+            ) from error
 
 
-def stream_batches(
-    paths: Sequence[Path],
-    preprocessing: Preprocessing,
-    *,
-    size: int,
-    unreadable: list[UnreadableImage],
-    out_of: int | None = None,
-    description: str = "",
-) -> Iterator[tuple[list[int], NDArray[np.float32]]]:
-    """`stream_images` in batches: yields positions in `paths`, and (n, 3, S, S) float32 with n at most `size`.
-
-    Raises:
-        DataError: more unreadable images than allowed, naming the first few.
-    """
-    images = stream_images(paths, preprocessing, unreadable=unreadable, out_of=out_of, description=description)
-    while batch := list(islice(images, size)):
-        positions, pixels = zip(*batch, strict=True)
-        yield list(positions), np.stack(pixels)
-
-
-def _load(path: Path, preprocessing: Preprocessing) -> NDArray[np.float32]:
+def _load(path: Path, preprocessing: Preprocessing) -> Inputs:
     try:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
     return preprocess(decode_image(data), preprocessing)
-
-
-def _too_many(unreadable: Sequence[UnreadableImage], total: int) -> DataError:
-    shown = "; ".join(f"{image.path}: {image.reason}" for image in unreadable[:3])
-    return DataError(
-        f"over {MAX_UNREADABLE:.0%} of {total:,} images cannot be read ({len(unreadable)} so far): {shown}"
-    )

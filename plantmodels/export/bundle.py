@@ -38,7 +38,7 @@ from plantmodels.data.image_files import name_below
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.sampling import pick_each_class, thin_out
-from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibrate import fit_temperatures
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
@@ -130,12 +130,13 @@ def export_bundle(
     with lock_bundle(out), staged_bundle(out) as folder:
         with clock.step("read"):
             inputs = _read_inputs(checkpoint, data, non_plants, seed)
-        unreadable: list[UnreadableImage] = []
-        models, choice = _write_models(folder, inputs, clock, unreadable)
+        labelled, unreadable = _read_labelled(inputs)
+        models, choice = _write_models(folder, inputs, labelled, clock)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
         with clock.step("embed"):
-            embedded = _embed(folder, inputs, metadata, unreadable)
+            embedded = _embed(folder, inputs, metadata)
+        unreadable = tuple(dict.fromkeys([*unreadable, *embedded.unreadable]))  # a leaf may be read twice
         with clock.step("select detector"):
             selection = select_detector(embedded.plants, embedded.others, rest=embedded.rest, seed=seed)
         write_detector(folder / DETECTOR_FILE, selection.detector)
@@ -154,7 +155,7 @@ def export_bundle(
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
-    return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, choice, tuple(unreadable))
+    return ExportSummary(out, metadata, dict(sorted(sizes.items())), clock.seconds, choice, unreadable)
 
 
 @dataclass
@@ -180,11 +181,10 @@ def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, see
 
 
 def _write_models(
-    folder: Path, inputs: _Inputs, clock: _Clock, unreadable: list[UnreadableImage]
+    folder: Path, inputs: _Inputs, leaves: LabelledImages, clock: _Clock
 ) -> tuple[dict[str, dict[str, Any]], Choice]:
     """Writes every ONNX file and returns what the metadata says of each."""
     reduce_range = not describe_cpu().has_int8_dot_product
-    leaves = _read_labelled(inputs, unreadable)
     with clock.step("export species"):
         graph = export_species(inputs.network, leaves.pixels[:_COMPARED_IMAGES])
     with clock.step("store FP16"):
@@ -214,23 +214,21 @@ def _write_models(
     return {name: {**_describe_interface(folder / name), **entry} for name, entry in models.items()}, choice
 
 
-def _read_labelled(inputs: _Inputs, unreadable: list[UnreadableImage]) -> LabelledImages:
-    """A few training leaves of every class."""
+def _read_labelled(inputs: _Inputs) -> tuple[LabelledImages, tuple[UnreadableImage, ...]]:
+    """Decodes a few training leaves of every class; returns them, and the files that were skipped."""
     samples = pick_each_class(inputs.kept.samples, SEARCH_IMAGES, key=class_of)
-    batches = stream_batches(
+    stream = ImageStream(
         [sample.path for sample in samples],
         inputs.checkpoint.spec.preprocessing,
-        size=SEARCH_IMAGES,
-        unreadable=unreadable,
-        out_of=len(inputs.leaves.samples),
+        set_size=len(inputs.leaves.samples),
     )
-    read = list(batches)
+    read = list(stream.batches(SEARCH_IMAGES))
     if not read:
         raise DataError(f"{inputs.leaves.root}: none of {len(samples)} training leaves can be read")
     ((positions, pixels),) = read
     species, diseases = np.array([class_of(samples[i]) for i in positions], np.int64).T
     heads = {i: (weight.numpy(), bias.numpy()) for i, (weight, bias) in inputs.checkpoint.disease_heads.items()}
-    return LabelledImages(pixels, species, diseases, heads)
+    return LabelledImages(pixels, species, diseases, heads), stream.unreadable
 
 
 def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -334,16 +332,18 @@ def read_git_commit() -> str | None:
 class _Embedded:
     """What the INT8 model, which is what is served, says of the images that detector and temperatures rest on.
 
-    `samples` are the leaves of `plants`; `rest` are moments of further leaves, by the same classes.
+    `samples` are the leaves of `plants`; `rest` are moments of further leaves, by the same classes; `unreadable` are
+    the leaves and non-plants that were skipped.
     """
 
     plants: LeafEmbeddings
     samples: Sequence[LeafSample]
     rest: RunningMoments | None
     others: NonPlantEmbeddings | None
+    unreadable: tuple[UnreadableImage, ...]
 
 
-def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[UnreadableImage]) -> _Embedded:
+def _embed(folder: Path, inputs: _Inputs, metadata: Metadata) -> _Embedded:
     name, options, rows_per_run = SPECIES_FILES["int8"], metadata.session_options, metadata.rows_per_run("int8")
     session = open_session(folder / name, options=options, threads=1, rows_per_run=rows_per_run)
     model = SpeciesModel(session, rows_per_run=rows_per_run, workers=count_cores())
@@ -360,23 +360,23 @@ def _embed(folder: Path, inputs: _Inputs, metadata: Metadata, unreadable: list[U
             for rows, part in embedder.stream(inputs.rest.paths, "embed further leaves"):
                 rest.update(classes_of([inputs.rest.samples[row] for row in rows]), part.features)
     positions, embedded = embedder.collect(inputs.kept.paths, "embed leaves")
-    unreadable.extend(embedder.unreadable)
     samples = [inputs.kept.samples[position] for position in positions]
     species = np.array([sample.species_index for sample in samples], np.int64)
     plants = LeafEmbeddings(embedded, classes_of(samples), species)
-    return _Embedded(plants, samples, rest, _embed_non_plants(inputs, model, metadata, unreadable))
+    non_plants, skipped = _embed_non_plants(inputs, model, metadata)
+    return _Embedded(plants, samples, rest, non_plants, (*embedder.unreadable, *skipped))
 
 
 def _embed_non_plants(
-    inputs: _Inputs, model: SpeciesModel, metadata: Metadata, unreadable: list[UnreadableImage]
-) -> NonPlantEmbeddings | None:
+    inputs: _Inputs, model: SpeciesModel, metadata: Metadata
+) -> tuple[NonPlantEmbeddings | None, tuple[UnreadableImage, ...]]:
     if inputs.non_plants is None:
-        return None
+        return None, ()
     half = inputs.non_plants.half("selection")
     paths = thin_out(half.paths, MAX_NON_PLANTS, key=half.source_of)
     if not paths:
-        return None
+        return None, ()
     embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.non_plants.paths))
     positions, embedded = embedder.collect(paths, "embed non-plants")
-    unreadable.extend(embedder.unreadable)
-    return NonPlantEmbeddings(embedded, np.array([half.source_of(path) for path in paths])[positions])
+    sources = np.array([half.source_of(path) for path in paths])[positions]
+    return NonPlantEmbeddings(embedded, sources), embedder.unreadable

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.bundle.metadata import Preprocessing
-from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.serve.classifier import SpeciesModel
 
@@ -45,7 +45,7 @@ class Embedder:
     """Runs a species model over image files, a batch at a time.
 
     Attributes:
-        unreadable: files that were skipped in all streams so far.
+        unreadable: files that were skipped in the streams that have ended.
     """
 
     def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, *, out_of: int) -> None:
@@ -56,7 +56,7 @@ class Embedder:
             preprocessing: what it was trained with.
             out_of: size of the whole set that all streams are parts of; 1 % of it may be unreadable.
         """
-        self.unreadable: list[UnreadableImage] = []
+        self.unreadable: tuple[UnreadableImage, ...] = ()
         self._model = model
         self._preprocessing = preprocessing
         self._out_of = out_of
@@ -67,16 +67,17 @@ class Embedder:
         Raises:
             DataError: too many unreadable files.
         """
-        for positions, pixels in stream_batches(
+        stream = ImageStream(
             paths,
             self._preprocessing,
-            size=_BATCH,
-            unreadable=self.unreadable,
-            out_of=self._out_of,
+            set_size=self._out_of,
+            skipped_before=self.unreadable,
             description=description,
-        ):
+        )
+        for positions, pixels in stream.batches(_BATCH):
             logits, features = self._model.run(pixels)
             yield positions, Embedded(features, logits)
+        self.unreadable += stream.unreadable
 
     def collect(self, paths: Sequence[Path], description: str) -> tuple[NDArray[np.int64], Embedded]:
         """All of a stream at once: positions (N,) of the readable images, and what the model says of them.

@@ -1,7 +1,7 @@
 """Training pictures as bytes in a file that is mapped, not read: memory does not grow with their number.
 
->>> pictures = load_pictures(leaves, preprocessing, folder, unreadable=[])  # doctest: +SKIP
->>> pictures.batch(rows, side=112, device=device).shape  # doctest: +SKIP
+>>> loaded = load_pictures(leaves, preprocessing, folder)  # doctest: +SKIP
+>>> loaded.pictures.batch(rows, side=112, device=device).shape  # doctest: +SKIP
 torch.Size([32, 3, 112, 112])
 """
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of
-from plantmodels.data.streaming import UnreadableImage, stream_images
+from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 
 NO_DISEASE: Final = -1
@@ -76,19 +76,28 @@ class Pictures:
         return (weights / weights[rows].mean()).float()
 
 
-def load_pictures(
-    leaves: LeafSet, preprocessing: Preprocessing, folder: Path, *, unreadable: list[UnreadableImage]
-) -> tuple[Pictures, tuple[LeafSample, ...]]:
+@dataclass(frozen=True)
+class LoadedLeaves:
+    """The leaves of a split that could be decoded.
+
+    Attributes:
+        pictures: pixels and labels of N leaves.
+        samples: the N leaves, in the same order.
+        unreadable: files that were skipped.
+    """
+
+    pictures: Pictures
+    samples: tuple[LeafSample, ...]
+    unreadable: tuple[UnreadableImage, ...]
+
+
+def load_pictures(leaves: LeafSet, preprocessing: Preprocessing, folder: Path) -> LoadedLeaves:
     """Decodes leaves once, 3 · S² bytes each.
 
     Args:
         leaves: of any split.
         preprocessing: with S.
         folder: on whose disk they take room; no file is to be seen there, and nothing is left by a kill.
-        unreadable: files that are skipped are appended here.
-
-    Returns:
-        The pictures, and the samples that they are of.
 
     Raises:
         DataError: too many unreadable files, or no room.
@@ -97,13 +106,13 @@ def load_pictures(
     pixels = _allocate((len(leaves.samples), 3, side, side), folder)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     kept: list[LeafSample] = []
-    for index, values in stream_images(
-        leaves.paths, preprocessing, unreadable=unreadable, description=f"reading {leaves.split}"
-    ):
+    stream = ImageStream(leaves.paths, preprocessing, description=f"reading {leaves.split}")
+    for index, values in stream:
         pixels[len(kept)] = np.rint((values * std + mean) * 255).clip(0, 255)
         kept.append(leaves.samples[index])
     species, disease = torch.tensor([class_of(sample) for sample in kept]).T
-    return Pictures(pixels[: len(kept)], species.contiguous(), disease.contiguous(), preprocessing), tuple(kept)
+    pictures = Pictures(pixels[: len(kept)], species.contiguous(), disease.contiguous(), preprocessing)
+    return LoadedLeaves(pictures, tuple(kept), stream.unreadable)
 
 
 def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:

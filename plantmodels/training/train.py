@@ -162,8 +162,8 @@ def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) 
         DataError: no such split, an unknown class, too many unreadable files, too few to hold some out, or no room.
     """
     leaves = read_leaves(data, "train", spec.taxonomy)
-    unreadable: list[UnreadableImage] = []
-    pictures, samples = load_pictures(leaves, spec.preprocessing, out.parent, unreadable=unreadable)
+    loaded = load_pictures(leaves, spec.preprocessing, out.parent)
+    samples = loaded.samples
     kept = LeafSet(leaves.root, leaves.split, samples)
     _, held_out = split_by_name(kept, recipe.held_out, len(samples), recipe.seed)
     chosen = set(held_out.samples)
@@ -174,7 +174,7 @@ def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) 
             f"{recipe.held_out:g} to choose the best epoch"
         )
     rows = torch.arange(len(samples))
-    return TrainingSet(pictures, rows[~is_held_out], rows[is_held_out], digest_leaves(leaves), tuple(unreadable))
+    return TrainingSet(loaded.pictures, rows[~is_held_out], rows[is_held_out], digest_leaves(leaves), loaded.unreadable)
 
 
 def _make_loss(pictures: Pictures, weight: torch.Tensor, smoothing: float) -> BatchLoss:

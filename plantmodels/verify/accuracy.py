@@ -4,7 +4,7 @@ Species; disease given the TRUE species (its head answers, whatever the species 
 (species and disease both right), by hard and by soft routing. Images are streamed: all that is kept of one is a few
 numbers.
 
->>> run = measure_accuracy(fp16, int8, leaves, unreadable=[])  # doctest: +SKIP
+>>> run = measure_accuracy(fp16, int8, leaves)  # doctest: +SKIP
 >>> run.accuracy.int8.species.value  # doctest: +SKIP
 0.8116
 """
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.image_files import name_below
 from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
-from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, Bin, Calibration, ClassRow, Reliability
 from plantmodels.report.serialization import finite_or_none
@@ -45,6 +45,7 @@ class AccuracyRun:
         rows: the answers to each of these.
         scores: (N,) float64, OOD scores of these from the INT8 embedding.
         fp16_scores: (N,) float64, the same detector's from the FP16 embedding.
+        unreadable: files that were skipped.
     """
 
     accuracy: Accuracy
@@ -52,6 +53,7 @@ class AccuracyRun:
     rows: tuple[ImageRow, ...]
     scores: NDArray[np.float64]
     fp16_scores: NDArray[np.float64]
+    unreadable: tuple[UnreadableImage, ...]
 
 
 @dataclass(frozen=True)
@@ -91,16 +93,13 @@ class _Served:
     disease_right: NDArray[np.bool_]
 
 
-def measure_accuracy(
-    fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafSet, *, unreadable: list[UnreadableImage]
-) -> AccuracyRun:
+def measure_accuracy(fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafSet) -> AccuracyRun:
     """Streams the leaves once through both precisions.
 
     Args:
         fp16: the bundle with its FP16 species model.
         int8: the bundle as it is served.
         leaves: labelled images, already thinned out if there are too many.
-        unreadable: files that are skipped are appended here.
 
     Raises:
         DataError: too many unreadable files.
@@ -108,9 +107,8 @@ def measure_accuracy(
     samples: list[LeafSample] = []
     parts: list[tuple[_Answers, _Answers, _Served]] = []
     fp16_scores: list[NDArray[np.float64]] = []
-    for positions, pixels in stream_batches(
-        leaves.paths, int8.metadata.preprocessing, size=BATCH, unreadable=unreadable, description="measure accuracy"
-    ):
+    stream = ImageStream(leaves.paths, int8.metadata.preprocessing, description="measure accuracy")
+    for positions, pixels in stream.batches(BATCH):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
         truth = _read_truth(batch)
@@ -122,7 +120,7 @@ def measure_accuracy(
     truth, a, b, served = _read_truth(samples), _join(fp16_parts), _join(int8_parts), _join(served_parts)
     rows = tuple(_describe(leaves.root, samples, truth, a, b, served, int8))
     accuracy = _count(truth, a, b, served, int8)
-    return AccuracyRun(accuracy, tuple(samples), rows, served.scores, np.concatenate(fp16_scores))
+    return AccuracyRun(accuracy, tuple(samples), rows, served.scores, np.concatenate(fp16_scores), stream.unreadable)
 
 
 def _join(parts: Sequence[_T]) -> _T:

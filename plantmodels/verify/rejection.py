@@ -1,6 +1,6 @@
 """How well the detector rejects what is no plant, at the threshold that is served, and at any other.
 
->>> run = measure_rejection(fp16, int8, leaves, non_plants, unseen_plants, unreadable=unreadable)  # doctest: +SKIP
+>>> run = measure_rejection(fp16, int8, leaves, non_plants, unseen_plants)  # doctest: +SKIP
 >>> run.rejection.recall, run.rejection.precision  # doctest: +SKIP
 (0.968, 0.991)
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from plantmodels.data.image_files import name_below
 from plantmodels.data.non_plants import NonPlantSet
-from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.ood.metrics import auroc, bootstrap, fpr_at_recall, roc_curve
 from plantmodels.report.per_image import ImageRow, ImagesOf
 from plantmodels.report.results import Estimate, Histogram, Rejection, Separation
@@ -40,12 +40,14 @@ class Scored:
         rows: the answers to them.
         scores: (N,) float64, of the INT8 embedding.
         fp16_scores: (N,) float64.
+        unreadable: files that were skipped.
     """
 
     paths: tuple[Path, ...]
     rows: tuple[ImageRow, ...]
     scores: NDArray[np.float64]
     fp16_scores: NDArray[np.float64]
+    unreadable: tuple[UnreadableImage, ...]
 
     @property
     def sources(self) -> list[str]:
@@ -83,8 +85,6 @@ def measure_rejection(
     leaves: AccuracyRun,
     non_plants: NonPlantSet | None,
     unseen_plants: NonPlantSet | None,
-    *,
-    unreadable: Mapping[ImagesOf, list[UnreadableImage]],
 ) -> RejectionRun:
     """Scores non-plants and unseen plants and holds them and the leaves against the threshold.
 
@@ -94,7 +94,6 @@ def measure_rejection(
         leaves: of the accuracy pass.
         non_plants: all that were given, or None; `gate_images` chooses among them.
         unseen_plants: plants of no known species, or None.
-        unreadable: files that are skipped are appended to the list of their set.
 
     Raises:
         DataError: too many unreadable files.
@@ -102,9 +101,9 @@ def measure_rejection(
     detector = int8.detector
     used, held_out = (None, False) if non_plants is None else gate_images(non_plants, detector.fit)
     total = 0 if non_plants is None else len(non_plants.paths)
-    others = _score(fp16, int8, used, "non-plants", total, unreadable["non-plants"])
+    others = _score(fp16, int8, used, "non-plants", total)
     total = 0 if unseen_plants is None else len(unseen_plants.paths)
-    unseen = _score(fp16, int8, unseen_plants, "unseen-plants", total, unreadable["unseen-plants"])
+    unseen = _score(fp16, int8, unseen_plants, "unseen-plants", total)
     rejected = {
         name: detector.rejects(scores)
         for name, scores in (("plants", leaves.scores), ("others", others.scores), ("unseen", unseen.scores))
@@ -141,28 +140,22 @@ def _score(
     images: NonPlantSet | None,
     which: ImagesOf,
     total: int,
-    unreadable: list[UnreadableImage],
 ) -> Scored:
     paths: list[Path] = []
     rows: list[ImageRow] = []
     scores: list[NDArray[np.float64]] = [np.empty((0, 2))]
-    if images is not None:
-        for positions, pixels in stream_batches(
-            images.paths,
-            int8.metadata.preprocessing,
-            size=BATCH,
-            unreadable=unreadable,
-            out_of=total,
-            description=f"measure {which}",
-        ):
-            batch = [images.paths[position] for position in positions]
-            (fp16_logits, fp16_embedding), (logits, embedding) = fp16.embed(pixels), int8.embed(pixels)
-            both = np.stack([int8.detector.score(features) for features in (embedding, fp16_embedding)], axis=1)
-            paths += batch
-            rows += _describe(images, which, batch, fp16_logits, logits, both[:, 0], int8)
-            scores.append(both)
+    if images is None:
+        return Scored((), (), np.empty(0), np.empty(0), ())
+    stream = ImageStream(images.paths, int8.metadata.preprocessing, set_size=total, description=f"measure {which}")
+    for positions, pixels in stream.batches(BATCH):
+        batch = [images.paths[position] for position in positions]
+        (fp16_logits, fp16_embedding), (logits, embedding) = fp16.embed(pixels), int8.embed(pixels)
+        both = np.stack([int8.detector.score(features) for features in (embedding, fp16_embedding)], axis=1)
+        paths += batch
+        rows += _describe(images, which, batch, fp16_logits, logits, both[:, 0], int8)
+        scores.append(both)
     joined = np.concatenate(scores)
-    return Scored(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1])
+    return Scored(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1], stream.unreadable)
 
 
 def _describe(

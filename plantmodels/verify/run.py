@@ -37,13 +37,13 @@ from plantmodels.data.image_files import name_below
 from plantmodels.data.leaves import LeafSet, class_of, read_leaves
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.sampling import pick_each_class, thin_out
-from plantmodels.data.streaming import UnreadableImage, stream_batches
+from plantmodels.data.streaming import ImageStream
 from plantmodels.errors import BundleError
 from plantmodels.export.cpu import describe_cpu
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.staging import staged_bundle
 from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
-from plantmodels.report.per_image import IMAGE_SETS, ImageRow, ImagesOf, write_images
+from plantmodels.report.per_image import ImageRow, ImagesOf, write_images
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.page import render_report
 from plantmodels.report.render.parts import Gallery
@@ -62,7 +62,7 @@ from plantmodels.verify.integrity import (
 )
 from plantmodels.verify.judge import Measured, judge_all
 from plantmodels.verify.latency import measure_latency
-from plantmodels.verify.rejection import RejectionRun, count_flips, measure_rejection
+from plantmodels.verify.rejection import RejectionRun, Scored, count_flips, measure_rejection
 from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
 
 if TYPE_CHECKING:
@@ -127,9 +127,8 @@ def verify_bundle(
     read_manifest(bundle)
     with lock_bundle(bundle):
         task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
-        unreadable: dict[ImagesOf, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
-        measured, runs = _measure(task, unreadable)
-        report = _compose(task, measured, unreadable)
+        measured, runs = _measure(task)
+        report = _compose(task, measured, runs)
         _write(task, report, runs)
     return report
 
@@ -173,7 +172,7 @@ class _Runs:
     rejection: RejectionRun
 
 
-def _measure(task: _Task, unreadable: dict[ImagesOf, list[UnreadableImage]]) -> tuple[Measured, _Runs | None]:
+def _measure(task: _Task) -> tuple[Measured, _Runs | None]:
     onnx_files = tuple(name for name in task.files if name.endswith(".onnx"))
     load_failures = find_load_failures(task.bundle, onnx_files, task.metadata.session_options)
     classifiers, not_run = _load_classifiers(task)
@@ -181,8 +180,8 @@ def _measure(task: _Task, unreadable: dict[ImagesOf, list[UnreadableImage]]) -> 
     if not not_run:
         fp16, int8 = classifiers["fp16"], classifiers["int8"]
         leaves = _thin_out_leaves(task.leaves, task.policy.int8_accuracy_max_images)
-        accuracy = measure_accuracy(fp16, int8, leaves, unreadable=unreadable["val"])
-        rejection = measure_rejection(fp16, int8, accuracy, task.non_plants, task.unseen_plants, unreadable=unreadable)
+        accuracy = measure_accuracy(fp16, int8, leaves)
+        rejection = measure_rejection(fp16, int8, accuracy, task.non_plants, task.unseen_plants)
         runs = _Runs(accuracy, rejection)
         parity, fp32 = _compare_with_pytorch(task, int8, runs)
         encoded = accuracy.samples[0].path.read_bytes()
@@ -257,13 +256,11 @@ def _compare_with_pytorch(
 
 def _read_pixels(metadata: Metadata, paths: Sequence[Path]) -> NDArray[np.float32]:
     side = metadata.preprocessing.image_size
-    batches = stream_batches(
-        paths, metadata.preprocessing, size=BATCH, unreadable=[], description="measure parity" if paths else ""
-    )
-    return np.concatenate([np.empty((0, 3, side, side), np.float32), *(pixels for _, pixels in batches)])
+    stream = ImageStream(paths, metadata.preprocessing, description="measure parity" if paths else "")
+    return np.concatenate([np.empty((0, 3, side, side), np.float32), *(pixels for _, pixels in stream.batches(BATCH))])
 
 
-def _compose(task: _Task, measured: Measured, unreadable: Mapping[ImagesOf, Sequence[UnreadableImage]]) -> GateReport:
+def _compose(task: _Task, measured: Measured, runs: _Runs | None) -> GateReport:
     cpu = describe_cpu()
     return GateReport(
         gates=judge_all(measured, task.policy),
@@ -276,7 +273,7 @@ def _compose(task: _Task, measured: Measured, unreadable: Mapping[ImagesOf, Sequ
             "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
             "heads_complete": measured.head_problems,
         },
-        unreadable=(*_read_skipped_in_export(task.metadata), *_name_unreadable(task, unreadable)),
+        unreadable=(*_read_skipped_in_export(task.metadata), *_name_unreadable(task, runs)),
         inputs=_describe_inputs(task, measured),
         files=measured.files,
         versions={"plantmodels": __version__, "python": platform.python_version(), **_read_versions()},
@@ -292,15 +289,19 @@ def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
         raise BundleError(f"{METADATA_FILE}: {error}") from error
 
 
-def _name_unreadable(
-    task: _Task, unreadable: Mapping[ImagesOf, Sequence[UnreadableImage]]
-) -> tuple[UnreadableFile, ...]:
-    sets = {"val": task.leaves, "non-plants": task.non_plants, "unseen-plants": task.unseen_plants}
-    roots = {name: images.root for name, images in sets.items() if images is not None}
+def _name_unreadable(task: _Task, runs: _Runs | None) -> tuple[UnreadableFile, ...]:
+    if runs is None:
+        return ()
+    sets: tuple[tuple[ImagesOf, LeafSet | NonPlantSet | None, AccuracyRun | Scored], ...] = (
+        ("val", task.leaves, runs.accuracy),
+        ("non-plants", task.non_plants, runs.rejection.non_plants),
+        ("unseen-plants", task.unseen_plants, runs.rejection.unseen_plants),
+    )
     return tuple(
-        UnreadableFile(name, name_below(roots[name], image.path), image.reason)
-        for name, images in unreadable.items()
-        for image in images
+        UnreadableFile(name, name_below(images.root, image.path), image.reason)
+        for name, images, run in sets
+        if images is not None
+        for image in run.unreadable
     )
 
 

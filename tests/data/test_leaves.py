@@ -1,29 +1,17 @@
-"""Leaf folders, manifests and non-plants: what is listed, refused, split, digested and streamed."""
+"""Leaf folders and manifests: what is listed, refused and split."""
 
-import itertools
 import shutil
-import threading
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data import streaming
-from plantmodels.data.digests import digest_images, digest_leaves
 from plantmodels.data.leaves import LeafSample, LeafSet, list_classes, read_leaves, split_by_name
-from plantmodels.data.non_plants import NonPlantSet, read_non_plants
-from plantmodels.data.streaming import UnreadableImage, stream_images
 from plantmodels.errors import DataError
-from plantmodels.serve.preprocessing import decode_image, preprocess
 
-PREPROCESSING = Preprocessing(32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NAMES = st.sets(st.text("abcdef/ _-é", min_size=1, max_size=8).filter(lambda n: n.strip(" /") == n), max_size=60)
 
 
@@ -153,54 +141,6 @@ class TestReadLeaves:
             read_leaves(tmp_path / name, "train", tiny_taxonomy)
 
 
-class TestNonPlants:
-    def test_all_images_below_a_folder_with_their_source(self, tiny_non_plants: Path, tmp_path: Path) -> None:
-        root = tmp_path / "non_plants"
-        shutil.copytree(tiny_non_plants, root)
-        shutil.copy(root / "bricks" / "0.png", root / "top.png")
-        (root / "bricks" / "deeper").mkdir()
-        shutil.copy(root / "bricks" / "0.png", root / "bricks" / "deeper" / "a.png")
-        (root / "bricks" / "notes.txt").write_text("")
-        found = read_non_plants(root)
-
-        assert len(found.paths) == 50
-        assert list(found.paths) == sorted(found.paths)
-        assert found.source_of(root / "top.png") == "."
-        assert found.source_of(root / "bricks" / "deeper" / "a.png") == "bricks"
-        assert {found.source_of(path) for path in found.paths} == {".", "bricks", "noise"}
-
-    def test_absent_and_empty_folders_are_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(DataError, match="no such folder of non-plants"):
-            read_non_plants(tmp_path / "none")
-        (tmp_path / "notes.txt").write_text("")
-        with pytest.raises(DataError, match="holds no images of type"):
-            read_non_plants(tmp_path)
-
-    def test_halves_are_disjoint_complete_and_even(self, tmp_path: Path) -> None:
-        images = write_numbers(tmp_path, range(600))
-        selection, gate = images.half("selection"), images.half("gate")
-
-        assert sorted(selection.paths + gate.paths) == sorted(images.paths)
-        assert not set(selection.paths) & set(gate.paths)
-        assert 240 < len(gate.paths) < 360
-
-    def test_halves_stay_when_images_are_added_renamed_or_moved(self, tmp_path: Path) -> None:
-        few, many = write_numbers(tmp_path / "few", range(50)), write_numbers(tmp_path / "a" / "many", range(90))
-        renamed = tuple(path.rename(path.with_stem(f"leaf {path.stem}")) for path in many.paths)
-        gate = {path.read_text() for path in NonPlantSet(tmp_path, renamed).half("gate").paths}
-
-        assert {path.read_text() for path in few.half("gate").paths} == gate & set(map(str, range(50)))
-
-
-def write_numbers(folder: Path, numbers: range) -> NonPlantSet:
-    """A set of files whose contents are numbers."""
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = tuple(folder / f"{number}.jpg" for number in numbers)
-    for path, number in zip(paths, numbers, strict=True):
-        path.write_text(str(number))
-    return NonPlantSet(folder, paths)
-
-
 def leaf_set(names: set[str]) -> LeafSet:
     root = Path("/leaves")
     paths = sorted(root / name for name in names)
@@ -243,154 +183,6 @@ class TestSplitByName:
         rest, picked = split_by_name(leaves, 0.4, 50, 0)
 
         assert set(rest.samples) | set(picked.samples) == set(leaves.samples)
-
-
-class TestDigest:
-    @pytest.fixture
-    def files(self, tmp_path: Path) -> list[Path]:
-        (tmp_path / "set" / "deep").mkdir(parents=True)
-        paths = [tmp_path / "set" / name for name in ("a.jpg", "b.jpg", "deep/c.jpg")]
-        for path in paths:
-            path.write_bytes(path.name.encode())
-        return paths
-
-    def test_order_and_place_do_not_matter(self, files: list[Path], tmp_path: Path) -> None:
-        root = tmp_path / "set"
-        digests = {digest_images(root, order) for order in itertools.permutations(files)}
-        shutil.copytree(root, tmp_path / "moved")
-        moved = [tmp_path / "moved" / path.relative_to(root) for path in files]
-
-        assert digests == {digest_images(tmp_path / "moved", moved)}
-
-    def test_content_name_and_number_matter(self, files: list[Path], tmp_path: Path) -> None:
-        root = tmp_path / "set"
-        digests = [digest_images(root, files), digest_images(root, files[:2])]
-        files[0].write_bytes(b"b.jpg")
-        digests.append(digest_images(root, files))
-        files[1].write_bytes(b"a.jpg")  # two files with their contents exchanged
-        digests.append(digest_images(root, files))
-        files[2].rename(root / "deep" / "d.jpg")
-        digests.append(digest_images(root, [*files[:2], root / "deep" / "d.jpg"]))
-
-        assert len(set(digests)) == 5
-
-    def test_an_unreadable_file_is_no_error_here(self, files: list[Path], tmp_path: Path) -> None:
-        root = tmp_path / "set"
-        before = digest_images(root, files)
-        files[1].unlink()
-        absent = digest_images(root, files)
-        files[1].mkdir()
-
-        assert before != absent == digest_images(root, files)
-
-    def test_a_changed_label_changes_the_digest_of_leaves(self, tiny_data: Path, tiny_taxonomy: Taxonomy) -> None:
-        leaves = read_leaves(tiny_data, "val", tiny_taxonomy)
-        first = replace(leaves.samples[0], species_index=leaves.samples[0].species_index + 1)
-
-        assert digest_leaves(leaves) == digest_leaves(replace(leaves, samples=leaves.samples[::-1]))
-        assert digest_leaves(leaves) != digest_leaves(replace(leaves, samples=(first, *leaves.samples[1:])))
-
-    def test_a_linked_image_counts_as_its_content(self, files: list[Path], tmp_path: Path) -> None:
-        root = tmp_path / "set"
-        before = digest_images(root, files)
-        files[0].rename(tmp_path / "elsewhere.jpg")
-        files[0].symlink_to(tmp_path / "elsewhere.jpg")
-
-        assert digest_images(root, files) == before
-
-
-@pytest.fixture(scope="module")
-def paths(tiny_data: Path) -> list[Path]:
-    """All 180 train leaves."""
-    return sorted(path for path in (tiny_data / "train").rglob("*") if path.is_file())
-
-
-class TestStream:
-    def test_order_and_pixels_are_kept(self, paths: list[Path]) -> None:
-        unreadable: list[UnreadableImage] = []
-        streamed = list(stream_images(paths[:40], PREPROCESSING, unreadable=unreadable))
-
-        assert [index for index, _ in streamed] == list(range(40))
-        assert unreadable == []
-        for index in (0, 7, 39):
-            expected = preprocess(decode_image(paths[index].read_bytes()), PREPROCESSING)
-            np.testing.assert_array_equal(streamed[index][1], expected)
-
-    def test_unreadable_files_are_skipped_counted_and_named(self, paths: list[Path], tmp_path: Path) -> None:
-        (tmp_path / "text.jpg").write_text("no image")
-        mixed = [*paths[:120], tmp_path / "text.jpg", *paths[120:], tmp_path / "none.jpg", *paths[:20]]
-        unreadable: list[UnreadableImage] = []
-        indices = [i for i, _ in stream_images(mixed, PREPROCESSING, unreadable=unreadable)]
-
-        assert indices == [i for i in range(len(mixed)) if i not in (120, 181)]
-        assert [image.path for image in unreadable] == [tmp_path / "text.jpg", tmp_path / "none.jpg"]
-        assert "not an image of format" in unreadable[0].reason
-        assert "cannot be read (No such file or directory)" in unreadable[1].reason
-
-    @pytest.mark.parametrize(
-        ("bad", "total", "refused"), [(1, 100, False), (2, 100, True), (1, 99, True), (2, 200, False)]
-    )
-    def test_over_one_percent_is_an_error(
-        self, paths: list[Path], tmp_path: Path, bad: int, total: int, refused: bool
-    ) -> None:
-        for i in range(bad):
-            (tmp_path / f"bad{i}.jpg").write_bytes(b"")
-        mixed = [tmp_path / f"bad{i}.jpg" for i in range(bad)] + [paths[i % 9] for i in range(total - bad)]
-        stream = stream_images(mixed, PREPROCESSING, unreadable=[])
-        if not refused:
-            assert len(list(stream)) == total - bad
-            return
-        match = rf"over 1% of {total} images cannot be read \({bad} so far\): .*bad0.jpg: zero bytes"
-        with pytest.raises(DataError, match=match):
-            list(stream)
-
-    def test_one_percent_is_of_the_whole_set_when_it_comes_in_parts(self, paths: list[Path], tmp_path: Path) -> None:
-        (tmp_path / "bad.jpg").write_bytes(b"")
-        part = [tmp_path / "bad.jpg", *paths[:10]]
-        unreadable: list[UnreadableImage] = []
-
-        assert len(list(stream_images(part, PREPROCESSING, unreadable=unreadable, out_of=100))) == 10
-        with pytest.raises(DataError, match=r"over 1% of 100 images cannot be read \(2 so far\)"):
-            list(stream_images(part, PREPROCESSING, unreadable=unreadable, out_of=100))
-
-    def test_only_a_few_are_decoded_ahead_of_the_consumer(self, paths: list[Path], monkeypatch) -> None:
-        lock, begun = threading.Lock(), [0]
-        load = streaming._load
-
-        def count(*arguments):
-            with lock:
-                begun[0] += 1
-            return load(*arguments)
-
-        monkeypatch.setattr(streaming, "_load", count)
-        stream = stream_images(paths * 20, PREPROCESSING, unreadable=[])
-        for taken, _ in enumerate(itertools.islice(stream, 60), start=1):
-            assert begun[0] <= taken + 20
-        stream.close()
-        assert begun[0] <= 80
-
-    def test_nothing_is_decoded_before_it_is_asked_for(self, monkeypatch) -> None:
-        monkeypatch.setattr(streaming, "_load", lambda *_: pytest.fail("was decoded"))
-        stream = stream_images([Path("a.jpg")], PREPROCESSING, unreadable=[])
-
-        assert isinstance(stream, Iterator)
-
-    def test_no_paths_give_nothing(self) -> None:
-        assert list(stream_images([], PREPROCESSING, unreadable=[])) == []
-
-    def test_a_bug_in_decoding_is_not_taken_for_a_bad_image(self, paths: list[Path], monkeypatch) -> None:
-        def fail(*_: object) -> None:
-            raise ZeroDivisionError("bug")
-
-        monkeypatch.setattr(streaming, "preprocess", fail)
-        with pytest.raises(ZeroDivisionError, match="bug"):
-            list(stream_images(paths, PREPROCESSING, unreadable=[]))
-
-    def test_progress_is_shown_with_a_description_only(self, paths: list[Path], capsys) -> None:
-        list(stream_images(paths[:3], PREPROCESSING, unreadable=[]))
-        assert capsys.readouterr().err == ""
-        list(stream_images(paths[:3], PREPROCESSING, unreadable=[], description="score leaves"))
-        assert "score leaves: 100%" in capsys.readouterr().err
 
 
 class TestListClasses:

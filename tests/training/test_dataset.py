@@ -20,8 +20,9 @@ CPU = torch.device("cpu")
 
 def test_pictures_are_those_that_the_network_sees(tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path: Path):
     leaves = read_leaves(tiny_data, "val", tiny_taxonomy)
-    pictures, samples = load_pictures(leaves, PREPROCESSING, tmp_path, unreadable=[])
-    assert samples == leaves.samples and len(pictures) == len(samples)
+    loaded = load_pictures(leaves, PREPROCESSING, tmp_path)
+    pictures, samples = loaded.pictures, loaded.samples
+    assert samples == leaves.samples and len(pictures) == len(samples) and loaded.unreadable == ()
     assert pictures.species.tolist() == [sample.species_index for sample in samples]
     assert pictures.disease.tolist() == [-1 if s.disease_index is None else s.disease_index for s in samples]
     rows = torch.tensor([3, 0])
@@ -39,7 +40,7 @@ def test_no_room_is_an_error(tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path:
     monkeypatch.setattr("os.posix_fallocate", refuse)
     leaves = read_leaves(tiny_data, "val", tiny_taxonomy)
     with pytest.raises(DataError, match=r"45 decoded pictures take 0\.0 GB there \(No space left on device\)"):
-        load_pictures(leaves, PREPROCESSING, tmp_path, unreadable=[])
+        load_pictures(leaves, PREPROCESSING, tmp_path)
 
 
 @pytest.mark.parametrize(("balance", "expected"), [(0.0, [1, 1, 1, 1]), (1.0, [2 / 3] * 3 + [2])])

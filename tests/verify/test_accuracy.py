@@ -8,7 +8,6 @@ from scipy.special import softmax as scipy_softmax
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.leaves import LeafSample, LeafSet
-from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
@@ -54,7 +53,7 @@ def count_slowly(species: list[int], diseases: list[list[int]]) -> PrecisionAccu
 def test_counts_equal_those_of_a_slow_loop(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
     fp16_script, int8_script = make_script(1), make_script(2)
     fp16, int8 = scripted(*fp16_script), scripted(*int8_script)
-    run = measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)), unreadable=[])
+    run = measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)))
     assert run.accuracy.fp16 == count_slowly(*fp16_script[:2])
     assert run.accuracy.int8 == count_slowly(*int8_script[:2])
     assert run.accuracy.species_flips == sum(a != b for a, b in zip(fp16_script[0], int8_script[0], strict=True))
@@ -75,7 +74,7 @@ def test_each_image_is_run_once_in_each_precision_and_scored_by_int8(
     numbered_images: Callable[..., list[Path]], scripted: type
 ) -> None:
     fp16, int8 = scripted(*make_script(1)), scripted(*make_script(2))
-    run = measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)), unreadable=[])
+    run = measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)))
     assert fp16.seen == int8.seen == list(range(COUNT))
     np.testing.assert_array_equal(run.scores, int8.scores)
     assert [sample.path.name for sample in run.samples] == [f"{i:03d}.png" for i in range(COUNT)]
@@ -89,9 +88,8 @@ def test_an_unreadable_leaf_is_skipped_named_and_not_counted(
     many = LeafSet(leaves.root, "val", leaves.samples * 2)
     broken = LeafSet(leaves.root, "val", (LeafSample(paths[0].with_name("x.png"), 0, 0), *many.samples))
     (leaves.root / "x.png").write_bytes(b"")
-    unreadable: list[UnreadableImage] = []
-    run = measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), broken, unreadable=unreadable)
-    assert [(image.path.name, image.reason[:10]) for image in unreadable] == [("x.png", "zero bytes")]
+    run = measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), broken)
+    assert [(image.path.name, image.reason[:10]) for image in run.unreadable] == [("x.png", "zero bytes")]
     assert run.accuracy.fp16.species.images == len(run.scores) == len(run.samples) == 2 * COUNT
 
 
@@ -100,7 +98,7 @@ def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., 
     for path in paths[:2]:
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match=r"over 1% of 75 images cannot be read"):
-        measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), make_leaves(paths), unreadable=[])
+        measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), make_leaves(paths))
 
 
 def drops(accuracy: Callable[..., Accuracy], species: int, disease: int) -> Accuracy:
@@ -141,7 +139,7 @@ def name_of(species: int, disease: int | None) -> str:
 
 def test_every_image_has_a_row_with_all_answers(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
     fp16, int8 = make_script(1), make_script(2)
-    run = measure_accuracy(scripted(*fp16), scripted(*int8), make_leaves(numbered_images(COUNT)), unreadable=[])
+    run = measure_accuracy(scripted(*fp16), scripted(*int8), make_leaves(numbered_images(COUNT)))
     names = TAXONOMY.species
     for i, (row, species, disease) in enumerate(zip(run.rows, TRUE_SPECIES, TRUE_DISEASE, strict=True)):
         truth = name_of(species, disease)
@@ -171,7 +169,7 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     served = scripted(*int8)
     names = np.random.default_rng(6).choice(["rust", "scab", "healthy", "spot"], COUNT).tolist()
     served.route_soft = lambda _, embedding: [(names[int(number)], 0.5) for number in embedding[:, 0]]
-    run = measure_accuracy(scripted(*fp16), served, leaves, unreadable=[])
+    run = measure_accuracy(scripted(*fp16), served, leaves)
     rows, found = run.rows, run.accuracy
     assert [row.int8_soft_disease for row in rows] == names
     outcomes: dict[str, list[tuple[bool, bool]]] = {

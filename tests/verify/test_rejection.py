@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
-from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
-from plantmodels.report.per_image import IMAGE_SETS
 from plantmodels.report.results import Histogram, Rejection
 from plantmodels.report.statistics import Proportion
 from plantmodels.verify.rejection import (
@@ -46,8 +44,7 @@ def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequ
 def measure(
     classifier: Any, leaves: Any, others: NonPlantSet | None, unseen: NonPlantSet | None = None
 ) -> RejectionRun:
-    unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
-    return measure_rejection(classifier, classifier, leaves, others, unseen, unreadable=unreadable)
+    return measure_rejection(classifier, classifier, leaves, others, unseen)
 
 
 def test_precision_is_that_of_equal_numbers() -> None:
@@ -154,11 +151,12 @@ def test_unreadable_non_plants_are_named_or_too_many(
     paths[3].write_bytes(b"")
     others, leaves = read_non_plants(tmp_path / "others"), leaves_of([0], ["Rose"])
     for which in ("non-plants", "unseen-plants"):
-        unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
         given = (others, None) if which == "non-plants" else (None, others)
-        run = measure_rejection(classifier, classifier, leaves, *given, unreadable=unreadable)
+        run = measure_rejection(classifier, classifier, leaves, *given)
         assert run.rejection.non_plants.images + run.rejection.unseen_plants.images == 119
-        assert [image.path for image in unreadable[which]] == [paths[3]]
+        scored = {"non-plants": run.non_plants, "unseen-plants": run.unseen_plants}
+        assert [image.path for image in scored.pop(which).unreadable] == [paths[3]]
+        assert [other.unreadable for other in scored.values()] == [()]
     paths[4].write_bytes(b"")
     with pytest.raises(DataError, match="cannot be read"):
         measure(classifier, leaves, others)
@@ -186,11 +184,8 @@ def test_decisions_of_fp16_that_differ_are_counted_over_all_images(
     int8 = scripted([0] * 9, [[0, 0, 0]] * 9, [0, 0, 2, 2, 2, 0, 0, 0, 2], threshold=1.0)
     fp16 = replace(int8)
     fp16.embed = lambda pixels: (int8.embed(pixels)[0], int8.embed(pixels)[1] + 1)  # sees the next image's embedding
-    unreadable: dict[Any, list[UnreadableImage]] = {name: [] for name in IMAGE_SETS}
     leaves = leaves_of([0, 0, 2], ["Rose"] * 3, [0, 2, 2])
-    rejection = measure_rejection(
-        fp16, int8, leaves, read_non_plants(tmp_path / "others"), None, unreadable=unreadable
-    ).rejection
+    rejection = measure_rejection(fp16, int8, leaves, read_non_plants(tmp_path / "others"), None).rejection
     assert rejection.flips == {"fp16": Proportion(1 + 3, 3 + 8)}
 
 
