@@ -16,6 +16,9 @@ Inputs = NDArray[np.float32]
 Embeddings = NDArray[np.float32]
 """(N, D): one row an image; what the disease heads and the detector read."""
 
+Embedding = NDArray[np.float32]
+"""(D,): the embedding of one image."""
+
 Logits = NDArray[np.float32]
 """(N, S) of species, or (N, C) of diseases; −inf at classes that a species lacks."""
 

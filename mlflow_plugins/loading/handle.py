@@ -15,9 +15,11 @@ from typing import Any, Final
 import numpy as np
 
 from mlflow_plugins.loading.light_store import find_version
-from mlflow_plugins.loading.native import load_model
+from mlflow_plugins.loading.native import load_version
 from plantmodels.errors import BundleError
-from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
+from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.image_input import ImageLike
+from plantmodels.serve.loading import LoadOptions
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -60,24 +62,24 @@ class ModelHandle:
     versions are in memory at the same time for as long as the swap takes.
     """
 
-    def __init__(self, model_uri: str, *, interval_s: float = 30.0, **load_options: Any) -> None:
+    def __init__(self, model_uri: str, *, interval_s: float = 30.0, **options: Any) -> None:
         """Loads the version that the URI names now.
 
         Args:
             model_uri: such as "models:/plant-disease@production" or "models:/plant-disease/Production".
             interval_s: seconds between two looks at the registry; 0 for none, then only `refresh` looks.
-            load_options: those of `mlflow_plugins.flavor.load_model`.
+            options: the fields of `LoadOptions`: precision, threads, workers, providers, allow_paths, public_key.
 
         Raises:
             PlantModelsError: the version does not load.
             MlflowException: there is none.
-            ValueError: a negative interval.
+            ValueError: a negative interval, or an option that `LoadOptions` refuses.
         """
         if interval_s < 0:
             raise ValueError(f"interval_s must be at least 0, got {interval_s!r}")
         self.model_uri = model_uri
         self.failure: Exception | None = None
-        self._load_options = load_options
+        self._options = LoadOptions(**options)
         self._interval_s = interval_s
         self._refreshing = threading.Lock()
         self._closed = threading.Event()
@@ -128,7 +130,7 @@ class ModelHandle:
         self.close()
 
     def _load(self, name: str, version: str) -> LoadedVersion:
-        classifier = load_model(f"models:/{name}/{version}", **self._load_options)
+        classifier = load_version(f"models:/{name}/{version}", self._options)
         (row,) = classifier.predict([PROBE], on_error="raise")
         if not np.isfinite(np.array([row.ood_score, row.species_probability], dtype=np.float64)).all():
             raise BundleError(f"models:/{name}/{version}: answers a grey image with {row}")

@@ -4,69 +4,72 @@
 'Tomato'
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from mlflow_plugins.loading.light_store import find_version
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
-from plantmodels.bundle.layout import MANIFEST_FILE, PRECISIONS, SIGNATURE_FILE, Precision, serving_files
+from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE, serving_files
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
 from plantmodels.bundle.signature import check_signature
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.serve.session import CPU, Provider
+from plantmodels.serve.loading import LoadOptions, read_bundle
+from plantmodels.serve.session import release_free_memory
 
 
-def load_model(
-    model_uri: str,
-    *,
-    precision: Precision = "int8",
-    threads: int | None = None,
-    workers: int = 1,
-    providers: Sequence[Provider] = (CPU,),
-    allow_paths: bool = False,
-    public_key: Path | None = None,
-) -> PlantClassifier:
-    """Loads the native classifier of a version, and downloads only the files that a precision needs.
+def load_model(model_uri: str, **options: Any) -> PlantClassifier:
+    """Load a model version's classifier; downloads only the files that its precision needs.
 
-    An alias is resolved once, so that all files are of one version whatever is promoted meanwhile. Nothing of the
-    version is executed: code that travels with it is not even downloaded. Files on this machine are read where they
-    lie, each once, and the bytes that were checked are those that are used. MLflow is imported only where
+    An alias is resolved once, so all files belong to one version whatever is promoted meanwhile. Nothing of the
+    version is executed: the code that travels with it is not even downloaded. Files on this machine are read where
+    they lie, each once, and the bytes that were checked are the bytes that are used. MLflow is imported only where
     `light_store` does not know the store.
 
     Args:
         model_uri: such as "models:/plant-disease@production".
-        precision: which species model answers.
-        threads: threads inside an operator; None takes all cores.
-        workers: images embedded at the same time, for bulk work with threads=1.
-        providers: ONNX Runtime's execution providers in order of preference, with their options where they have any.
-        allow_paths: whether an image may be given as the path of a file.
-        public_key: file of the key whose signature the manifest must bear (see `check_signature`); None for any.
+        options: the fields of `LoadOptions`: precision, threads, workers, providers, allow_paths, public_key.
 
     Raises:
-        SignatureError: the version is not signed by that key; no other file of it was used.
-        BundleError: a file cannot be downloaded, or digests or class order do not fit; no session was opened. Or no
-            such provider.
-        ValueError: another precision.
+        SignatureError: the version is not signed by the public key. No other file of it was used.
+        BundleError: a file cannot be downloaded, digests or the class order do not fit, or a session does not open.
+        ValueError: an option has a value that `LoadOptions` refuses.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    wanted = (DESCRIPTION_FILE, *(f"{BUNDLE_FOLDER}/{name}" for name in (MANIFEST_FILE, *serving_files(precision))))
-    signature = () if public_key is None else (f"{BUNDLE_FOLDER}/{SIGNATURE_FILE}",)
-    with open_artifacts(model_uri, wanted, signature) as folder:
-        return PlantClassifier.load(
-            folder / BUNDLE_FOLDER,
-            precision=precision,
-            threads=threads,
-            workers=workers,
-            providers=providers,
-            allow_paths=allow_paths,
-            whole=False,
-            manifest=read_recorded_manifest(folder, public_key),
-        )
+    return load_version(model_uri, LoadOptions(**options))
+
+
+def load_version(model_uri: str, options: LoadOptions) -> PlantClassifier:
+    """Load a model version's classifier as `load_model` does, with options that were checked before."""
+    serving = (MANIFEST_FILE, *serving_files(options.precision))
+    files = (DESCRIPTION_FILE, *(f"{BUNDLE_FOLDER}/{name}" for name in serving))
+    signature = () if options.public_key is None else (f"{BUNDLE_FOLDER}/{SIGNATURE_FILE}",)
+    with open_artifacts(model_uri, files, signature) as folder:
+        return load_recorded_bundle(folder, options, every_file=False)
+
+
+def load_recorded_bundle(model_folder: Path, options: LoadOptions, *, every_file: bool) -> PlantClassifier:
+    """Load the bundle of a model folder, after comparing its manifest with the digest that MLmodel records.
+
+    Args:
+        model_folder: the model folder, which holds the bundle as `data/bundle`.
+        options: how to load the bundle.
+        every_file: whether every file of the bundle must be there and is checked.
+
+    Raises:
+        SignatureError: the bundle is not signed by the public key.
+        BundleError: the manifest is not the recorded one, or as `PlantClassifier.load`.
+    """
+    manifest = read_recorded_manifest(model_folder, options.public_key)
+    bundle = model_folder / BUNDLE_FOLDER
+    contents = read_bundle(bundle, models=options.model_files, every_file=every_file, manifest=manifest)
+    classifier = PlantClassifier.from_contents(contents, options)
+    del contents  # the models' bytes, so that they are returned to the system too
+    release_free_memory()
+    return classifier
 
 
 @contextmanager

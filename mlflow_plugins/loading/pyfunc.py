@@ -17,9 +17,10 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
-from mlflow_plugins.loading.native import read_recorded_manifest
-from plantmodels.serve.classifier import ImageLike, PlantClassifier, Prediction
-from plantmodels.serve.session import CPU
+from mlflow_plugins.loading.native import load_recorded_bundle
+from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.image_input import ImageLike
+from plantmodels.serve.loading import LoadOptions
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -69,12 +70,13 @@ SIGNATURE: Final = ModelSignature(
 sees it, and refuse arrays of images; what goes in is checked here instead, image by image."""
 
 
+_DEFAULTS: Final = LoadOptions()
 MODEL_CONFIG: Final[Mapping[str, Any]] = {
-    "precision": "int8",
-    "threads": None,
-    "workers": 1,
-    "providers": [CPU],
-    "allow_paths": False,
+    "precision": _DEFAULTS.precision,
+    "threads": _DEFAULTS.threads,
+    "workers": _DEFAULTS.workers,
+    "providers": list(_DEFAULTS.providers),
+    "allow_paths": _DEFAULTS.allow_paths,
     "column": None,
 }
 """What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record.
@@ -115,8 +117,8 @@ def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> 
     column = config.pop("column")
     if column is not None and column not in PREDICTION_COLUMNS:
         raise ValueError(f"column must be one of {', '.join(PREDICTION_COLUMNS)}, got {column!r}")
-    manifest = read_recorded_manifest(bundle.parents[1])
-    return PlantPyfunc(PlantClassifier.load(bundle, **config, manifest=manifest), column)
+    classifier = load_recorded_bundle(bundle.parents[1], LoadOptions(**config), every_file=True)
+    return PlantPyfunc(classifier, column)
 
 
 class PlantPyfunc:

@@ -198,7 +198,7 @@ def check_files(
         raise _mismatch(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
 
 
-def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whole: bool) -> dict[str, bytes]:
+def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, every_file: bool) -> dict[str, bytes]:
     """Reads files once and gives back the very bytes that were compared with the manifest.
 
     Whatever is written into the folder meanwhile is not what the caller uses: no private copy is needed.
@@ -207,7 +207,7 @@ def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whol
         folder: the bundle.
         manifest: what it should hold.
         names: the files whose bytes are wanted, which the manifest must list.
-        whole: whether to check every other file of the manifest as well, and that nothing else is there.
+        every_file: whether to check every other file of the manifest as well, and that nothing else is there.
 
     Raises:
         ManifestMismatchError: naming what is missing, changed or unexpected.
@@ -222,7 +222,7 @@ def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, whol
         content = contents[wanted[path]] = read_bytes(path, _MAX_BYTES[path.suffix])
         return FileDigest(len(content), hashlib.sha256(content).hexdigest())
 
-    check_files(folder, manifest, None if whole else wanted.values(), digest=digest)
+    check_files(folder, manifest, None if every_file else wanted.values(), digest=digest)
     return contents
 
 

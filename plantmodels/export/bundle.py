@@ -53,7 +53,7 @@ from plantmodels.export.staging import staged_bundle
 from plantmodels.ood.embeddings import Embedder
 from plantmodels.ood.moments import RunningMoments
 from plantmodels.ood.select import LeafEmbeddings, NonPlantEmbeddings, check_image_count, select_detector
-from plantmodels.serve.classifier import SpeciesModel, run_packed_heads
+from plantmodels.serve.models import SpeciesModel, run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
 MAX_KEPT_LEAVES: Final = 20_000

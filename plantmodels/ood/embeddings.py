@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
-from plantmodels.serve.classifier import SpeciesModel
+from plantmodels.serve.models import SpeciesModel
 
 _BATCH: Final = 32
 

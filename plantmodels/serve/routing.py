@@ -11,6 +11,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Labels, Logits
 from plantmodels.bundle.taxonomy import Taxonomy
 
 Routing = Literal["hard", "soft"]
@@ -100,6 +101,28 @@ class DiseaseMixture:
                 weighted = softmax(logits, temperature) * chance[row, index, None]
                 np.add.at(total, (row[:, None], self._place[index]), weighted)  # classes that a species lacks add 0
         return mixed
+
+
+def route_hard(
+    taxonomy: Taxonomy, species_index: Labels, disease_logits: Logits, temperature: float
+) -> list[tuple[str | None, float | None]]:
+    """Return each image's disease and its probability, by the head of one species; None if it has no head.
+
+    Args:
+        taxonomy: the names of all classes.
+        species_index: (N,) int64, the species whose head answered.
+        disease_logits: (N, max diseases) float32, −inf at classes that the species lacks.
+        temperature: divides the logits before they become probabilities.
+    """
+    found: list[tuple[str | None, float | None]] = []
+    for index, logits in zip(species_index.tolist(), disease_logits, strict=True):
+        names = taxonomy.diseases_of(index)
+        if not names:
+            found.append((None, None))
+            continue
+        own = logits[: len(names)]
+        found.append((names[int(own.argmax())], float(softmax(own, temperature).max())))
+    return found
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:

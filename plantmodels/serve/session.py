@@ -100,9 +100,8 @@ def open_session(
             option that ONNX Runtime refuses.
         ValueError: no provider at all, or threads or providers of another form.
     """
-    wanted = _read_providers(providers)
-    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
-        raise ValueError(f"threads must be an integer of at least 1, or None, got {threads!r}")
+    wanted = check_providers(providers)
+    check_threads(threads)
     available = ort.get_available_providers()
     missing = [name for name in wanted if name not in available]
     if missing and list(wanted)[-1] != CPU:
@@ -167,7 +166,7 @@ def release_free_memory() -> None:
         trim(0)
 
 
-def answering_providers(session: ort.InferenceSession) -> tuple[str, ...]:
+def list_running_providers(session: ort.InferenceSession) -> tuple[str, ...]:
     """The execution providers that run nodes of a session of `open_session`, in order of preference.
 
     ONNX Runtime before 1.24 tells only which were started.
@@ -185,16 +184,26 @@ def _find_fallback(session: ort.InferenceSession, names: Sequence[str]) -> str |
     if stopped := [name for name in others if name not in session.get_providers()]:
         has = ", ".join(ort.get_available_providers())
         return f"execution provider {', '.join(stopped)} could not be started; this ONNX Runtime has {has}"
-    if others and not set(others) & set(answering_providers(session)):
+    if others and not set(others) & set(list_running_providers(session)):
         return f"execution provider {', '.join(others)} runs no operator of it"
     return None
 
 
-def _read_providers(providers: object) -> dict[str, dict[str, str]]:
-    """The options of each provider by its name, in order.
+def check_threads(threads: object) -> None:
+    """Refuse a number of threads that is neither None nor an integer of at least 1.
 
     Raises:
-        ValueError: anything but a list of names and [name, {option: value}] pairs, which JSON gives as lists.
+        ValueError: names what came.
+    """
+    if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+        raise ValueError(f"threads must be an integer of at least 1, or None, got {threads!r}")
+
+
+def check_providers(providers: object) -> dict[str, dict[str, str]]:
+    """Return the options of each execution provider by its name, in order of preference.
+
+    Raises:
+        ValueError: `providers` is not a list of names and [name, {option: value}] pairs (JSON gives pairs as lists).
     """
     if isinstance(providers, list | tuple) and providers:
         pairs = [(provider, {}) if isinstance(provider, str) else provider for provider in providers]

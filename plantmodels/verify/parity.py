@@ -27,7 +27,8 @@ from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import float_head_model
 from plantmodels.report.results import Parity, Scatter
 from plantmodels.report.serialization import finite_or_none
-from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
 from plantmodels.verify.integrity import raise_without_memory
 

@@ -51,7 +51,8 @@ from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.results import Parity, Rejection
 from plantmodels.report.serialization import decode
 from plantmodels.report.statistics import Proportion
-from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
 from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
 from plantmodels.verify.integrity import (

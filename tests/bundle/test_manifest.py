@@ -224,20 +224,20 @@ def test_a_subset_check_looks_at_its_names_only(folder: Path) -> None:
         check_files(folder, manifest, names=["heads/b.onnx", "a.onnx"])
 
 
-@pytest.mark.parametrize("whole", [True, False])
-def test_checked_bytes_are_those_of_the_files(folder: Path, whole: bool) -> None:
+@pytest.mark.parametrize("every_file", [True, False])
+def test_checked_bytes_are_those_of_the_files(folder: Path, every_file: bool) -> None:
     manifest = write_manifest(folder)
     first, *others = manifest.files
-    assert read_checked(folder, manifest, [first], whole=whole) == {first: (folder / first).read_bytes()}
+    assert read_checked(folder, manifest, [first], every_file=every_file) == {first: (folder / first).read_bytes()}
     (folder / others[0]).write_bytes(b"changed")
-    if whole:
+    if every_file:
         with pytest.raises(ManifestMismatchError, match="changed"):
-            read_checked(folder, manifest, [first], whole=True)
+            read_checked(folder, manifest, [first], every_file=True)
     else:
-        assert list(read_checked(folder, manifest, [first], whole=False)) == [first]
+        assert list(read_checked(folder, manifest, [first], every_file=False)) == [first]
     (folder / first).write_bytes(b"changed")
     with pytest.raises(ManifestMismatchError, match=f"changed: {first}"):
-        read_checked(folder, manifest, [first], whole=whole)
+        read_checked(folder, manifest, [first], every_file=every_file)
 
 
 def test_a_subset_check_refuses_names_that_the_manifest_lacks(folder: Path) -> None:

@@ -125,7 +125,7 @@ def test_changed_bundle_is_neither_saved_nor_loaded(
 ) -> None:
     head = next((model / flavor.BUNDLE_FOLDER / "disease-heads").iterdir())
     head.write_bytes(head.read_bytes()[:-1])
-    monkeypatch.setattr("plantmodels.serve.classifier.open_session", lambda *_, **__: pytest.fail("a session opened"))
+    monkeypatch.setattr("plantmodels.serve.loading.open_session", lambda *_, **__: pytest.fail("a session opened"))
     with pytest.raises(ManifestMismatchError, match=head.name):
         mlflow.pyfunc.load_model(str(model))
     damaged = Path(shutil.copytree(verified_bundle, tmp_path / "damaged"))
@@ -224,7 +224,7 @@ def test_native_loader_checks_what_it_downloaded(verified_bundle: Path, monkeypa
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=info.artifact_path))
     path = folder / flavor.BUNDLE_FOLDER / "disease-heads-packed.onnx"
     path.write_bytes(path.read_bytes()[:-1])
-    monkeypatch.setattr("plantmodels.serve.classifier.open_session", lambda *_, **__: pytest.fail("a session opened"))
+    monkeypatch.setattr("plantmodels.serve.loading.open_session", lambda *_, **__: pytest.fail("a session opened"))
     with pytest.raises(ManifestMismatchError, match=r"changed: disease-heads-packed\.onnx"):
         flavor.load_model(info.artifact_path)
     with pytest.raises(ValueError, match="precision must be one of int8, fp16, got 'int4'"):

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.errors import BundleError
 from plantmodels.serve import session
-from plantmodels.serve.session import RUN_ERRORS, SESSION_OPTIONS, answering_providers, open_session
+from plantmodels.serve.session import RUN_ERRORS, SESSION_OPTIONS, list_running_providers, open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -94,7 +94,7 @@ def test_an_absent_provider_lists_the_available_ones(model_file: Path) -> None:
 
 def test_the_cpu_at_the_end_stands_in_for_an_absent_provider(model_file: Path, caplog) -> None:
     opened = open_session(model_file, providers=["MagicProvider", "CPUExecutionProvider"])
-    assert answering_providers(opened) == ("CPUExecutionProvider",)
+    assert list_running_providers(opened) == ("CPUExecutionProvider",)
     assert re.search(
         r"neg.onnx: execution provider MagicProvider could not be started; this ONNX Runtime has .*CPUExecutionProvider"
         "; the rest of the list answers",
@@ -115,13 +115,13 @@ def test_a_provider_that_runs_nothing_is_an_error_unless_the_cpu_is_the_last(mod
             open_session(model_file, providers=providers)
     assert not caplog.records
     opened = open_session(model_file, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
-    assert answering_providers(opened) == ("CPUExecutionProvider",)
+    assert list_running_providers(opened) == ("CPUExecutionProvider",)
     assert re.search(f"{message}; the rest of the list answers", caplog.text)
 
 
 def test_an_older_onnx_runtime_tells_what_was_started() -> None:
     older = SimpleNamespace(get_providers=lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
-    assert answering_providers(older) == ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assert list_running_providers(older) == ("CUDAExecutionProvider", "CPUExecutionProvider")
 
 
 FILES = {
@@ -254,7 +254,7 @@ def test_falling_back_to_the_cpu_unasked_is_an_error(
             open_session(model_file, providers=providers)
     else:
         opened = open_session(model_file, providers=providers)
-        assert answering_providers(opened) == tuple(name for name in [A, B, CPU] if name in running)
+        assert list_running_providers(opened) == tuple(name for name in [A, B, CPU] if name in running)
     assert not caplog.records
     open_session(model_file, providers=[*providers, CPU])
     assert len(caplog.records) == (problem is not None)

@@ -17,7 +17,8 @@ from plantmodels.errors import BundleError
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 from plantmodels.report.results import Parity
-from plantmodels.serve.classifier import PlantClassifier, SpeciesModel
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session
 from plantmodels.verify.parity import (
     BATCH_SIZES,

@@ -30,7 +30,7 @@ def signed(verified_bundle: Path, signing_keys, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def no_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("plantmodels.serve.classifier.open_session", lambda *_, **__: pytest.fail("a session opened"))
+    monkeypatch.setattr("plantmodels.serve.loading.open_session", lambda *_, **__: pytest.fail("a session opened"))
 
 
 def test_a_signed_bundle_is_registered_and_loads_by_its_key(signed: Path, signing_keys, leaf: bytes) -> None:
