@@ -23,7 +23,7 @@ from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.report.gate_report import GateReport, read_report
-from plantmodels.report.gates import GateResult, judge
+from plantmodels.report.gates import GateResult, judge_gate
 from plantmodels.report.policy import GatePolicy
 
 _NOT_OF_THE_MODEL: Final = ("registered_model_meta",)
@@ -63,7 +63,9 @@ class Evidence:
 def _tighten(gate: GateResult, policy: GatePolicy) -> GateResult:
     if not gate.passed:
         return gate
-    return judge(gate.name, gate.measured, limit=policy.limit_of(gate.name), samples=gate.samples, detail=gate.detail)
+    return judge_gate(
+        gate.name, gate.measured, limit=policy.limit_of(gate.name), samples=gate.samples, detail=gate.detail
+    )
 
 
 def describe_gate(gate: GateResult) -> str:

@@ -28,7 +28,7 @@ from plantmodels.compare.measures import Side, contrast
 from plantmodels.compare.model import Comparison, Difference, GatePair
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import read_report
-from plantmodels.report.per_image import read_images_file
+from plantmodels.report.per_image import read_image_rows
 from plantmodels.report.serialization import encode
 from plantmodels.report.statistics import Proportion
 
@@ -66,7 +66,7 @@ def _read(bundle: Path, name: str) -> Side:
     found = [file for file in COMPARED_FILES if file in manifest.files]
     check_files(bundle, manifest, found)
     report = read_report(bundle)
-    rows = read_images_file(bundle / IMAGES_FILE) if IMAGES_FILE in found else None
+    rows = read_image_rows(bundle / IMAGES_FILE) if IMAGES_FILE in found else None
     if rows is not None and report.accuracy is not None:
         right = [row.int8_species == row.species for row in rows if row.set == "val"]
         counted, reported = Proportion(sum(right), len(right)), report.accuracy.int8.species

@@ -12,11 +12,11 @@ from plantmodels.bundle.layout import IMAGES_FILE, PACKED_HEADS_FILE, SPECIES_FI
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.compare.model import Measure, Section, Verdict
 from plantmodels.report.gate_report import GateReport, ImageSet
-from plantmodels.report.per_image import ImageRow, ImagesOf
+from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Accuracy, ClassRow, Latency, Parity, Rejection
 from plantmodels.report.statistics import (
     ALPHA,
-    Paired,
+    PairedCounts,
     Proportion,
     correct_for_many,
     difference_interval,
@@ -37,7 +37,7 @@ _Right = Callable[[ImageRow], bool]
 _Key = Callable[[ImageRow], Hashable]
 """What an image counts for; None where it does not count."""
 
-_Named = tuple[str, Proportion, Proportion, Paired | None]
+_Named = tuple[str, Proportion, Proportion, PairedCounts | None]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Basis:
     images: str
 
     @classmethod
-    def of(cls, a: Side, b: Side, which: ImagesOf, set_a: ImageSet | None, set_b: ImageSet | None) -> "_Basis":
+    def of(cls, a: Side, b: Side, which: ImageSetName, set_a: ImageSet | None, set_b: ImageSet | None) -> "_Basis":
         if set_a is None or set_b is None:
             return cls(None, "not given to both")
         if set_a.sha256 != set_b.sha256:
@@ -96,12 +96,12 @@ class _Basis:
         """Which images, and by which test."""
         return f"{self.images}; {unpaired if self.pairs is None else 'McNemar’s exact test'}"
 
-    def count(self, right: _Right, key: _Key = lambda row: "") -> dict[Hashable, Paired]:
+    def count(self, right: _Right, key: _Key = lambda row: "") -> dict[Hashable, PairedCounts]:
         """Key to how both fare on its images; empty where images cannot be paired."""
         cells = Counter((key(a), right(a), right(b)) for a, b in self.pairs or ())
         kinds = ((True, True), (True, False), (False, True), (False, False))
         return {
-            name: Paired(*(cells[name, *kind] for kind in kinds))
+            name: PairedCounts(*(cells[name, *kind] for kind in kinds))
             for name in dict.fromkeys(name for name, _, _ in cells)
             if name is not None
         }
@@ -111,12 +111,12 @@ def _measure_shares(
     name: str,
     a: Proportion,
     b: Proportion,
-    paired: Paired | None,
+    paired: PairedCounts | None,
     *,
     higher_is_better: bool = True,
     counted: str = "right",
 ) -> Measure:
-    """Paired where it can be; otherwise the interval decides."""
+    """PairedCounts where it can be; otherwise the interval decides."""
     measure = Measure(name, "share", a.value, b.value, "not comparable", "", a.images, b.images)
     if a.value is None or b.value is None:
         lacking = " and ".join(side for side, share in (("A", a), ("B", b)) if share.value is None)
@@ -195,7 +195,9 @@ def _measure_accuracy(a: Accuracy, b: Accuracy, leaves: _Basis, precision: str) 
         )
 
 
-def _name(a: Mapping[str, ClassRow], b: Mapping[str, ClassRow], paired: Mapping[Hashable, Paired]) -> Iterator[_Named]:
+def _name(
+    a: Mapping[str, ClassRow], b: Mapping[str, ClassRow], paired: Mapping[Hashable, PairedCounts]
+) -> Iterator[_Named]:
     for name in a:
         if name in b:
             yield (
@@ -237,7 +239,9 @@ def _contrast_rejection(a: Rejection | None, b: Rejection | None, leaves: _Basis
     yield Section("Each source of non-plants", note, True, _measure_classes(sources, counted="rejected"))
 
 
-def _measure_precision(a: Rejection, b: Rejection, plants: Paired | None, non_plants: Paired | None) -> Measure:
+def _measure_precision(
+    a: Rejection, b: Rejection, plants: PairedCounts | None, non_plants: PairedCounts | None
+) -> Measure:
     measure = Measure("OOD precision", "share", a.precision, b.precision, "not comparable")
     if a.precision is None or b.precision is None:
         return replace(measure, why="not defined where nothing is rejected")

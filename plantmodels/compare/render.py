@@ -10,7 +10,7 @@ from html import escape
 from typing import Final
 
 from plantmodels.compare.model import VERDICTS, Comparison, GatePair, Measure, Section
-from plantmodels.report.gate_report import align
+from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.render.parts import Html, document, fold, notes, section, table
 
@@ -24,12 +24,12 @@ _HEADER: Final = ("", "A", "B", "change", "95 % interval", "p", "verdict")
 
 def render_text(comparison: Comparison) -> str:
     """The whole comparison for a terminal; of many classes only those that differ, and the summary last."""
-    blocks = [f"A  {comparison.a}\nB  {comparison.b}", "\n".join(align(_GATES_HEADER, _list_gates(comparison)))]
+    blocks = [f"A  {comparison.a}\nB  {comparison.b}", "\n".join(align_columns(_GATES_HEADER, _list_gates(comparison)))]
     blocks += ["\n".join(_write_section(part)) for part in comparison.sections]
     if comparison.classes:
         blocks.append("\n".join(["Classes", *comparison.classes]))
     if comparison.differences:
-        blocks.append("\n".join(["What else differs", *align(("", "A", "B"), _list_differences(comparison))]))
+        blocks.append("\n".join(["What else differs", *align_columns(("", "A", "B"), _list_differences(comparison))]))
     return "\n\n".join([*blocks, comparison.summary])
 
 
@@ -52,7 +52,7 @@ def _write_section(part: Section) -> Iterator[str]:
     yield part.title
     yield part.note
     if shown := _pick(part):
-        yield from align(*_drop_empty(_HEADER, [(m.name, *_cells(m), _verdict(m)) for m in shown]))
+        yield from align_columns(*_drop_empty(_HEADER, [(m.name, *_cells(m), _verdict(m)) for m in shown]))
     if part.of_each:
         yield _count_rest(part)
 

@@ -8,7 +8,7 @@ latency. It vouches for the files whose digests it names and for no others; `rea
 (False, ('species_size',))
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -17,6 +17,7 @@ from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
 from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
@@ -232,7 +233,7 @@ class GateReport:
             )
             for gate in self.gates
         ]
-        lines = align(("gate", "limit", "measured", "samples", "status"), rows)
+        lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
         notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
         return "\n".join((*lines, "", *notes, verdict))
@@ -291,14 +292,6 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
 
 _LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
 _STATUS_TEXT = {"failed": "FAILED", "not measured": "NOT MEASURED"}
-
-
-def align(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A plain-text table for terminals: header, rule and rows, of columns two blanks apart."""
-    widths = [max(len(row[i]) for row in (header, *rows)) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
-    lines.insert(1, "  ".join("─" * width for width in widths))
-    return [line.rstrip() for line in lines]
 
 
 def _take_verdicts(gates: object) -> tuple[list[object], object]:

@@ -1,6 +1,6 @@
 """One gate's verdict: the nine gates of contract 5, how each compares, and how its numbers are written.
 
->>> gate = judge("ood_recall", 0.961, limit=0.95, samples=300)
+>>> gate = judge_gate("ood_recall", 0.961, limit=0.95, samples=300)
 >>> gate.status, gate.measured_text, gate.limit_text
 ('passed', '96.10 %', '≥ 95 %')
 >>> not_measured("ood_recall", limit=0.95, reason="no non-plants were given").passed
@@ -174,7 +174,7 @@ def _verdict(name: str, measured: float, limit: float) -> Status:
     return "passed" if _COMPARE[GATES[name].comparison](measured, limit) else "failed"
 
 
-def judge(name: str, measured: float | None, *, limit: float, samples: int, detail: str = "") -> GateResult:
+def judge_gate(name: str, measured: float | None, *, limit: float, samples: int, detail: str = "") -> GateResult:
     """Compares a measured value with its limit; NaN, infinity and None (not defined) fail.
 
     Args:

@@ -2,8 +2,8 @@
 
 Numbers are written so that they are read back exactly.
 
->>> write_images(path, rows)  # doctest: +SKIP
->>> read_images_file(path) == tuple(rows)  # doctest: +SKIP
+>>> write_image_rows(path, rows)  # doctest: +SKIP
+>>> read_image_rows(path) == tuple(rows)  # doctest: +SKIP
 True
 """
 
@@ -17,8 +17,8 @@ from typing import Final, Literal, get_args
 from plantmodels.bundle.files import write_bytes
 from plantmodels.errors import BundleError
 
-ImagesOf = Literal["val", "non-plants", "unseen-plants"]
-IMAGE_SETS: Final[tuple[ImagesOf, ...]] = get_args(ImagesOf)
+ImageSetName = Literal["val", "non-plants", "unseen-plants"]
+IMAGE_SETS: Final[tuple[ImageSetName, ...]] = get_args(ImageSetName)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ImageRow:
         rejected: whether the score is over the threshold.
     """
 
-    set: ImagesOf
+    set: ImageSetName
     source: str
     name: str
     species: str
@@ -66,7 +66,7 @@ class ImageRow:
 COLUMNS: Final = tuple(field.name for field in fields(ImageRow))
 
 
-def write_images(path: Path, rows: Iterable[ImageRow]) -> None:
+def write_image_rows(path: Path, rows: Iterable[ImageRow]) -> None:
     """Writes the rows in their order, below one line of column names; UTF-8, bytes of odd file names as they are."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)  # ends lines with CRLF, and so quotes a name that holds either
@@ -83,8 +83,8 @@ def _write_row(row: ImageRow) -> Iterator[str]:
             yield repr(value) if isinstance(value, float) else value
 
 
-def read_images_file(path: Path) -> tuple[ImageRow, ...]:
-    """Reads what `write_images` wrote.
+def read_image_rows(path: Path) -> tuple[ImageRow, ...]:
+    """Reads what `write_image_rows` wrote.
 
     Raises:
         BundleError: absent, not UTF-8, other columns, or a value of another kind; the line is named.

@@ -21,7 +21,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from plantmodels.report.statistics import Z_95, Interval, Paired, Proportion
+from plantmodels.report.statistics import Z_95, Interval, PairedCounts, Proportion
 
 SMALL_CLASS: Final = 20
 """A class of fewer images is named as small: one image is 5 points or more of its accuracy."""
@@ -133,11 +133,11 @@ class Accuracy:
         disease_calibration: of INT8's disease probability given the true species, where that has several diseases.
     """
 
-    species: Paired
-    disease: Paired
-    end_to_end: Paired
-    routing: Paired
-    disease_routing: Paired
+    species: PairedCounts
+    disease: PairedCounts
+    end_to_end: PairedCounts
+    routing: PairedCounts
+    disease_routing: PairedCounts
     species_flips: int
     disease_flips: int
     by_species: Mapping[str, ClassRow]
@@ -157,7 +157,7 @@ class Accuracy:
         return PrecisionAccuracy(self.species.second, self.disease.second, self.end_to_end.second)
 
     @property
-    def worst(self) -> Paired | None:
+    def worst(self) -> PairedCounts | None:
         """Species or disease, whichever loses more from FP16 to INT8; None without images."""
         measured = [paired for paired in (self.species, self.disease) if paired.images]
         return max(measured, key=lambda paired: paired.difference or 0.0, default=None)

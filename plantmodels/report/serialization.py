@@ -36,7 +36,7 @@ def encode(value: object) -> Any:
     raise TypeError(f"a value of type {type(value).__name__} has no JSON form here")
 
 
-def finite_or_none(value: float) -> float | None:
+def replace_non_finite(value: float) -> float | None:
     """The value, or None for NaN and infinity: what a report can hold."""
     return float(value) if math.isfinite(value) else None
 

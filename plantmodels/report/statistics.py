@@ -71,7 +71,7 @@ class Proportion:
 
 
 @dataclass(frozen=True)
-class Paired:
+class PairedCounts:
     """Two answers to each of the same images: how often both are right, one alone, or none.
 
     Attributes:
@@ -217,7 +217,7 @@ def correct_for_many(p_values: Sequence[float]) -> list[float]:
 
 
 def precision_difference_interval(
-    plants: Paired | tuple[Proportion, Proportion], others: Paired | tuple[Proportion, Proportion]
+    plants: PairedCounts | tuple[Proportion, Proportion], others: PairedCounts | tuple[Proportion, Proportion]
 ) -> tuple[float, float]:
     """95 % interval of B's precision at equal numbers minus A's: `recall / (recall + false alarms)`.
 
@@ -234,9 +234,9 @@ def precision_difference_interval(
     return float(low), float(high)
 
 
-def _draw(counts: Paired | tuple[Proportion, Proportion], rng: np.random.Generator) -> NDArray[np.float64]:
+def _draw(counts: PairedCounts | tuple[Proportion, Proportion], rng: np.random.Generator) -> NDArray[np.float64]:
     """(2, draws) rates of A and of B."""
-    if isinstance(counts, Paired):
+    if isinstance(counts, PairedCounts):
         cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
         both, first, second, _ = rng.dirichlet(cells + 0.5, _DRAWS).T
         return np.stack([both + first, both + second])

@@ -24,8 +24,8 @@ from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, Bin, Calibration, ClassRow, Reliability
-from plantmodels.report.serialization import finite_or_none
-from plantmodels.report.statistics import Paired
+from plantmodels.report.serialization import replace_non_finite
+from plantmodels.report.statistics import PairedCounts
 from plantmodels.serve.classifier import PlantClassifier
 
 BATCH: Final = 8
@@ -202,7 +202,7 @@ def _bin(chances: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
         inside = places == place
         images = int(inside.sum())
         bins.append(Bin(images, int(right[inside].sum()), float(confidence[inside].mean()) if images else 0.0))
-    return Reliability(tuple(bins), finite_or_none(float(chances[:, 1].mean())) if len(chances) else None)
+    return Reliability(tuple(bins), replace_non_finite(float(chances[:, 1].mean())) if len(chances) else None)
 
 
 def _describe(
@@ -269,8 +269,10 @@ def _count(truth: _Truth, fp16: _Answers, int8: _Answers, served: _Served, class
     )
 
 
-def _pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> Paired:
-    return Paired(*(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second)))
+def _pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> PairedCounts:
+    return PairedCounts(
+        *(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second))
+    )
 
 
 def _count_classes(

@@ -11,7 +11,7 @@ from typing import Final
 
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest
-from plantmodels.report.gates import GateResult, judge, not_measured
+from plantmodels.report.gates import GateResult, judge_gate, not_measured
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
 
@@ -72,7 +72,7 @@ def _judge_parity(measured: Measured, policy: GatePolicy) -> GateResult:
         return not_measured("parity", limit=limit, reason=reason)
     parts = {"logits": parity.logits, "embedding": parity.embedding, "heads": parity.head_logits}
     written = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
-    return judge("parity", parity.worst, limit=limit, samples=parity.images, detail=written)
+    return judge_gate("parity", parity.worst, limit=limit, samples=parity.images, detail=written)
 
 
 def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
@@ -83,7 +83,7 @@ def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
     written = ", ".join(f"{name} {drop:+.4f}" for name, drop in drops.items() if drop is not None)
     images = accuracy.species.images
     detail = f"FP16 minus INT8: {written}"
-    return judge("int8_accuracy", accuracy.worst_drop, limit=limit, samples=images, detail=detail)
+    return judge_gate("int8_accuracy", accuracy.worst_drop, limit=limit, samples=images, detail=detail)
 
 
 def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult, GateResult]:
@@ -101,7 +101,7 @@ def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult
     recalled = f"{others.count:,} of {others.images:,} {held_out} rejected"
     alarms = f"{plants.count:,} of {plants.images:,} plants rejected"
     defined = "" if rejection.precision is not None else "; nothing is rejected, so precision is not defined"
-    precision = judge(
+    precision = judge_gate(
         names[0],
         rejection.precision,
         limit=policy.limit_of(names[0]),
@@ -109,13 +109,13 @@ def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult
         detail=f"{alarms}, {recalled}{defined}",
     )
     limit = policy.limit_of(names[1])
-    return precision, judge(names[1], rejection.recall, limit=limit, samples=others.images, detail=recalled)
+    return precision, judge_gate(names[1], rejection.recall, limit=limit, samples=others.images, detail=recalled)
 
 
 def _judge_loads(measured: Measured) -> GateResult:
     failures = tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items())
     samples = len(measured.onnx_files)
-    return judge("loads", float(len(failures)), limit=0.0, samples=samples, detail=_list_some(failures))
+    return judge_gate("loads", float(len(failures)), limit=0.0, samples=samples, detail=_list_some(failures))
 
 
 def _judge_heads(measured: Measured) -> GateResult:
@@ -125,7 +125,7 @@ def _judge_heads(measured: Measured) -> GateResult:
         reason = "no checkpoint was given: class order and weights cannot be compared with it"
         return not_measured("heads_complete", limit=0.0, reason=reason)
     samples = len(measured.head_files)
-    return judge("heads_complete", float(len(problems)), limit=0.0, samples=samples, detail=detail)
+    return judge_gate("heads_complete", float(len(problems)), limit=0.0, samples=samples, detail=detail)
 
 
 def _list_some(problems: tuple[str, ...]) -> str:
@@ -138,14 +138,14 @@ def _judge_sizes(measured: Measured, policy: GatePolicy) -> tuple[GateResult, Ga
     sizes = {name: measured.files[name].size_bytes for name in measured.head_files if name in measured.files}
     largest = max(sizes, key=lambda name: sizes[name], default="")
     return (
-        judge(
+        judge_gate(
             "species_size",
             None if species is None else float(species.size_bytes),
             limit=policy.limit_of("species_size"),
             samples=0 if species is None else 1,
             detail=SPECIES_FILES["int8"] + (" is missing" if species is None else ""),
         ),
-        judge(
+        judge_gate(
             "head_size",
             float(sizes.get(largest, 0)),
             limit=policy.limit_of("head_size"),
@@ -161,4 +161,4 @@ def _judge_latency(measured: Measured, policy: GatePolicy) -> GateResult:
         return not_measured("latency", limit=limit, reason=measured.not_run)
     load = "" if latency.load is None else f", load average {latency.load:.1f} before"
     detail = f"95th percentile {latency.p95_ms:.1f} ms, {latency.threads} threads, {latency.cpu or 'CPU'}{load}"
-    return judge("latency", latency.median_ms, limit=limit, samples=latency.runs, detail=detail)
+    return judge_gate("latency", latency.median_ms, limit=limit, samples=latency.runs, detail=detail)

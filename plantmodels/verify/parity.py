@@ -26,7 +26,7 @@ from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import float_head_model
 from plantmodels.report.results import Parity, Scatter
-from plantmodels.report.serialization import finite_or_none
+from plantmodels.report.serialization import replace_non_finite
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
@@ -83,13 +83,13 @@ def measure_parity(
     return Parity(
         images=len(pixels),
         heads=len(network.disease_heads),
-        logits=finite_or_none(logits_worst),
-        embedding=finite_or_none(embedding_worst),
-        head_logits=finite_or_none(compare_float_heads(network, embedding)),
-        by_batch_size={str(size): finite_or_none(_larger(*pair)) for size, pair in worst.items()},
-        int8_logits=finite_or_none(worst_int8[0]),
-        int8_embedding=finite_or_none(worst_int8[1]),
-        int8_head_logits=finite_or_none(_compare_packed_heads(network, int8, embedding)),
+        logits=replace_non_finite(logits_worst),
+        embedding=replace_non_finite(embedding_worst),
+        head_logits=replace_non_finite(compare_float_heads(network, embedding)),
+        by_batch_size={str(size): replace_non_finite(_larger(*pair)) for size, pair in worst.items()},
+        int8_logits=replace_non_finite(worst_int8[0]),
+        int8_embedding=replace_non_finite(worst_int8[1]),
+        int8_head_logits=replace_non_finite(_compare_packed_heads(network, int8, embedding)),
         scatter=pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
     )
 

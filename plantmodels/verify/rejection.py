@@ -17,7 +17,7 @@ from plantmodels.data.image_files import name_below
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.ood.metrics import auroc, bootstrap, fpr_at_recall, roc_curve
-from plantmodels.report.per_image import ImageRow, ImagesOf
+from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Estimate, Histogram, Rejection, Separation
 from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier
@@ -138,7 +138,7 @@ def _score(
     fp16: PlantClassifier,
     int8: PlantClassifier,
     images: NonPlantSet | None,
-    which: ImagesOf,
+    which: ImageSetName,
     total: int,
 ) -> Scored:
     paths: list[Path] = []
@@ -160,7 +160,7 @@ def _score(
 
 def _describe(
     images: NonPlantSet,
-    which: ImagesOf,
+    which: ImageSetName,
     paths: Sequence[Path],
     fp16_logits: NDArray[np.float32],
     logits: NDArray[np.float32],

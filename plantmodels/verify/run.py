@@ -43,10 +43,10 @@ from plantmodels.export.cpu import describe_cpu
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.staging import staged_bundle
 from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
-from plantmodels.report.per_image import ImageRow, ImagesOf, write_images
+from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
 from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.page import render_report
-from plantmodels.report.render.parts import Gallery
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.results import Parity, Rejection
 from plantmodels.report.serialization import decode
@@ -82,7 +82,7 @@ class _Task:
     leaves: LeafSet
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
-    data_digests: Mapping[ImagesOf, str]
+    data_digests: Mapping[ImageSetName, str]
     checkpoint: "Checkpoint | None"
     policy: GatePolicy
     threads: int | None
@@ -151,7 +151,7 @@ def _prepare(
     others = None if non_plants is None else read_non_plants(non_plants)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
-    digests: dict[ImagesOf, str] = {"val": digest_leaves(leaves)}
+    digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
     if others is not None:
         digests["non-plants"] = digest_images(others.root, others.paths)
     if unseen is not None:
@@ -293,7 +293,7 @@ def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
 def _name_unreadable(task: _Task, runs: _Runs | None) -> tuple[UnreadableFile, ...]:
     if runs is None:
         return ()
-    sets: tuple[tuple[ImagesOf, LeafSet | NonPlantSet | None, AccuracyRun | Scored], ...] = (
+    sets: tuple[tuple[ImageSetName, LeafSet | NonPlantSet | None, AccuracyRun | Scored], ...] = (
         ("val", task.leaves, runs.accuracy),
         ("non-plants", task.non_plants, runs.rejection.non_plants),
         ("unseen-plants", task.unseen_plants, runs.rejection.unseen_plants),
@@ -307,7 +307,7 @@ def _name_unreadable(task: _Task, runs: _Runs | None) -> tuple[UnreadableFile, .
 
 
 def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
-    def describe(given: NonPlantSet | None, which: ImagesOf, measured: Proportion | None) -> ImageSet | None:
+    def describe(given: NonPlantSet | None, which: ImageSetName, measured: Proportion | None) -> ImageSet | None:
         if given is None:
             return None
         return ImageSet(len(given.paths), 0 if measured is None else measured.images, task.data_digests[which])
@@ -337,7 +337,7 @@ def _write(task: _Task, report: GateReport, runs: _Runs | None) -> None:
     with staged_bundle(task.bundle, start_from=task.bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())
-        write_images(folder / IMAGES_FILE, _list_rows(runs))
+        write_image_rows(folder / IMAGES_FILE, _list_rows(runs))
         (folder / PLOTS_FOLDER).mkdir()
         for name, content in plots.items():
             write_bytes(folder / PLOTS_FOLDER / name, content)

@@ -1,7 +1,7 @@
 """Small pictures of the images that a report speaks of, for `report.html` alone.
 
 >>> gallery = show_flipped(run.samples, run.rows)  # doctest: +SKIP
->>> len(gallery.pictures), gallery.total  # doctest: +SKIP
+>>> len(gallery.thumbnails), gallery.total  # doctest: +SKIP
 (17, 17)
 """
 
@@ -14,11 +14,12 @@ from PIL import ImageOps
 
 from plantmodels.data.leaves import LeafSample
 from plantmodels.errors import ImageError
+from plantmodels.report.formatting import spell_class
 from plantmodels.report.per_image import ImageRow
-from plantmodels.report.render.parts import Gallery, Line, Picture, spell_class
+from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.serve.preprocessing import decode_image
 
-MAX_PICTURES: Final = 24
+MAX_THUMBNAILS: Final = 24
 _SIDE: Final = 160
 """Pixels; shown at 112, which is sharp on finer screens too."""
 
@@ -36,20 +37,20 @@ def make_thumbnail(path: Path) -> bytes | None:
     return buffer.getvalue()
 
 
-def make_gallery(items: Sequence[tuple[Path, str, Iterable[Line]]]) -> Gallery:
-    """Thumbnails of the first `MAX_PICTURES` that can be read.
+def make_gallery(items: Sequence[tuple[Path, str, Iterable[CaptionLine]]]) -> Gallery:
+    """Thumbnails of the first `MAX_THUMBNAILS` that can be read.
 
     Args:
         items: image file, title, and lines below it; the most telling first.
     """
-    pictures: list[Picture] = []
+    thumbnails: list[Thumbnail] = []
     for path, title, lines in items:
-        if len(pictures) == MAX_PICTURES:
+        if len(thumbnails) == MAX_THUMBNAILS:
             break
         jpeg = make_thumbnail(path)
         if jpeg is not None:
-            pictures.append(Picture(jpeg, title, tuple(lines)))
-    return Gallery(tuple(pictures), len(items))
+            thumbnails.append(Thumbnail(jpeg, title, tuple(lines)))
+    return Gallery(tuple(thumbnails), len(items))
 
 
 def show_flipped(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
@@ -75,7 +76,9 @@ def show_let_through(paths: Sequence[Path], rows: Sequence[ImageRow]) -> Gallery
         ((row, path) for path, row in zip(paths, rows, strict=True) if not row.rejected),
         key=lambda pair: (pair[0].ood_score, pair[0].name),
     )
-    return make_gallery([(path, row.source, [Line(f"{row.ood_score:.4g}: {row.int8_species}")]) for row, path in found])
+    return make_gallery(
+        [(path, row.source, [CaptionLine(f"{row.ood_score:.4g}: {row.int8_species}")]) for row, path in found]
+    )
 
 
 def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
@@ -89,7 +92,7 @@ def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Ga
         ((row, sample.path) for sample, row in zip(samples, rows, strict=True) if row.rejected),
         key=lambda pair: (-pair[0].ood_score, pair[0].name),
     )
-    return make_gallery([(path, spell_class(row.source), [Line(f"{row.ood_score:.4g}")]) for row, path in found])
+    return make_gallery([(path, spell_class(row.source), [CaptionLine(f"{row.ood_score:.4g}")]) for row, path in found])
 
 
 def _is_right(row: ImageRow) -> tuple[bool, bool]:
@@ -98,7 +101,7 @@ def _is_right(row: ImageRow) -> tuple[bool, bool]:
     return (row.fp16_species, row.fp16_disease) == truth, (row.int8_species, row.int8_disease) == truth
 
 
-def _compare(row: ImageRow) -> list[Line]:
+def _compare(row: ImageRow) -> list[CaptionLine]:
     """A line a precision: what of its answer differs from the other's."""
     answers = {
         "FP16": (row.fp16_species, row.fp16_disease, row.species, row.disease),
@@ -109,5 +112,5 @@ def _compare(row: ImageRow) -> list[Line]:
     for name, (*answer, true_species, true_disease) in answers.items():
         parts = list(zip(answer, (true_species, true_disease), (species, disease), strict=True))
         text = ", ".join(spell_class(part) or "–" for part, _, differs in parts if differs)
-        lines.append(Line(f"{name}: {text}", all(part == truth for part, truth, differs in parts if differs)))
+        lines.append(CaptionLine(f"{name}: {text}", all(part == truth for part, truth, differs in parts if differs)))
     return lines

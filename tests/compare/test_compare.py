@@ -24,10 +24,10 @@ from plantmodels.compare.model import Comparison, Measure, Section
 from plantmodels.compare.render import render_page, render_text
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import GateReport, ImageSet
-from plantmodels.report.per_image import ImageRow, write_images
+from plantmodels.report.per_image import ImageRow, write_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 Make = Callable[..., GateReport]
 Rows = tuple[ImageRow, ...]
@@ -81,8 +81,8 @@ def count_accuracy(rows: Rows) -> Accuracy:
     headed = [right for row, right in zip(leaves, disease, strict=True) if row.disease]
     calibration = Calibration(1.0, Reliability((), None), Reliability((), None))
 
-    def alike(right: list[bool]) -> Paired:
-        return Paired(sum(right), 0, 0, len(right) - sum(right))
+    def alike(right: list[bool]) -> PairedCounts:
+        return PairedCounts(sum(right), 0, 0, len(right) - sum(right))
 
     def classes(name_of: Callable[[ImageRow], str], right: list[bool]) -> dict[str, ClassRow]:
         found = {}
@@ -117,7 +117,7 @@ def write_bundle(folder: Path, report: GateReport, rows: Rows | None = None, **m
     report = replace(report, files={**report.files, **described})
     write_json(folder / GATE_REPORT_FILE, report.to_dict())
     if rows is not None:
-        write_images(folder / IMAGES_FILE, rows)
+        write_image_rows(folder / IMAGES_FILE, rows)
     reports = {path.name: digest_file(path) for path in folder.iterdir() if is_report(path.name)}
     write_json(folder / MANIFEST_FILE, Manifest({**report.files, **reports}).to_dict())
     return folder

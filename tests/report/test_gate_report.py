@@ -22,7 +22,7 @@ from plantmodels.report.gate_report import (
     UnreadableFile,
     read_report,
 )
-from plantmodels.report.gates import GATES, GateResult, judge, not_measured
+from plantmodels.report.gates import GATES, GateResult, judge_gate, not_measured
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import (
     Accuracy,
@@ -38,7 +38,7 @@ from plantmodels.report.results import (
     Scatter,
     Separation,
 )
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 Make = Callable[..., GateReport]
 
@@ -48,7 +48,7 @@ NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
 POSITIVE = st.floats(0, 1e9, allow_subnormal=False)
 DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
 SHARES = st.tuples(COUNTS, COUNTS).map(lambda pair: Proportion(min(pair), max(pair)))
-PAIRS = st.builds(Paired, COUNTS, COUNTS, COUNTS, COUNTS)
+PAIRS = st.builds(PairedCounts, COUNTS, COUNTS, COUNTS, COUNTS)
 ROWS = st.dictionaries(TEXT, st.builds(ClassRow, COUNTS, COUNTS, COUNTS), max_size=3)
 RELIABILITIES = st.builds(
     Reliability,
@@ -84,7 +84,7 @@ def gates(draw: st.DrawFn, policy: GatePolicy) -> tuple[GateResult, ...]:
             results.append(not_measured(name, limit=limit, reason=draw(TEXT)))
         else:
             measured = draw(st.none() | NUMBERS)
-            results.append(judge(name, measured, limit=limit, samples=draw(COUNTS), detail=draw(TEXT)))
+            results.append(judge_gate(name, measured, limit=limit, samples=draw(COUNTS), detail=draw(TEXT)))
     return tuple(results)
 
 

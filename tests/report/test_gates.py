@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantmodels.report.gates import GATES, GateResult, judge, not_measured
+from plantmodels.report.gates import GATES, GateResult, judge_gate, not_measured
 
 
 @pytest.mark.parametrize(
@@ -23,14 +23,14 @@ from plantmodels.report.gates import GATES, GateResult, judge, not_measured
     ],
 )
 def test_each_gate_passes_and_fails_at_its_border(name: str, limit: float, passing: float, failing: float) -> None:
-    assert judge(name, passing, limit=limit, samples=3).status == "passed"
-    assert judge(name, failing, limit=limit, samples=3).status == "failed"
+    assert judge_gate(name, passing, limit=limit, samples=3).status == "passed"
+    assert judge_gate(name, failing, limit=limit, samples=3).status == "failed"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", GATES)
 def test_what_is_not_finite_fails_and_is_recorded_as_none(name: str, value: float | None) -> None:
-    gate = judge(name, value, limit=0.5, samples=1, detail="why")
+    gate = judge_gate(name, value, limit=0.5, samples=1, detail="why")
     assert (gate.status, gate.measured, gate.passed) == ("failed", None, False)
     assert gate.measured_text == "–"
     assert gate.detail == ("why" if value is None else f"why; measured {value}")
@@ -64,7 +64,7 @@ def test_not_measured_does_not_pass() -> None:
 def test_numbers_are_written_for_people(
     name: str, measured: float, limit: float, limit_text: str, measured_text: str
 ) -> None:
-    gate = judge(name, measured, limit=limit, samples=1)
+    gate = judge_gate(name, measured, limit=limit, samples=1)
     assert (gate.limit_text, gate.measured_text) == (limit_text, measured_text)
 
 
@@ -74,15 +74,15 @@ def test_numbers_are_written_for_people(
     st.sampled_from([0.95, 0.99]),
 )
 def test_what_is_written_never_contradicts_the_verdict(name: str, measured: float, limit: float) -> None:
-    gate = judge(name, measured, limit=limit, samples=1)
+    gate = judge_gate(name, measured, limit=limit, samples=1)
     written = float(gate.measured_text.removesuffix(" %"))
     if abs(measured - limit) > 1e-9:
         assert (written >= 100 * limit) == gate.passed
 
 
 def test_samples_are_counted_in_their_own_noun() -> None:
-    assert judge("loads", 0, limit=0, samples=1).samples_text == "1 file"
-    assert judge("parity", 0, limit=1, samples=1539).samples_text == "1,539 images"
+    assert judge_gate("loads", 0, limit=0, samples=1).samples_text == "1 file"
+    assert judge_gate("parity", 0, limit=1, samples=1539).samples_text == "1,539 images"
 
 
 @pytest.mark.parametrize(

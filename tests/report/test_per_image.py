@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from plantmodels.errors import BundleError
-from plantmodels.report.per_image import COLUMNS, ImageRow, read_images_file, write_images
+from plantmodels.report.per_image import COLUMNS, ImageRow, read_image_rows, write_image_rows
 
 ROW = ImageRow(
     set="val",
@@ -42,12 +42,12 @@ ROWS = st.builds(
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(rows=st.lists(ROWS, max_size=4))
 def test_every_row_is_read_back_exactly(tmp_path: Path, rows: list[ImageRow]) -> None:
-    write_images(tmp_path / "images.csv", rows)
-    assert read_images_file(tmp_path / "images.csv") == tuple(rows)
+    write_image_rows(tmp_path / "images.csv", rows)
+    assert read_image_rows(tmp_path / "images.csv") == tuple(rows)
 
 
 def test_the_file_is_plain_csv_with_named_columns(tmp_path: Path) -> None:
-    write_images(tmp_path / "images.csv", [ROW])
+    write_image_rows(tmp_path / "images.csv", [ROW])
     header, line = (tmp_path / "images.csv").read_text(encoding="utf-8").splitlines()
     assert header == (
         "set,source,name,species,disease,fp16_species,fp16_disease,int8_species,int8_disease,int8_routed_disease,"
@@ -61,8 +61,8 @@ def test_the_file_is_plain_csv_with_named_columns(tmp_path: Path) -> None:
 
 def test_odd_file_names_and_numbers_survive(tmp_path: Path) -> None:
     odd = replace(ROW, name=b"caf\xe9.jpg".decode("utf-8", "surrogateescape"), ood_score=math.inf, rejected=False)
-    write_images(tmp_path / "images.csv", [odd])
-    assert read_images_file(tmp_path / "images.csv") == (odd,)
+    write_image_rows(tmp_path / "images.csv", [odd])
+    assert read_image_rows(tmp_path / "images.csv") == (odd,)
 
 
 @pytest.mark.parametrize(
@@ -104,12 +104,12 @@ def edit(text: str, column: str, value: str) -> str:
 )
 def test_another_file_is_refused_with_its_line(tmp_path: Path, change, message: str) -> None:
     path = tmp_path / "images.csv"
-    write_images(path, [ROW])
+    write_image_rows(path, [ROW])
     path.write_bytes(change(path.read_bytes().decode()).encode())
     with pytest.raises(BundleError, match=rf"images\.csv: {message}"):
-        read_images_file(path)
+        read_image_rows(path)
 
 
 def test_an_absent_file_says_what_writes_it(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"images\.csv: cannot be read .*; `plantmodels verify` writes it"):
-        read_images_file(tmp_path / "images.csv")
+        read_image_rows(tmp_path / "images.csv")

@@ -10,7 +10,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import binom, binomtest
 
 from plantmodels.report.results import SMALL_CLASS, Bin, ClassRow, Reliability, Scatter
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 COUNTS = st.integers(0, 60)
 
@@ -32,13 +32,13 @@ def test_a_share_of_nothing_has_no_interval() -> None:
 def test_p_is_twice_the_lower_binomial_tail(first: int, second: int) -> None:
     split = first + second
     expected = 1.0 if first == second else binomtest(first, split, 0.5).pvalue
-    assert Paired(10, first, second, 3).p_value == pytest.approx(expected, rel=1e-7)
+    assert PairedCounts(10, first, second, 3).p_value == pytest.approx(expected, rel=1e-7)
 
 
 def test_p_of_millions_of_images_is_quick_and_right() -> None:
     split, fewer = 2_000_000, 998_600
     expected = 2 * binom.cdf(fewer, split, 0.5)
-    assert Paired(0, fewer, split - fewer, 0).p_value == pytest.approx(expected, rel=1e-5)
+    assert PairedCounts(0, fewer, split - fewer, 0).p_value == pytest.approx(expected, rel=1e-5)
 
 
 def tango_by_search(both: int, first: int, second: int, neither: int) -> tuple[float, float]:
@@ -66,7 +66,7 @@ def tango_by_search(both: int, first: int, second: int, neither: int) -> tuple[f
     "counts", [(36, 12, 2, 0), (20, 12, 2, 16), (1200, 13, 6, 320), (50, 0, 0, 5), (40, 7, 0, 3), (40, 0, 7, 3)]
 )
 def test_a_difference_has_tangos_interval(counts: tuple[int, int, int, int]) -> None:
-    paired = Paired(*counts)
+    paired = PairedCounts(*counts)
     assert paired.difference == (counts[1] - counts[2]) / sum(counts)
     assert paired.interval == pytest.approx(tango_by_search(*counts), abs=2e-6)
 
@@ -74,7 +74,7 @@ def test_a_difference_has_tangos_interval(counts: tuple[int, int, int, int]) -> 
 @settings(max_examples=200)
 @given(COUNTS, COUNTS, COUNTS, COUNTS)
 def test_a_pair_is_consistent_with_itself(both: int, first: int, second: int, neither: int) -> None:
-    paired, swapped = Paired(both, first, second, neither), Paired(both, second, first, neither)
+    paired, swapped = PairedCounts(both, first, second, neither), PairedCounts(both, second, first, neither)
     assert (paired.first, paired.second) == (swapped.second, swapped.first)
     assert paired.p_value == swapped.p_value
     assert 0 < paired.p_value <= 1
@@ -93,13 +93,13 @@ def test_a_pair_is_consistent_with_itself(both: int, first: int, second: int, ne
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     rng = np.random.default_rng(8)
     draws = rng.multinomial(400, (0.8, 0.03, 0.02, 0.15), size=600)
-    covered = [low <= 0.01 <= high for low, high in (Paired(*map(int, row)).interval for row in draws)]
+    covered = [low <= 0.01 <= high for low, high in (PairedCounts(*map(int, row)).interval for row in draws)]
     assert 0.93 <= np.mean(covered) <= 0.98
 
 
 def test_counts_below_none_are_refused() -> None:
     with pytest.raises(ValueError, match=r"counts of images must be at least 0, got \(1, -1, 0, 0\)"):
-        Paired(1, -1, 0, 0)
+        PairedCounts(1, -1, 0, 0)
 
 
 def test_small_classes_are_named_as_such() -> None:

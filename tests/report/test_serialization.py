@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from plantmodels.report.serialization import decode, encode, finite_or_none
+from plantmodels.report.serialization import decode, encode, replace_non_finite
 
 
 @dataclass(frozen=True)
@@ -85,4 +85,4 @@ def test_what_json_cannot_hold_is_refused() -> None:
 
 
 def test_finite_or_none() -> None:
-    assert [finite_or_none(v) for v in (1.5, math.nan, math.inf)] == [1.5, None, None]
+    assert [replace_non_finite(v) for v in (1.5, math.nan, math.inf)] == [1.5, None, None]

@@ -5,7 +5,7 @@ import pytest
 from scipy import stats
 
 from plantmodels.report.statistics import (
-    Paired,
+    PairedCounts,
     Proportion,
     correct_for_many,
     difference_interval,
@@ -68,8 +68,8 @@ def test_the_interval_of_precision_agrees_with_the_delta_method_where_counts_are
 
 
 def test_the_interval_of_precision_is_narrower_on_the_same_images() -> None:
-    paired = precision_difference_interval(Paired(290, 10, 10, 9_690), Paired(6_900, 100, 100, 2_900))
+    paired = precision_difference_interval(PairedCounts(290, 10, 10, 9_690), PairedCounts(6_900, 100, 100, 2_900))
     unpaired = precision_difference_interval((Proportion(300, 10_000),) * 2, (Proportion(7_000, 10_000),) * 2)
     assert paired[0] < 0 < paired[1]
     assert paired[1] - paired[0] < 0.6 * (unpaired[1] - unpaired[0])
-    assert precision_difference_interval(Paired(0, 0, 0, 50), Paired(50, 0, 0, 0))[0] < 0
+    assert precision_difference_interval(PairedCounts(0, 0, 0, 50), PairedCounts(50, 0, 0, 0))[0] < 0

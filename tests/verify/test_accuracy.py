@@ -11,7 +11,7 @@ from plantmodels.data.leaves import LeafSample, LeafSet
 from plantmodels.errors import DataError
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 from plantmodels.verify.accuracy import measure_accuracy, measure_calibration, measure_chances
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
@@ -104,8 +104,8 @@ def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., 
 def drops(accuracy: Callable[..., Accuracy], species: int, disease: int) -> Accuracy:
     """So many of 100 and of 50 more right in FP16; below 0 in INT8."""
     return accuracy(
-        species=Paired(80, max(0, species), max(0, -species), 20 - abs(species)),
-        disease=Paired(40, max(0, disease), max(0, -disease), 10 - abs(disease)),
+        species=PairedCounts(80, max(0, species), max(0, -species), 20 - abs(species)),
+        disease=PairedCounts(40, max(0, disease), max(0, -disease), 10 - abs(disease)),
     )
 
 
@@ -117,10 +117,10 @@ def test_the_worse_of_both_drops_is_gated(
 
 
 def test_without_heads_the_species_drop_alone_counts(accuracy: Callable[..., Accuracy]) -> None:
-    found = accuracy(species=Paired(8, 1, 0, 1), disease=Paired(0, 0, 0, 0))
+    found = accuracy(species=PairedCounts(8, 1, 0, 1), disease=PairedCounts(0, 0, 0, 0))
     assert (found.disease.difference, found.disease.interval, found.int8.disease.value) == (None, None, None)
     assert found.worst_drop == pytest.approx(0.1)
-    assert accuracy(species=Paired(0, 0, 0, 0), disease=Paired(0, 0, 0, 0)).worst_drop is None
+    assert accuracy(species=PairedCounts(0, 0, 0, 0), disease=PairedCounts(0, 0, 0, 0)).worst_drop is None
 
 
 def soft_name(script: tuple, i: int) -> str:  # type: ignore[type-arg]
@@ -202,7 +202,7 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
             answers[row.int8_species] = answers.get(row.int8_species, 0) + 1
     for name, pairs in outcomes.items():
         expected = [sum(pair == kind for pair in pairs) for kind in ((1, 1), (1, 0), (0, 1), (0, 0))]
-        assert getattr(found, name) == Paired(*expected)
+        assert getattr(found, name) == PairedCounts(*expected)
     assert found.routing.first == found.int8.end_to_end
     assert found.routing.only_first and found.routing.only_second, "the script tells hard from soft routing"
     assert found.by_disease == {name: ClassRow(*counts) for name, counts in by_disease.items()}

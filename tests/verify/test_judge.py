@@ -10,7 +10,7 @@ from plantmodels.bundle.manifest import FileDigest
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Parity
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 from plantmodels.verify.judge import Measured, judge_all
 
 Make = Callable[..., Measured]
@@ -72,12 +72,14 @@ def test_int8_differences_are_for_information(measured: Make) -> None:
 def test_int8_accuracy_fails_by_either_drop(
     measured: Make, accuracy: Callable[..., Accuracy], species: int, disease: int
 ) -> None:
-    changed = accuracy(species=Paired(species, 95 - species, 0, 5), disease=Paired(disease, 70 - disease, 0, 10))
+    changed = accuracy(
+        species=PairedCounts(species, 95 - species, 0, 5), disease=PairedCounts(disease, 70 - disease, 0, 10)
+    )
     assert not_passed(measured(accuracy=changed)) == {"int8_accuracy"}
 
 
 def test_a_drop_of_exactly_the_limit_passes(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
-    gate = judged(measured(accuracy=accuracy(species=Paired(94, 1, 0, 5))))["int8_accuracy"]
+    gate = judged(measured(accuracy=accuracy(species=PairedCounts(94, 1, 0, 5))))["int8_accuracy"]
     assert gate.passed
     assert gate.detail == "FP16 minus INT8: species +0.0100, disease +0.0000"
 

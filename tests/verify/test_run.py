@@ -34,7 +34,7 @@ from plantmodels.errors import (
 from plantmodels.export.lock import lock_bundle
 from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.gates import GATES
-from plantmodels.report.per_image import read_images_file
+from plantmodels.report.per_image import read_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.verify import parity
@@ -103,7 +103,7 @@ def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport
 
 def test_every_measured_leaf_has_a_row_that_counts_alike(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
     bundle, report = verified
-    everything = read_images_file(bundle / IMAGES_FILE)
+    everything = read_image_rows(bundle / IMAGES_FILE)
     rows = [row for row in everything if row.set == "val"]
     others = [row for row in everything if row.set == "non-plants"]
     accuracy = report.accuracy
@@ -220,7 +220,7 @@ def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy:
     unseen = report.rejection.unseen_plants
     assert report.inputs.unseen_plants.images == unseen.images == sum(report.rejection.histogram.unseen_plants)
     assert report.gate("ood_recall").status == "not measured"
-    rows = [row for row in read_images_file(bundle_copy / IMAGES_FILE) if row.set == "unseen-plants"]
+    rows = [row for row in read_image_rows(bundle_copy / IMAGES_FILE) if row.set == "unseen-plants"]
     assert len(rows) == unseen.images > 0
     assert sum(row.rejected for row in rows) == unseen.count
     assert report.metrics()["ood.unseen_plants_rejected"] == unseen.value

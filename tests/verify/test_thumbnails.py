@@ -7,8 +7,8 @@ from PIL import Image
 
 from plantmodels.data.leaves import LeafSample
 from plantmodels.report.per_image import ImageRow
-from plantmodels.report.render.parts import Line
-from plantmodels.verify.thumbnails import MAX_PICTURES, make_gallery, make_thumbnail, show_flipped
+from plantmodels.report.render.gallery import CaptionLine
+from plantmodels.verify.thumbnails import MAX_THUMBNAILS, make_gallery, make_thumbnail, show_flipped
 
 
 def make_row(name: str, fp16: tuple[str, str], int8: tuple[str, str]) -> ImageRow:
@@ -37,28 +37,28 @@ def test_what_cannot_be_read_any_more_is_left_out(tmp_path: Path, numbered_image
     assert make_thumbnail(paths[0]) is None
     assert make_thumbnail(tmp_path / "gone.png") is None
     shown = make_gallery([(path, path.name, ()) for path in (*paths, tmp_path / "gone.png")])
-    assert ([picture.title for picture in shown.pictures], shown.total) == (["001.png"], 3)
+    assert ([picture.title for picture in shown.thumbnails], shown.total) == (["001.png"], 3)
 
 
 def test_pictures_are_few_however_many_there_are(numbered_images: Callable[..., list[Path]]) -> None:
-    shown = make_gallery([(path, path.name, ()) for path in numbered_images(MAX_PICTURES + 3)])
-    assert (len(shown.pictures), shown.total) == (MAX_PICTURES, MAX_PICTURES + 3)
+    shown = make_gallery([(path, path.name, ()) for path in numbered_images(MAX_THUMBNAILS + 3)])
+    assert (len(shown.thumbnails), shown.total) == (MAX_THUMBNAILS, MAX_THUMBNAILS + 3)
 
 
 @pytest.mark.parametrize(
     ("fp16", "int8", "lines"),
     [
-        (RIGHT, ("Mint", "scab"), [Line("FP16: Apple", True), Line("INT8: Mint", False)]),
-        (("Apple", "black_rot"), RIGHT, [Line("FP16: black rot", False), Line("INT8: scab", True)]),
-        (("Rose", "rust"), RIGHT, [Line("FP16: Rose, rust", False), Line("INT8: Apple, scab", True)]),
+        (RIGHT, ("Mint", "scab"), [CaptionLine("FP16: Apple", True), CaptionLine("INT8: Mint", False)]),
+        (("Apple", "black_rot"), RIGHT, [CaptionLine("FP16: black rot", False), CaptionLine("INT8: scab", True)]),
+        (("Rose", "rust"), RIGHT, [CaptionLine("FP16: Rose, rust", False), CaptionLine("INT8: Apple, scab", True)]),
     ],
 )
 def test_the_lines_name_what_differs(
-    numbered_images: Callable[..., list[Path]], fp16: tuple[str, str], int8: tuple[str, str], lines: list[Line]
+    numbered_images: Callable[..., list[Path]], fp16: tuple[str, str], int8: tuple[str, str], lines: list[CaptionLine]
 ) -> None:
     (path,) = numbered_images(1)
     shown = show_flipped([LeafSample(path, 0, 1)], [make_row("a", fp16, int8)])
-    assert [(picture.title, list(picture.lines)) for picture in shown.pictures] == [("Apple · scab", lines)]
+    assert [(picture.title, list(picture.lines)) for picture in shown.thumbnails] == [("Apple · scab", lines)]
 
 
 def test_what_int8_alone_gets_wrong_comes_first(numbered_images: Callable[..., list[Path]]) -> None:
@@ -66,7 +66,7 @@ def test_what_int8_alone_gets_wrong_comes_first(numbered_images: Callable[..., l
     answers = [(wrong, RIGHT), (RIGHT, RIGHT), (wrong, other), (RIGHT, other), (RIGHT, wrong)]
     rows = [make_row(f"{i}", *pair) for i, pair in enumerate(answers)]
     shown = show_flipped([LeafSample(path, 0, 1) for path in numbered_images(5)], rows)
-    assert [[line.text for line in picture.lines] for picture in shown.pictures] == [
+    assert [[line.text for line in picture.lines] for picture in shown.thumbnails] == [
         ["FP16: Apple", "INT8: Rose"],
         ["FP16: Apple", "INT8: Mint"],
         ["FP16: Mint", "INT8: Rose"],

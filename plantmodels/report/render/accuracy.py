@@ -6,8 +6,8 @@
 from collections.abc import Mapping
 from typing import Final
 
+from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.parts import (
-    Gallery,
     Html,
     figure,
     fold,
@@ -20,7 +20,7 @@ from plantmodels.report.render.parts import (
     write_interval,
 )
 from plantmodels.report.results import SMALL_CLASS, Accuracy, Calibration, ClassRow
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 CHANCE: Final = 0.05
 """A p-value below it is called more than chance."""
@@ -41,7 +41,7 @@ def render_accuracy(accuracy: Accuracy, plots: Mapping[str, bytes], flipped: Gal
             _render_precisions(accuracy),
             _render_classes(accuracy, plots.get("worst-classes.png")),
             _render_confusions(accuracy, plots.get("confusion.png")),
-            section("Images that INT8 answers otherwise than FP16", gallery(flipped)) if flipped.pictures else "",
+            section("Images that INT8 answers otherwise than FP16", gallery(flipped)) if flipped.thumbnails else "",
             _render_calibration(accuracy, plots.get("calibration.png")),
             _render_routing(accuracy),
         )
@@ -78,7 +78,7 @@ def _render_precisions(accuracy: Accuracy) -> str:
     )
 
 
-def _tell_flips(paired: Paired) -> str:
+def _tell_flips(paired: PairedCounts) -> str:
     """The images that one alone is right on, and what McNemar's test says of them."""
     if not paired.only_first + paired.only_second:
         return "both are right on the same images."
@@ -93,7 +93,7 @@ def _write_p(value: float) -> str:
     return f"p = {value:.2g}" if value >= 1e-4 else "p under 0.0001"
 
 
-def _change(paired: Paired) -> Html:
+def _change(paired: PairedCounts) -> Html:
     """Second minus first, in points."""
     if paired.difference is None or paired.interval is None:
         return Html("–")
@@ -207,7 +207,7 @@ def _render_routing(accuracy: Accuracy) -> str:
     )
 
 
-def _tell_routing(paired: Paired) -> str:
+def _tell_routing(paired: PairedCounts) -> str:
     """The images that one alone is right on, and what McNemar's test says of them."""
     if not paired.only_first + paired.only_second:
         return "the two are right on the same images."

@@ -12,7 +12,8 @@ from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import LIMITS
 from plantmodels.report.render.accuracy import render_accuracy
-from plantmodels.report.render.parts import Gallery, Html, document, figure, fold, notes, section, table
+from plantmodels.report.render.gallery import Gallery
+from plantmodels.report.render.parts import Html, document, figure, fold, notes, section, table
 from plantmodels.report.render.rejection import render_rejection
 from plantmodels.report.results import Latency, Parity
 from plantmodels.report.statistics import Interval

@@ -1,4 +1,4 @@
-"""The few building blocks of the HTML pages: escaped tables, sections, pictures, thumbnails, and the style.
+"""The few building blocks of the HTML pages: escaped tables, sections, figures, thumbnails, and the style.
 
 >>> print(notes("a < b"), end="")
 <p class="notes">a &lt; b</p>
@@ -6,36 +6,11 @@
 
 import base64
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from html import escape
 from typing import Final
 
+from plantmodels.report.render.gallery import Gallery, Thumbnail
 from plantmodels.report.statistics import Interval, Proportion
-
-
-@dataclass(frozen=True)
-class Line:
-    """A line of text below a thumbnail; `right` marks an answer as right or wrong, None as neither."""
-
-    text: str
-    right: bool | None = None
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A thumbnail: the bytes of a JPEG, a title, and lines below it."""
-
-    jpeg: bytes
-    title: str
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """Thumbnails of some of `total` images."""
-
-    pictures: tuple[Picture, ...]
-    total: int
 
 
 class Html(str):
@@ -104,14 +79,14 @@ def figure(png: bytes | None, description: str) -> str:
 
 def gallery(shown: Gallery) -> str:
     """Thumbnails side by side, inside the page itself; nothing without any."""
-    if not shown.pictures:
+    if not shown.thumbnails:
         return ""
-    left_out = shown.total - len(shown.pictures)
+    left_out = shown.total - len(shown.thumbnails)
     more = notes(f"{left_out:,} more are not shown.") if left_out else ""
-    return f'<div class="gallery">\n{"".join(map(_thumbnail, shown.pictures))}</div>\n{more}'
+    return f'<div class="gallery">\n{"".join(map(_thumbnail, shown.thumbnails))}</div>\n{more}'
 
 
-def _thumbnail(picture: Picture) -> str:
+def _thumbnail(picture: Thumbnail) -> str:
     data = base64.b64encode(picture.jpeg).decode()
     title = escape(picture.title)
     lines = "".join(f"<span{_MARKS[line.right]}>{escape(line.text)}</span>" for line in picture.lines)
@@ -122,11 +97,6 @@ def _thumbnail(picture: Picture) -> str:
 
 
 _MARKS: Final = {True: ' class="right"', False: ' class="wrong"', None: ""}
-
-
-def spell_class(name: str) -> str:
-    """A class's name for people: "Tomato___Late_blight" is "Tomato · Late blight"."""
-    return name.replace("___", " · ").replace("_", " ").strip()
 
 
 def share_cell(share: Proportion, *, interval: bool = True) -> Html:

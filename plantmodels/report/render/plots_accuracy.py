@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
-from plantmodels.report.render.parts import spell_class
+from plantmodels.report.formatting import spell_class
 from plantmodels.report.render.plot_style import (
     INK,
     LINE,

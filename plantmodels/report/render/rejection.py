@@ -7,7 +7,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from plantmodels.report.render.parts import Gallery, Html, figure, fold, gallery, notes, section, share_cell, table
+from plantmodels.report.render.gallery import Gallery
+from plantmodels.report.render.parts import Html, figure, fold, gallery, notes, section, share_cell, table
 from plantmodels.report.results import Estimate, Rejection
 
 _NAMES = {
@@ -58,7 +59,7 @@ def render_rejection(
 
 
 def _show(title: str, shown: Gallery | None) -> str:
-    return fold(title, gallery(shown)) if shown and shown.pictures else ""
+    return fold(title, gallery(shown)) if shown and shown.thumbnails else ""
 
 
 def _describe(rejection: Rejection) -> str:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlflow_plugins.registry.audit import Decision, Waiver, now, read_decisions
-from plantmodels.report.gates import judge
+from plantmodels.report.gates import judge_gate
 
 TEXT = st.text(max_size=30)
 DECISIONS = st.builds(
@@ -40,7 +40,7 @@ def test_times_are_of_one_length() -> None:
 
 
 WAIVER = Waiver(0.5, "ab" * 32, "greenhouse only", "ada", "2026-11-24T10:00:00.000001Z")
-FAILED = judge("ood_recall", 0.5, limit=0.95, samples=9)
+FAILED = judge_gate("ood_recall", 0.5, limit=0.95, samples=9)
 
 
 def test_a_waiver_covers_one_value_of_one_manifest() -> None:

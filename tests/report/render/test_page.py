@@ -6,14 +6,16 @@ from html.parser import HTMLParser
 
 import pytest
 
+from plantmodels.report.formatting import spell_class
 from plantmodels.report.gate_report import GateReport, UnreadableFile
 from plantmodels.report.gates import GATES
 from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.report.render.page import render_report
-from plantmodels.report.render.parts import Gallery, Html, Line, Picture, gallery, share_cell, spell_class, table
+from plantmodels.report.render.parts import Html, gallery, share_cell, table
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
-from plantmodels.report.statistics import Paired, Proportion
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 Make = Callable[..., GateReport]
 VOID = {"meta", "img", "br"}
@@ -121,7 +123,7 @@ def test_names_from_data_are_escaped_everywhere(report: Make) -> None:
         versions={nasty: nasty},
         machine=replace(base.machine, cpu=nasty),
     )
-    picture = Picture(b"jpeg", nasty, (Line(nasty, True), Line(nasty)))
+    picture = Thumbnail(b"jpeg", nasty, (CaptionLine(nasty, True), CaptionLine(nasty)))
     page = render_report(changed, {}, galleries=dict.fromkeys(GALLERIES, Gallery((picture,), 1)))
     checker = parse(page)
     assert "script" not in {tag for tag, _ in checker.tags}
@@ -150,7 +152,7 @@ def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
     assert base.accuracy is not None
     assert base.rejection is not None
     none = Proportion(0, 0)
-    headless = replace(base.accuracy, disease=Paired(0, 0, 0, 0), by_disease={})
+    headless = replace(base.accuracy, disease=PairedCounts(0, 0, 0, 0), by_disease={})
     alone = replace(base.rejection, non_plants=none, by_source={})
     text = "".join(parse(render(report(accuracy=headless, rejection=alone))).text)
     assert "No non-plants were measured." in text
@@ -171,16 +173,19 @@ def test_intervals_stand_below_what_they_are_of(report: Make) -> None:
 @pytest.mark.parametrize(
     ("pair", "expected"),
     [
-        (Paired(94, 0, 0, 6), "Species: both are right on the same images."),
-        (Paired(90, 4, 2, 4), "Species: 4 right in FP16 alone, 2 in INT8 alone (p = 0.69, no more than chance)."),
-        (Paired(70, 20, 2, 8), "Species: 20 right in FP16 alone, 2 in INT8 alone (p = 0.00012, more than chance)."),
+        (PairedCounts(94, 0, 0, 6), "Species: both are right on the same images."),
+        (PairedCounts(90, 4, 2, 4), "Species: 4 right in FP16 alone, 2 in INT8 alone (p = 0.69, no more than chance)."),
         (
-            Paired(0, 90, 0, 10),
+            PairedCounts(70, 20, 2, 8),
+            "Species: 20 right in FP16 alone, 2 in INT8 alone (p = 0.00012, more than chance).",
+        ),
+        (
+            PairedCounts(0, 90, 0, 10),
             "Species: 90 right in FP16 alone, 0 in INT8 alone (p under 0.0001, more than chance).",
         ),
     ],
 )
-def test_mcnemar_in_words(report: Make, accuracy: Callable[..., Accuracy], pair: Paired, expected: str) -> None:
+def test_mcnemar_in_words(report: Make, accuracy: Callable[..., Accuracy], pair: PairedCounts, expected: str) -> None:
     assert expected in "".join(parse(render(report(accuracy=accuracy(species=pair)))).text)
 
 
@@ -193,14 +198,14 @@ def test_small_classes_are_named(report: Make, accuracy: Callable[..., Accuracy]
 
 
 def test_routing_says_which_is_better_and_by_how_much(report: Make, accuracy: Callable[..., Accuracy]) -> None:
-    text = "".join(parse(render(report(accuracy=accuracy(routing=Paired(1130, 23, 6, 380))))).text)
+    text = "".join(parse(render(report(accuracy=accuracy(routing=PairedCounts(1130, 23, 6, 380))))).text)
     assert "−1.10 points" in text
     assert (
         "disease right: hard alone is right on 23 images, soft alone on 6 (exact McNemar p = 0.0023, more than chance)."
         in text
     )
     assert "End to end, species and disease right: the two are right on the same images." in render(
-        report(accuracy=accuracy(routing=Paired(9, 0, 0, 1)))
+        report(accuracy=accuracy(routing=PairedCounts(9, 0, 0, 1)))
     )
 
 
@@ -226,8 +231,8 @@ def test_many_species_have_a_table_of_the_worst_confusions(report: Make, accurac
 
 
 def test_thumbnails_say_what_is_right_and_how_many_are_left_out(report: Make) -> None:
-    lines = (Line("FP16: Apple", True), Line("INT8: Mint", False), Line("score 3"))
-    page = render_report(report(), {}, galleries={"flipped": Gallery((Picture(b"bytes", "Apple", lines),), 3)})
+    lines = (CaptionLine("FP16: Apple", True), CaptionLine("INT8: Mint", False), CaptionLine("score 3"))
+    page = render_report(report(), {}, galleries={"flipped": Gallery((Thumbnail(b"bytes", "Apple", lines),), 3)})
     parse(page)
     assert f'src="data:image/jpeg;base64,{base64.b64encode(b"bytes").decode()}"' in page
     assert '<span class="right">FP16: Apple</span><span class="wrong">INT8: Mint</span><span>score 3</span>' in page

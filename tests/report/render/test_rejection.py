@@ -8,7 +8,7 @@ import pytest
 
 from plantmodels.ood.select import DetectorTrial
 from plantmodels.report.gate_report import GateReport
-from plantmodels.report.render.parts import Gallery, Line, Picture
+from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.report.render.rejection import render_rejection
 from plantmodels.report.results import Rejection
 from plantmodels.report.statistics import Proportion
@@ -79,7 +79,7 @@ def test_why_nothing_was_tried_is_said(rejection: Rejection) -> None:
 
 
 def test_wrong_ones_are_shown(rejection: Rejection) -> None:
-    shown = Gallery((Picture(b"bytes", "rocks", (Line("12.1: Rose"),)),), 1)
+    shown = Gallery((Thumbnail(b"bytes", "rocks", (CaptionLine("12.1: Rose"),)),), 1)
     page = render(rejection, galleries={"let through": shown, "rejected": Gallery((), 0)})
     assert "Non-plants let through" in page
     assert "Plants rejected, the highest" not in page
