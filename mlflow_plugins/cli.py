@@ -13,7 +13,6 @@ from plantmodels.cli import (
     KnownErrors,
     OptionalPath,
     checkpoint_option,
-    configure_logging,
     data_option,
     distill_options,
     format_option,
@@ -27,6 +26,7 @@ from plantmodels.cli import (
     train_options,
     unseen_plants_option,
 )
+from plantmodels.data.progress import log_to_terminal
 from plantmodels.serve.routing import ROUTINGS, Routing
 
 name_option = click.option("--name", default="plant-disease", show_default=True, help="Registered model.")
@@ -38,7 +38,7 @@ def main() -> None:
 
     The registry is MLFLOW_REGISTRY_URI, else MLFLOW_TRACKING_URI: a server's address, or plantmodels:DATABASE.
     """
-    configure_logging()
+    log_to_terminal()
 
 
 @main.command("run")

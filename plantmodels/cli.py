@@ -5,7 +5,6 @@ Exit status: 0 passed, 1 a gate or a known error, 2 wrong usage.
 
 import dataclasses
 import json
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import click
 
 from plantmodels import __version__
 from plantmodels.bundle.layout import PRECISIONS, Precision
+from plantmodels.data.progress import log_to_terminal
 from plantmodels.errors import PlantModelsError, is_out_of_memory
 
 if TYPE_CHECKING:
@@ -182,22 +182,11 @@ def distill_options(command: _F) -> _F:
     return command
 
 
-def configure_logging() -> None:
-    """Shows this project's progress on stderr, a line a step."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(message)s"))
-    for package in ("plantmodels", "mlflow_plugins"):
-        logger = logging.getLogger(package)
-        logger.handlers[:] = [handler]
-        logger.setLevel(logging.INFO)
-        logger.propagate = False  # ONNX Runtime's quantizer gives the root logger a handler too
-
-
 @click.group(cls=KnownErrors)
 @click.version_option(__version__)
 def main() -> None:
     """Turns a trained hierarchical plant classifier into one verified bundle, and asks it."""
-    configure_logging()
+    log_to_terminal()
 
 
 @main.command()

@@ -6,6 +6,7 @@ python -m reliability.kills export --checkpoint .demo/demo.ckpt --data .demo/dat
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -44,6 +45,9 @@ ATTEMPTS: Final = 3
 """Of a moment that the job was quicker than."""
 
 _START: Final = "start"
+
+_FINISHED_STEP: Final = re.compile(r"(?P<step>[^:]+): .*\d\.\d s$")
+"""The line that `plantmodels.data.progress` logs when a step ends."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +125,12 @@ class _Watched:
             self.events.append(Event(name, time.monotonic() - self.started))
 
     def read(self) -> None:
-        """Notes each kind of line that the job prints; progress bars are not lines."""
+        """Note each step that the job reports as finished."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
-            text = line.rpartition("\r")[2].strip()
-            if text.endswith("...") or "image/s" in text:
-                self.see(text.partition(":")[0].removesuffix(" ..."))
+            if finished := _FINISHED_STEP.match(line):
+                self.see(f"{finished['step']} finished")
 
     def look(self) -> None:
         """Notes what the job did to files."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from examples.drawn_leaves.prepare import prepare_demo
+from plantmodels.data.progress import log_to_terminal
 from plantmodels.errors import PlantModelsError
 
 
@@ -13,6 +14,7 @@ from plantmodels.errors import PlantModelsError
 @click.option("--seed", default=0, show_default=True, help="Another seed draws other pictures and trains anew.")
 def main(folder: Path, seed: int) -> None:
     """Draw leaves and non-plants into FOLDER and train a small checkpoint on them."""
+    log_to_terminal()
     try:
         paths = prepare_demo(folder, seed=seed)
     except (PlantModelsError, OSError) as error:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from tqdm import tqdm
 
 from examples.drawn_leaves.diseases import DISEASES
 from examples.drawn_leaves.leaves import SPECIES
 from examples.drawn_leaves.objects import SOURCES
 from examples.drawn_leaves.specimen import Specimen
+from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError
 
 DATA_FOLDER: Final = "data"
@@ -125,15 +125,15 @@ def _draw_all(root: Path, places: list[str], seed: int) -> None:
     for parent in sorted({(root / place).parent for place in places}):
         parent.mkdir(parents=True)
     tasks = [(root, place, seed) for place in places]
-    with tqdm(total=len(tasks), desc="drawing", unit="picture") as progress:
+    with log_step("draw images", total=len(tasks), unit="image") as advance:
         if len(tasks) < _WORTH_PROCESSES:
             for task in tasks:
                 _draw_one(task)
-                progress.update()
+                advance()
             return
         with multiprocessing.get_context("spawn").Pool(_PROCESSES) as pool:
             for _ in pool.imap_unordered(_draw_one, tasks, chunksize=16):
-                progress.update()
+                advance()
 
 
 def _draw_one(task: tuple[Path, str, int]) -> None:

@@ -11,18 +11,19 @@
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
-from tqdm import tqdm
 
 from plantmodels.arrays import Inputs
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError, ImageError
 from plantmodels.serve.preprocessing import decode_image, preprocess
 
@@ -74,7 +75,7 @@ class ImageStream:
             set_size: number of images that the 1 % limit (`MAX_UNREADABLE`) refers to, where `paths` are only a part
                 of the set; defaults to `len(paths)`.
             skipped_before: files of the same set that earlier streams skipped; they count toward the limit.
-            description: label of the progress bar; without it none is shown.
+            description: label of the progress bar and of the log line at the end; without it neither is shown.
         """
         self.unreadable: tuple[UnreadableImage, ...] = ()
         self._paths = paths
@@ -90,8 +91,7 @@ class ImageStream:
             DataError: too many files are unreadable; it names the first few.
         """
         self.unreadable = ()
-        progress = tqdm(total=len(self._paths), desc=self._description, unit="image", disable=not self._description)
-        with ThreadPoolExecutor(_DECODERS) as pool, progress:
+        with ThreadPoolExecutor(_DECODERS) as pool, self._show_progress() as advance:
             try:
                 for index, future in self._decode_ahead(pool):
                     try:
@@ -100,9 +100,14 @@ class ImageStream:
                         self._skip(self._paths[index], error)
                     else:
                         yield index, inputs
-                    progress.update()
+                    advance()
             finally:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _show_progress(self) -> AbstractContextManager[Callable[[], object]]:
+        if not self._description:
+            return nullcontext(lambda: None)
+        return log_step(self._description, total=len(self._paths), unit="image")
 
     def batches(self, size: int) -> Iterator[tuple[list[int], Inputs]]:
         """Yields positions in `paths` and their images, (n, 3, P, P) float32 with n at most `size`.

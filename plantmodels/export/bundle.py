@@ -6,7 +6,6 @@
 """
 
 import importlib.metadata
-import logging
 import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -37,6 +36,7 @@ from plantmodels.data.digests import digest_images, digest_leaves
 from plantmodels.data.image_files import name_below
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.progress import log_step
 from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
@@ -66,8 +66,6 @@ SEARCH_IMAGES: Final = 128
 _COMPARED_IMAGES: Final = 4
 _LIBRARIES: Final = ("torch", "timm", "onnx", "onnxscript", "onnxruntime", "numpy", "scipy", "pillow")
 
-_LOGGER: Final = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class ExportSummary:
@@ -90,9 +88,8 @@ class ExportSummary:
     unreadable: tuple[UnreadableImage, ...]
 
     def describe(self) -> str:
-        """Where it lies, sizes, times and skipped images, for terminals."""
+        """Return the folder, file sizes, INT8 candidates and skipped images as text for a terminal."""
         lines = describe_sizes(self.sizes)
-        lines += [f"{seconds:>11.1f}s  {step}" for step, seconds in self.seconds.items()]
         lines += self.choice.describe()
         lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
         return "\n".join([f"wrote {self.bundle}", *lines])
@@ -134,10 +131,10 @@ def export_bundle(
         models, choice = _write_models(folder, inputs, labelled, clock)
         with clock.step("digest data"):
             metadata = _describe(inputs, models, seed)
-        with clock.step("embed"):
+        with clock.measure("embed"):
             embedded = _embed(folder, inputs, metadata)
         unreadable = tuple(dict.fromkeys([*unreadable, *embedded.unreadable]))  # a leaf may be read twice
-        with clock.step("select detector"):
+        with clock.measure("select detector"):
             selection = select_detector(embedded.plants, embedded.others, rest=embedded.rest, seed=seed)
         write_detector(folder / DETECTOR_FILE, selection.detector)
         heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)
@@ -163,12 +160,17 @@ class _Clock:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        _LOGGER.info("%s ...", name)
+    def measure(self, name: str) -> Iterator[None]:
+        """Measure a step that shows its progress itself."""
         start = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - start
-        _LOGGER.info("%s: %.1f s", name, self.seconds[name])
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Measure a step and show its progress."""
+        with self.measure(name), log_step(name):
+            yield
 
 
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _Inputs:

@@ -10,7 +10,6 @@ alone, never from how long anything took: a busy machine makes the same file.
 [True]
 """
 
-import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
+from plantmodels.data.progress import track
 from plantmodels.errors import ExportError
 from plantmodels.export.quantize import find_products, quantize_int8
 from plantmodels.serve.session import count_cores, open_session
@@ -38,8 +38,6 @@ FLOAT_SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
 
 _RANKING_IMAGES: Final = 4
 _TIMED_RUNS: Final = 9
-
-_LOGGER: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -99,15 +97,22 @@ class Choice:
     milliseconds: tuple[float, ...]
 
     def describe(self) -> list[str]:
-        """A line for the float model and for each trial, for terminals."""
-        lines = [f"{self.milliseconds[0]:>10.1f}ms  float32, one image on all cores"]
+        """Return a line for the float model and one for each trial, for terminals."""
+        lines = [f"{self.milliseconds[0]:>9.1f} ms  float32, one image on all cores"]
         for trial, elapsed_ms in zip(self.trials, self.milliseconds[1:], strict=True):
             lines.append(
-                f"{elapsed_ms:>10.1f}ms  INT8, {trial.float_products} of {self.products} products in float: species "
-                f"{-trial.species_drop:+.2%}, diseases {-trial.disease_drop:+.2%}, {trial.changed:.2%} changed, "
+                f"{elapsed_ms:>9.1f} ms  INT8, {trial.float_products} of {self.products} products in float: species "
+                f"{_to_points(-trial.species_drop)}, diseases {_to_points(-trial.disease_drop)} points of accuracy, "
+                f"{trial.changed:.2%} of the answers changed, "
                 + ("taken" if trial is self.trials[-1] else "too many lost")
             )
         return lines
+
+
+def _to_points(change: float) -> str:
+    """Return a change of accuracy in percentage points, without a sign if it rounds to zero."""
+    text = f"{100 * change:+.2f}"
+    return text[1:] if float(text) == 0 else text
 
 
 def choose_int8(model: onnx.ModelProto, leaves: LabelledImages, *, reduce_range: bool) -> Choice:
@@ -137,7 +142,6 @@ def choose_int8(model: onnx.ModelProto, leaves: LabelledImages, *, reduce_range:
         outputs, elapsed_ms = _run(quantized, leaves.pixels)
         trials.append(_judge(outputs, reference, leaves, len(kept)))
         milliseconds.append(elapsed_ms)
-        _LOGGER.info("%d of %d products in float: %s, %.1f ms", len(kept), len(products), trials[-1], elapsed_ms)
         if trials[-1].passed:
             break
     return Choice(quantized, kept, len(products), tuple(trials), tuple(milliseconds))
@@ -207,7 +211,7 @@ def _rank_by_loss(
     """Products by how far the embedding moves when each alone is INT8, most first."""
     _, reference = _answer(model, pixels)
     losses: dict[str, float] = {}
-    for name in products:
+    for name in track(products, "rank products", unit="product"):
         alone = quantize_int8(model, reduce_range=reduce_range, keep_float=set(products) - {name})
         _, embedding = _answer(alone, pixels)
         losses[name] = float(np.nan_to_num(np.mean((embedding - reference) ** 2), nan=np.inf))

@@ -23,6 +23,7 @@ from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
 from plantmodels.bundle.detector import METHODS, Method, OODDetector
+from plantmodels.data.progress import log_step
 from plantmodels.errors import DetectorError
 from plantmodels.ood.baselines import BASELINES, Scorer, Training
 from plantmodels.ood.embeddings import Embedded
@@ -186,14 +187,22 @@ def _select(
         threshold = choose_threshold(scores.plants, None)
         reason = f"{given} non-plants to choose by, at least {MIN_NON_PLANTS} are needed for another than the classic"
         return Selection(_finish(METHODS[0], plants, None, rest, scores, threshold), reason, ())
-    candidates = {method: _try(method, plants, others, seed) for method in METHODS}
+    with log_step("select detector", total=len(METHODS) + len(BASELINES), unit="method") as advance:
+        candidates = {}
+        for method in METHODS:
+            candidates[method] = _try(method, plants, others, seed)
+            advance()
+        baselines = []
+        for trial in _try_baselines(plants, others, seed):
+            baselines.append(trial)
+            advance()
     best = METHODS[0]
     for method in METHODS[1:]:
         if candidates[method].beats(candidates[best]):
             best = method
     recalls = ", ".join(f"{method} {candidate.threshold.recall:.1%}" for method, candidate in candidates.items())
     reason = f"of {given:,} non-plants rejected at each one's threshold: {recalls}"
-    trials = (*(candidate.trial for candidate in candidates.values()), *_try_baselines(plants, others, seed))
+    trials = (*(candidate.trial for candidate in candidates.values()), *baselines)
     chosen = candidates[best]
     return Selection(_finish(best, plants, others, rest, chosen.scores, chosen.threshold), reason, trials)
 

@@ -106,7 +106,7 @@ def load_pictures(leaves: LeafSet, preprocessing: Preprocessing, folder: Path) -
     pixels = _allocate((len(leaves.samples), 3, side, side), folder)
     mean, std = (np.array(values, np.float32)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
     kept: list[LeafSample] = []
-    stream = ImageStream(leaves.paths, preprocessing, description=f"reading {leaves.split}")
+    stream = ImageStream(leaves.paths, preprocessing, description=f"read {leaves.split}")
     for index, values in stream:
         pixels[len(kept)] = np.rint((values * std + mean) * 255).clip(0, 255)
         kept.append(leaves.samples[index])

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from tqdm import tqdm
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.data.progress import log_step
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
@@ -145,9 +145,11 @@ def _learn_lesson(
         return _read_lesson(path, fingerprint)
     side = tutor.spec.preprocessing.image_size
     answers = []
-    with torch.inference_mode():
-        for rows in tqdm(torch.split(torch.arange(len(leaves.pictures)), _TEACHER_BATCH), desc="asking the teacher"):
+    batches = torch.split(torch.arange(len(leaves.pictures)), _TEACHER_BATCH)
+    with torch.inference_mode(), log_step("ask the teacher", total=len(batches), unit="batch") as advance:
+        for rows in batches:
             answers.append([answer.cpu() for answer in tutor(leaves.pictures.batch(rows, side, device))])
+            advance()
     species_logits, embedding = (torch.cat(parts).clone() for parts in zip(*answers, strict=True))
     buffer = io.BytesIO()
     torch.save({"fingerprint": fingerprint, "species_logits": species_logits, "embedding": embedding}, buffer)

@@ -19,9 +19,9 @@ from typing import Any, Final
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.data.progress import track
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS
 from plantmodels.export.network import HierarchicalNetwork
@@ -178,10 +178,9 @@ class _Run:
         self._network.train()
         side = self._recipe.stages[self._stage].image_size
         description = f"epoch {number + 1} of {self._recipe.epochs}, {side} pixels"
-        with tqdm(torch.tensor_split(order, self._per_epoch), desc=description, unit="step", leave=False) as batches:
-            for step, rows in enumerate(batches):
-                factor = self._set_rates_(step)
-                total += self._step_(rows, generator) * len(rows)
+        for step, rows in enumerate(track(torch.tensor_split(order, self._per_epoch), description)):
+            factor = self._set_rates_(step)
+            total += self._step_(rows, generator) * len(rows)
         mean_loss = total / len(order)
         if not math.isfinite(mean_loss):
             raise TrainingError(

@@ -57,7 +57,7 @@ def test_a_stopped_one_goes_on_without_asking_the_teacher_again(
     with pytest.raises(KeyboardInterrupt):
         distill_network(tiny_checkpoint, tiny_data, out, RECIPE, student=STUDENT, observer=stop)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["student.ckpt.lesson", "student.ckpt.state"]
-    monkeypatch.setattr(distill, "tqdm", lambda *_, **__: pytest.fail("the teacher was asked again"))
+    monkeypatch.setattr(distill, "log_step", lambda *_, **__: pytest.fail("the teacher was asked again"))
     distill_network(tiny_checkpoint, tiny_data, out, RECIPE, student=STUDENT)
     assert out.read_bytes() == distilled[1].read_bytes()
 
