@@ -1,1 +1,1 @@
-"""Leaf folders and non-plant images (contract 2): listed, digested, sampled and decoded as streams."""
+"""Leaf folders and non-plant images (contract 2): list them, digest them, sample them and decode them as streams."""

@@ -1,4 +1,7 @@
-"""Digests of images and of labelled images, whatever their order, and the fractions that split sets by them."""
+"""Digests that identify a set of images, and the stable pseudo-random numbers that split such sets.
+
+The order of the images does not matter: a digest stays the same when files are listed in another order.
+"""
 
 import hashlib
 from collections.abc import Iterable
@@ -14,20 +17,24 @@ if TYPE_CHECKING:
 
 
 def hash_to_fraction(text: str) -> float:
-    """A number in [0, 1) that follows from the text, evenly spread."""
+    """Return a number in [0, 1) that depends on the text alone; different texts give evenly spread numbers.
+
+    >>> round(hash_to_fraction("leaf 1.jpg"), 6), round(hash_to_fraction("leaf 2.jpg"), 6)
+    (0.946487, 0.859704)
+    """
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
 
 
 def digest_images(root: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 over the names relative to the root and the contents of image files, whatever their order.
+    """Return the SHA-256 of a set of image files: of their names relative to the root and their contents.
 
-    A file that cannot be read counts by its name: skipping it is `stream_images`' to decide.
+    Unreadable files are no error here, because `ImageStream` decides which to skip; only their names are digested.
     """
     return _digest_lines(f"{name_in_digest(root, path)}\0{digest_content(path)}\n" for path in paths)
 
 
 def digest_leaves(leaves: "LeafSet") -> str:
-    """SHA-256 over names, labels and contents of labelled images, whatever their order."""
+    """Return the SHA-256 of a set of labelled images: of their names, labels and contents."""
     return _digest_lines(
         f"{name_in_digest(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{digest_content(s.path)}\n"
         for s in leaves.samples
@@ -39,7 +46,7 @@ def _digest_lines(lines: Iterable[str]) -> str:
 
 
 def digest_content(path: Path) -> str:
-    """Return the SHA-256 of a file, links followed, or "unreadable" where it cannot be read."""
+    """Return the SHA-256 of a file's content, or "unreadable". Symbolic links are followed."""
     try:
         return digest_file(path.resolve()).sha256
     except BundleError:

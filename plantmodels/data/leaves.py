@@ -1,7 +1,9 @@
-"""Leaf folders and non-plant images (contract 2), read as streams: memory does not grow with their number.
+"""Leaf folders and manifests (contract 2): which labelled images a split contains.
 
->>> leaves = read_leaves(Path("DATA"), "train", taxonomy)  # doctest: +SKIP
->>> for index, pixels in stream_images(leaves.paths, preprocessing, unreadable=[]): ...  # doctest: +SKIP
+>>> taxonomy = list_classes(data)
+>>> leaves = read_leaves(data, "train", taxonomy)
+>>> taxonomy.species[leaves.samples[0].species_index] in leaves.samples[0].path.parent.name
+True
 """
 
 from collections.abc import Iterator
@@ -18,13 +20,20 @@ from plantmodels.errors import DataError
 
 Split = Literal["train", "val"]
 CLASS_SEPARATOR: Final = "___"
+"""Between species and disease in the name of a folder, as in PlantVillage."""
 
 _MANIFEST_COLUMNS: Final = ("path", "species", "disease", "split")
 
 
 @dataclass(frozen=True)
 class LeafSample:
-    """One labelled leaf; `disease_index` is None for a species without a disease head."""
+    """One labelled leaf.
+
+    Attributes:
+        path: the image file.
+        species_index: index of its species in the taxonomy.
+        disease_index: index of its disease among those of its species; None for a species without a disease head.
+    """
 
     path: Path
     species_index: int
@@ -33,7 +42,13 @@ class LeafSample:
 
 @dataclass(frozen=True)
 class LeafSet:
-    """The labelled leaves of one split, sorted by path."""
+    """The labelled leaves of one split, sorted by path.
+
+    Attributes:
+        root: the data folder, or the folder of the manifest; names of images are relative to it.
+        split: which split.
+        samples: N labelled leaves.
+    """
 
     root: Path
     split: Split
@@ -41,30 +56,29 @@ class LeafSet:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Image files, in sample order."""
+        """The N image files, in the order of `samples`."""
         return tuple(sample.path for sample in self.samples)
 
 
 def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
-    """Lists the labelled images of one split; opens none.
+    """Return the labelled images of one split; opens none of them.
 
     Args:
         data: folder with `train/` and `val/`, or a CSV or Parquet manifest with the columns path, species,
             disease, split (paths relative to the manifest).
-        split: which part.
-        taxonomy: the classes that the checkpoint knows.
+        split: which split.
+        taxonomy: the classes of the checkpoint.
 
     Raises:
-        DataError: absent or empty split, a class that the checkpoint does not know, or a manifest without the
-            columns.
+        DataError: the split is missing or empty, the checkpoint does not know a class, or the manifest lacks a column.
     """
     if not data.exists():
         raise DataError(f"{data}: no such data folder or manifest")
     labelled = _read_folders(data, split, taxonomy) if data.is_dir() else _read_manifest(data, split)
     known = {
-        (name, disease): LeafSample(Path(), i, taxonomy.diseases_of(i).index(disease))
-        for i, name in enumerate(taxonomy.species)
-        for disease in taxonomy.diseases_of(i)
+        (name, disease): (species_index, disease_index)
+        for species_index, name in enumerate(taxonomy.species)
+        for disease_index, disease in enumerate(taxonomy.diseases_of(species_index))
     }
     headless = {name: i for i, name in enumerate(taxonomy.species) if name not in taxonomy.diseases}
     samples = []
@@ -72,28 +86,30 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
         if species in headless:
             samples.append(LeafSample(path, headless[species], None))
         elif (species, disease) in known:
-            match = known[species, disease]
-            samples.append(LeafSample(path, match.species_index, match.disease_index))
+            samples.append(LeafSample(path, *known[species, disease]))
         else:
-            raise DataError(_unknown_class(path, species, disease, taxonomy))
+            raise _unknown_class(path, species, disease, taxonomy)
     if not samples:
         raise DataError(f"{data}: split {split!r} holds no images of type {', '.join(IMAGE_SUFFIXES)}")
     return LeafSet(data if data.is_dir() else data.parent, split, tuple(samples))
 
 
 def list_classes(data: Path) -> Taxonomy:
-    """The classes of split "train" in alphabetical order, which a new training makes its logit order.
+    """Return the classes of the split "train" in alphabetical order, which a new training uses as its logit order.
+
+    Args:
+        data: leaf folders or a manifest, as in `read_leaves`.
 
     Raises:
-        DataError: absent or empty split, or a manifest without the columns.
-        TaxonomyError: names that cannot form a taxonomy.
+        DataError: the split is missing or empty, or the manifest lacks a column.
+        TaxonomyError: the names of the classes cannot form a taxonomy.
     """
     if not data.exists():
         raise DataError(f"{data}: no such data folder or manifest")
     if data.is_dir():
         labelled = {
             (species, disease)
-            for folder in _class_folders(data, "train")
+            for folder in _list_class_folders(data, "train")
             for species, separator, disease in [folder.name.partition(CLASS_SEPARATOR)]
             if separator and next(_list_images(folder), None)
         }
@@ -105,24 +121,24 @@ def list_classes(data: Path) -> Taxonomy:
     return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in labelled if s == name)) for name in species})
 
 
-def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -> str:
+def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -> DataError:
     if species in taxonomy.diseases:
         known = f"its diseases of {species!r} are {', '.join(taxonomy.diseases[species])}"
     else:
         known = f"its species are {', '.join(taxonomy.species)}"
-    return f"{path}: class {species + CLASS_SEPARATOR + disease!r} is not in the checkpoint; {known}"
+    return DataError(f"{path}: class {species + CLASS_SEPARATOR + disease!r} is not in the checkpoint; {known}")
 
 
 def _read_folders(data: Path, split: Split, taxonomy: Taxonomy) -> Iterator[tuple[Path, str, str]]:
-    for folder in _class_folders(data, split):
+    for folder in _list_class_folders(data, split):
         species, _, disease = folder.name.partition(CLASS_SEPARATOR)
         headless = species in taxonomy.species and species not in taxonomy.diseases
         if not headless and disease not in taxonomy.diseases.get(species, ()):
-            raise DataError(_unknown_class(folder, species, disease, taxonomy))
+            raise _unknown_class(folder, species, disease, taxonomy)
         yield from ((path, species, disease) for path in _list_images(folder))
 
 
-def _class_folders(data: Path, split: Split) -> Iterator[Path]:
+def _list_class_folders(data: Path, split: Split) -> Iterator[Path]:
     folder = data / split
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
@@ -147,27 +163,29 @@ def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
         yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
 
 
-def split_by_name(leaves: LeafSet, share: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
-    """Parts training leaves in two; an image stays where it is when others are added, until there are `at_most`.
+def split_by_name(leaves: LeafSet, fraction: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
+    """Split leaves into those left over and those picked; an image's name and the seed decide.
+
+    An image stays on its side when other images are added, as long as fewer than `at_most` are picked.
 
     Args:
-        leaves: the training leaves.
-        share: size of the second part, 0 to 1, as each image's name and the seed decide.
-        at_most: upper bound on its size.
-        seed: another seed picks others.
+        leaves: the leaves to split.
+        fraction: about how much of them to pick, 0 to 1.
+        at_most: largest number of leaves to pick.
+        seed: another seed picks other leaves.
 
     Returns:
-        The rest, and the picked.
+        The leaves left over, and the leaves picked.
     """
-    buckets = [hash_to_fraction(f"{seed}:{name_in_digest(leaves.root, sample.path)}") for sample in leaves.samples]
-    share = min([share, *sorted(buckets)[at_most : at_most + 1]])
-    parts = [
-        tuple(s for s, b in zip(leaves.samples, buckets, strict=True) if (b < share) == picked)
-        for picked in (False, True)
-    ]
-    return LeafSet(leaves.root, leaves.split, parts[0]), LeafSet(leaves.root, leaves.split, parts[1])
+    places = [hash_to_fraction(f"{seed}:{name_in_digest(leaves.root, sample.path)}") for sample in leaves.samples]
+    end = min([fraction, *sorted(places)[at_most : at_most + 1]])
+    left_over, picked = (
+        tuple(sample for sample, place in zip(leaves.samples, places, strict=True) if (place < end) == is_picked)
+        for is_picked in (False, True)
+    )
+    return LeafSet(leaves.root, leaves.split, left_over), LeafSet(leaves.root, leaves.split, picked)
 
 
 def class_of(sample: LeafSample) -> tuple[int, int]:
-    """Species and disease of a leaf, −1 where it has no disease; sortable."""
+    """Return species and disease index of a leaf, with −1 for no disease, so that classes can be sorted."""
     return sample.species_index, -1 if sample.disease_index is None else sample.disease_index

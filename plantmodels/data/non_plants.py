@@ -1,4 +1,10 @@
-"""Folders of images that show no plant, and the halves that choose a detector and that gates measure."""
+"""Folders of images that show no plant: one half chooses the detector, the other half measures it.
+
+>>> images = read_non_plants(non_plants)
+>>> selection, gate = images.half("selection"), images.half("gate")
+>>> len(selection.paths) + len(gate.paths) == len(images.paths)
+True
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,21 +17,26 @@ from plantmodels.errors import DataError
 
 @dataclass(frozen=True)
 class NonPlantSet:
-    """Images of no plant; the first folder below the root is an image's source."""
+    """Images below one folder, sorted by path.
+
+    Attributes:
+        root: the folder.
+        paths: N image files.
+    """
 
     root: Path
     paths: tuple[Path, ...]
 
     def source_of(self, path: Path) -> str:
-        """Name of the folder that the image lies in, "." for the root itself."""
+        """Return the name of the subfolder of `root` that contains an image; "." if `root` itself contains it."""
         parts = path.relative_to(self.root).parts
         return parts[0] if len(parts) > 1 else "."
 
     def half(self, which: Literal["selection", "gate"]) -> "NonPlantSet":
-        """The half that may choose a detector, or the half that gates measure.
+        """Return the half that may choose a detector, or the half that the gates measure.
 
-        Membership follows from an image's content alone: neither adding nor renaming images, nor giving another
-        folder above or below, moves one to the other half.
+        An image's content alone decides which half it belongs to. No image changes halves when images are added,
+        renamed or moved to other folders.
         """
         bucket = 0 if which == "selection" else 1
         return NonPlantSet(
@@ -34,14 +45,14 @@ class NonPlantSet:
 
 
 def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
-    """Lists all images below a folder, sorted.
+    """Return all images below a folder, at any depth; opens none of them.
 
     Args:
-        folder: of any depth.
-        kind: what to call them in an error.
+        folder: where to search.
+        kind: name of such images in error messages.
 
     Raises:
-        DataError: no such folder, or no image in it.
+        DataError: the folder does not exist or contains no image.
     """
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder of {kind}")

@@ -33,7 +33,7 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.image_files import name_below
+from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
@@ -308,7 +308,7 @@ def _describe_unreadable(inputs: _Inputs, unreadable: Iterable[UnreadableImage])
         source, root = "train", inputs.leaves.root
         if inputs.non_plants is not None and image.path in inputs.non_plants.paths:
             source, root = "non-plants", inputs.non_plants.root
-        entries.append({"source": source, "name": name_below(root, image.path), "reason": image.reason})
+        entries.append({"source": source, "name": name_in_report(root, image.path), "reason": image.reason})
     return entries
 
 

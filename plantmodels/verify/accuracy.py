@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.image_files import name_below
+from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
@@ -222,7 +222,7 @@ def _describe(
         yield ImageRow(
             set="val",
             source=_name_class(taxonomy, species, disease),
-            name=name_below(root, sample.path),
+            name=name_in_report(root, sample.path),
             species=taxonomy.species[species],
             disease=_name_disease(taxonomy, species, disease),
             fp16_species=taxonomy.species[fp16.species[i]],

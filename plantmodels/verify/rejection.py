@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.data.image_files import name_below
+from plantmodels.data.image_files import name_in_report
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.ood.metrics import auroc, bootstrap, fpr_at_recall, roc_curve
@@ -173,7 +173,7 @@ def _describe(
         ImageRow(
             set=which,
             source=images.source_of(path),
-            name=name_below(images.root, path),
+            name=name_in_report(images.root, path),
             species="",
             disease="",
             fp16_species=names[fp16],

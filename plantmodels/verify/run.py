@@ -33,7 +33,7 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import Manifest, check_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.image_files import name_below
+from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet, class_of, read_leaves
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.sampling import pick_each_class, thin_out
@@ -299,7 +299,7 @@ def _name_unreadable(task: _Task, runs: _Runs | None) -> tuple[UnreadableFile, .
         ("unseen-plants", task.unseen_plants, runs.rejection.unseen_plants),
     )
     return tuple(
-        UnreadableFile(name, name_below(images.root, image.path), image.reason)
+        UnreadableFile(name, name_in_report(images.root, image.path), image.reason)
         for name, images, run in sets
         if images is not None
         for image in run.unreadable

@@ -21,7 +21,7 @@ class TestDigest:
             path.write_bytes(path.name.encode())
         return paths
 
-    def test_order_and_place_do_not_matter(self, files: list[Path], tmp_path: Path) -> None:
+    def test_order_and_location_do_not_change_the_digest(self, files: list[Path], tmp_path: Path) -> None:
         root = tmp_path / "set"
         digests = {digest_images(root, order) for order in itertools.permutations(files)}
         shutil.copytree(root, tmp_path / "moved")
@@ -29,7 +29,7 @@ class TestDigest:
 
         assert digests == {digest_images(tmp_path / "moved", moved)}
 
-    def test_content_name_and_number_matter(self, files: list[Path], tmp_path: Path) -> None:
+    def test_contents_names_and_count_change_the_digest(self, files: list[Path], tmp_path: Path) -> None:
         root = tmp_path / "set"
         digests = [digest_images(root, files), digest_images(root, files[:2])]
         files[0].write_bytes(b"b.jpg")
@@ -41,7 +41,7 @@ class TestDigest:
 
         assert len(set(digests)) == 5
 
-    def test_an_unreadable_file_is_no_error_here(self, files: list[Path], tmp_path: Path) -> None:
+    def test_an_unreadable_file_is_digested_by_its_name_alone(self, files: list[Path], tmp_path: Path) -> None:
         root = tmp_path / "set"
         before = digest_images(root, files)
         files[1].unlink()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from plantmodels.data.image_files import name_below, name_in_digest
+from plantmodels.data.image_files import name_in_digest, name_in_report
 
 ROOT = Path("/data")
 
@@ -22,4 +22,4 @@ def test_an_image_outside_the_folder_has_its_path_in_digests_and_its_bare_name_i
     path: str, in_digest: str, below: str
 ) -> None:
     assert name_in_digest(ROOT, Path(path)) == in_digest
-    assert name_below(ROOT, Path(path)) == below
+    assert name_in_report(ROOT, Path(path)) == below

@@ -132,7 +132,7 @@ class TestReadLeaves:
             ("a.parquet", b"", "neither a folder nor a CSV"),
         ],
     )
-    def test_what_is_no_manifest_is_refused(
+    def test_a_malformed_manifest_is_refused(
         self, tmp_path: Path, tiny_taxonomy: Taxonomy, name: str, content: bytes, match: str
     ) -> None:
         (tmp_path / name).write_bytes(content)
@@ -148,41 +148,41 @@ def leaf_set(names: set[str]) -> LeafSet:
 
 
 class TestSplitByName:
-    @given(names=NAMES, more=NAMES, share=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 3))
-    def test_parts_are_disjoint_complete_and_stable(self, names, more, share: float, seed: int) -> None:
-        rest, picked = split_by_name(leaf_set(names), share, 1000, seed)
-        more_rest, more_picked = split_by_name(leaf_set(names | more), share, 1000, seed)
+    @given(names=NAMES, more=NAMES, fraction=st.sampled_from([0.1, 0.5, 1.0]), seed=st.integers(0, 3))
+    def test_parts_are_disjoint_complete_and_stable(self, names, more, fraction: float, seed: int) -> None:
+        left_over, picked = split_by_name(leaf_set(names), fraction, 1000, seed)
+        more_left_over, more_picked = split_by_name(leaf_set(names | more), fraction, 1000, seed)
 
-        assert sorted(rest.paths + picked.paths) == sorted(leaf_set(names).paths)
-        assert not set(rest.paths) & set(picked.paths)
-        assert set(rest.paths) <= set(more_rest.paths)
+        assert sorted(left_over.paths + picked.paths) == sorted(leaf_set(names).paths)
+        assert not set(left_over.paths) & set(picked.paths)
+        assert set(left_over.paths) <= set(more_left_over.paths)
         assert set(picked.paths) <= set(more_picked.paths)
-        assert list(rest.paths) == sorted(rest.paths)
-        assert share < 1 or not rest.paths
+        assert list(left_over.paths) == sorted(left_over.paths)
+        assert fraction < 1 or not left_over.paths
 
-    def test_the_share_is_about_what_was_asked_for_and_the_seed_chooses(self) -> None:
+    def test_about_the_fraction_asked_for_is_picked_and_the_seed_decides_which(self) -> None:
         leaves = leaf_set({f"{i}.jpg" for i in range(5000)})
         picked = [split_by_name(leaves, 0.2, 5000, seed)[1].paths for seed in (0, 0, 1)]
 
         assert picked[0] == picked[1] != picked[2]
         assert all(900 < len(paths) < 1100 for paths in picked)
 
-    @pytest.mark.parametrize("share", [0.2, 1.0])
+    @pytest.mark.parametrize("fraction", [0.2, 1.0])
     @pytest.mark.parametrize("at_most", [0, 1, 7, 100, 199, 1000])
-    def test_no_more_than_at_most_are_picked(self, at_most: int, share: float) -> None:
+    def test_no_more_than_at_most_are_picked(self, at_most: int, fraction: float) -> None:
         leaves = leaf_set({f"{i}.jpg" for i in range(1000)})
-        whole = set(split_by_name(leaves, share, 10_000, 0)[1].paths)
-        rest, picked = split_by_name(leaves, share, at_most, 0)
+        whole = set(split_by_name(leaves, fraction, 10_000, 0)[1].paths)
+        left_over, picked = split_by_name(leaves, fraction, at_most, 0)
 
         assert len(picked.samples) == min(at_most, len(whole))
         assert set(picked.paths) <= whole
-        assert len(rest.samples) + len(picked.samples) == 1000
+        assert len(left_over.samples) + len(picked.samples) == 1000
 
     def test_labels_stay_with_their_images(self) -> None:
         leaves = leaf_set({f"{i}.jpg" for i in range(50)})
-        rest, picked = split_by_name(leaves, 0.4, 50, 0)
+        left_over, picked = split_by_name(leaves, 0.4, 50, 0)
 
-        assert set(rest.samples) | set(picked.samples) == set(leaves.samples)
+        assert set(left_over.samples) | set(picked.samples) == set(leaves.samples)
 
 
 class TestListClasses:

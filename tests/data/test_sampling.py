@@ -14,7 +14,7 @@ def class_of(sample: tuple[str, int]) -> str:
 
 
 @given(SAMPLES, st.integers(1, 250))
-def test_thinning_out_keeps_every_share_within_one_image(samples: list[tuple[str, int]], at_most: int) -> None:
+def test_thinning_out_keeps_proportions_within_one_image(samples: list[tuple[str, int]], at_most: int) -> None:
     kept = thin_out(samples, at_most, key=class_of)
     assert len(kept) == min(at_most, len(samples)) == len(set(kept))
     assert set(kept) <= set(samples)
@@ -29,7 +29,7 @@ def test_nothing_is_reordered_when_all_are_kept() -> None:
 
 
 @given(SAMPLES, st.integers(0, 250))
-def test_each_class_is_picked_as_often_as_there_is_room(samples: list[tuple[str, int]], at_most: int) -> None:
+def test_classes_are_picked_equally_often(samples: list[tuple[str, int]], at_most: int) -> None:
     picked = pick_each_class(samples, at_most, key=class_of)
     assert len(picked) == min(at_most, len(samples)) == len(set(picked))
     before, after = Counter(map(class_of, samples)), Counter(map(class_of, picked))

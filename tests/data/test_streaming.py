@@ -62,7 +62,9 @@ class TestStream:
         with pytest.raises(DataError, match=match):
             list(stream)
 
-    def test_one_percent_is_of_the_whole_set_when_it_comes_in_parts(self, paths: list[Path], tmp_path: Path) -> None:
+    def test_the_limit_refers_to_the_whole_set_when_it_is_read_in_parts(
+        self, paths: list[Path], tmp_path: Path
+    ) -> None:
         (tmp_path / "bad.jpg").write_bytes(b"")
         part = [tmp_path / "bad.jpg", *paths[:10]]
         first = ImageStream(part, PREPROCESSING, set_size=100)
@@ -114,7 +116,7 @@ class TestStream:
         assert [len(list(stream)), len(list(stream))] == [3, 3]
         assert [image.path for image in stream.unreadable] == [tmp_path / "none.jpg"]
 
-    def test_a_bug_in_decoding_is_not_taken_for_a_bad_image(self, paths: list[Path], monkeypatch) -> None:
+    def test_a_bug_in_decoding_is_not_mistaken_for_a_bad_image(self, paths: list[Path], monkeypatch) -> None:
         def fail(*_: object) -> None:
             raise ZeroDivisionError("bug")
 
