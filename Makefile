@@ -1,9 +1,12 @@
-# `make demo`, `make server`, `make bench` and `make test` need Python 3.11 (with venv) and this folder; everything else they set up themselves.
+# `make demo`, `make server`, `make bench` and `make test` need Python 3.11 (with venv) and this folder; everything else
+# they set up themselves: .venv with the pins of conda.yaml, to which `make test` adds those of requirements-dev.txt.
 
 PYTHON ?= python3
 DEMO := .demo
 BIN := .venv/bin
 READY := .venv/ready
+INSTALLED := .venv/installed
+DEV_READY := .venv/ready-dev
 BENCH_READY := .venv-bench/ready
 
 # the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others UNSEEN_PLANTS=more
@@ -25,7 +28,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server bench test check setup
+.PHONY: demo server bench test check lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -44,27 +47,39 @@ server: setup
 bench: $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(OUT)' $(BENCH)
 
-test: setup
+test: develop
 	python -m pytest -n 2 --dist loadfile
 
-check: setup
+check: develop
 	ruff format --check
 	ruff check
 	mypy
 	python -m pytest -n 2 --dist loadfile
 
-setup: $(READY)
+# Writes conda.yaml and the two requirements files from pyproject.toml; needs the package index.
+lock: develop
+	python .ci/lock.py $(UPGRADE)
 
-# The pins are the list under `pip:` in conda.yaml, and only there. MLflow finds the gated registry by this project's
-# entry point, so the project is installed as well.
-$(READY): conda.yaml pyproject.toml
+# MLflow finds the gated registry by this project's entry point, so the project is installed as well.
+setup: $(READY) $(INSTALLED)
+
+develop: setup $(DEV_READY)
+
+$(READY): conda.yaml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, PYTHON=$(PYTHON) is " + sys.version)'
 	rm -rf .venv
 	$(PYTHON) -m venv .venv
 	sed -n 's/^      - //p' conda.yaml > .venv/requirements.txt
 	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt
-	$(BIN)/python -m pip install --progress-bar off --no-deps --editable .
 	touch $(READY)
+
+$(INSTALLED): pyproject.toml $(READY)
+	$(BIN)/python -m pip install --progress-bar off --no-deps --editable .
+	touch $(INSTALLED)
+
+$(DEV_READY): requirements-dev.txt $(READY)
+	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt -r requirements-dev.txt
+	touch $(DEV_READY)
 
 # The peers of `make bench`, beside the packages of .venv, which are read where they are.
 $(BENCH_READY): benchmarks/requirements.txt $(READY)

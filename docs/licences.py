@@ -1,4 +1,4 @@
-"""Writes docs/licences.md: the licence of every pinned package, as its installed metadata states it.
+"""Write docs/licences.md: the licence of every pinned package, as its installed metadata states it.
 
 python docs/licences.py > docs/licences.md     # in .venv, after a pin was changed; a test compares the two
 """
@@ -8,31 +8,35 @@ from collections.abc import Iterable
 from importlib.metadata import distribution
 from pathlib import Path
 
-CONDA = Path(__file__).resolve().parents[1] / "conda.yaml"
+ROOT = Path(__file__).resolve().parents[1]
+PINS = (ROOT / "conda.yaml", ROOT / "requirements-dev.txt")
 CONSUMER = ("mlflow-skinny", "mlflow", "numpy", "onnxruntime", "pandas", "pillow")
-"""What a version needs where it is served: `mlflow-skinny` or `mlflow`, and the others."""
+"""The packages that a served model version needs; of the first two either will do."""
 
 UNSTATED = "not stated"
 _NO_NAMES = ("OSI Approved", "DFSG approved")
-"""Classifiers that approve of a licence without saying which."""
+"""Classifiers that do not name the licence which they approve."""
 
 _HEAD = """# Licences
 
-Of every package that `conda.yaml` pins, as its own metadata states it; made by `python docs/licences.py`. No package of
-them travels with a version: a consumer installs the first table and what those ask for, and this project is Apache-2.0.
-Beside the pins, torch brings CUDA libraries of the versions that it asks for: `nvidia-*` under NVIDIA's proprietary
-licence, `cuda-bindings` and `cuda-pathfinder` (Apache-2.0), `triton` (MIT). Licences of checkpoints, photographs and
-pretrained weights are the affair of whoever brings them: a bundle records their digests, not their terms.
+The licence of every package that `conda.yaml` and `requirements-dev.txt` pin, as the package's own metadata states it.
+`python docs/licences.py` writes this page. None of these packages travels with a model version: a consumer installs the
+packages of the first table and their dependencies. This project is Apache-2.0.
+
+PyTorch also installs the CUDA libraries that it asks for: `nvidia-*` under NVIDIA's proprietary licence,
+`cuda-bindings` and `cuda-pathfinder` (Apache-2.0), `triton` (MIT). Whoever brings checkpoints, images and pretrained
+weights is responsible for their licences: a bundle records their digests, not their terms.
 """
 
 
-def read_pins(conda: Path = CONDA) -> dict[str, str]:
-    """Name to version of every package under `pip:`, in the file's order."""
-    return dict(re.findall(r"^      - ([\w.-]+)==(\S+)$", conda.read_text(encoding="utf-8"), re.MULTILINE))
+def read_pins(lists: Iterable[Path] = PINS) -> dict[str, str]:
+    """Return the version of every pinned package by its name, in the order of the lists."""
+    text = "".join(path.read_text(encoding="utf-8") for path in lists)
+    return dict(re.findall(r"^(?:      - )?([\w.-]+)==(\S+)$", text, re.MULTILINE))
 
 
 def find_licence(name: str) -> str:
-    """The licence of an installed package; `UNSTATED` and the head of its licence file where no field names one."""
+    """Return the licence of an installed package; `UNSTATED` and its licence file's first line if no field names it."""
     package = distribution(name)
     fields = package.metadata
     if stated := fields.get("License-Expression"):
@@ -52,16 +56,16 @@ def _head_of_licence(files: Iterable[Path]) -> str:
 
 
 def render() -> str:
-    """The page.
+    """Return the page as Markdown.
 
     Raises:
-        PackageNotFoundError: a pinned package is not installed.
-        ValueError: it is installed in another version than the pinned one.
+        PackageNotFoundError: if a pinned package is not installed.
+        ValueError: if it is installed in another version.
     """
     pins = read_pins()
     for name, version in pins.items():
         if (found := distribution(name).version) != version:
-            raise ValueError(f"{name} is pinned to {version}, but {found} is installed: make setup")
+            raise ValueError(f"{name} is pinned to {version}, but {found} is installed: make develop")
     others = [name for name in pins if name not in CONSUMER]
     unstated = [f"`{name}`" for name in pins if find_licence(name).startswith(UNSTATED)]
     notes = f"\nWithout a licence in their metadata: {', '.join(unstated) or 'none'}.\n"

@@ -31,5 +31,5 @@ def test_the_page_is_what_the_installed_packages_say() -> None:
 
 def test_another_version_than_the_pinned_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(licences, "read_pins", lambda: {"numpy": "1.0"})
-    with pytest.raises(ValueError, match=r"numpy is pinned to 1\.0, but .* is installed: make setup"):
+    with pytest.raises(ValueError, match=r"numpy is pinned to 1\.0, but .* is installed: make develop"):
         licences.render()
