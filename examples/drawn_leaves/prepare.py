@@ -1,10 +1,10 @@
-"""Makes the demo's leaves, non-plants and checkpoint, once: a folder that is complete is left alone.
+"""Make the demo's leaves, non-plants and checkpoint, unless the folder holds a complete demo already.
 
-`demo.json` says by which recipe, with which source code, and whether it was finished; anything else is made anew.
+`demo.json` records the recipe, the digest of the source code and whether the run finished. If any of these differs from
+what is wanted, the demo is made again.
 
->>> paths = prepare_demo(Path(".demo"))  # doctest: +SKIP
->>> paths.checkpoint  # doctest: +SKIP
-PosixPath('.demo/demo.ckpt')
+    paths = prepare_demo(Path(".demo"))
+    paths.checkpoint                        # .demo/demo.ckpt
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import plantmodels
 from examples.drawn_leaves.draw import DATA_FOLDER, NON_PLANTS_FOLDER, TAXONOMY, clear_drawings, draw_dataset
 from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.manifest import digest_file
@@ -22,16 +23,13 @@ RECORD_FILE: Final = "demo.json"
 
 _LEARNING_RATE: Final = 8e-3
 _BACKBONE: Final = "swin_tiny_patch4_window7_224"
-_TRAINER: Final = (
-    "augment.py",
-    "loop.py",
-    "network.py",
-    "objectives.py",
-    "optimizer.py",
-    "pictures.py",
-    "sizes.py",
-    "train.py",
+_LIBRARY: Final = Path(plantmodels.__file__).parent
+_SOURCES: Final = (
+    *sorted(Path(__file__).parent.glob("*.py")),
+    *sorted((_LIBRARY / "training").glob("*.py")),
+    _LIBRARY / "export" / "network.py",
 )
+"""The code that draws and trains: when a file changes, the demo is made again."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class DemoRecipe:
     """How much is drawn and how long the network is trained.
 
     Attributes:
-        train_per_class: pictures of each species and disease to train on.
-        val_per_class: the same to measure on.
-        non_plants: pictures without a plant.
-        coarse_epochs: passes over the training pictures at half size, with patches of half the size.
-        fine_epochs: passes after that at full size.
-        batch_size: pictures a step.
+        train_per_class: number of training images of each class.
+        val_per_class: number of validation images of each class.
+        non_plants: number of images without a plant.
+        coarse_epochs: passes over the training images at half size, with patches of half the size.
+        fine_epochs: passes over the training images at full size, after the coarse ones.
+        batch_size: number of images in a step.
         embed_dim: width of the Swin's first stage; it doubles with each of the three.
         depths: blocks of each stage.
         num_heads: attention heads of each stage.
@@ -63,14 +61,14 @@ class DemoRecipe:
 
 @dataclass(frozen=True)
 class DemoPaths:
-    """Where the demo lies.
+    """Paths of a complete demo.
 
     Attributes:
-        checkpoint: file of contract 1.
-        data: leaf folders of contract 2.
-        non_plants: folder of images, one folder a source.
-        made: False when all was there already.
-        summary: one line for people: what there is and how good the network is.
+        checkpoint: checkpoint file, as contract 1 describes it.
+        data: leaf folders, as contract 2 describes them.
+        non_plants: folder with one folder of images for each source.
+        made: False if the demo was complete already.
+        summary: one line for people: the number of images and the network's accuracy.
     """
 
     checkpoint: Path
@@ -81,69 +79,67 @@ class DemoPaths:
 
 
 def prepare_demo(folder: Path, *, seed: int = 0, recipe: DemoRecipe | None = None) -> DemoPaths:
-    """Draws the data and trains the checkpoint unless a finished run by the same recipe left both.
+    """Draw the data and train the checkpoint, unless a finished run of the same recipe left both.
 
     Args:
-        folder: made if it is not there.
-        seed: of pictures and training.
-        recipe: how much of everything; by default what `make demo` uses.
+        folder: folder of the demo, which is created if it is missing.
+        seed: seed of the drawings and of the training.
+        recipe: amounts and training settings; the default is what `make demo` uses.
 
     Raises:
-        DataError: the folder holds `data`, `non_plants` or `demo.ckpt` that no demo made, or cannot be written.
-        BundleError: `demo.json` is not JSON, or a file cannot be written.
+        DataError: if the folder holds `data`, `non_plants` or `demo.ckpt` without `demo.json`, or cannot be written.
+        BundleError: if `demo.json` is not JSON, or if a file cannot be written.
     """
     recipe = recipe or DemoRecipe()
-    wanted = _describe(recipe, seed)
+    wanted = _record_recipe(recipe, seed)
     record = _read_record(folder)
     made = not _is_complete(folder, record, wanted)
     if made:
-        record = _make(folder, recipe, seed, wanted)
-    checkpoint, data, non_plants = _paths(folder)
-    return DemoPaths(checkpoint, data, non_plants, made, _summarise(record))
+        record = _make_demo(folder, recipe, seed, wanted)
+    checkpoint, data, non_plants = _list_paths(folder)
+    return DemoPaths(checkpoint, data, non_plants, made, _summarize(record))
 
 
-def _paths(folder: Path) -> tuple[Path, Path, Path]:
+def _list_paths(folder: Path) -> tuple[Path, Path, Path]:
     return folder / CHECKPOINT_FILE, folder / DATA_FOLDER, folder / NON_PLANTS_FOLDER
 
 
-def _describe(recipe: DemoRecipe, seed: int) -> dict[str, Any]:
-    """The recipe in JSON's own types, and the digest of the source code that carries it out."""
-    here = Path(__file__).parent
-    sources = sorted(here.glob("*.py")) + [here.parent / "build" / name for name in _TRAINER]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+def _record_recipe(recipe: DemoRecipe, seed: int) -> dict[str, Any]:
+    """Return the recipe in types that JSON has, with the seed and the digest of the source code."""
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in _SOURCES)).hexdigest()
     settings = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(recipe).items()}
     return {"seed": seed, **settings, "source_sha256": digest}
 
 
 def _read_record(folder: Path) -> dict[str, Any]:
-    """What `demo.json` says, empty without one.
+    """Return the content of `demo.json`, or an empty dictionary if the folder holds no demo.
 
     Raises:
-        DataError: there is none, but things that a demo would write over.
+        DataError: if `demo.json` is missing and the demo would replace existing files.
     """
     if (folder / RECORD_FILE).is_file():
         return read_json(folder / RECORD_FILE)
-    for path in _paths(folder):
+    for path in _list_paths(folder):
         if path.exists():
-            raise DataError(f"{path}: is there, but no {RECORD_FILE} that says a demo made it; name another folder")
+            raise DataError(f"{path}: exists, but {RECORD_FILE}, which every demo has, does not; choose another folder")
     return {}
 
 
 def _is_complete(folder: Path, record: dict[str, Any], wanted: dict[str, Any]) -> bool:
     if record.get("recipe") != wanted or record.get("state") != "complete":
         return False
-    checkpoint, data, non_plants = _paths(folder)
+    checkpoint, data, non_plants = _list_paths(folder)
     if not checkpoint.is_file() or digest_file(checkpoint).sha256 != record.get("checkpoint_sha256"):
         return False
-    return [_count(data), _count(non_plants)] == [record.get("leaves"), record.get("non_plants")]
+    return [_count_images(data), _count_images(non_plants)] == [record.get("leaves"), record.get("non_plants")]
 
 
-def _count(folder: Path) -> int:
+def _count_images(folder: Path) -> int:
     return sum(1 for path in folder.rglob("*.jpg") if path.stat().st_size)
 
 
-def _make(folder: Path, recipe: DemoRecipe, seed: int, wanted: dict[str, Any]) -> dict[str, Any]:
-    checkpoint, data, non_plants = _paths(folder)
+def _make_demo(folder: Path, recipe: DemoRecipe, seed: int, wanted: dict[str, Any]) -> dict[str, Any]:
+    checkpoint, data, non_plants = _list_paths(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / RECORD_FILE, {"state": "started", "recipe": wanted})
@@ -161,16 +157,16 @@ def _make(folder: Path, recipe: DemoRecipe, seed: int, wanted: dict[str, Any]) -
     record = {
         "state": "complete",
         "recipe": wanted,
-        "leaves": _count(data),
-        "non_plants": _count(non_plants),
-        "training": _train(data, checkpoint, recipe, seed),
+        "leaves": _count_images(data),
+        "non_plants": _count_images(non_plants),
+        "training": _train_checkpoint(data, checkpoint, recipe, seed),
         "checkpoint_sha256": digest_file(checkpoint).sha256,
     }
     write_json(folder / RECORD_FILE, record)
     return record
 
 
-def _train(data: Path, checkpoint: Path, recipe: DemoRecipe, seed: int) -> dict[str, Any]:
+def _train_checkpoint(data: Path, checkpoint: Path, recipe: DemoRecipe, seed: int) -> dict[str, Any]:
     # torch and timm take seconds to import, and drawing needs neither
     from plantmodels.bundle.metadata import Preprocessing
     from plantmodels.bundle.taxonomy import Taxonomy
@@ -198,7 +194,7 @@ def _train(data: Path, checkpoint: Path, recipe: DemoRecipe, seed: int) -> dict[
     return {"train_seconds": report.train_seconds, "dtype": report.dtype, **asdict(report.best)}
 
 
-def _summarise(record: dict[str, Any]) -> str:
+def _summarize(record: dict[str, Any]) -> str:
     classes, training = sum(map(len, TAXONOMY.values())), record["training"]
     return (
         f"{len(TAXONOMY)} species, {classes} classes, {record['leaves']:,} leaves and {record['non_plants']:,} "

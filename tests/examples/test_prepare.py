@@ -35,7 +35,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         calls.append("draw")
         for name in ("data/train/a", "non_plants/b"):
             (folder / name).mkdir(parents=True)
-            (folder / name / "0001.jpg").write_bytes(b"picture")
+            (folder / name / "0001.jpg").write_bytes(b"image")
 
     def train(data: Path, checkpoint: Path, *_: Any) -> dict[str, Any]:
         calls.append("train")
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return TRAINING
 
     monkeypatch.setattr(prepare, "draw_dataset", draw)
-    monkeypatch.setattr(prepare, "_train", train)
+    monkeypatch.setattr(prepare, "_train_checkpoint", train)
     return calls
 
 
@@ -97,7 +97,7 @@ def test_training_that_fails_is_not_taken_for_complete(
     tmp_path: Path, quick: list[str], monkeypatch: pytest.MonkeyPatch
 ):
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "_train", lambda *_: 1 / 0)
+        patch.setattr(prepare, "_train_checkpoint", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             prepare_demo(tmp_path)
     (tmp_path / ".drawing-old").mkdir()
@@ -113,7 +113,7 @@ def test_another_seed_or_recipe_or_code_makes_it_again(
     assert prepare_demo(tmp_path, seed=1).made
     assert prepare_demo(tmp_path, seed=1, recipe=TINY).made
     assert not prepare_demo(tmp_path, seed=1, recipe=TINY).made
-    monkeypatch.setattr(prepare, "_TRAINER", ("train.py",))
+    monkeypatch.setattr(prepare, "_SOURCES", prepare._SOURCES[:1])
     assert prepare_demo(tmp_path, seed=1, recipe=TINY).made
     assert quick.count("train") == 4
 
@@ -121,7 +121,7 @@ def test_another_seed_or_recipe_or_code_makes_it_again(
 @pytest.mark.parametrize("name", ["data", "non_plants", "demo.ckpt"])
 def test_what_no_demo_made_is_not_touched(tmp_path: Path, quick: list[str], name: str):
     (tmp_path / name).mkdir()
-    with pytest.raises(DataError, match=rf"{name}: is there, but no demo\.json"):
+    with pytest.raises(DataError, match=rf"{name}: exists, but demo\.json"):
         prepare_demo(tmp_path)
     assert quick == []
     assert (tmp_path / name).is_dir()
