@@ -1,7 +1,6 @@
 """Every MLflow name that is not public, used here and nowhere else.
 
-Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when one of them moves, or the
-database's schema, which `light_store` reads without MLflow.
+Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when one of them moves.
 """
 
 import sys

@@ -44,7 +44,6 @@ _FLAVOR_CODE: Final = tuple(
         "__init__",
         "flavor",
         "loading/__init__",
-        "loading/light_store",
         "loading/mlmodel",
         "loading/native",
         "loading/pyfunc",

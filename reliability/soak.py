@@ -22,7 +22,7 @@ from benchmarks.driver import find_photographs, run_child
 from benchmarks.machine import read_memory
 from benchmarks.serving import MODULE, PATH, own_store
 from mlflow_plugins.loading.handle import ModelHandle
-from mlflow_plugins.loading.light_store import find_version
+from mlflow_plugins.loading.native import open_artifacts
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.serve.classifier import Prediction
 
@@ -119,14 +119,13 @@ def _soak(photographs: list[bytes], seconds: float, threads: int) -> dict[str, o
 
 
 def _move_alias(version: str) -> None:
-    """In a process of its own: this one serves as a service does, without MLflow."""
+    """Move the alias in a process of its own, as a service does not move it itself."""
     run_child(MODULE, ["move", version], os.environ)
 
 
 def _break(version: str) -> None:
-    found = find_version(f"models:/bench/{version}")
-    assert found is not None, "the store is one of this machine"
-    path = next(found.folder.rglob(SPECIES_FILES["int8"]))
+    with open_artifacts(f"models:/bench/{version}", ()) as folder:  # the store's own folder, on this machine
+        path = next(folder.rglob(SPECIES_FILES["int8"]))
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

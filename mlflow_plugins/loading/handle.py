@@ -14,7 +14,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from mlflow_plugins.loading.light_store import find_version
 from mlflow_plugins.loading.native import load_version
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier, Prediction
@@ -29,23 +28,15 @@ PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
 """A grey image, which every version that is to serve must answer."""
 
 
-def resolve_models_uri(uri: str) -> tuple[str, str]:
-    """Registered name and version that a URI means now, without MLflow where `light_store` knows the store.
+def _resolve_models_uri(uri: str) -> tuple[str, str]:
+    from mlflow_plugins._mlflow_compat import resolve_models_uri  # MLflow takes a second to import
 
-    Raises:
-        MlflowException: no such version, or no URI of a registered model.
-    """
-    found = find_version(uri)
-    if found is not None and found.name is not None and found.version is not None:
-        return found.name, found.version
-    from mlflow_plugins import _mlflow_compat
-
-    return _mlflow_compat.resolve_models_uri(uri)
+    return resolve_models_uri(uri)
 
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """One version and its classifier."""
+    """A registered model's version and its classifier."""
 
     name: str
     version: str
@@ -83,7 +74,7 @@ class ModelHandle:
         self._interval_s = interval_s
         self._refreshing = threading.Lock()
         self._closed = threading.Event()
-        self._current = self._load(*resolve_models_uri(model_uri))
+        self._current = self._load(*_resolve_models_uri(model_uri))
         self._thread: threading.Thread | None = None
         if interval_s:
             self._thread = threading.Thread(target=self._watch, name=f"watch {model_uri}", daemon=True)
@@ -106,7 +97,7 @@ class ModelHandle:
             MlflowException: the registry does not answer, or names none; likewise.
         """
         with self._refreshing:
-            name, version = resolve_models_uri(self.model_uri)
+            name, version = _resolve_models_uri(self.model_uri)
             if (name, version) == (self._current.name, self._current.version):
                 return False
             before, self._current = self._current.version, self._load(name, version)

@@ -1,20 +1,26 @@
-"""The native loader: a version's classifier from the files that a precision needs, and without MLflow where it can.
+"""The native loader: a model version's classifier, from only the files that a precision needs.
 
->>> load_model("models:/plant-disease@production").predict([jpeg])[0].species  # doctest: +SKIP
-'Tomato'
+MLflow takes a second and 165 MB to import. A model folder is therefore read directly; MLflow is imported only for an
+address that it must resolve, such as `models:/plant-disease@production`.
+
+>>> from mlflow_plugins import load_model, save_model
+>>> save_model(bundle, tmp / "model")
+>>> load_model(str(tmp / "model"), threads=1).predict([image.read_bytes()])[0].error is None
+True
 """
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlparse
 
-from mlflow_plugins.loading.light_store import find_version
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE, serving_files
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
-from plantmodels.bundle.signature import check_signature
+from plantmodels.bundle.signature import check_manifest_signature
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
@@ -27,11 +33,10 @@ def load_model(model_uri: str, **options: Any) -> PlantClassifier:
 
     An alias is resolved once, so all files belong to one version whatever is promoted meanwhile. Nothing of the
     version is executed: the code that travels with it is not even downloaded. Files on this machine are read where
-    they lie, each once, and the bytes that were checked are the bytes that are used. MLflow is imported only where
-    `light_store` does not know the store.
+    they lie, each once, and the bytes that were checked are the bytes that are used.
 
     Args:
-        model_uri: such as "models:/plant-disease@production".
+        model_uri: an address such as "models:/plant-disease@production", or a model folder.
         options: the fields of `LoadOptions`: precision, threads, workers, providers, allow_paths, public_key.
 
     Raises:
@@ -73,20 +78,20 @@ def load_recorded_bundle(model_folder: Path, options: LoadOptions, *, every_file
 
 
 @contextmanager
-def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str] = ()) -> Iterator[Path]:
-    """A folder with these files of a model: its own where it lies on this machine, else a copy for as long as this.
+def open_artifacts(model_uri: str, names: Iterable[str], optional_names: Iterable[str] = ()) -> Iterator[Path]:
+    """Yield a folder with files of a model: the model's own folder on this machine, or else a temporary copy.
 
     Args:
         model_uri: as for `load_model`.
-        names: files that must be there, relative to the model.
-        if_there: further files, which a model may lack.
+        names: files that the model must have, relative to its folder.
+        optional_names: further files, which the model may lack.
 
     Raises:
         BundleError: a file cannot be downloaded.
-        MlflowException: no such version, or its registry does not answer.
+        MlflowException: the version does not exist, or its registry does not answer.
     """
-    if (found := find_version(model_uri)) is not None:
-        yield found.folder
+    if (local := _find_model_folder(model_uri)) is not None:
+        yield local
         return
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -101,7 +106,7 @@ def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str]
         try:
             folder = stack.enter_context(temporary_folder("load"))
             found_files = [
-                n for n in if_there if n in {f.path for f in repository.list_artifacts(n.rpartition("/")[0])}
+                n for n in optional_names if n in {f.path for f in repository.list_artifacts(n.rpartition("/")[0])}
             ]
             for name in (*names, *found_files):
                 wanted = f"{model_uri}: {name}"
@@ -112,16 +117,26 @@ def open_artifacts(model_uri: str, names: Iterable[str], if_there: Iterable[str]
         yield folder
 
 
+def _find_model_folder(model_uri: str) -> Path | None:
+    """Return the model folder that a path or a `file:` address names; None for every other address."""
+    parts = urlparse(model_uri)
+    if parts.netloc or parts.params or parts.query or parts.fragment or parts.scheme not in ("", "file"):
+        return None
+    folder = Path(unquote(parts.path))
+    is_model = os.name == "posix" and (folder / DESCRIPTION_FILE).is_file()  # MLflow knows what drive letters mean
+    return folder if is_model else None
+
+
 def read_recorded_manifest(folder: Path, public_key: Path | None = None) -> Manifest:
-    """The manifest of a model folder, after comparing its digest with what MLmodel recorded when the version was made.
+    """Return a model folder's manifest, after comparing its digest with the one that MLmodel records.
 
     Args:
-        folder: of the model.
-        public_key: file of the key whose signature it must bear; None for any.
+        folder: the model folder.
+        public_key: file of the public key that must have signed the manifest; None accepts any.
 
     Raises:
-        SignatureError: it does not bear it.
-        BundleError: they differ, one of both cannot be read, or the bundle's folder is a link to another place.
+        SignatureError: the manifest is not signed by that key.
+        BundleError: the digests differ, a file cannot be read, or the bundle's folder is a symbolic link.
     """
     flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
     recorded = flavor.get("manifest_sha256") if isinstance(flavor, dict) else None
@@ -135,5 +150,5 @@ def read_recorded_manifest(folder: Path, public_key: Path | None = None) -> Mani
             f"{folder}: {DESCRIPTION_FILE} records a manifest of digest {recorded!r:.70}, {MANIFEST_FILE} has {found}"
         )
     if public_key is not None:
-        check_signature(bundle, content, public_key)
+        check_manifest_signature(bundle, content, public_key)
     return parse_manifest(bundle, content)

@@ -1,11 +1,8 @@
-"""A signature of a bundle's manifest, which names size and SHA-256 of every file, so that it is one of all of them.
+"""Signatures of bundles: a signature covers the manifest, which names size and SHA-256 of every file.
 
-It is made and checked by the package model-signing with a pair of elliptic-curve keys (P-256, P-384 or P-521, PEM),
-without network or service; its own command checks `manifest.json` against `manifest.json.sig` as well. Only these
-functions import it, and only when they are called: it is not needed for anything else.
-
->>> sign_bundle(folder, Path("key.pem"))              # doctest: +SKIP
->>> read_trusted_manifest(folder, Path("public.pem"))  # doctest: +SKIP
+The package model-signing makes and checks them with a pair of elliptic-curve keys (P-256, P-384 or P-521, in PEM
+form), without a network or a service. Its own command can check `manifest.json` against `manifest.json.sig` too. It is
+imported only when one of these functions is called with a key.
 
 References:
     OpenSSF Model Signing, https://github.com/sigstore/model-transparency: DSSE over an in-toto statement.
@@ -24,13 +21,13 @@ from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import SignatureError
 
 _MAX_BYTES: Final = 64 * 2**10
-"""One that model-signing makes has 2 KB."""
+"""Largest signature file that is read; model-signing writes 2 KB."""
 
 _KEYS: Final = "EC key of the curve P-256, P-384 or P-521 in PEM form"
 
 
 def is_encrypted(private_key: Path) -> bool:
-    """Whether a key needs a password.
+    """Return whether a key needs a password.
 
     Raises:
         SignatureError: the file cannot be read.
@@ -38,73 +35,87 @@ def is_encrypted(private_key: Path) -> bool:
     return b"ENCRYPTED" in _read_key(private_key)
 
 
-def sign_bundle(folder: Path, private_key: Path, *, password: str | None = None) -> Path:
-    """Checks every file and signs the manifest; an older signature is replaced.
+def sign_bundle(bundle: Path, private_key: Path, *, password: str | None = None) -> Path:
+    """Check every file of a bundle, sign its manifest, and return the path of the signature.
+
+    An older signature is replaced. Whatever rewrites the manifest, as `verify_bundle` does, removes the signature.
 
     Args:
-        folder: the bundle. Whatever rewrites its manifest, as `verify` does, removes the signature.
-        private_key: file of the key.
-        password: of a key that is encrypted.
-
-    Returns:
-        The signature's file.
+        bundle: the bundle's folder.
+        private_key: file of the private key.
+        password: the key's password, if it is encrypted.
 
     Raises:
-        BundleError: files that are not those of the manifest.
-        SignatureError: no such key, another kind of key, a wrong password, or model-signing is not installed.
+        BundleError: files differ from the manifest.
+        SignatureError: the key is missing or of another kind, the password is wrong, or model-signing is not
+            installed.
     """
-    content = read_manifest_bytes(folder)
-    check_files(folder, parse_manifest(folder, content))
-    signing = _model_signing().signing
+    content = read_manifest_bytes(bundle)
+    check_files(bundle, parse_manifest(bundle, content))
+    signing = _import_model_signing().signing
     _read_key(private_key)
     try:
-        # bytes, although model-signing 1.1.1 declares text: it hands the password on to what takes bytes only
+        # bytes, although model-signing 1.1.1 declares text: it passes the password on to a function that takes bytes
         secret = None if password is None else password.encode()
         signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
-    except Exception as error:  # those of model-signing and cryptography have no base of their own
+    except Exception as error:  # the errors of model-signing and cryptography have no base class of their own
         raise SignatureError(f"{private_key}: expected a private {_KEYS}, and its password ({error})") from error
     with temporary_folder("sign") as temporary:
         manifest, signature = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
         manifest.write_bytes(content)
         signer.sign(manifest, signature)
-        write_bytes(folder / SIGNATURE_FILE, signature.read_bytes())
-    return folder / SIGNATURE_FILE
+        write_bytes(bundle / SIGNATURE_FILE, signature.read_bytes())
+    return bundle / SIGNATURE_FILE
+
+
+def check_signature(bundle: Path, public_key: Path) -> None:
+    """Raise unless a bundle is signed by a key and every file is the one that was signed.
+
+    Args:
+        bundle: the bundle's folder.
+        public_key: file of the public key.
+
+    Raises:
+        SignatureError: the signature is missing or not made by this key, or as `check_manifest_signature`.
+        BundleError: files differ from the manifest.
+    """
+    check_files(bundle, read_trusted_manifest(bundle, public_key))
 
 
 def read_trusted_manifest(folder: Path, public_key: Path | None) -> Manifest:
-    """Reads `manifest.json`, once, and checks its signature where a key is given; looks at no other file.
+    """Read `manifest.json`, once, and check its signature if a key is given; looks at no other file.
 
     Raises:
-        BundleError: absent, or not a manifest.
-        SignatureError: it does not bear this key's signature.
+        BundleError: the manifest is missing or malformed.
+        SignatureError: the manifest is not signed by this key.
     """
     content = read_manifest_bytes(folder)
     if public_key is not None:
-        check_signature(folder, content, public_key)
+        check_manifest_signature(folder, content, public_key)
     return parse_manifest(folder, content)
 
 
-def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
-    """Refuses a bundle whose manifest does not bear a key's signature; looks at no other file.
+def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
+    """Raise unless the content of a manifest is signed by a key; looks at no file but the signature.
 
     Args:
-        folder: of the bundle, where the signature lies.
-        manifest: the content of `manifest.json` that is going to be used.
-        public_key: file of the key.
+        folder: the bundle's folder, which holds the signature.
+        manifest: the content of `manifest.json` that the caller is going to use.
+        public_key: file of the public key.
 
     Raises:
-        SignatureError: no signature, one of another content or key, or not one at all; no such key; or model-signing
-            is not installed.
+        SignatureError: the signature is missing, malformed, made for another content or by another key; the key cannot
+            be read; or model-signing is not installed.
     """
     path = folder / SIGNATURE_FILE
     if not path.exists():
         raise SignatureError(f"{folder}: not signed, there is no {SIGNATURE_FILE} beside {MANIFEST_FILE}")
     content = read_bytes(path, _MAX_BYTES)
-    verifying = _model_signing().verifying
+    verifying = _import_model_signing().verifying
     _read_key(public_key)
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
-    except Exception as error:  # those of model-signing and cryptography have no base of their own
+    except Exception as error:  # the errors of model-signing and cryptography have no base class of their own
         raise SignatureError(f"{public_key}: expected a public {_KEYS} ({error})") from error
     with temporary_folder("signature") as temporary:
         copies = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
@@ -112,16 +123,19 @@ def check_signature(folder: Path, manifest: bytes, public_key: Path) -> None:
             copy.write_bytes(data)
         try:
             verifier.verify(*copies)
-            signed = _signed_digests(content)
-        except Exception as error:  # whatever a hostile file makes of the parser, it is no signature
+            signed = _read_signed_digests(content)
+        except Exception as error:  # a hostile file may raise anything inside the parser; it is no signature
             reason = f"{type(error).__name__} {' '.join(str(error).split())[:120]}".strip()
             raise SignatureError(f"{path}: not a signature of {MANIFEST_FILE} by {public_key} ({reason})") from error
     if signed != [hashlib.sha256(manifest).hexdigest()]:
         raise SignatureError(f"{path}: a signature by {public_key}, but of something else than {MANIFEST_FILE}")
 
 
-def _signed_digests(signature: bytes) -> list[str]:
-    """What a signature that was checked is about; model-signing leaves out paths that the signer said to ignore."""
+def _read_signed_digests(signature: bytes) -> list[str]:
+    """Return the digests that a checked signature covers.
+
+    model-signing accepts a signature that covers nothing, because it skips the paths that the signer said to ignore.
+    """
     payload: dict[str, Any] = json.loads(base64.b64decode(json.loads(signature)["dsseEnvelope"]["payload"]))
     return [resource["digest"] for resource in payload["predicate"]["resources"]]
 
@@ -133,7 +147,7 @@ def _read_key(path: Path) -> bytes:
         raise SignatureError(f"{path}: cannot be read ({error.strerror}), expected an {_KEYS}") from error
 
 
-def _model_signing() -> Any:
+def _import_model_signing() -> Any:
     try:
         import model_signing
     except ImportError as error:

@@ -36,7 +36,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_checked, read_manifest_bytes
 from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.bundle.signature import check_signature
+from plantmodels.bundle.signature import check_manifest_signature
 from plantmodels.errors import BundleError
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import CPU, Provider, check_providers, check_threads, open_session
@@ -199,7 +199,7 @@ def _read_whole_bundle(
         try:
             content = read_manifest_bytes(folder)
             if public_key is not None:
-                check_signature(folder, content, public_key)
+                check_manifest_signature(folder, content, public_key)
             manifest = parse_manifest(folder, content)
             return manifest, read_checked(folder, manifest, names, every_file=every_file)
         except (BundleError, OSError):

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import check_files, read_manifest, write_manifest
-from plantmodels.bundle.signature import is_encrypted, read_trusted_manifest, sign_bundle
+from plantmodels.bundle.signature import check_signature, is_encrypted, read_trusted_manifest, sign_bundle
 from plantmodels.errors import BundleError, ManifestMismatchError, SignatureError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,6 +52,15 @@ def test_a_signed_bundle_is_read_by_its_key(bundle: Path, tmp_path: Path, curve:
 def test_a_signed_bundle_is_whole_for_those_without_the_key(signed: Path) -> None:
     assert read_trusted_manifest(signed, None) == read_manifest(signed)
     check_files(signed, read_manifest(signed))
+
+
+def test_a_signature_vouches_for_every_file(signed: Path, signing_keys) -> None:
+    check_signature(signed, signing_keys.public)
+    with pytest.raises(SignatureError, match="Key mismatch"):
+        check_signature(signed, signing_keys.other_public)
+    (signed / "model.onnx").write_bytes(b"other")
+    with pytest.raises(ManifestMismatchError, match=r"changed: model\.onnx"):
+        check_signature(signed, signing_keys.public)
 
 
 def change_manifest(bundle: Path) -> None:

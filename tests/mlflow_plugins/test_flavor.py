@@ -187,23 +187,20 @@ def test_native_loader_reads_files_on_this_machine_where_they_lie(
 LIGHT = """
 import sys
 from pathlib import Path
-from mlflow_plugins.flavor import load_model
-from mlflow_plugins.loading.handle import ModelHandle
+from mlflow_plugins import ModelHandle, load_model
 leaf = Path(sys.argv[2]).read_bytes()
-print(load_model(sys.argv[1], threads=1).predict([leaf])[0].species)
-print(ModelHandle(sys.argv[1], interval_s=0, threads=1).predict([leaf])[0].species)
+for address in (sys.argv[1], Path(sys.argv[1]).as_uri()):
+    print(load_model(address, threads=1).predict([leaf])[0].species)
 print(*sorted({name.split(".")[0] for name in sys.modules} & {"mlflow", "pandas", "sqlalchemy", "requests", "torch"}))
 """
 
 
-def test_native_loader_needs_neither_mlflow_nor_pandas_for_a_local_store(
+def test_native_loader_needs_neither_mlflow_nor_pandas_for_a_model_folder(
     verified_bundle: Path, leaf: bytes, tmp_path: Path
 ) -> None:
-    with mlflow.start_run():
-        info = flavor.log_model(verified_bundle, name="leaves")
-    mlflow.register_model(info.model_uri, "leaves")
+    flavor.save_model(verified_bundle, tmp_path / "model")
     (tmp_path / "leaf.jpg").write_bytes(leaf)
-    command = [sys.executable, "-c", LIGHT, "models:/leaves/1", str(tmp_path / "leaf.jpg")]
+    command = [sys.executable, "-c", LIGHT, str(tmp_path / "model"), str(tmp_path / "leaf.jpg")]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     species = PlantClassifier.load(verified_bundle, threads=1).predict([leaf])[0].species
     assert ran.stdout.splitlines() == [species, species, ""]

@@ -7,13 +7,11 @@ from types import SimpleNamespace
 
 import flask
 import pytest
-from mlflow.store.db.utils import _get_latest_schema_revision
 from mlflow.store.model_registry.rest_store import RestStore
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
 
 from mlflow_plugins import _mlflow_compat as compat
-from mlflow_plugins.loading import light_store
 from mlflow_plugins.registry.store import GateMixin
 
 OVERRIDDEN = [name for name, value in vars(GateMixin).items() if inspect.isfunction(value) and not name.startswith("_")]
@@ -71,11 +69,6 @@ def test_the_rest_store_takes_our_arguments() -> None:
 )
 def test_models_uris(source: str, parsed: tuple[str | None, ...]) -> None:
     assert compat.parse_models_uri(source) == parsed
-
-
-def test_the_schema_that_is_read_without_mlflow_is_mlflows() -> None:
-    """When it moves: read MLflow's new migrations, mend the queries, then the revision; until then MLflow is asked."""
-    assert _get_latest_schema_revision() == light_store.KNOWN_SCHEMA
 
 
 def test_prompt_sources() -> None:

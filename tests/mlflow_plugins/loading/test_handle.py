@@ -119,7 +119,7 @@ def test_a_registry_that_is_gone_changes_nothing(versions, leaf: bytes, wait_for
 
     with ModelHandle(URI, interval_s=0.01, threads=1) as watching:
         with monkeypatch.context() as patch:
-            patch.setattr(handle, "resolve_models_uri", gone)
+            patch.setattr(handle, "_resolve_models_uri", gone)
             wait_for(lambda: len(tries) > 3)
             assert watching.predict([leaf])[0].error is None and "gone" in str(watching.failure)
         wait_for(lambda: watching.failure is None)

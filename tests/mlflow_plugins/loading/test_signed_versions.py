@@ -87,7 +87,6 @@ def test_the_signature_is_downloaded_where_it_is_asked_for_and_there(
             return str(stored[self.uri].download_artifacts(name, dst_path=dst_path))
 
     monkeypatch.setattr(artifact_repository_registry, "get_artifact_repository", Remote)
-    monkeypatch.setattr("mlflow_plugins.loading.native.find_version", lambda _: None)
     assert flavor.load_model(uris[0], threads=1, public_key=signing_keys.public).predict([leaf])[0].error is None
     assert STORED in fetched
     fetched.clear()
