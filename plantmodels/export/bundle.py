@@ -50,9 +50,9 @@ from plantmodels.export.onnx_heads import Int8Head, int8_head_model, packed_head
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.quantize import store_weights_fp16
 from plantmodels.export.staging import staged_bundle
-from plantmodels.ood.embeddings import Embedder
+from plantmodels.ood.embeddings import Embedder, LeafEmbeddings, NonPlantEmbeddings
 from plantmodels.ood.moments import RunningMoments
-from plantmodels.ood.select import LeafEmbeddings, NonPlantEmbeddings, check_image_count, select_detector
+from plantmodels.ood.select import check_image_count, select_detector
 from plantmodels.serve.models import SpeciesModel, run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
 
@@ -135,10 +135,10 @@ def export_bundle(
             embedded = _embed(folder, inputs, metadata)
         unreadable = tuple(dict.fromkeys([*unreadable, *embedded.unreadable]))  # a leaf may be read twice
         with clock.measure("select detector"):
-            selection = select_detector(embedded.plants, embedded.others, rest=embedded.rest, seed=seed)
+            selection = select_detector(embedded.plants, embedded.others, further_moments=embedded.rest, seed=seed)
         write_detector(folder / DETECTOR_FILE, selection.detector)
         heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)
-        temperatures = fit_temperatures(embedded.plants.embedded, embedded.samples, partial(run_packed_heads, heads))
+        temperatures = fit_temperatures(embedded.plants.outputs, embedded.samples, partial(run_packed_heads, heads))
         found = {
             "unreadable_images": _describe_unreadable(inputs, unreadable),
             "detector": {"reason": selection.reason, "trials": [asdict(trial) for trial in selection.trials]},
@@ -349,7 +349,7 @@ def _embed(folder: Path, inputs: _Inputs, metadata: Metadata) -> _Embedded:
     name, options, rows_per_run = SPECIES_FILES["int8"], metadata.session_options, metadata.rows_per_run("int8")
     session = open_session(folder / name, options=options, threads=1, rows_per_run=rows_per_run)
     model = SpeciesModel(session, rows_per_run=rows_per_run, workers=count_cores())
-    embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.leaves.samples))
+    embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.leaves.samples))
     number = {label: i for i, label in enumerate(sorted({class_of(sample) for sample in inputs.leaves.samples}))}
 
     def classes_of(samples: Sequence[LeafSample]) -> NDArray[np.int64]:
@@ -378,7 +378,7 @@ def _embed_non_plants(
     paths = thin_out(half.paths, MAX_NON_PLANTS, key=half.source_of)
     if not paths:
         return None, ()
-    embedder = Embedder(model, metadata.preprocessing, out_of=len(inputs.non_plants.paths))
+    embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.non_plants.paths))
     positions, embedded = embedder.collect(paths, "embed non-plants")
     sources = np.array([half.source_of(path) for path in paths])[positions]
     return NonPlantEmbeddings(embedded, sources), embedder.unreadable

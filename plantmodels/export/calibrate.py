@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
 
 from plantmodels.data.leaves import LeafSample
-from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.embeddings import ModelOutputs
 from plantmodels.serve.routing import RunHeads
 
 TEMPERATURE_BOUNDS: Final = (0.1, 10.0)
@@ -39,7 +39,7 @@ class Temperatures:
     disease: float
 
 
-def fit_temperatures(embedded: Embedded, samples: Sequence[LeafSample], run_heads: RunHeads) -> Temperatures:
+def fit_temperatures(embedded: ModelOutputs, samples: Sequence[LeafSample], run_heads: RunHeads) -> Temperatures:
     """Fits both, the diseases' given the true species; 1 where there is nothing to fit on.
 
     Args:

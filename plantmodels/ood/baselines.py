@@ -1,11 +1,7 @@
-"""Out-of-distribution scores of the literature, for comparison with those that a bundle can hold.
+"""Fits out-of-distribution scores from the literature, to compare them with the detectors that a bundle can hold.
 
-Each `fit_…` takes a `Training` and returns a `Scorer`; higher scores mean more out-of-distribution. All see embeddings
-and species logits alone.
-
->>> score = BASELINES["knn"].fit(training)  # doctest: +SKIP
->>> score(embedded).shape  # doctest: +SKIP
-(600,)
+Each `fit_…` function takes `FitData` and returns a `Scorer`. Higher scores mean more out-of-distribution. All methods
+see embeddings and species logits only.
 
 References:
     Mueller, Hein, "Mahalanobis++: Improving OOD Detection via Feature Normalization", ICML 2025.
@@ -30,147 +26,157 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
+from plantmodels.arrays import Embeddings, Labels, Scores
 from plantmodels.bundle.detector import OODDetector
-from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.embeddings import ModelOutputs
 from plantmodels.ood.moments import RunningMoments, fit_detector
 
-Scorer = Callable[[Embedded], NDArray[np.float64]]
-"""N images to scores (N,)."""
+Scorer = Callable[[ModelOutputs], Scores]
+"""Maps the outputs for N images to N scores."""
 
+# The constants below are the papers' own, except for the two regularization strengths, which did best on real leaves.
 _GEN_POWER: Final = 0.1
 _GEN_CLASSES: Final = 100
-_NEIGHBOURS: Final = 50
+_NEIGHBORS: Final = 50
 _VIM_DIMENSIONS: Final = 0.5
-"""Of the embedding's, for its principal space; the paper takes 1,000 of 2,048 and 512 of 768."""
+"""Share of the embedding's dimensions that span the principal space; the paper takes 1,000 of 2,048 and 512 of 768."""
 
 _LOGISTIC_C: Final = 0.01
 _SVM_C: Final = 10.0
 
 
 @dataclass(frozen=True)
-class Training:
-    """What a score may be fitted on.
+class FitData:
+    """Images that a method is fitted on.
 
     Attributes:
-        plants: N training leaves.
-        classes: (N,) int64, species and disease as one number.
-        others: M known non-plants; None for a score that may not see any.
+        plants: outputs for N training leaves.
+        classes: (N,) pair of species and disease, as one number.
+        non_plants: outputs for M known non-plants; None for a method that may not see any.
     """
 
-    plants: Embedded
-    classes: NDArray[np.int64]
-    others: Embedded | None
+    plants: ModelOutputs
+    classes: Labels
+    non_plants: ModelOutputs | None
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """How a score is fitted, and whether it wants non-plants (outlier exposure)."""
+    """A method of the literature.
 
-    fit: Callable[[Training], Scorer]
+    Attributes:
+        fit: function that fits the method.
+        exposed: whether the method needs non-plants (outlier exposure).
+    """
+
+    fit: Callable[[FitData], Scorer]
     exposed: bool = False
 
 
-def _moments(features: NDArray[np.floating], classes: NDArray[np.int64]) -> RunningMoments:
+def _compute_moments(features: NDArray[np.floating], classes: Labels) -> RunningMoments:
     moments = RunningMoments(int(classes.max()) + 1, features.shape[1])
     moments.update(classes, features)
     return moments
 
 
-def _normalized(features: NDArray[np.float32]) -> NDArray[np.float32]:
+def _normalize(features: Embeddings) -> Embeddings:
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
-    unit: NDArray[np.float32] = features / np.maximum(lengths, np.float32(1e-12))
+    unit: Embeddings = features / np.maximum(lengths, np.float32(1e-12))
     return unit
 
 
-def fit_normalized_mahalanobis(training: Training) -> Scorer:
-    """Mahalanobis++ (Mueller & Hein 2025): `min_c d(f / |f|, mean_c, inv_cov)` with one tied covariance."""
-    moments = _moments(_normalized(training.plants.features), training.classes)
+def fit_normalized_mahalanobis(data: FitData) -> Scorer:
+    """Fit Mahalanobis++ (Mueller & Hein 2025): `min_c d(f / |f|, mean_c, inv_cov)` with one tied covariance."""
+    moments = _compute_moments(_normalize(data.plants.features), data.classes)
     detector = replace(fit_detector(moments, "class_mahalanobis"), normalize=True)
-    return lambda embedded: detector.score(embedded.features)
+    return lambda outputs: detector.score(outputs.features)
 
 
-def fit_relative_mahalanobis(training: Training) -> Scorer:
-    """Relative Mahalanobis (Ren et al. 2021): `min_c d(f, mean_c, inv_cov)² - d(f, mean, inv_cov of all)²`."""
-    moments = _moments(training.plants.features, training.classes)
+def fit_relative_mahalanobis(data: FitData) -> Scorer:
+    """Fit relative Mahalanobis (Ren et al. 2021): `min_c d(f, mean_c, inv_cov)² - d(f, mean, inv_cov of all)²`."""
+    moments = _compute_moments(data.plants.features, data.classes)
     near, far = fit_detector(moments, "class_mahalanobis"), fit_detector(moments, "mahalanobis")
     detector = OODDetector(
         "gaussian_ratio", near.mean, near.inv_cov, 0.0, other_mean=far.mean[0], other_inv_cov=far.inv_cov
     )
-    return lambda embedded: detector.score(embedded.features)
+    return lambda outputs: detector.score(outputs.features)
 
 
-def fit_energy(training: Training) -> Scorer:
-    """Energy (Liu et al. 2020): `-log Σ exp(logit)`, temperature 1. Nothing is fitted."""
-    del training
+def fit_energy(data: FitData) -> Scorer:
+    """Return the energy score (Liu et al. 2020): `-log Σ exp(logit)` at temperature 1. Nothing is fitted."""
+    del data
 
-    def score(embedded: Embedded) -> NDArray[np.float64]:
-        return -np.asarray(logsumexp(embedded.logits.astype(np.float64), axis=1))
+    def score(outputs: ModelOutputs) -> Scores:
+        return -np.asarray(logsumexp(outputs.logits.astype(np.float64), axis=1))
 
     return score
 
 
-def fit_gen(training: Training) -> Scorer:
-    """Generalized entropy (Liu et al. 2023): `Σ (p (1 - p))^0.1`, the 100 highest probabilities. Nothing is fitted."""
-    del training
+def fit_gen(data: FitData) -> Scorer:
+    """Return the generalized entropy (Liu et al. 2023): `Σ (p (1 - p))^0.1` over the 100 highest probabilities.
 
-    def score(embedded: Embedded) -> NDArray[np.float64]:
-        probabilities = np.sort(softmax(embedded.logits.astype(np.float64), axis=1), axis=1)[:, -_GEN_CLASSES:]
+    Nothing is fitted.
+    """
+    del data
+
+    def score(outputs: ModelOutputs) -> Scores:
+        probabilities = np.sort(softmax(outputs.logits.astype(np.float64), axis=1), axis=1)[:, -_GEN_CLASSES:]
         return np.asarray(np.sum((probabilities * (1 - probabilities)) ** _GEN_POWER, axis=1))
 
     return score
 
 
-def fit_knn(training: Training) -> Scorer:
-    """Distance of the normalised embedding to its 50th nearest training leaf (Sun et al. 2022)."""
-    stored = _normalized(training.plants.features)
-    index = NearestNeighbors(n_neighbors=min(_NEIGHBOURS, len(stored)), algorithm="brute").fit(stored)
+def fit_knn(data: FitData) -> Scorer:
+    """Fit the distance from the normalized embedding to its 50th nearest training leaf (Sun et al. 2022)."""
+    stored = _normalize(data.plants.features)
+    index = NearestNeighbors(n_neighbors=min(_NEIGHBORS, len(stored)), algorithm="brute").fit(stored)
 
-    def score(embedded: Embedded) -> NDArray[np.float64]:
-        return np.asarray(index.kneighbors(_normalized(embedded.features))[0][:, -1], np.float64)
+    def score(outputs: ModelOutputs) -> Scores:
+        return np.asarray(index.kneighbors(_normalize(outputs.features))[0][:, -1], np.float64)
 
     return score
 
 
-def fit_vim(training: Training) -> Scorer:
-    """Virtual-logit matching (Wang et al. 2022): `α |residual of f| - log Σ exp(logit)`.
+def fit_vim(data: FitData) -> Scorer:
+    """Fit virtual-logit matching (Wang et al. 2022): `α |residual of f| - log Σ exp(logit)`.
 
-    The residual is what the principal half of the dimensions leaves of `f - o`, with `o = -W⁺ b`, the origin at which
-    all logits are 0; the affine map `W, b` from embedding to logits is recovered from the two. `α` makes the mean
-    virtual logit of the training leaves equal the mean of their largest logits.
+    The residual is the part of `f - o` outside the principal half of the dimensions. The origin `o = -W⁺ b` is the
+    point at which all logits are 0. The affine map `W, b` from embedding to logits is recovered by least squares. `α`
+    makes the mean virtual logit of the training leaves equal to the mean of their largest logits.
     """
-    features, logits = training.plants.features.astype(np.float64), training.plants.logits.astype(np.float64)
-    centre = features.mean(axis=0)
-    weight = np.linalg.lstsq(features - centre, logits - logits.mean(axis=0), rcond=None)[0].T
-    origin = -np.linalg.pinv(weight) @ (logits.mean(axis=0) - weight @ centre)
+    features, logits = data.plants.features.astype(np.float64), data.plants.logits.astype(np.float64)
+    center = features.mean(axis=0)
+    weight = np.linalg.lstsq(features - center, logits - logits.mean(axis=0), rcond=None)[0].T
+    origin = -np.linalg.pinv(weight) @ (logits.mean(axis=0) - weight @ center)
     shifted = features - origin
     values, vectors = np.linalg.eigh(shifted.T @ shifted)
     residual = vectors[:, : len(values) - round(_VIM_DIMENSIONS * len(values))]
     alpha = logits.max(axis=1).mean() / max(float(np.linalg.norm(shifted @ residual, axis=1).mean()), 1e-12)
 
-    def score(embedded: Embedded) -> NDArray[np.float64]:
-        length = np.linalg.norm((embedded.features.astype(np.float64) - origin) @ residual, axis=1)
-        return np.asarray(alpha * length - logsumexp(embedded.logits.astype(np.float64), axis=1))
+    def score(outputs: ModelOutputs) -> Scores:
+        length = np.linalg.norm((outputs.features.astype(np.float64) - origin) @ residual, axis=1)
+        return np.asarray(alpha * length - logsumexp(outputs.logits.astype(np.float64), axis=1))
 
     return score
 
 
-def fit_logistic(training: Training) -> Scorer:
-    """Log-odds of logistic regression, plants against known non-plants, L2, standardised features."""
-    return _fit_classifier(training, LogisticRegression(C=_LOGISTIC_C, class_weight="balanced", max_iter=1000))
+def fit_logistic(data: FitData) -> Scorer:
+    """Fit a logistic regression of known non-plants against plants, on standardized features; scores are log-odds."""
+    return _fit_classifier(data, LogisticRegression(C=_LOGISTIC_C, class_weight="balanced", max_iter=1000))
 
 
-def fit_rbf(training: Training) -> Scorer:
-    """Margin of a support vector machine with a Gaussian kernel, plants against known non-plants."""
-    return _fit_classifier(training, SVC(C=_SVM_C, gamma="scale", class_weight="balanced"))
+def fit_rbf(data: FitData) -> Scorer:
+    """Fit a support vector machine with a Gaussian kernel, known non-plants against plants; scores are margins."""
+    return _fit_classifier(data, SVC(C=_SVM_C, gamma="scale", class_weight="balanced"))
 
 
-def _fit_classifier(training: Training, classifier: Any) -> Scorer:
-    if training.others is None:
-        raise ValueError("a score with outlier exposure needs non-plants")
-    features = np.concatenate([training.plants.features, training.others.features])
-    is_other = np.repeat([False, True], [len(training.plants), len(training.others)])
-    model = make_pipeline(StandardScaler(), classifier).fit(features, is_other)
-    return lambda embedded: np.asarray(model.decision_function(embedded.features), np.float64)
+def _fit_classifier(data: FitData, classifier: Any) -> Scorer:
+    if data.non_plants is None:
+        raise ValueError("a method with outlier exposure needs non-plants")
+    features = np.concatenate([data.plants.features, data.non_plants.features])
+    is_non_plant = np.repeat([False, True], [len(data.plants), len(data.non_plants)])
+    model = make_pipeline(StandardScaler(), classifier).fit(features, is_non_plant)
+    return lambda outputs: np.asarray(model.decision_function(outputs.features), np.float64)
 
 
 BASELINES: Final[Mapping[str, Baseline]] = {

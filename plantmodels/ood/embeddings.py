@@ -1,17 +1,14 @@
-"""Embeddings and logits of image files, as streams.
-
->>> embedder = Embedder(model, preprocessing, out_of=len(paths))  # doctest: +SKIP
->>> for positions, embedded in embedder.stream(paths, "fit"): ...  # doctest: +SKIP
-"""
+"""Runs the species model over image files: embeddings and logits as streams, or all at once."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Embeddings, Labels, Logits, Mask
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
@@ -21,75 +18,115 @@ _BATCH: Final = 32
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """What a species model says of N images.
+class ModelOutputs:
+    """Outputs of the species model for N images.
 
     Attributes:
-        features: (N, D) float32, the embeddings.
-        logits: (N, S) float32, of the species.
+        features: (N, D) embeddings.
+        logits: (N, S) logits of the species.
     """
 
-    features: NDArray[np.float32]
-    logits: NDArray[np.float32]
+    features: Embeddings
+    logits: Logits
 
     def __len__(self) -> int:
-        """N."""
+        """Return N, the number of images."""
         return len(self.features)
 
-    def __getitem__(self, rows: NDArray[Any]) -> "Embedded":
-        """Those rows, by a mask or by indices."""
-        return Embedded(self.features[rows], self.logits[rows])
+    def __getitem__(self, rows: Mask | Labels) -> "ModelOutputs":
+        """Return some rows, selected by a mask or by indices."""
+        return ModelOutputs(self.features[rows], self.logits[rows])
+
+
+@dataclass(frozen=True)
+class LeafEmbeddings:
+    """N training leaves.
+
+    Attributes:
+        outputs: outputs of the species model, one row per leaf.
+        classes: (N,) pair of species and disease, as one number.
+        species: (N,) index of the true species.
+    """
+
+    outputs: ModelOutputs
+    classes: Labels
+    species: Labels
+
+    def __getitem__(self, rows: Mask) -> "LeafEmbeddings":
+        """Return some rows, selected by a mask."""
+        return LeafEmbeddings(self.outputs[rows], self.classes[rows], self.species[rows])
+
+
+@dataclass(frozen=True)
+class NonPlantEmbeddings:
+    """M non-plants of the selection half.
+
+    Attributes:
+        outputs: outputs of the species model, one row per non-plant.
+        sources: (M,) name of the folder that each one comes from.
+    """
+
+    outputs: ModelOutputs
+    sources: NDArray[np.str_]
 
 
 class Embedder:
-    """Runs a species model over image files, a batch at a time.
+    """Runs a species model over image files, in batches.
 
     Attributes:
-        unreadable: files that were skipped in the streams that have ended.
+        unreadable: files that were skipped by the streams that have ended.
     """
 
-    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, *, out_of: int) -> None:
-        """Takes a model.
+    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, *, set_size: int) -> None:
+        """Prepare the runs; nothing is read before a stream is iterated.
 
         Args:
-            model: the species model whose embedding is wanted.
-            preprocessing: what it was trained with.
-            out_of: size of the whole set that all streams are parts of; 1 % of it may be unreadable.
+            model: the species model.
+            preprocessing: how pixels become the model's input.
+            set_size: number of images in the set that all streams are parts of; 1 % of them may be unreadable.
         """
         self.unreadable: tuple[UnreadableImage, ...] = ()
         self._model = model
         self._preprocessing = preprocessing
-        self._out_of = out_of
+        self._set_size = set_size
 
-    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], Embedded]]:
-        """Yields positions in `paths` and what the model says of them, at most 32; unreadable files are skipped.
+    def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], ModelOutputs]]:
+        """Yield positions in `paths` and the outputs for these images, at most 32 at a time.
+
+        Args:
+            paths: image files; unreadable ones are skipped.
+            description: label of the progress bar.
 
         Raises:
-            DataError: too many unreadable files.
+            DataError: too many files are unreadable.
         """
         stream = ImageStream(
             paths,
             self._preprocessing,
-            set_size=self._out_of,
+            set_size=self._set_size,
             skipped_before=self.unreadable,
             description=description,
         )
         for positions, pixels in stream.batches(_BATCH):
             logits, features = self._model.run(pixels)
-            yield positions, Embedded(features, logits)
+            yield positions, ModelOutputs(features, logits)
         self.unreadable += stream.unreadable
 
-    def collect(self, paths: Sequence[Path], description: str) -> tuple[NDArray[np.int64], Embedded]:
-        """All of a stream at once: positions (N,) of the readable images, and what the model says of them.
+    def collect(self, paths: Sequence[Path], description: str) -> tuple[Labels, ModelOutputs]:
+        """Return the whole stream at once: positions (N,) of the readable images and the outputs for them.
+
+        Args:
+            paths: image files; unreadable ones are skipped.
+            description: label of the progress bar.
 
         Raises:
-            DataError: no image, none that can be read, or too many that cannot.
+            DataError: no image can be read, or too many cannot.
         """
         parts = list(self.stream(paths, description))
         if not parts:
             raise DataError(f"{description}: none of {len(paths):,} images can be read")
         positions = np.concatenate([np.array(rows, np.int64) for rows, _ in parts])
         features, logits = (
-            np.concatenate([getattr(embedded, name) for _, embedded in parts]) for name in ("features", "logits")
+            np.concatenate([getattr(outputs, name) for _, outputs in parts]) for name in ("features", "logits")
         )
-        return positions, Embedded(features, logits)
+        return positions, ModelOutputs(features, logits)

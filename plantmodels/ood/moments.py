@@ -1,10 +1,11 @@
-"""Fits the out-of-distribution detector on streams of embeddings: memory does not grow with their number.
+"""Fits an out-of-distribution detector on a stream of embeddings: memory does not grow with their number.
 
->>> moments = RunningMoments(classes=38, dim=768)  # doctest: +SKIP
->>> for labels, features in batches: moments.update(labels, features)  # doctest: +SKIP
->>> detector = fit_detector(moments, "class_mahalanobis")  # doctest: +SKIP
+>>> moments = RunningMoments(classes=2, dim=3)
+>>> moments.update(np.arange(100) % 2, np.random.default_rng(0).normal(size=(100, 3)))
+>>> fit_detector(moments, "class_mahalanobis").mean.shape
+(2, 3)
 
-`select_detector` chooses among methods and sets the threshold.
+`select_detector` chooses among the methods and sets the threshold.
 
 References:
     Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
@@ -18,58 +19,65 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
+from plantmodels.arrays import Labels
 from plantmodels.bundle.detector import Method, OODDetector
 from plantmodels.errors import DetectorError
 
 MIN_FIT_IMAGES: Final = 50
+"""With fewer images, the covariance would be almost entirely shrinkage."""
 
 
 class RunningMoments:
-    """Class means and the scatter around them, of any number of embeddings, in float64.
+    """Means of the classes and the scatter around them, for any number of embeddings, in float64.
 
     Attributes:
-        counts: (C,) embeddings seen of each class.
-        means: (C, D).
-        scatter: (D, D), the sum over embeddings of `(f - mean_c)(f - mean_c)ᵀ`.
+        counts: (C,) number of embeddings seen in each class.
+        means: (C, D) mean embedding of each class.
+        scatter: (D, D) sum over all embeddings `f` of `(f - mean)(f - mean)ᵀ`, with the mean of its class.
     """
 
     def __init__(self, classes: int, dim: int) -> None:
-        """Starts empty."""
-        self.counts: NDArray[np.int64] = np.zeros(classes, np.int64)
+        """Start without any embedding.
+
+        Args:
+            classes: C, the number of classes.
+            dim: D, the length of an embedding.
+        """
+        self.counts: Labels = np.zeros(classes, np.int64)
         self.means: NDArray[np.float64] = np.zeros((classes, dim))
         self.scatter: NDArray[np.float64] = np.zeros((dim, dim))
 
-    def update(self, labels: NDArray[np.int64], features: NDArray[np.floating]) -> None:
-        """Adds embeddings; the result does not depend on how they are cut into batches.
+    def update(self, labels: Labels, features: NDArray[np.floating]) -> None:
+        """Add embeddings; the result does not depend on how they are cut into batches, except for rounding.
 
         Args:
-            labels: (N,) class of each.
-            features: (N, D).
+            labels: (N,) class of each embedding.
+            features: (N, D) embeddings.
 
         Raises:
-            DetectorError: NaN or infinity.
+            DetectorError: an embedding holds NaN or infinity.
         """
         features = features.astype(np.float64)
         if not np.isfinite(features).all():
-            raise DetectorError("an embedding holds NaN or infinity; the network or its INT8 form is broken")
+            raise DetectorError("an embedding holds NaN or infinity: the network or its INT8 model is broken")
         for label in np.unique(labels):
             rows = features[labels == label]
             mean = rows.mean(axis=0)
             delta = mean - self.means[label]
             before, total = self.counts[label], self.counts[label] + len(rows)
-            centred = rows - mean
-            self.scatter += centred.T @ centred + np.outer(delta, delta) * (before * len(rows) / total)
+            centered = rows - mean
+            self.scatter += centered.T @ centered + np.outer(delta, delta) * (before * len(rows) / total)
             self.means[label] += delta * (len(rows) / total)
             self.counts[label] = total
 
     def copy(self) -> "RunningMoments":
-        """The same, to be updated by itself."""
+        """Return a copy that can be updated independently."""
         result = RunningMoments(*self.means.shape)
         result.counts, result.means, result.scatter = self.counts.copy(), self.means.copy(), self.scatter.copy()
         return result
 
     def pooled(self) -> "RunningMoments":
-        """The same embeddings as one class: its scatter is that within classes plus that between them."""
+        """Return the moments of the same embeddings taken as one class."""
         result = RunningMoments(1, self.means.shape[1])
         result.counts[0] = self.counts.sum()
         result.means[0] = self.counts @ self.means / max(1, result.counts[0])
@@ -78,58 +86,62 @@ class RunningMoments:
         return result
 
 
-def fit_detector(moments: RunningMoments, method: Method, others: RunningMoments | None = None) -> OODDetector:
-    """Means and inverse covariance with OAS shrinkage; the threshold rejects nothing until one is chosen.
+def fit_detector(moments: RunningMoments, method: Method, non_plants: RunningMoments | None = None) -> OODDetector:
+    """Return a detector with means and inverse covariances; its threshold rejects nothing yet.
 
-    The covariance is `(1 - s) S + s · trace(S)/D · I` with `S = scatter / n`, and `s` by Chen et al. (2010),
-    equation 23 as scikit-learn computes it. "mahalanobis" has one mean and the total covariance,
-    "class_mahalanobis" a mean for each class that occurs and the covariance within classes, and "gaussian_ratio" the
-    same beside mean and covariance of the non-plants. Inverse covariances are rounded to float32.
+    - "mahalanobis" has one mean and the total covariance.
+    - "class_mahalanobis" has a mean for each class that occurs, and the covariance within classes.
+    - "gaussian_ratio" adds the mean and the covariance of the non-plants to "class_mahalanobis".
+
+    Covariances are shrunk to `(1 - s) S + s · trace(S)/D · I`, with `S = scatter / n` and `s` by Chen et al. (2010),
+    equation 23, as in scikit-learn's OAS. Inverse covariances are rounded to float32.
 
     Args:
-        moments: of plants, by class.
-        method: what to fit.
-        others: of known non-plants, as one class; for "gaussian_ratio" alone.
+        moments: moments of the plants, by class.
+        method: the method to fit.
+        non_plants: moments of known non-plants, for "gaussian_ratio" only.
 
     Raises:
-        DetectorError: fewer than `MIN_FIT_IMAGES` plants, or embeddings that do not vary.
-        ValueError: "gaussian_ratio" without `others`.
+        DetectorError: there are fewer than `MIN_FIT_IMAGES` plants, or the embeddings do not vary.
+        ValueError: the method is "gaussian_ratio" and `non_plants` is None.
     """
     if method == "mahalanobis":
         moments = moments.pooled()
     count = int(moments.counts.sum())
     if count < MIN_FIT_IMAGES:
         raise DetectorError(f"{count} training images to fit the detector on, at least {MIN_FIT_IMAGES} are needed")
-    inv_cov, shrinkage = _invert(moments, "training")
+    inv_cov, shrinkage = _invert_covariance(moments, "training")
     fit: dict[str, float | int | str] = {"fit_images": count, "shrinkage": shrinkage}
-    mean, never = moments.means[moments.counts > 0], np.finfo(float).max
+    mean, reject_nothing = moments.means[moments.counts > 0], np.finfo(float).max
     if method != "gaussian_ratio":
-        return OODDetector(method, mean, inv_cov, never, fit=fit)
-    if others is None:
+        return OODDetector(method, mean, inv_cov, reject_nothing, fit=fit)
+    if non_plants is None:
         raise ValueError("method 'gaussian_ratio' needs the moments of non-plants")
-    other_inv_cov, other_shrinkage = _invert(others.pooled(), "non-plant")
-    fit |= {"fit_non_plants": int(others.counts.sum()), "non_plant_shrinkage": other_shrinkage}
-    other_mean = others.pooled().means[0]
-    return OODDetector(method, mean, inv_cov, never, other_mean=other_mean, other_inv_cov=other_inv_cov, fit=fit)
+    other_inv_cov, other_shrinkage = _invert_covariance(non_plants.pooled(), "non-plant")
+    fit |= {"fit_non_plants": int(non_plants.counts.sum()), "non_plant_shrinkage": other_shrinkage}
+    other_mean = non_plants.pooled().means[0]
+    return OODDetector(
+        method, mean, inv_cov, reject_nothing, other_mean=other_mean, other_inv_cov=other_inv_cov, fit=fit
+    )
 
 
-def _invert(moments: RunningMoments, what: str) -> tuple[NDArray[np.float32], float]:
-    """Inverse of the shrunk covariance, and the shrinkage."""
+def _invert_covariance(moments: RunningMoments, images: str) -> tuple[NDArray[np.float32], float]:
+    """Return the inverse of the shrunk covariance, (D, D), and the shrinkage; `images` names them in errors."""
     count, dim = int(moments.counts.sum()), moments.means.shape[1]
     empirical = moments.scatter / max(1, count)
     scale = float(np.trace(empirical)) / dim
     if not scale > 0:
-        raise DetectorError(f"all {count:,} {what} embeddings are equal: their covariance is singular")
-    shrinkage = _oas_shrinkage(empirical, count)
+        raise DetectorError(f"all {count:,} {images} embeddings are equal: their covariance is singular")
+    shrinkage = _compute_oas_shrinkage(empirical, count)
     covariance = (1 - shrinkage) * empirical + shrinkage * scale * np.eye(dim)
     try:
         inverse = linalg.cho_solve(linalg.cho_factor(covariance), np.eye(dim))
     except linalg.LinAlgError as error:
-        raise DetectorError(f"the covariance of {count:,} {what} embeddings of length {dim} is singular") from error
+        raise DetectorError(f"the covariance of {count:,} {images} embeddings of length {dim} is singular") from error
     return ((inverse + inverse.T) / 2).astype(np.float32), shrinkage
 
 
-def _oas_shrinkage(covariance: NDArray[np.float64], count: int) -> float:
+def _compute_oas_shrinkage(covariance: NDArray[np.float64], count: int) -> float:
     dim = len(covariance)
     alpha = float(np.mean(covariance**2))
     mu_squared = (float(np.trace(covariance)) / dim) ** 2

@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 
 from plantmodels.data.leaves import LeafSample
 from plantmodels.export.calibrate import TEMPERATURE_BOUNDS, Temperatures, fit_temperature, fit_temperatures
-from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.embeddings import ModelOutputs
 
 
 def draw(temperature: float, count: int = 400, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
@@ -89,12 +89,12 @@ def test_species_and_diseases_are_fitted_on_the_same_leaves() -> None:
     expected = Temperatures(
         fit_temperature(species_logits, species), fit_temperature(disease_logits[~headless], diseases[~headless])
     )
-    assert fit_temperatures(Embedded(embedding, species_logits), samples, run_heads) == expected
+    assert fit_temperatures(ModelOutputs(embedding, species_logits), samples, run_heads) == expected
 
 
 def test_without_a_disease_its_temperature_is_1() -> None:
     logits, species = draw(0.6, classes=3)
     samples = [LeafSample(Path(str(i)), int(s), None) for i, s in enumerate(species)]
-    fitted = fit_temperatures(Embedded(logits, logits), samples, lambda *_: pytest.fail("asked"))
+    fitted = fit_temperatures(ModelOutputs(logits, logits), samples, lambda *_: pytest.fail("asked"))
 
     assert fitted == Temperatures(fit_temperature(logits, species), 1.0)

@@ -1,4 +1,4 @@
-"""Scores of the literature against slow loops, scipy and scikit-learn."""
+"""Checks the scores of the literature against slow loops, SciPy and scikit-learn."""
 
 import math
 
@@ -10,28 +10,28 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
-from plantmodels.ood.baselines import BASELINES, Training
-from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.baselines import BASELINES, FitData
+from plantmodels.ood.embeddings import ModelOutputs
 
 CLASSES, DIM, SPECIES = 4, 8, 3
 
 
-def make_training(seed: int = 0, count: int = 300, others: int = 60) -> Training:
+def make_training(seed: int = 0, count: int = 300, non_plants: int = 60) -> FitData:
     """Logits are an affine map of the features, as a species head makes them."""
     rng = np.random.default_rng(seed)
     classes = np.arange(count) % CLASSES
     weight, bias = rng.normal(size=(SPECIES, DIM)), rng.normal(size=SPECIES)
 
-    def embed(features: np.ndarray) -> Embedded:
-        return Embedded(features.astype(np.float32), (features @ weight.T + bias).astype(np.float32))
+    def embed(features: np.ndarray) -> ModelOutputs:
+        return ModelOutputs(features.astype(np.float32), (features @ weight.T + bias).astype(np.float32))
 
     mixing = rng.normal(size=(DIM, DIM))
     plants = rng.normal(size=(count, DIM)) @ mixing + 4 * rng.normal(size=(CLASSES, DIM))[classes]
-    return Training(embed(plants), classes, embed(rng.normal(size=(others, DIM)) * 6 - 3))
+    return FitData(embed(plants), classes, embed(rng.normal(size=(non_plants, DIM)) * 6 - 3))
 
 
 @pytest.fixture(scope="module")
-def training() -> Training:
+def training() -> FitData:
     return make_training()
 
 
@@ -44,13 +44,13 @@ def normalized(features: np.ndarray) -> np.ndarray:
     return features / np.sqrt((features**2).sum(axis=1, keepdims=True))
 
 
-def expected_normalized_mahalanobis(training: Training, queries: Embedded) -> list[float]:
+def expected_normalized_mahalanobis(training: FitData, queries: ModelOutputs) -> list[float]:
     means, inverse = tied(normalized(training.plants.features.astype(np.float64)), training.classes)
     unit = normalized(queries.features.astype(np.float64))
     return [min(mahalanobis(f, mean, inverse) for mean in means) for f in unit]
 
 
-def expected_relative_mahalanobis(training: Training, queries: Embedded) -> list[float]:
+def expected_relative_mahalanobis(training: FitData, queries: ModelOutputs) -> list[float]:
     features = training.plants.features.astype(np.float64)
     means, inverse = tied(features, training.classes)
     whole = OAS().fit(features)
@@ -61,11 +61,11 @@ def expected_relative_mahalanobis(training: Training, queries: Embedded) -> list
     ]
 
 
-def expected_energy(training: Training, queries: Embedded) -> list[float]:
+def expected_energy(training: FitData, queries: ModelOutputs) -> list[float]:
     return [-math.log(sum(math.exp(logit) for logit in row)) for row in queries.logits.tolist()]
 
 
-def expected_gen(training: Training, queries: Embedded) -> list[float]:
+def expected_gen(training: FitData, queries: ModelOutputs) -> list[float]:
     scores = []
     for row in queries.logits.tolist():
         total = sum(math.exp(logit) for logit in row)
@@ -73,12 +73,12 @@ def expected_gen(training: Training, queries: Embedded) -> list[float]:
     return scores
 
 
-def expected_knn(training: Training, queries: Embedded) -> np.ndarray:
+def expected_knn(training: FitData, queries: ModelOutputs) -> np.ndarray:
     distances = cdist(normalized(queries.features), normalized(training.plants.features))
     return np.sort(distances, axis=1)[:, 49]
 
 
-def expected_vim(training: Training, queries: Embedded) -> np.ndarray:
+def expected_vim(training: FitData, queries: ModelOutputs) -> np.ndarray:
     """As the authors' code: principal space by an eigendecomposition of the features around the origin."""
     rng = np.random.default_rng(0)  # the head that `make_training` draws
     weight, bias = rng.normal(size=(SPECIES, DIM)), rng.normal(size=SPECIES)
@@ -91,20 +91,20 @@ def expected_vim(training: Training, queries: Embedded) -> np.ndarray:
     return virtual - np.log(np.exp(queries.logits).sum(axis=1))
 
 
-def standardized(training: Training) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    features = np.concatenate([training.plants.features, training.others.features]).astype(np.float64)
-    labels = np.repeat([0, 1], [len(training.plants), len(training.others)])
+def standardized(training: FitData) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    features = np.concatenate([training.plants.features, training.non_plants.features]).astype(np.float64)
+    labels = np.repeat([0, 1], [len(training.plants), len(training.non_plants)])
     mean, std = features.mean(axis=0), features.std(axis=0)
     return (features - mean) / std, labels, mean, std
 
 
-def expected_logistic(training: Training, queries: Embedded) -> np.ndarray:
+def expected_logistic(training: FitData, queries: ModelOutputs) -> np.ndarray:
     features, labels, mean, std = standardized(training)
     model = LogisticRegression(C=0.01, class_weight="balanced", tol=1e-10, max_iter=5000).fit(features, labels)
     return (queries.features - mean) / std @ model.coef_[0] + model.intercept_[0]
 
 
-def expected_rbf_svm(training: Training, queries: Embedded) -> np.ndarray:
+def expected_rbf_svm(training: FitData, queries: ModelOutputs) -> np.ndarray:
     features, labels, mean, std = standardized(training)
     gamma = 1 / (DIM * features.var())
     model = SVC(C=10, gamma=gamma, class_weight="balanced").fit(features, labels)
@@ -113,8 +113,8 @@ def expected_rbf_svm(training: Training, queries: Embedded) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_is_that_of_an_independent_computation(name: str, training: Training) -> None:
-    queries = make_training(seed=1, count=30, others=30).others
+def test_equals_an_independent_computation(name: str, training: FitData) -> None:
+    queries = make_training(seed=1, count=30, non_plants=30).non_plants
     scores = BASELINES[name].fit(training)(queries)
 
     assert scores.shape == (30,)
@@ -122,18 +122,18 @@ def test_is_that_of_an_independent_computation(name: str, training: Training) ->
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_the_non_plants_matter_only_to_those_that_are_exposed(name: str, training: Training) -> None:
+def test_non_plants_only_matter_to_methods_that_are_exposed_to_them(name: str, training: FitData) -> None:
     if BASELINES[name].exposed:
         with pytest.raises(ValueError, match="needs non-plants"):
-            BASELINES[name].fit(Training(training.plants, training.classes, None))
+            BASELINES[name].fit(FitData(training.plants, training.classes, None))
         return
-    alone = BASELINES[name].fit(Training(training.plants, training.classes, None))
+    alone = BASELINES[name].fit(FitData(training.plants, training.classes, None))
 
-    np.testing.assert_array_equal(alone(training.others), BASELINES[name].fit(training)(training.others))
+    np.testing.assert_array_equal(alone(training.non_plants), BASELINES[name].fit(training)(training.non_plants))
 
 
 @pytest.mark.parametrize("name", ["relative_mahalanobis", "knn", "vim", "logistic", "rbf_svm"])
-def test_far_ones_score_higher(name: str, training: Training) -> None:
+def test_non_plants_score_higher(name: str, training: FitData) -> None:
     score = BASELINES[name].fit(training)
 
-    assert np.median(score(training.others)) > np.median(score(training.plants))
+    assert np.median(score(training.non_plants)) > np.median(score(training.plants))

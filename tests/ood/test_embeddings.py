@@ -35,7 +35,7 @@ def embed_by_hand(path: Path) -> np.ndarray:
 
 def test_every_image_is_embedded_once_and_in_order(paths: list[Path]) -> None:
     model = MeanModel()
-    streamed = list(Embedder(model, PREPROCESSING, out_of=len(paths)).stream(paths, ""))
+    streamed = list(Embedder(model, PREPROCESSING, set_size=len(paths)).stream(paths, ""))
 
     assert [p for positions, _ in streamed for p in positions] == list(range(180))
     assert model.batches == [32, 32, 32, 32, 32, 20]
@@ -45,7 +45,7 @@ def test_every_image_is_embedded_once_and_in_order(paths: list[Path]) -> None:
 
 def test_unreadable_files_are_skipped_over_all_streams(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
-    embedder = Embedder(MeanModel(), PREPROCESSING, out_of=300)
+    embedder = Embedder(MeanModel(), PREPROCESSING, set_size=300)
     streams = ([*paths[:40], tmp_path / "bad.jpg", *paths[40:80]], [tmp_path / "none.jpg", paths[0]])
     counts = [sum(len(positions) for positions, _ in embedder.stream(stream, "")) for stream in streams]
 
@@ -59,7 +59,7 @@ def test_unreadable_files_are_skipped_over_all_streams(paths: list[Path], tmp_pa
 def test_positions_skip_the_unreadable(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     mixed = [tmp_path / "bad.jpg", *paths[:3]]
-    [(positions, embedded)] = Embedder(MeanModel(), PREPROCESSING, out_of=100).stream(mixed, "")
+    [(positions, embedded)] = Embedder(MeanModel(), PREPROCESSING, set_size=100).stream(mixed, "")
 
     assert positions == [1, 2, 3]
     np.testing.assert_allclose(embedded.features[2], embed_by_hand(paths[2]), atol=1e-6)
@@ -68,7 +68,7 @@ def test_positions_skip_the_unreadable(paths: list[Path], tmp_path: Path) -> Non
 def test_all_at_once_is_the_stream_in_one_piece(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     mixed = [*paths[:40], tmp_path / "bad.jpg", *paths[40:70]]
-    positions, embedded = Embedder(MeanModel(), PREPROCESSING, out_of=100).collect(mixed, "embed")
+    positions, embedded = Embedder(MeanModel(), PREPROCESSING, set_size=100).collect(mixed, "embed")
 
     assert positions.tolist() == [*range(40), *range(41, 71)]
     np.testing.assert_allclose(embedded.features, [embed_by_hand(path) for path in paths[:70]], atol=1e-6)
@@ -79,4 +79,4 @@ def test_all_at_once_is_the_stream_in_one_piece(paths: list[Path], tmp_path: Pat
 def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     with pytest.raises(DataError, match="embed: none of 1 images can be read"):
-        Embedder(MeanModel(), PREPROCESSING, out_of=100).collect([tmp_path / "bad.jpg"], "embed")
+        Embedder(MeanModel(), PREPROCESSING, set_size=100).collect([tmp_path / "bad.jpg"], "embed")

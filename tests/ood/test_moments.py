@@ -170,20 +170,20 @@ class TestFit:
 class TestRatio:
     def test_scores_as_two_gaussians_of_scipy_with_the_covariances_of_sklearn(self) -> None:
         labels, features = embeddings(400, 6, 3)
-        _, others = embeddings(80, 6, 1, seed=7)
+        _, non_plants = embeddings(80, 6, 1, seed=7)
         detector = fit_detector(
-            moments_of(labels, features, 3), "gaussian_ratio", moments_of(np.zeros(80, int), others, 1, [30])
+            moments_of(labels, features, 3), "gaussian_ratio", moments_of(np.zeros(80, int), non_plants, 1, [30])
         )
         means = np.stack([features[labels == i].astype(np.float64).mean(axis=0) for i in range(3)])
         within = np.linalg.inv(OAS(assume_centered=True).fit(features - means[labels]).covariance_)
-        reference = OAS().fit(others.astype(np.float64))
+        reference = OAS().fit(non_plants.astype(np.float64))
         expected = [
             min(mahalanobis(f, mean, within) for mean in means) ** 2
             - mahalanobis(f, reference.location_, np.linalg.inv(reference.covariance_)) ** 2
-            for f in [*features[:20], *others[:20]]
+            for f in [*features[:20], *non_plants[:20]]
         ]
 
-        scores = detector.score(np.concatenate([features[:20], others[:20]]))
+        scores = detector.score(np.concatenate([features[:20], non_plants[:20]]))
         np.testing.assert_allclose(scores, expected, rtol=1e-4, atol=1e-2)
         assert detector.fit["fit_non_plants"] == 80
         assert detector.fit["non_plant_shrinkage"] == pytest.approx(reference.shrinkage_, rel=1e-6)

@@ -1,4 +1,4 @@
-"""Which detector is taken and where its threshold lies: brute force, and embeddings of which one method must win."""
+"""Checks the selected detector on embeddings that one method must win on, and its threshold by brute force."""
 
 import math
 
@@ -9,26 +9,23 @@ from hypothesis import strategies as st
 
 from plantmodels.bundle.detector import METHODS
 from plantmodels.errors import DetectorError
-from plantmodels.ood import select as module
-from plantmodels.ood.baselines import BASELINES, Training
-from plantmodels.ood.embeddings import Embedded
+from plantmodels.ood.baselines import BASELINES, FitData
+from plantmodels.ood.cross_validation import MIN_NON_PLANTS, cross_validate
+from plantmodels.ood.embeddings import LeafEmbeddings, ModelOutputs, NonPlantEmbeddings
 from plantmodels.ood.moments import RunningMoments, fit_detector
 from plantmodels.ood.select import (
-    MIN_NON_PLANTS,
     MIN_TRAINING_IMAGES,
-    LeafEmbeddings,
-    NonPlantEmbeddings,
     Selection,
     check_image_count,
-    choose_threshold,
     select_detector,
 )
+from plantmodels.ood.threshold import choose_threshold
 
 DIM = 12
 
 
-def embed(features: np.ndarray) -> Embedded:
-    return Embedded(features.astype(np.float32), features[:, :3].astype(np.float32))
+def embed(features: np.ndarray) -> ModelOutputs:
+    return ModelOutputs(features.astype(np.float32), features[:, :3].astype(np.float32))
 
 
 def make_plants(count: int = 400, spread: float = 3.0, seed: int = 0) -> LeafEmbeddings:
@@ -38,7 +35,7 @@ def make_plants(count: int = 400, spread: float = 3.0, seed: int = 0) -> LeafEmb
     return LeafEmbeddings(embed(rng.normal(size=(count, DIM)) + means[species]), species, species)
 
 
-def make_others(count: int = 120, shift: float = 2.0, scale: float = 0.5, seed: int = 1) -> NonPlantEmbeddings:
+def make_non_plants(count: int = 120, shift: float = 2.0, scale: float = 0.5, seed: int = 1) -> NonPlantEmbeddings:
     """Close to the plants' middle and tighter than they are: far from none of them, yet all of one kind."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(count, DIM)) * scale
@@ -48,7 +45,7 @@ def make_others(count: int = 120, shift: float = 2.0, scale: float = 0.5, seed: 
 
 @pytest.fixture(scope="module")
 def exposed() -> Selection:
-    return select_detector(make_plants(spread=0.0), make_others())
+    return select_detector(make_plants(spread=0.0), make_non_plants())
 
 
 class TestThreshold:
@@ -74,16 +71,16 @@ class TestThreshold:
     @settings(max_examples=150, deadline=None)
     @given(
         plants=st.lists(st.integers(0, 60), min_size=19, max_size=120),
-        others=st.lists(st.integers(0, 200), min_size=1, max_size=60),
+        non_plants=st.lists(st.integers(0, 200), min_size=1, max_size=60),
     )
-    def test_no_other_threshold_leaves_more_room(self, plants: list[int], others: list[int]) -> None:
-        chosen = choose_threshold(np.array(plants, float), np.array(others, float))
+    def test_no_other_threshold_leaves_more_room(self, plants: list[int], non_plants: list[int]) -> None:
+        chosen = choose_threshold(np.array(plants, float), np.array(non_plants, float))
         lowest = sorted(plants)[math.ceil((len(plants) + 1) * 0.95) - 1]
-        candidates = [value for value in {*plants, *others} if value >= lowest]
+        candidates = [value for value in {*plants, *non_plants} if value >= lowest]
 
         assert chosen.value >= lowest
-        assert room(plants, others, chosen.value) >= max(room(plants, others, value) for value in candidates)
-        assert chosen.recall == pytest.approx(sum(score > chosen.value for score in others) / len(others))
+        assert room(plants, non_plants, chosen.value) >= max(room(plants, non_plants, value) for value in candidates)
+        assert chosen.recall == pytest.approx(sum(score > chosen.value for score in non_plants) / len(non_plants))
         assert chosen.quantile == pytest.approx(sum(score <= chosen.value for score in plants) / len(plants))
 
     def test_it_lies_in_the_middle_of_a_gap(self) -> None:
@@ -113,11 +110,11 @@ class TestThreshold:
         assert chosen.value >= 95
 
 
-def room(plants: list[int], others: list[int], threshold: float) -> tuple[bool, float]:
+def room(plants: list[int], non_plants: list[int], threshold: float) -> tuple[bool, float]:
     """Whether the target precision holds, and the smaller of both margins in standard errors, term by term."""
-    n, m = len(plants), len(others)
+    n, m = len(plants), len(non_plants)
     alarms = (sum(score > threshold for score in plants) + 1) / (n + 1)
-    recall = sum(score > threshold for score in others) / m
+    recall = sum(score > threshold for score in non_plants) / m
     smoothed = [(rate * count + 2) / (count + 4) for rate, count in ((alarms, n), (recall, m))]
     errors = [math.sqrt(p * (1 - p) / (count + 4)) for p, count in zip(smoothed, (n, m), strict=True)]
     margin = min((recall / 99 - alarms) / errors[0], (recall - 0.95) / errors[1])
@@ -142,10 +139,10 @@ class TestSelect:
             assert set(trial.by_source) == {"stones", "walls"} == set(trial.by_unseen_source)
 
     def test_the_detector_is_fitted_on_everything(self, exposed: Selection) -> None:
-        plants, others = make_plants(spread=0.0), make_others()
+        plants, non_plants = make_plants(spread=0.0), make_non_plants()
         moments, other_moments = RunningMoments(5, DIM), RunningMoments(1, DIM)
-        moments.update(plants.classes, plants.embedded.features)
-        other_moments.update(np.zeros(120, np.int64), others.embedded.features)
+        moments.update(plants.classes, plants.outputs.features)
+        other_moments.update(np.zeros(120, np.int64), non_plants.outputs.features)
         expected = fit_detector(moments, "gaussian_ratio", other_moments)
 
         np.testing.assert_allclose(exposed.detector.inv_cov, expected.inv_cov, rtol=1e-5)
@@ -154,44 +151,44 @@ class TestSelect:
         assert exposed.detector.fit["selection_images"] == 120
 
     def test_scores_that_count_come_from_fits_that_saw_neither_image(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        plants, others = make_plants(100), make_others(40)
-        for part in (plants, others):
-            part.embedded.logits[:, 0] = np.arange(len(part.embedded))  # an image's number
+        plants, non_plants = make_plants(100), make_non_plants(40)
+        for part in (plants, non_plants):
+            part.outputs.logits[:, 0] = np.arange(len(part.outputs))  # an image's number
 
-        def fit(training: Training):
-            seen = set(training.plants.logits[:, 0]), set(training.others.logits[:, 0])
+        def fit(training: FitData):
+            seen = set(training.plants.logits[:, 0]), set(training.non_plants.logits[:, 0])
 
-            def score(embedded: Embedded) -> np.ndarray:
+            def score(embedded: ModelOutputs) -> np.ndarray:
                 kind = 0 if len(training.plants) == 80 and not set(embedded.logits[:, 0]) & seen[0] else 1
                 assert not set(embedded.logits[:, 0]) & seen[kind]
                 return np.zeros(len(embedded))
 
             return score
 
-        scores = module._cross_validate(fit, plants, others, 0)
-        assert (len(scores.plants), len(scores.others)) == (100, 40)
+        scores = cross_validate(fit, plants, non_plants, 0)
+        assert (len(scores.plants), len(scores.non_plants)) == (100, 40)
 
     def test_the_classic_one_is_taken_where_the_others_are_no_better(self) -> None:
-        selection = select_detector(make_plants(spread=0.0), make_others(shift=60.0))
+        selection = select_detector(make_plants(spread=0.0), make_non_plants(shift=60.0))
 
         assert selection.detector.method == "mahalanobis"
         assert all(trial.recall == 1 for trial in selection.trials if trial.served)
 
     def test_class_means_win_where_non_plants_lie_between_the_classes(self) -> None:
         plants = make_plants(spread=9.0)
-        ends = [plants.embedded.features[plants.species == species][:20] for species in range(5)]
+        ends = [plants.outputs.features[plants.species == species][:20] for species in range(5)]
         between = np.concatenate([(ends[i] + ends[(i + 1) % 5]) / 2 for i in range(5)])
-        others = NonPlantEmbeddings(embed(between), np.repeat("stones", 100))
-        classic, tied, _ = select_detector(plants, others).trials[:3]
+        non_plants = NonPlantEmbeddings(embed(between), np.repeat("stones", 100))
+        classic, tied, _ = select_detector(plants, non_plants).trials[:3]
 
         assert tied.recall > 0.9 > classic.recall
 
-    @pytest.mark.parametrize("others", [None, make_others(MIN_NON_PLANTS - 1)])
+    @pytest.mark.parametrize("non_plants", [None, make_non_plants(MIN_NON_PLANTS - 1)])
     def test_without_enough_non_plants_the_classic_one_is_taken_and_said(
-        self, others: NonPlantEmbeddings | None
+        self, non_plants: NonPlantEmbeddings | None
     ) -> None:
-        selection = select_detector(make_plants(), others)
-        count = 0 if others is None else 19
+        selection = select_detector(make_plants(), non_plants)
+        count = 0 if non_plants is None else 19
 
         assert selection.detector.method == "mahalanobis"
         assert selection.trials == ()
@@ -201,37 +198,37 @@ class TestSelect:
 
     def test_further_leaves_enter_the_final_fit(self) -> None:
         plants, more = make_plants(), make_plants(1000, seed=3)
-        rest = RunningMoments(5, DIM)
-        rest.update(more.classes, more.embedded.features)
-        detector = select_detector(plants, None, rest=rest).detector
+        further = RunningMoments(5, DIM)
+        further.update(more.classes, more.outputs.features)
+        detector = select_detector(plants, None, further_moments=further).detector
 
         assert detector.fit["fit_images"] == 1400
-        assert rest.counts.sum() == 1000, "the caller's moments are left as they are"
-        both = np.concatenate([plants.embedded.features, more.embedded.features]).astype(np.float64)
+        assert further.counts.sum() == 1000, "the caller's moments are left as they are"
+        both = np.concatenate([plants.outputs.features, more.outputs.features]).astype(np.float64)
         np.testing.assert_allclose(detector.mean[0], both.mean(axis=0), rtol=1e-6)
         assert detector.fit["calibration_images"] == len(detector.plant_scores) == 400
 
     def test_the_same_seed_gives_the_same_detector(self) -> None:
-        detectors = [select_detector(make_plants(), make_others(), seed=seed).detector for seed in (0, 0, 1)]
+        detectors = [select_detector(make_plants(), make_non_plants(), seed=seed).detector for seed in (0, 0, 1)]
 
         assert detectors[0].threshold == detectors[1].threshold
         assert not np.array_equal(detectors[0].plant_scores, detectors[2].plant_scores)
 
     def test_one_source_and_one_species(self) -> None:
         plants = make_plants()
-        one = LeafEmbeddings(plants.embedded, plants.classes, np.zeros_like(plants.species))
-        others = NonPlantEmbeddings(make_others().embedded, np.repeat("stones", 120))
-        trials = {trial.method: trial for trial in select_detector(one, others).trials}
+        one = LeafEmbeddings(plants.outputs, plants.classes, np.zeros_like(plants.species))
+        non_plants = NonPlantEmbeddings(make_non_plants().outputs, np.repeat("stones", 120))
+        trials = {trial.method: trial for trial in select_detector(one, non_plants).trials}
 
         assert trials["gaussian_ratio"].by_unseen_source == {}
         assert trials["gaussian_ratio"].unseen_species is None
 
     def test_nan_is_refused(self) -> None:
         plants = make_plants()
-        plants.embedded.features[5, 1] = np.nan
+        plants.outputs.features[5, 1] = np.nan
 
         with pytest.raises(DetectorError, match="an embedding holds NaN or infinity"):
-            select_detector(plants, make_others())
+            select_detector(plants, make_non_plants())
 
     def test_too_few_leaves_are_refused(self) -> None:
         check_image_count(MIN_TRAINING_IMAGES)

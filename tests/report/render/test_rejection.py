@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from plantmodels.ood.select import DetectorTrial
+from plantmodels.ood.cross_validation import DetectorTrial
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.report.render.rejection import render_rejection
