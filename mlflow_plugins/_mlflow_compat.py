@@ -1,4 +1,4 @@
-"""Every MLflow name that is not public, used here and nowhere else.
+"""Every private name of MLflow that this package uses; no other module uses any.
 
 Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when one of them moves.
 """
@@ -27,28 +27,28 @@ __all__ = [
     "STAGE_PRODUCTION",
     "STAGE_STAGING",
     "get_canonical_stage",
+    "get_rest_store_arguments",
+    "get_store_class",
     "is_serving",
     "locate_artifacts",
     "parse_models_uri",
     "read_authenticated_user",
     "resolve_models_uri",
-    "rest_store_arguments",
-    "store_class",
 ]
 
 PROMPT_SOURCES: Final = _PROMPT_SOURCE_PLACEHOLDERS
-"""What MLflow writes as the source of a prompt's version, which has no artifacts."""
+"""What MLflow writes as the source of a prompt version, which has no artifacts."""
 
 PROMPT_TAG: Final = IS_PROMPT_TAG_KEY
-"""MLflow's search of model versions leaves out a whole model of which one version has it."""
+"""Marks a prompt. If one version of a model has this tag, MLflow's search leaves out all versions of the model."""
 
 _BASIC_AUTH: Final = "mlflow.server.auth:authenticate_request_basic_auth"
 _HANDLERS: Final = "mlflow.server.handlers"
 _AUTH: Final = "mlflow.server.auth"
 
 
-def store_class(inner_uri: str) -> type[Any]:
-    """The class of MLflow's own registry store for a database or a REST server."""
+def get_store_class(inner_uri: str) -> type[Any]:
+    """Return the class of MLflow's own registry store for a database or a REST server."""
     if inner_uri.startswith(("http://", "https://")):
         from mlflow.store.model_registry.rest_store import RestStore
 
@@ -60,15 +60,15 @@ def store_class(inner_uri: str) -> type[Any]:
     return WorkspaceAwareSqlAlchemyStore if MLFLOW_ENABLE_WORKSPACES.get() else SqlAlchemyStore
 
 
-def rest_store_arguments(inner_uri: str) -> tuple[Callable[[], Any]]:
-    """What `RestStore` is made from."""
+def get_rest_store_arguments(inner_uri: str) -> tuple[Callable[[], Any]]:
+    """Return the arguments of `RestStore` for the address of a server."""
     from mlflow.utils.credentials import get_default_host_creds
 
     return (partial(get_default_host_creds, inner_uri),)
 
 
 def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:
-    """Model id, registered name and version of a `models:/` URI."""
+    """Return model id, registered name and version that a `models:/` URI names; None for each that it lacks."""
     from mlflow.store.artifact.utils.models import _parse_model_uri
 
     parsed = _parse_model_uri(source)
@@ -76,24 +76,27 @@ def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:
 
 
 def resolve_models_uri(uri: str) -> tuple[str, str]:
-    """Registered name and version that a `models:/name@alias`, `/name/stage` or `/name/version` means now.
+    """Return the registered name and version that a `models:/` URI means now.
+
+    Args:
+        uri: `models:/name@alias`, `models:/name/stage` or `models:/name/version`.
 
     Raises:
-        MlflowException: no such version, or no URI of a registered model.
+        MlflowException: there is no such version, or the URI does not name a registered model.
     """
     from mlflow.store.artifact.utils.models import get_model_name_and_version
 
     found = get_model_name_and_version(MlflowClient(), uri)
     if len(found) != 2:
-        raise MlflowException.invalid_parameter_value(f"{uri} names no version of a registered model")
-    version = MlflowClient().get_model_version(*found)  # of a version in the URI nothing was asked so far
+        raise MlflowException.invalid_parameter_value(f"{uri} does not name a version of a registered model")
+    version = MlflowClient().get_model_version(*found)  # a version that the URI names was not looked up so far
     return str(version.name), str(version.version)
 
 
 def locate_artifacts(uri: str) -> tuple[Any, str, Path | None]:
-    """Where artifacts lie: a repository, the path in it, and the folder on this machine if it is one.
+    """Return where artifacts lie: the repository, the path in it, and their folder if they are on this machine.
 
-    A server that proxies artifacts cannot ask itself over HTTP, so its own destination is used.
+    A server that proxies artifacts cannot ask itself over HTTP, so the destination that it writes to is used.
     """
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -109,17 +112,17 @@ def locate_artifacts(uri: str) -> tuple[Any, str, Path | None]:
 
 
 def is_serving() -> bool:
-    """Whether this process is answering a request as an MLflow server."""
+    """Return whether this process is answering a request as an MLflow server."""
     import flask
 
     return flask.has_request_context()
 
 
 def read_authenticated_user() -> str | None:
-    """The user of the present request, if MLflow's basic-auth app checked who it is."""
+    """Return the user of the present request, if MLflow's basic-auth app has checked the password."""
     import flask
 
     auth = sys.modules.get(_AUTH)
     if auth is None or auth.auth_config.authorization_function != _BASIC_AUTH or not flask.has_request_context():
-        return None  # another function may not look at the header from which the name is read
+        return None  # another authorization function may not check the header that holds the name
     return None if flask.request.authorization is None else flask.request.authorization.username

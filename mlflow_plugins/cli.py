@@ -227,7 +227,7 @@ def audit(name: str) -> None:
     from mlflow_plugins.registry.admin import list_decisions
 
     for decision in list_decisions(name):
-        click.echo(decision.describe())
+        click.echo(decision.to_sentence())
 
 
 @main.command()

@@ -1,18 +1,18 @@
-"""The gated registry: MLflow's own store, which refuses to promote what the gates refuse.
+"""Entry point of the gated registry: `mlflow server --registry-store-uri plantmodels:sqlite:///mlflow.db`.
 
-`mlflow server --registry-store-uri plantmodels:sqlite:///mlflow.db` finds `build_store` by its entry point. Its
-module imports nothing heavy: a plugin that cannot be imported must not take a client of another server down.
+MLflow imports this module in every process that uses a registry, also where no gate is used. So it imports nothing
+heavy: an error here would break all those processes.
 """
 
 from typing import Any
 
 
 def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
-    """The gated form of MLflow's store for the address behind `plantmodels:`.
+    """Return MLflow's registry store for an address, with the gate in front of it.
 
     Args:
-        store_uri: `plantmodels:` and a database URI, or the address of a REST server.
-        tracking_uri: what MLflow passes; the process's own tracking address is used.
+        store_uri: `plantmodels:` followed by a database URI or by the address of a REST server.
+        tracking_uri: ignored; MLflow passes it, and the process's own tracking address is used.
     """
     from mlflow_plugins.registry.store import build_gated_store
 

@@ -79,8 +79,8 @@ class ScoringError(PlantModelsError):
     """Images that cannot be scored in bulk; what was scored before stays."""
 
 
-class GovernanceError(PlantModelsError):
-    """A waiver, audit or repair that the registry refused or could not do."""
+class RegistryError(PlantModelsError):
+    """A waiver, audit or repair that the gated registry refused or could not carry out."""
 
 
 _NO_MEMORY: Final = (

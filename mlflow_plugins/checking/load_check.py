@@ -146,7 +146,7 @@ def _check_bundle(folder: Path) -> tuple[str, str]:
 
 
 def _check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
-    from mlflow_plugins.registry.audit import MODEL_TAG
+    from mlflow_plugins.registry.tags import MODEL_TAG
 
     if tags is None:
         return "not a registered version"

@@ -1,1 +1,1 @@
-"""The gated registry: admission, waivers, audit and evidence."""
+"""The gated registry: what may be promoted, waivers, the audit, and the evidence in a version's files."""

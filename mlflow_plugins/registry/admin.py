@@ -1,7 +1,4 @@
-"""What a person asks of the gated registry, by the plain MLflow client: waive, audit, reconcile.
-
->>> list_decisions("plant-disease")[-1].describe()  # doctest: +SKIP
-"""
+"""What people ask of the gated registry through the plain MLflow client: waive a gate, read the audit, reconcile."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,23 +10,32 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
-from mlflow_plugins.registry.audit import ALIAS, GUARDED_TAG, WAIVE_TAG, Decision, Waiver, read_decisions
-from plantmodels.errors import GovernanceError
+from mlflow_plugins.registry.audit import Decision, read_decisions
+from mlflow_plugins.registry.tags import ALIAS, GUARDED_TAG, WAIVE_TAG
+from mlflow_plugins.registry.waivers import Waiver
+from plantmodels.errors import RegistryError
 
 
 @contextmanager
 def _registry_errors() -> Iterator[None]:
+    """Turn an error of MLflow's client into a `RegistryError` that names the registry."""
     try:
         yield
     except MlflowException as error:
-        raise GovernanceError(f"{mlflow.get_registry_uri()}: {error.message}") from error
+        raise RegistryError(f"{mlflow.get_registry_uri()}: {error.message}") from error
 
 
 def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
-    """Asks the registry to waive a gate, and reads back that it wrote the waiver.
+    """Waive a gate of one version, and return a line that says what the registry wrote.
+
+    Args:
+        name: registered model.
+        version: version number.
+        gate: name of the failed gate.
+        reason: why this version may be used although the gate failed.
 
     Raises:
-        GovernanceError: refused, or the registry is not a gated one (the tag is taken away again).
+        RegistryError: the registry refused, or it is not a gated one. Then no waiver is left.
     """
     client, key = MlflowClient(), f"{WAIVE_TAG}{gate}"
     with _registry_errors():
@@ -37,18 +43,18 @@ def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
         waiver = Waiver.from_json(client.get_model_version(name, version).tags[key])
         if waiver is None:
             client.delete_model_version_tag(name, version, key)
-            raise GovernanceError(
-                f"{mlflow.get_registry_uri()} is not a gated registry: nothing was waived; "
-                "ask its server, or plantmodels:<database>"
+            raise RegistryError(
+                f"{mlflow.get_registry_uri()} is not a gated registry, so nothing was waived; use the address of a "
+                "gated server, or plantmodels:DATABASE"
             )
-    return f"{name} version {version}: {gate} waived by {waiver.user or 'unknown user'}: {waiver.reason}"
+    return f"{name} version {version}: {waiver.to_sentence(gate)}"
 
 
 def list_decisions(name: str) -> list[Decision]:
-    """All decisions about a registered model, those about deleted versions included, oldest first.
+    """Return every decision about a registered model and its versions, deleted ones included, oldest first.
 
     Raises:
-        GovernanceError: no such model, or the registry cannot be reached.
+        RegistryError: the model does not exist, or the registry cannot be reached.
     """
     with _registry_errors():
         model = MlflowClient().get_registered_model(name)
@@ -56,32 +62,40 @@ def list_decisions(name: str) -> list[Decision]:
 
 
 def reconcile_model(name: str) -> str:
-    """Completes a promotion that stopped half-way, undoes such an archiving; changes nothing that agrees.
+    """Make alias and stage of a model agree after a server died between the two, and return what was done.
 
-    The alias is written first on promotion and taken away last, so it tells what was meant; where there is none
-    (versions promoted before the registry was gated), the version that `models:/NAME/Production` gives does.
+    A promotion writes the alias first, and a demotion deletes it last. So the alias tells what was meant: an
+    interrupted promotion is completed, an interrupted demotion is undone. If there is no alias, as for versions that
+    were promoted before the registry was gated, the version that `models:/NAME/Production` means gets it. If both
+    agree, nothing is changed.
 
     Raises:
-        GovernanceError: the version that should be served is refused now; or no such model.
+        RegistryError: the gates now refuse the version that should be in Production, or the model does not exist or
+            was never registered through a gated registry.
     """
     with _registry_errors(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # stages are what is repaired here
+        warnings.simplefilter("ignore", FutureWarning)  # MLflow deprecates stages, and they are what is repaired here
         client = MlflowClient()
         model = client.get_registered_model(name)
         if GUARDED_TAG not in model.tags:
-            raise GovernanceError(f"{name} was never registered through a gated registry: nothing to reconcile")
+            raise RegistryError(f"{name} was never registered through a gated registry, so nothing can be reconciled")
         alias = model.aliases.get(ALIAS)
-        stage = sorted(int(v.version) for v in _list_versions(name) if v.current_stage == STAGE_PRODUCTION)
-        if alias is None and not stage:
-            return f"{name}: nothing is in Production"
-        wanted = int(alias) if alias is not None else stage[-1]
-        if stage == [wanted] and alias is not None:
-            return f"{name}: version {wanted} is in Production by stage and by alias"
+        in_stage = sorted(int(v.version) for v in _list_versions(name) if v.current_stage == STAGE_PRODUCTION)
+        if alias is None and not in_stage:
+            return f"{name}: no version is in Production"
+        wanted = int(alias) if alias is not None else in_stage[-1]
+        if in_stage == [wanted] and alias is not None:
+            return f"{name}: version {wanted} is in Production by stage and by alias; nothing was changed"
         client.set_registered_model_alias(name, ALIAS, str(wanted))
-        for other in stage:
+        for other in in_stage:
             if other != wanted and client.get_model_version(name, str(other)).current_stage == STAGE_PRODUCTION:
                 client.transition_model_version_stage(name, str(other), STAGE_ARCHIVED)
-    return f"{name}: version {wanted} is in Production now by stage and by alias (stage was {stage}, alias {alias})"
+    stages = f"version {', '.join(map(str, in_stage))}" if in_stage else "no version"
+    before = "no alias was set" if alias is None else f"the alias was on version {alias}"
+    return (
+        f"{name}: version {wanted} is in Production now by stage and by alias "
+        f"(before, {stages} was in the stage and {before})"
+    )
 
 
 def _list_versions(name: str) -> list[ModelVersion]:

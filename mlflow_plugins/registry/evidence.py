@@ -1,9 +1,4 @@
-"""What a model's files prove: read from the artifact store each time, never taken from a client's word.
-
->>> evidence = read_evidence("mlflow-artifacts:/1/models/m-1/artifacts")  # doctest: +SKIP
->>> evidence.find_failures(GatePolicy())  # doctest: +SKIP
-()
-"""
+"""What the files of a model prove. They are read from the artifact store; what a client says about them is ignored."""
 
 import hashlib
 import threading
@@ -26,22 +21,22 @@ from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.gates import GateResult, judge_gate
 from plantmodels.report.policy import GatePolicy
 
-_NOT_OF_THE_MODEL: Final = ("registered_model_meta",)
-"""MLflow writes it beside the model after registration."""
+_MLFLOW_FILES: Final = ("registered_model_meta",)
+"""Files that MLflow writes into the model folder after registration."""
 
 
 class EvidenceError(PlantModelsError):
-    """Files that are missing, changed, contradictory or cannot be read; no waiver helps."""
+    """Files are missing, changed, contradict each other or cannot be read. Such a version cannot be waived."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What was found in one model's files.
+    """What the files of one model prove.
 
     Attributes:
-        manifest_sha256: of the bundle's manifest, which names every file of the bundle.
-        model_sha256: of the names and digests of all files of the model: bundle, MLmodel and code.
-        report: the gate report, about exactly these files; None when the bundle was never verified.
+        manifest_sha256: digest of the bundle's manifest, which names every file of the bundle.
+        model_sha256: digest of the names and digests of all files of the model: bundle, MLmodel and code.
+        report: the gate report, which is about exactly these files; None if the bundle was never verified.
     """
 
     manifest_sha256: str
@@ -49,18 +44,19 @@ class Evidence:
     report: GateReport | None
 
     def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
-        """Gates that did not pass by the report's own limits or by this policy's.
+        """Return the gates that fail by the limits of the report or by those of the policy.
 
         Raises:
             EvidenceError: there is no report.
         """
         if self.report is None:
             raise EvidenceError(f"the bundle holds no {GATE_REPORT_FILE}: it was never verified")
-        strict = (_tighten(gate, policy) for gate in self.report.gates)
+        strict = (_apply_policy(gate, policy) for gate in self.report.gates)
         return tuple(gate for gate in strict if not gate.passed)
 
 
-def _tighten(gate: GateResult, policy: GatePolicy) -> GateResult:
+def _apply_policy(gate: GateResult, policy: GatePolicy) -> GateResult:
+    """Return a gate that failed as it is, and a gate that passed as the policy judges it."""
     if not gate.passed:
         return gate
     return judge_gate(
@@ -69,19 +65,20 @@ def _tighten(gate: GateResult, policy: GatePolicy) -> GateResult:
 
 
 def describe_gate(gate: GateResult) -> str:
-    """A gate that did not pass, with its measured value and its limit."""
+    """Return a line about a failed gate, with its measured value and its limit."""
+    limit = f"{gate.limit:g} {gate.unit}" if gate.unit in ("files", "problems") else gate.limit_text
     if gate.status == "not measured":
-        return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
-    return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}"
+        return f"{gate.name} was not measured (limit {limit}): {gate.detail}"
+    return f"{gate.name} measured {gate.measured_text}, limit {limit}"
 
 
 def has_flavor(location: str) -> bool:
-    """Whether a model's MLmodel names our flavor; a place without an MLmodel holds none.
+    """Return whether the model at a URI holds our flavor; without an MLmodel the answer is no.
 
     Raises:
-        EvidenceError: the place cannot be read, so nobody can tell.
+        EvidenceError: the files cannot be read, so the answer is unknown.
     """
-    try:
+    with _evidence_errors(location):
         repository, path, folder = locate_artifacts(location)
         if folder is not None:
             if not folder.is_dir():
@@ -93,43 +90,39 @@ def has_flavor(location: str) -> bool:
         with temporary_folder("mlmodel") as temporary:
             repository.download_artifacts(f"{path}/{DESCRIPTION_FILE}".lstrip("/"), str(temporary))
             return _names_our_flavor(next(temporary.rglob(DESCRIPTION_FILE)).parent)
-    except EvidenceError:
-        raise
-    except PlantModelsError as error:
-        raise EvidenceError(str(error)) from error
-    except Exception as error:  # each artifact store has exceptions of its own
-        raise EvidenceError(_unreadable(location, error)) from error
 
 
 def read_evidence(location: str) -> Evidence:
-    """Reads and checks every file of a model in its artifact store.
+    """Read and check every file of a model in its artifact store.
 
     Args:
         location: URI of the model folder.
 
     Raises:
-        EvidenceError: not our flavor, a file is missing, changed or not listed, the report is about other files,
-            the class order differs, or the place cannot be read.
+        EvidenceError: the model is not of our flavor, a file is missing, changed or not listed, the report is about
+            other files, the class order differs, or the files cannot be read.
     """
+    with _evidence_errors(location), _open_model_folder(location) as folder:
+        return _check_model(folder, is_loaded_in_place=urlparse(location).scheme in ("", "file"))
+
+
+@contextmanager
+def _evidence_errors(location: str) -> Iterator[None]:
+    """Turn every error into an `EvidenceError`, so that nothing is promoted when reading fails."""
     try:
-        with _model_folder(location) as folder:
-            return _check_model(folder, loads_in_place=urlparse(location).scheme in ("", "file"))
+        yield
     except EvidenceError:
         raise
     except PlantModelsError as error:
         raise EvidenceError(str(error)) from error
-    except Exception as error:  # each artifact store has exceptions of its own
-        raise EvidenceError(_unreadable(location, error)) from error
-
-
-def _unreadable(location: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:300]
-    return f"the artifacts at {location} cannot be read ({type(error).__name__}: {reason})"
+    except Exception as error:  # the errors of artifact stores share no base class
+        reason = " ".join(str(error).split())[:300]
+        raise EvidenceError(f"the artifacts at {location} cannot be read ({type(error).__name__}: {reason})") from error
 
 
 @contextmanager
-def _model_folder(location: str) -> Iterator[Path]:
-    """The model's files on this machine: in place, or downloaded for as long as they are needed."""
+def _open_model_folder(location: str) -> Iterator[Path]:
+    """Yield the folder of a model on this machine: its own folder, or a copy that exists during the block."""
     repository, path, folder = locate_artifacts(location)
     if folder is not None:
         yield folder
@@ -142,14 +135,15 @@ def _names_our_flavor(folder: Path) -> bool:
     return FLAVOR_NAME in read_description(folder, aliases=True)["flavors"]
 
 
-def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:
+def _check_model(folder: Path, *, is_loaded_in_place: bool) -> Evidence:
     flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
     if not isinstance(flavor, dict) or flavor.get("bundle") != BUNDLE_FOLDER:
-        raise EvidenceError(f"{DESCRIPTION_FILE} describes no {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
+        raise EvidenceError(f"{DESCRIPTION_FILE} does not describe a {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
     bundle = folder / BUNDLE_FOLDER
-    digests = {name: _digest(folder / name) for name in list_files(folder) if _is_of_the_model(name, loads_in_place)}
+    names = [name for name in list_files(folder) if _belongs_to_model(name, is_loaded_in_place)]
+    digests = {name: _digest_file_once(folder / name) for name in names}
     manifest = read_manifest(bundle)
-    check_files(bundle, manifest, digest=_digest)
+    check_files(bundle, manifest, digest=_digest_file_once)
     manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
     if flavor.get("manifest_sha256") != manifest_sha256:
         raise EvidenceError(f"{MANIFEST_FILE} is not the one that {DESCRIPTION_FILE} was written for")
@@ -164,12 +158,13 @@ def _check_model(folder: Path, *, loads_in_place: bool) -> Evidence:
     return Evidence(manifest_sha256, _digest_names(digests), report)
 
 
-def _is_of_the_model(name: str, loads_in_place: bool) -> bool:
-    """Python writes `__pycache__` where a version is loaded in place; anywhere else somebody put it there.
+def _belongs_to_model(name: str, is_loaded_in_place: bool) -> bool:
+    """Return whether a file counts as part of the model.
 
-    A byte-code file need not agree with its source, and Python runs it instead.
+    Where a version is loaded in place, Python writes `__pycache__` itself, so that folder is left out. Anywhere else
+    somebody put it there, and it counts: Python runs a byte-code file instead of its source, whatever it contains.
     """
-    return name not in _NOT_OF_THE_MODEL and not (loads_in_place and "__pycache__" in name.split("/"))
+    return name not in _MLFLOW_FILES and not (is_loaded_in_place and "__pycache__" in name.split("/"))
 
 
 def _digest_names(digests: dict[str, FileDigest]) -> str:
@@ -177,25 +172,27 @@ def _digest_names(digests: dict[str, FileDigest]) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-_MAX_REMEMBERED: Final = 100_000
-_remembered: dict[tuple[str, int, int, int, int], FileDigest] = {}
-_remembering = threading.Lock()
+_MAX_CACHED_DIGESTS: Final = 100_000
+"""Entries, about 40 MB; then the cache starts anew."""
+
+_cached_digests: dict[tuple[str, int, int, int, int], FileDigest] = {}
+_cache_lock = threading.Lock()
 
 
-def _digest(path: Path) -> FileDigest:
-    """A file's digest, read again only when its size, inode, or time of modification or change is another.
+def _digest_file_once(path: Path) -> FileDigest:
+    """Return a file's digest; read it again only if its size, inode, modification time or change time differs.
 
-    The time of change is in the key because, unlike that of modification, no program can set it.
+    A program can set the modification time of a file, but not its change time (`st_ctime`).
     """
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"{path}: expected a regular file")
     stat = path.stat()
     key = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
-    found = _remembered.get(key)
+    found = _cached_digests.get(key)
     if found is None:
         found = digest_file(path)
-        with _remembering:
-            if len(_remembered) >= _MAX_REMEMBERED:
-                _remembered.clear()
-            _remembered[key] = found
+        with _cache_lock:
+            if len(_cached_digests) >= _MAX_CACHED_DIGESTS:
+                _cached_digests.clear()
+            _cached_digests[key] = found
     return found

@@ -1,14 +1,17 @@
-"""Temporary folders that outlive a killed process only until the next one makes its own.
+"""Temporary folders that are removed even if their process is killed: the next one removes them.
 
-Each is locked (`flock`) by the process that made it, and the system lets go of a dead one's lock: an unlocked folder
-of this kind is nobody's. Where there is no `flock` (Windows, some network file systems) none is taken for abandoned.
+Each folder has a lock file beside it, which its process holds. If the lock is free, the process has ended and the
+folder is abandoned. Serving does not need filelock: without it, folders have no lock file, so nobody takes them for
+abandoned.
 
->>> with temporary_folder("load") as folder:  # doctest: +SKIP
-...     download(folder)
+>>> with temporary_folder("load") as folder:
+...     folder.is_dir()
+True
 """
 
 import contextlib
-import os
+import importlib.util
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,32 +19,37 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-_PREFIX: Final = "plantmodels-scratch-"
+from plantmodels.bundle.file_lock import LockedError, hold_file_lock
+
+_PREFIX: Final = "plantmodels-temporary-"
+
+_TIMEOUT_S: Final = 5.0
+"""Longest wait for a lock file of our own, which another process may try to lock while it looks for abandoned ones."""
 
 
 @contextmanager
 def temporary_folder(purpose: str) -> Iterator[Path]:
-    """A folder in TMPDIR for as long as the block; those that killed processes left there are removed first.
+    """Make a folder in TMPDIR for as long as the block; folders that killed processes left are removed first.
 
     Args:
-        purpose: becomes part of its name.
+        purpose: becomes part of the folder's name.
 
     Raises:
         OSError: TMPDIR cannot be written.
     """
-    _remove_abandoned()
-    folder, lock = _make(purpose)
-    try:
+    folder = Path(tempfile.gettempdir(), f"{_PREFIX}{purpose}-{secrets.token_hex(8)}")
+    with contextlib.ExitStack() as stack:
+        if importlib.util.find_spec("filelock") is not None:
+            _remove_abandoned()
+            stack.enter_context(hold_file_lock(_lock_file(folder), timeout_s=_TIMEOUT_S))
+        folder.mkdir(mode=0o700)
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        if lock is not None:
-            os.close(lock)
 
 
 @contextmanager
 def redirect_temporary_files(purpose: str) -> Iterator[None]:
-    """Within it all temporary files of this process, libraries' ones too, lie in one `temporary_folder`."""
+    """Put all temporary files of this process, those of libraries too, into one `temporary_folder` during the block."""
     before = tempfile.tempdir
     with temporary_folder(purpose) as folder:
         tempfile.tempdir = str(folder)
@@ -51,43 +59,13 @@ def redirect_temporary_files(purpose: str) -> Iterator[None]:
             tempfile.tempdir = before
 
 
+def _lock_file(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.lock")
+
+
 def _remove_abandoned() -> None:
-    """Removes every folder of this kind that no process holds; what cannot be removed stays."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, ImportError):
-            lock = _lock(folder)
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(lock)
-
-
-def _make(purpose: str) -> tuple[Path, int | None]:
-    """A new folder and the descriptor that holds its lock; None where there is no `flock`."""
-    while True:
-        folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
-        try:
-            return folder, _lock(folder)
-        except (FileNotFoundError, BlockingIOError):  # a neighbour took it for abandoned before it was locked
-            continue
-        except (OSError, ImportError):
-            return folder, None
-
-
-def _lock(folder: Path) -> int:
-    """Locks a folder and returns the descriptor that holds the lock.
-
-    Raises:
-        BlockingIOError: another process holds it.
-        FileNotFoundError: another process has just removed it.
-        OSError: its file system has no `flock`.
-        ImportError: the system has none.
-    """
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        folder.stat()
-    except OSError:
-        os.close(descriptor)
-        raise
-    return descriptor
+    """Remove every folder whose lock file no process holds; what cannot be removed stays."""
+    for path in Path(tempfile.gettempdir()).glob(_lock_file(Path(f"{_PREFIX}*")).name):
+        with contextlib.suppress(OSError, LockedError), hold_file_lock(path) as is_held:
+            if is_held:
+                shutil.rmtree(path.with_name(path.name.removeprefix(".").removesuffix(".lock")), ignore_errors=True)

@@ -12,7 +12,6 @@ import pytest
 
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import ExportError
-from plantmodels.export import lock as holding
 from plantmodels.export import staging
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.staging import staged_bundle
@@ -22,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WRITER = """
 import os, signal, sys
 from pathlib import Path
-from plantmodels.bundle import staging
+from plantmodels.export import staging
 from plantmodels.export.lock import lock_bundle
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.export.staging import staged_bundle
@@ -183,7 +182,7 @@ def test_an_old_bundle_that_cannot_be_put_back_is_kept_and_named(out: Path, monk
         assert (out / "model.onnx").read_text() == "old"
 
 
-@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_without_locks_nobody_is_kept_out_and_nothing_is_removed(
     out: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
@@ -230,18 +229,19 @@ def test_a_disk_too_full_for_a_lock_is_refused_first(small_disk) -> None:
 
 
 def test_the_lock_is_of_one_inode_even_when_its_file_is_replaced(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, locked = out.parent / ".models.lock", holding._try_lock
+    import fcntl
+
+    path, flock = out.parent / ".models.lock", fcntl.flock
     replaced: list[int] = []
 
-    def lose_the_first(descriptor: int) -> bool:
-        held = locked(descriptor)
+    def lose_the_first(descriptor: int, operation: int) -> None:
+        flock(descriptor, operation)
         if not replaced:
             path.unlink()  # as its last holder does, just then
             replaced.append(descriptor)
-        return held
 
-    monkeypatch.setattr(holding, "_try_lock", lose_the_first)
+    monkeypatch.setattr(fcntl, "flock", lose_the_first)
     with lock_bundle(out):
-        assert str(os.getpid()) in path.read_text()
+        assert replaced and str(os.getpid()) in path.read_text()
         with pytest.raises(ExportError, match="is writing it"), lock_bundle(out):
             pytest.fail("was entered")

@@ -502,5 +502,7 @@ def test_the_gated_registry_registers_no_hostile_detector(model: Path, canary: P
     (bundle_of(stored) / DETECTOR_FILE).write_bytes(plain(mean=Call(os.system, f"touch {canary}")))
     seal(stored)
     mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
-    with pytest.raises(MlflowException, match=r"refused to register it: .*system, which plain arrays do not need"):
+    with pytest.raises(
+        MlflowException, match=r"refused to register a version: .*system, which plain arrays do not need"
+    ):
         mlflow.register_model(info.model_uri, "plants")

@@ -119,7 +119,7 @@ def test_the_next_job_ends_what_killed_jobs_left(
         assert process.returncode == -signal.SIGKILL, (kind, output)
     assert {run.info.status for run in runs()} == {"RUNNING"} and len(runs()) == 3
     assert [str(model.status) for model in models()] == ["PENDING"]
-    assert list(temporary.glob("plantmodels-scratch-upload-*"))
+    assert list(temporary.glob("plantmodels-temporary-upload-*"))
     version = run_register(good_bundle, name, None)
     found = {run.info.run_id: run for run in runs()}
     by_job = {run.data.tags.get("plantmodels.job"): run for run in found.values() if run.info.status == "KILLED"}
@@ -129,7 +129,7 @@ def test_the_next_job_ends_what_killed_jobs_left(
     assert found[living].info.status == "RUNNING"
     assert sorted(str(model.status) for model in models()) == ["FAILED", "READY"]
     assert versions(name) == [int(version.version)]
-    assert not [path for path in temporary.iterdir() if path.name.startswith(("plantmodels-", "tmp"))]
+    assert not [path for path in temporary.iterdir() if path.name.startswith(("plantmodels-", ".plantmodels-", "tmp"))]
 
 
 # the server goes away

@@ -270,7 +270,7 @@ def test_refusals(model, photographs, tmp_path: Path, monkeypatch: pytest.Monkey
 
     refused(RegistrationError, "models:/absent/1: .*not found", model="models:/absent/1")
     refused(RegistrationError, "models:/plants@nobody: .*not found", model="models:/plants@nobody")
-    refused(RegistrationError, "names no version of a registered model", model="models:/m-123")
+    refused(RegistrationError, "does not name a version of a registered model", model="models:/m-123")
     refused(ScoringError, "no images there: /absent", images="/absent")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")

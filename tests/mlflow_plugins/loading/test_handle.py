@@ -131,7 +131,7 @@ def test_refusals(versions) -> None:
         ModelHandle(URI, interval_s=-1)
     with pytest.raises(MlflowException, match="alias nobody not found"):
         ModelHandle("models:/plants@nobody")
-    with pytest.raises(MlflowException, match="names no version of a registered model"):
+    with pytest.raises(MlflowException, match="does not name a version of a registered model"):
         ModelHandle("models:/m-0123")
 
 

@@ -64,15 +64,15 @@ def test_a_second_reading_opens_no_file_of_the_bundle(model: Path, monkeypatch: 
 
 
 def test_memory_of_digests_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_MAX_REMEMBERED", 3)
+    monkeypatch.setattr(evidence, "_MAX_CACHED_DIGESTS", 3)
     read_evidence(str(model))
-    assert len(evidence._remembered) <= 3
+    assert len(evidence._cached_digests) <= 3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bundle": "elsewhere"}, "describes no plantmodels bundle in data/bundle"),
+        ({"bundle": "elsewhere"}, "does not describe a plantmodels bundle in data/bundle"),
         ({"manifest_sha256": "0" * 64}, "manifest.json is not the one that MLmodel was written for"),
         ({"class_order_digest": "0" * 64}, "the class order is not the one that MLmodel was written for"),
     ],

@@ -7,7 +7,7 @@ import pytest
 import sqlalchemy
 
 from mlflow_plugins.registry import locks
-from mlflow_plugins.registry.locks import Locks
+from mlflow_plugins.registry.locks import RegistryLocks
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -21,7 +21,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def _count(database: str, counter: Path, turns: int) -> None:
     """Adds one, slowly: two that are not kept apart lose counts."""
-    held = Locks(sqlalchemy.create_engine(database))
+    held = RegistryLocks(sqlalchemy.create_engine(database))
     for _ in range(turns):
         with held.hold("leaves"):
             number = int(counter.read_text())
@@ -43,16 +43,16 @@ def test_one_at_a_time_across_processes(database: str, tmp_path: Path) -> None:
 
 def test_waiting_ends_in_an_error(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TIMEOUT_S", 0.3)
-    held = Locks(sqlalchemy.create_engine(database))
-    never = pytest.raises(TimeoutError, match="'leaves' has not ended")
+    held = RegistryLocks(sqlalchemy.create_engine(database))
+    never = pytest.raises(TimeoutError, match="'leaves' has not finished")
     with held.hold("leaves"), held.hold("another"), never, held.hold("leaves"):
         pass
 
 
 def test_another_server_waits_no_longer_than_that(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TIMEOUT_S", 1)
-    first, second = (Locks(sqlalchemy.create_engine(database)) for _ in range(2))
-    never = pytest.raises(TimeoutError, match="'leaves' has not ended for 1 s")
+    first, second = (RegistryLocks(sqlalchemy.create_engine(database)) for _ in range(2))
+    never = pytest.raises(TimeoutError, match="'leaves' has not finished within 1 s")
     with first.hold("leaves"), never, second.hold("leaves"):
         pass
     with second.hold("leaves"):  # let go of, it is free
@@ -60,7 +60,7 @@ def test_another_server_waits_no_longer_than_that(database: str, monkeypatch: py
 
 
 def test_an_error_inside_lets_go(database: str) -> None:
-    held = Locks(sqlalchemy.create_engine(database))
+    held = RegistryLocks(sqlalchemy.create_engine(database))
     with pytest.raises(KeyError), held.hold("leaves"):
         raise KeyError
     with held.hold("leaves"):
@@ -68,7 +68,7 @@ def test_an_error_inside_lets_go(database: str) -> None:
 
 
 def test_without_a_database_within_the_process() -> None:
-    held = Locks(None)
+    held = RegistryLocks(None)
     done = threading.Event()
 
     def wait() -> None:
@@ -85,4 +85,4 @@ def test_without_a_database_within_the_process() -> None:
 
 def test_other_databases_are_refused() -> None:
     with pytest.raises(NotImplementedError, match="no lock for oracle"):
-        locks._statements("oracle", "leaves")
+        locks._write_statements("oracle", "leaves")

@@ -11,7 +11,7 @@ from mlflow.server.auth.client import AuthServiceClient
 
 from mlflow_plugins import flavor
 from mlflow_plugins.registry.admin import list_decisions, reconcile_model
-from mlflow_plugins.registry.audit import AUDIT_TAG, WAIVE_TAG
+from mlflow_plugins.registry.tags import AUDIT_TAG, WAIVE_TAG
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,7 +61,7 @@ def test_two_clients_promoting_200_times_each_end_in_one_state(start_server, dat
     assert not failures
     stage, alias = production()
     assert stage == [alias]
-    promotions = [decision for decision in list_decisions(NAME) if decision.action != "register it"]
+    promotions = [decision for decision in list_decisions(NAME) if decision.action != "register a version"]
     assert len(promotions) == 400
     assert promotions[-1].version == alias
 
@@ -95,13 +95,13 @@ def test_with_basic_auth_decisions_name_the_user(start_server, bad_bundle, monke
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "editor")
     with pytest.raises(MlflowException, match=r"ood_recall measured 50\.00 %"):
         MlflowClient().set_registered_model_alias(NAME, "production", version)
-    with pytest.raises(MlflowException, match="editor is not of admin"):
+    with pytest.raises(MlflowException, match="editor may not waive gates; allowed users: admin"):
         MlflowClient().set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "fine")
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
     MlflowClient().set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "fine")
     MlflowClient().set_registered_model_alias(NAME, "production", version)
     assert [(d.user, d.action, d.allowed) for d in list_decisions(NAME)] == [
-        ("admin", "register it", True),
+        ("admin", "register a version", True),
         ("editor", "set alias production", False),
         ("editor", "waive ood_recall", False),
         ("admin", "waive ood_recall", True),

@@ -12,10 +12,12 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins import flavor
-from mlflow_plugins.registry import store as gated_store
+from mlflow_plugins.registry import audit
 from mlflow_plugins.registry.admin import list_decisions
-from mlflow_plugins.registry.audit import AUDIT_TAG, GATES_TAG, GUARDED_TAG, MANIFEST_TAG, WAIVE_TAG, read_decisions
-from mlflow_plugins.registry.store import RegistryConfig, build_gated_store
+from mlflow_plugins.registry.audit import read_decisions
+from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.store import build_gated_store
+from mlflow_plugins.registry.tags import AUDIT_TAG, GATES_TAG, GUARDED_TAG, MANIFEST_TAG, WAIVE_TAG
 from plantmodels.bundle.layout import MANIFEST_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.report.policy import GatePolicy
@@ -100,7 +102,7 @@ def test_staging_is_refused_as_well(client, bad_bundle):
 @pytest.mark.parametrize("alias", ["Production", "PRODUCTION", "ｐroduction"])
 def test_other_spellings_of_the_alias_are_refused(client, good_bundle, alias):
     version = register(good_bundle)
-    with refused("spelt 'production'"):
+    with refused("this alias must be written 'production'"):
         client.set_registered_model_alias(NAME, alias, version)
 
 
@@ -134,7 +136,7 @@ def test_deleting_a_version_leaves_its_audit(client, good_bundle):
     client.delete_model_version(NAME, version)
     assert served(client) == ([], None)
     actions = [decision.action for decision in read_decisions([client.get_registered_model(NAME).tags])]
-    assert actions == ["register it", "promote to stage Production", f"delete version {version}"]
+    assert actions == ["register a version", "promote to stage Production", f"delete version {version}"]
 
 
 def test_a_version_registered_before_the_gate_is_guarded_from_its_promotion_on(
@@ -196,7 +198,7 @@ def test_reserved_tags_cannot_be_changed_or_deleted(client, bad_bundle):
         lambda: client.set_registered_model_tag(NAME, GUARDED_TAG, "false"),
         lambda: client.delete_registered_model_tag(NAME, GUARDED_TAG),
     ):
-        with refused("the registry's own"):
+        with refused("reserved for the registry"):
             call()
 
 
@@ -279,7 +281,7 @@ def test_another_flavor_cannot_be_put_into_a_guarded_model(client, good_bundle):
     register(good_bundle)
     with mlflow.start_run():
         info = mlflow.pyfunc.log_model(name="other", python_model=Echo(), pip_requirements=[])
-    with refused("describes no plantmodels bundle"):
+    with refused("does not describe a plantmodels bundle"):
         mlflow.register_model(info.model_uri, NAME)
 
 
@@ -345,18 +347,18 @@ def test_a_waiver_can_be_taken_back(client, bad_bundle):
 
 def test_integrity_is_never_waived(client, judged_bundle):
     version = register(judged_bundle(heads_complete=2.0))
-    with refused("never waived"):
+    with refused("can never be waived"):
         waive(client, version, "heads_complete")
-    with refused("heads_complete measured 2"):
+    with refused("heads_complete measured 2, limit 0 problems"):
         by_stage(client, version)
 
 
 @pytest.mark.parametrize(
     ("gate", "reason", "message"),
     [
-        ("latency", "fine", "no such gate failed; those that did: ood_recall"),
-        ("ood_recall", " ", "it needs a reason"),
-        ("ood_recall", "x" * 1001, "it needs a reason"),
+        ("latency", "fine", "latency is not a failed gate of this version; failed gates: ood_recall"),
+        ("ood_recall", " ", "a waiver needs a reason of 1 to 1000 characters"),
+        ("ood_recall", "x" * 1001, "a waiver needs a reason of 1 to 1000 characters"),
     ],
 )
 def test_waivers_that_say_nothing_are_refused(client, bad_bundle, gate, reason, message):
@@ -370,11 +372,16 @@ def test_waivers_can_be_limited_to_users(registry_uri, client, bad_bundle, monke
 
     version = register(bad_bundle)
     store = build_gated_store(registry_uri, RegistryConfig(waiver_users=("ada",)))
-    monkeypatch.setattr("mlflow_plugins.registry.store._user", lambda: "bob")
     tag = ModelVersionTag(f"{WAIVE_TAG}ood_recall", "fine")
-    with refused("bob is not of ada"):
+
+    def log_in(user: str) -> None:
+        for module in ("audit", "waivers"):
+            monkeypatch.setattr(f"mlflow_plugins.registry.{module}.read_user", lambda: user)
+
+    log_in("bob")
+    with refused("bob may not waive gates; allowed users: ada"):
         store.set_model_version_tag(NAME, version, tag)
-    monkeypatch.setattr("mlflow_plugins.registry.store._user", lambda: "ada")
+    log_in("ada")
     store.set_model_version_tag(NAME, version, tag)
     store.transition_model_version_stage(NAME, version, "Production", False)
     decisions = read_decisions([client.get_model_version(NAME, version).tags])
@@ -395,11 +402,11 @@ def test_versions_cannot_be_hidden_from_a_rename(registry_uri, client, bad_bundl
     with refused("ood_recall"):
         store.rename_registered_model("evil' AND run_id = 'none", "prod-1")
     version = register(bad_bundle)
-    with refused("a version with artifacts is no prompt"):
+    with refused("a version with artifacts cannot be a prompt"):
         client.set_model_version_tag(NAME, version, "mlflow.prompt.is_prompt", "true")
-    with refused("a guarded model is no prompt"):
+    with refused("a guarded model cannot be a prompt"):
         client.set_registered_model_tag(NAME, "mlflow.prompt.is_prompt", "true")
-    with refused("is no prompt|Prompts cannot be registered"):
+    with refused("cannot be a prompt|Prompts cannot be registered"):
         client.create_model_version(NAME, log(bad_bundle), tags={"mlflow.prompt.is_prompt": "true"})
 
 
@@ -408,7 +415,7 @@ def test_nothing_ungated_stays_in_production_when_a_name_becomes_guarded(client,
         info = mlflow.pyfunc.log_model(name="other", python_model=Echo(), pip_requirements=[])
     mlflow.register_model(info.model_uri, NAME)
     client.transition_model_version_stage(NAME, "1", "Production")
-    with refused("refused to register it: version 1 is in Production; take it out first"):
+    with refused("refused to register a version: version 1 is in Production; take it out first"):
         register(good_bundle)
     client.transition_model_version_stage(NAME, "1", "Archived")
     version = register(good_bundle)
@@ -453,7 +460,9 @@ def test_a_long_reason_fits_the_audit_of_a_deleted_version(client, judged_bundle
 def test_a_prompts_placeholder_is_no_way_into_a_guarded_model(registry_uri, client, good_bundle):
     version = register(good_bundle)
     by_alias(client, version)
-    with refused("refused to register it: the artifacts at dummy-source|refused to register it: .*MLmodel"):
+    with refused(
+        "refused to register a version: the artifacts at dummy-source|refused to register a version: .*MLmodel"
+    ):
         client.create_model_version(NAME, "dummy-source")
     plain = MlflowClient(registry_uri=registry_uri)  # past the gate
     empty = plain.create_model_version(NAME, "dummy-source").version
@@ -471,19 +480,19 @@ def test_every_decision_is_written_down(client, good_bundle, bad_bundle):
     tags = [client.get_model_version(NAME, v).tags for v in (first, second)]
     decisions = read_decisions(tags)
     assert [(d.version, d.action, d.allowed) for d in decisions] == [
-        (first, "register it", True),
-        (second, "register it", True),
+        (first, "register a version", True),
+        (second, "register a version", True),
         (first, "promote to stage Production", True),
         (second, "set alias production", False),
     ]
     assert decisions[2].manifest_sha256 == digest_file(good_bundle / MANIFEST_FILE).sha256
-    assert "REFUSED" in decisions[3].describe()
+    assert "REFUSED" in decisions[3].to_sentence()
 
 
 def test_a_clock_that_runs_back_loses_no_decision_and_no_order(client, good_bundle, monkeypatch):
     version = register(good_bundle)
     hours = iter("2221100")
-    monkeypatch.setattr(gated_store, "now", lambda: f"2026-11-25T0{next(hours)}:00:00.000000Z")
+    monkeypatch.setattr(audit, "read_clock", lambda: f"2026-11-25T0{next(hours)}:00:00.000000Z")
     for _ in range(3):
         by_alias(client, version)
         client.delete_registered_model_alias(NAME, "production")

@@ -1,0 +1,70 @@
+"""What is in Production: the alias `production` and the stage Production, which move together."""
+
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
+
+from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
+from mlflow_plugins.registry.admission import is_not_found
+from mlflow_plugins.registry.audit import AuditLog
+from mlflow_plugins.registry.tags import ALIAS
+
+
+def is_spelling_of_alias(alias: str) -> bool:
+    """Return whether a database might take a name for the alias `production`; some ignore case and width."""
+    return unicodedata.normalize("NFKC", str(alias)).casefold() == ALIAS
+
+
+class Production:
+    """Moves versions of one store into Production and out of it. Callers hold the model's lock."""
+
+    def __init__(self, store: Any, audit: AuditLog) -> None:
+        """Take MLflow's own store, without the gate, and the registry's audit."""
+        self._store = store
+        self._audit = audit
+
+    def move_in(self, version: ModelVersion) -> ModelVersion:
+        """Put an admitted version into Production, archive the one before, and return the version as it is now.
+
+        Both steps can be repeated. If the server dies between them, the alias is already right.
+        """
+        name, number = version.name, version.version
+        self._store.set_registered_model_alias(name, ALIAS, number)
+        self._store.transition_model_version_stage(name, number, STAGE_PRODUCTION, True)
+        promoted: ModelVersion = self._store.get_model_version(name, number)
+        return promoted
+
+    def archive(self, name: str) -> None:
+        """Move every version of a model that is in stage Production to stage Archived."""
+        for version in self.list_versions(name):
+            if version.current_stage == STAGE_PRODUCTION:
+                self._store.transition_model_version_stage(name, version.version, STAGE_ARCHIVED, False)
+
+    def refuse_if_occupied(self, name: str, action: str) -> None:
+        """Refuse an action while a version of the model is in Production, by alias or by stage.
+
+        Raises:
+            MlflowException: PERMISSION_DENIED, naming the version.
+        """
+        aliases = self._store.get_registered_model(name).aliases
+        held = {str(version) for alias, version in aliases.items() if is_spelling_of_alias(alias)}
+        held |= {str(v.version) for v in self.list_versions(name) if v.current_stage == STAGE_PRODUCTION}
+        if held:
+            reason = f"version {', '.join(sorted(held))} is in Production; take it out first"
+            raise self._audit.refuse(name, None, action, reason)
+
+    def list_versions(self, name: str) -> Iterator[ModelVersion]:
+        """Yield every version of a model, one number after the other.
+
+        MLflow's search is not used: it leaves out versions with a client's prompt tag, and names with a quote.
+        """
+        latest = self._store.get_registered_model(name).latest_versions or []
+        for number in range(1, max((int(version.version) for version in latest), default=0) + 1):
+            try:
+                yield self._store.get_model_version(name, str(number))
+            except MlflowException as error:
+                if not is_not_found(error):
+                    raise

@@ -1,0 +1,34 @@
+"""Names of the alias and the tags that the gated registry writes.
+
+Every tag that starts with `plantmodels.` is reserved: the registry refuses such tags from clients. The one exception
+is `plantmodels.waive.<gate>`, by which a person asks for a waiver.
+"""
+
+from typing import Final
+
+ALIAS: Final = "production"
+"""The alias that moves together with stage Production."""
+
+RESERVED: Final = "plantmodels."
+"""Prefix of the registry's own tags."""
+
+GUARDED_TAG: Final = f"{RESERVED}guarded"
+"""On a registered model: the gates apply to it."""
+
+MANIFEST_TAG: Final = f"{RESERVED}manifest_sha256"
+"""On a version: digest of its manifest when it was registered."""
+
+MODEL_TAG: Final = f"{RESERVED}model_sha256"
+"""On a version: digest of all its files when it was registered."""
+
+GATES_TAG: Final = f"{RESERVED}gates"
+"""On a version: "passed", "never verified" or the gates that failed."""
+
+WAIVE_TAG: Final = f"{RESERVED}waive."
+"""Prefix, followed by a gate's name: a waiver of this gate."""
+
+AUDIT_TAG: Final = f"{RESERVED}audit."
+"""Prefix, followed by a time and random characters: one decision."""
+
+COUNT_TAG: Final = f"{RESERVED}decisions"
+"""On a registered model: the number of decisions about it so far."""

@@ -1,0 +1,139 @@
+"""Waivers: a person takes responsibility for one failed gate of one version.
+
+A waiver names the measured value and the manifest that it was given for. If either changes, it no longer applies.
+
+>>> Waiver.from_json("not written by the registry") is None
+True
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+
+from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, name_user, read_clock, read_user
+from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.tags import WAIVE_TAG
+from plantmodels.report.gates import GateResult
+
+INTEGRITY_GATES: Final = frozenset({"loads", "heads_complete"})
+"""Gates that check whether the files are complete and the classes in order. They can never be waived."""
+
+_MAX_REASON: Final = 1000
+"""Characters of the reason that a person gives."""
+
+
+@dataclass(frozen=True)
+class Waiver:
+    """A person's reason for using a version although one gate failed.
+
+    Attributes:
+        measured: the gate's value when it was waived; None if it was not measured.
+        manifest_sha256: digest of the version's manifest when it was waived.
+        reason: the text that the person gave.
+        user: who waived the gate; None if the server does not know its users.
+        at: time in UTC, ISO 8601.
+    """
+
+    measured: float | None
+    manifest_sha256: str
+    reason: str
+    user: str | None
+    at: str
+
+    def covers(self, gate: GateResult, manifest_sha256: str) -> bool:
+        """Return whether it was given for this measured value and these files."""
+        return self.measured == gate.measured and self.manifest_sha256 == manifest_sha256
+
+    def to_sentence(self, gate_name: str) -> str:
+        """Return who waived the gate, and why."""
+        return f"{gate_name} was waived by {name_user(self.user)}: {self.reason}"
+
+    def to_json(self) -> str:
+        """Return the value of its tag."""
+        return json.dumps(asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Waiver | None":
+        """Return the waiver that a tag's value holds; None if the registry did not write the value."""
+        try:
+            return cls(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
+
+def find_waiver(version: ModelVersion, gate: GateResult, manifest_sha256: str) -> Waiver | None:
+    """Return the waiver that lets a version pass a failed gate; None if there is none that applies."""
+    waiver = Waiver.from_json(version.tags.get(f"{WAIVE_TAG}{gate.name}", ""))
+    if waiver is None or gate.name in INTEGRITY_GATES or not waiver.covers(gate, manifest_sha256):
+        return None
+    return waiver
+
+
+class Waivers:
+    """Grants and withdraws waivers, and writes both into the audit."""
+
+    def __init__(self, store: Any, config: RegistryConfig, audit: AuditLog) -> None:
+        """Take MLflow's own store, without the gate, and the registry's configuration and audit."""
+        self._store = store
+        self._config = config
+        self._audit = audit
+
+    def grant(self, name: str, version: str, gate_name: str, reason: str) -> None:
+        """Waive a gate that fails now, for its present value and the present files.
+
+        Args:
+            name: registered model.
+            version: version number.
+            gate_name: one of the version's failed gates.
+            reason: the person's reason, 1 to 1000 characters.
+
+        Raises:
+            MlflowException: PERMISSION_DENIED; the user may not waive, the gate did not fail, or it can never be
+                waived.
+        """
+        action = f"waive {gate_name}"
+        location = self._store.get_model_version_download_uri(name, version)
+        self._check_user(name, version, action)
+        try:
+            evidence = read_evidence(location)
+            failures = {gate.name: gate for gate in evidence.find_failures(self._config.policy)}
+        except EvidenceError as error:
+            raise self._audit.refuse(name, version, action, str(error)) from error
+        self._check_request(name, version, gate_name, reason, evidence, failures)
+        measured = failures[gate_name].measured
+        waiver = Waiver(measured, evidence.manifest_sha256, reason.strip(), read_user(), read_clock())
+        self._audit.record(name, version, action, allowed=True, reason=reason.strip(), evidence=evidence)
+        self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_json()))
+
+    def withdraw(self, name: str, version: str, gate_name: str) -> None:
+        """Delete a waiver.
+
+        Raises:
+            MlflowException: PERMISSION_DENIED; the user may not waive.
+        """
+        action = f"withdraw the waiver of {gate_name}"
+        self._check_user(name, version, action)
+        self._audit.record(name, version, action, allowed=True, reason=NO_GATE_APPLIES)
+        self._store.delete_model_version_tag(name, version, f"{WAIVE_TAG}{gate_name}")
+
+    def _check_user(self, name: str, version: str, action: str) -> None:
+        allowed = self._config.waiver_users
+        if allowed and (user := read_user()) not in allowed:
+            reason = f"{name_user(user)} may not waive gates; allowed users: {', '.join(allowed)}"
+            raise self._audit.refuse(name, version, action, reason)
+
+    def _check_request(
+        self, name: str, version: str, gate_name: str, reason: str, evidence: Evidence, failures: dict[str, GateResult]
+    ) -> None:
+        if gate_name in INTEGRITY_GATES:
+            problem = "this gate checks the files themselves, so it can never be waived"
+        elif gate_name not in failures:
+            problem = f"{gate_name} is not a failed gate of this version; failed gates: {', '.join(failures) or 'none'}"
+        elif not reason.strip() or len(reason) > _MAX_REASON:
+            problem = f"a waiver needs a reason of 1 to {_MAX_REASON} characters"
+        else:
+            return
+        raise self._audit.refuse(name, version, f"waive {gate_name}", problem, evidence)
