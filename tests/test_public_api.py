@@ -33,7 +33,7 @@ ERRORS = {
     "DataError",
     "DetectorError",
     "ExportError",
-    "GovernanceError",
+    "RegistryError",
     "ImageError",
     "ManifestMismatchError",
     "PolicyError",
