@@ -1,1 +1,1 @@
-"""A small data set that the program draws itself, and a checkpoint trained on it: something to try the line on."""
+"""The demo's data set, which the program draws itself, and a checkpoint trained on it."""

@@ -1,4 +1,4 @@
-"""`python -m examples.drawn_leaves FOLDER`: makes the demo's data and checkpoint in a folder, unless they are there."""
+"""`python -m examples.drawn_leaves FOLDER` makes the demo's data and checkpoint, unless the folder has them already."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from plantmodels.errors import PlantModelsError
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
-@click.option("--seed", default=0, show_default=True, help="Another seed draws other pictures and trains anew.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the drawings and of the training.")
 def main(folder: Path, seed: int) -> None:
     """Draw leaves and non-plants into FOLDER and train a small checkpoint on them."""
     log_to_terminal()

@@ -1,10 +1,10 @@
-"""Draws a small data set by contract 2: leaves of ten species, healthy and ill, and pictures without a plant.
+"""Draw a small data set as contract 2 describes it: leaves of ten species, healthy and ill, and images without a plant.
 
-A picture depends on the seed and on its own place (split, class, number) alone, so it is the same whatever else
-is drawn. Nothing is left behind by a run that was broken off but a folder whose name begins with `.drawing-`.
+An image depends only on the seed and on its own place (split, class and number), so it stays the same whatever else is
+drawn. An interrupted run leaves at most a folder whose name begins with `.drawing-`.
 
->>> draw_dataset(Path(".demo"), train_per_class=60, val_per_class=20, non_plants=200, seed=0)  # doctest: +SKIP
->>> sorted(path.name for path in Path(".demo/data").iterdir())  # doctest: +SKIP
+>>> draw_dataset(tmp, train_per_class=1, val_per_class=1, non_plants=6, seed=0)
+>>> sorted(path.name for path in (tmp / "data").iterdir())
 ['train', 'val']
 """
 
@@ -30,27 +30,27 @@ from plantmodels.errors import DataError
 DATA_FOLDER: Final = "data"
 NON_PLANTS_FOLDER: Final = "non_plants"
 TAXONOMY: Final = {species: tuple(DISEASES[species]) for species in SPECIES}
-"""Species to disease names, both in logit order."""
+"""Disease names of each species; species and diseases are in logit order."""
 
 _QUALITY: Final = 90
 _PROCESSES: Final = 2
-_WORTH_PROCESSES: Final = 150
-"""Below this many pictures, starting processes takes longer than it saves."""
+_MIN_IMAGES_FOR_PROCESSES: Final = 150
+"""Starting processes pays off from this many images on."""
 
 
-def draw_picture(place: str, *, seed: int) -> bytes:
-    """Draws one picture of the data set.
+def draw_image(place: str, *, seed: int) -> bytes:
+    """Draw one image of the data set.
 
     Args:
-        place: its path below the data set, `data/<split>/<Species>___<Disease>/<number>.jpg` or
+        place: path of the image in the data set, `data/<split>/<Species>___<Disease>/<number>.jpg` or
             `non_plants/<source>/<number>.jpg`.
-        seed: of the whole data set.
+        seed: seed of the whole data set.
 
     Returns:
-        JPEG file, 256 x 256 pixels.
+        Content of a JPEG file of 256 x 256 pixels.
 
     Raises:
-        KeyError: a species, disease or source that is not drawn.
+        KeyError: if the data set has no such species, disease or source.
     """
     rng = np.random.default_rng([seed, zlib.crc32(place.encode())])
     kind = Path(place).parent.name
@@ -60,25 +60,25 @@ def draw_picture(place: str, *, seed: int) -> bytes:
         species, _, disease = kind.partition("___")
         specimen = Specimen.lay(SPECIES[species], rng)
         DISEASES[species][disease](specimen, rng)
-        image = specimen.photograph(rng)
+        image = specimen.render(rng)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=_QUALITY)
     return buffer.getvalue()
 
 
 def draw_dataset(folder: Path, *, train_per_class: int, val_per_class: int, non_plants: int, seed: int) -> None:
-    """Draws `folder/data` and `folder/non_plants`; both appear only when all pictures are there.
+    """Draw `folder/data` and `folder/non_plants`; both appear only when all images are complete.
 
     Args:
-        folder: made if it is not there.
-        train_per_class: pictures of each species and disease in `data/train`.
-        val_per_class: the same in `data/val`.
-        non_plants: pictures without a plant, spread evenly over all sources.
-        seed: another seed draws other pictures.
+        folder: folder of the data set, which is created if it is missing.
+        train_per_class: number of images of each class in `data/train`.
+        val_per_class: number of images of each class in `data/val`.
+        non_plants: number of images without a plant, spread evenly over all sources.
+        seed: seed of all images.
 
     Raises:
-        ValueError: a number below 1.
-        DataError: `folder` already holds `data` or `non_plants`, or cannot be written.
+        ValueError: if a number is below 1.
+        DataError: if `folder` already holds `data` or `non_plants`, or cannot be written.
     """
     for name, value in (
         ("train_per_class", train_per_class),
@@ -89,32 +89,36 @@ def draw_dataset(folder: Path, *, train_per_class: int, val_per_class: int, non_
             raise ValueError(f"{name} must be at least 1, got {value}")
     for name in (DATA_FOLDER, NON_PLANTS_FOLDER):
         if (folder / name).exists():
-            raise DataError(f"{folder / name}: is there already; expected a folder without it to draw into")
-    places = [*_leaf_places("train", train_per_class), *_leaf_places("val", val_per_class), *_other_places(non_plants)]
+            raise DataError(f"{folder / name}: exists already; choose a folder without it")
+    places = [
+        *_list_leaf_places("train", train_per_class),
+        *_list_leaf_places("val", val_per_class),
+        *_list_non_plant_places(non_plants),
+    ]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder) as scratch:
-            _draw_all(Path(scratch), places, seed)
+        with tempfile.TemporaryDirectory(prefix=".drawing-", dir=folder) as unfinished:
+            _draw_all(Path(unfinished), places, seed)
             for name in (DATA_FOLDER, NON_PLANTS_FOLDER):
-                os.replace(Path(scratch) / name, folder / name)
+                os.replace(Path(unfinished) / name, folder / name)
     except OSError as error:
         raise DataError(f"{folder}: the data set cannot be written there ({error})") from error
 
 
 def clear_drawings(folder: Path) -> None:
-    """Removes what `draw_dataset` made in a folder, whole or half-finished; nothing else."""
+    """Remove what `draw_dataset` made in a folder, complete or unfinished, and nothing else."""
     for path in (folder / DATA_FOLDER, folder / NON_PLANTS_FOLDER, *folder.glob(".drawing-*")):
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _leaf_places(split: str, per_class: int) -> Iterator[str]:
+def _list_leaf_places(split: str, per_class: int) -> Iterator[str]:
     for species, diseases in TAXONOMY.items():
         for disease in diseases:
             for number in range(1, per_class + 1):
                 yield f"{DATA_FOLDER}/{split}/{species}___{disease}/{number:04d}.jpg"
 
 
-def _other_places(total: int) -> Iterator[str]:
+def _list_non_plant_places(total: int) -> Iterator[str]:
     sources = list(SOURCES)
     for position in range(total):
         number, source = divmod(position, len(sources))
@@ -126,7 +130,7 @@ def _draw_all(root: Path, places: list[str], seed: int) -> None:
         parent.mkdir(parents=True)
     tasks = [(root, place, seed) for place in places]
     with log_step("draw images", total=len(tasks), unit="image") as advance:
-        if len(tasks) < _WORTH_PROCESSES:
+        if len(tasks) < _MIN_IMAGES_FOR_PROCESSES:
             for task in tasks:
                 _draw_one(task)
                 advance()
@@ -138,4 +142,4 @@ def _draw_all(root: Path, places: list[str], seed: int) -> None:
 
 def _draw_one(task: tuple[Path, str, int]) -> None:
     root, place, seed = task
-    (root / place).write_bytes(draw_picture(place, seed=seed))
+    (root / place).write_bytes(draw_image(place, seed=seed))

@@ -1,7 +1,7 @@
 """Leaf shapes of ten species: outline, teeth, lobes, leaflets and veins.
 
-A leaf is grown in its own plane: the base at (0, 0), the tip near (0, 1), x to the right. Each call grows another
-individual. `SPECIES` maps the species' name to its habit.
+A leaf grows in its own plane: the base is at (0, 0), the tip near (0, 1), and x points to the right. Each call grows
+another individual. `SPECIES` maps the name of a species to its habit.
 
 >>> leaf = SPECIES["Apple"].grow(np.random.default_rng(0))
 >>> len(leaf.blades)
@@ -18,7 +18,7 @@ from examples.drawn_leaves.canvas import Generator, Points, spline
 
 @dataclass(frozen=True)
 class Vein:
-    """One vein: (N, 2) points from its root outwards, and its width there in leaf lengths."""
+    """One vein: (N, 2) points from the root outwards, and its width at the root in leaf lengths."""
 
     points: Points
     width: float
@@ -26,13 +26,13 @@ class Vein:
 
 @dataclass(frozen=True)
 class Blade:
-    """One flat piece of a leaf: (N, 2) outline and the veins inside it, main veins last."""
+    """One flat piece of a leaf: its (N, 2) outline and the veins inside it, the main veins last."""
 
     outline: Points
     veins: tuple[Vein, ...]
 
-    def placed(self, angle: float, size: float, root: tuple[float, float]) -> "Blade":
-        """The same blade turned by `angle` (radians, clockwise), scaled, and moved to `root`."""
+    def place(self, angle: float, size: float, root: tuple[float, float]) -> "Blade":
+        """Return the blade turned clockwise by `angle` (in radians), scaled by `size` and moved to `root`."""
         cos, sin = np.cos(angle) * size, np.sin(angle) * size
         turn = np.array([[cos, -sin], [sin, cos]])
         veins = tuple(Vein(vein.points @ turn + root, vein.width * size) for vein in self.veins)
@@ -41,7 +41,7 @@ class Blade:
 
 @dataclass(frozen=True)
 class Leaf:
-    """All blades of a leaf, the lowest first, and its stalks (from the stem outwards)."""
+    """All blades of a leaf, the lowest first, and its stalks, from the stem outwards."""
 
     blades: tuple[Blade, ...]
     stalks: tuple[Vein, ...]
@@ -49,15 +49,15 @@ class Leaf:
 
 @dataclass(frozen=True)
 class Habit:
-    """How a species looks.
+    """The look of a species.
 
     Attributes:
-        grow: makes one more individual.
-        colour: of the healthy blade.
-        vein: brightness of the veins against the blade; below 1 they are darker.
-        gloss: how much the surface shines, 0 to 1.
-        length: share of the picture that a leaf fills.
-        turn: how far it is turned from upright, in radians (one deviation).
+        grow: function that makes another individual.
+        colour: colour of the healthy blade.
+        vein: brightness of the veins relative to the blade; below 1 they are darker.
+        gloss: how much the surface shines, from 0 to 1.
+        length: length of a leaf relative to the side of the image.
+        turn: standard deviation of the angle from upright, in radians.
     """
 
     grow: Callable[[Generator], Leaf]
@@ -69,19 +69,19 @@ class Habit:
 
 
 def _jitter(rng: Generator, points: list[tuple[float, float]], amount: float) -> Points:
-    """Varies inner control points; the first and the last stay where they are."""
+    """Return the control points with random changes to all but the first and the last."""
     array = np.array(points)
     array[1:-1] += amount * rng.standard_normal(array[1:-1].shape)
     return array
 
 
-def _toothed(side: Points, teeth: int, depth: float) -> Points:
-    """Cuts teeth that point to the tip into one side of an outline.
+def _cut_teeth(side: Points, teeth: int, depth: float) -> Points:
+    """Return one side of an outline with teeth that point to the tip.
 
     Args:
-        side: (N, 2) from base to tip, the blade lying to the left.
-        teeth: how many.
-        depth: of the largest tooth, in leaf lengths.
+        side: (N, 2) points from base to tip, with the blade on their left.
+        teeth: number of teeth.
+        depth: depth of the largest tooth, in leaf lengths.
     """
     length = np.concatenate([[0], np.cumsum(np.hypot(*np.diff(side, axis=0).T))])
     phase = np.concatenate([k + np.array([0.0, 0.45, 0.86]) for k in range(teeth)] + [[teeth]])
@@ -105,18 +105,18 @@ def _outline(
     depth: float = 0.0,
     width: float = 1.0,
 ) -> Points:
-    """Closed outline from the control points of its right half, both halves varied on their own."""
+    """Return a closed outline from the control points of its right half; both halves vary independently."""
     sides = []
     stretch = width * rng.normal(1, 0.06)
     for mirror in (1, -1):
         side = spline(_jitter(rng, half, vary)) * (stretch, 1)
-        side = _toothed(side, teeth, depth) if teeth else side
+        side = _cut_teeth(side, teeth, depth) if teeth else side
         sides.append(side * (mirror, 1))
     return np.concatenate([sides[0], sides[1][-2:0:-1]])
 
 
 def _edge(outline: Points, height: float, right: bool) -> float:
-    """How far the outline reaches to one side at a height (its outermost point nearby)."""
+    """Return the distance from the axis to the outermost point of one side near a height."""
     near = outline[(np.abs(outline[:, 1] - height) < 0.05) & ((outline[:, 0] > 0) == right)]
     return float(np.abs(near[:, 0]).max()) if len(near) else 0.02
 
@@ -129,7 +129,7 @@ def _curve(start: Points, bend: Points, end: Points) -> Points:
 def _pinnate(
     rng: Generator, outline: Points, pairs: int, *, rise: float = 0.16, arch: float = 0.5, first: float = 0.06
 ) -> tuple[Vein, ...]:
-    """A midrib with side veins that arch towards the tip."""
+    """Return a midrib with side veins that arch towards the tip."""
     top = outline[:, 1].max()
     veins = []
     for root in np.linspace(first, 0.84, pairs) * top:
@@ -144,8 +144,8 @@ def _pinnate(
     return (*veins, Vein(midrib, 0.024))
 
 
-def _bent(blade: Blade, amount: float) -> Blade:
-    """The same blade with its axis curved sideways."""
+def _bend(blade: Blade, amount: float) -> Blade:
+    """Return the blade with its axis curved sideways."""
 
     def bend(points: Points) -> Points:
         return points + np.stack([amount * points[:, 1] ** 2, np.zeros(len(points))], axis=1)
@@ -159,7 +159,7 @@ def _stalk(rng: Generator, length: float, width: float = 0.03) -> Vein:
 
 
 def _simple(rng: Generator, outline: Points, pairs: int, stalk: float, **venation: float) -> Leaf:
-    blade = _bent(Blade(outline, _pinnate(rng, outline, pairs, **venation)), 0.07 * rng.standard_normal())
+    blade = _bend(Blade(outline, _pinnate(rng, outline, pairs, **venation)), 0.07 * rng.standard_normal())
     return Leaf((blade,), (_stalk(rng, stalk),))
 
 
@@ -185,7 +185,7 @@ def _lilac(rng: Generator) -> Leaf:
 
 
 def _lobed_veins(rng: Generator, tips: list[tuple[float, float]], branches: int) -> tuple[Vein, ...]:
-    """Main veins from the base to each lobe, and side branches along them."""
+    """Return main veins from the base to each lobe, with side branches."""
     mains, sides = [], []
     for side_x, y in [(s * x, y) for x, y in tips for s in ((1, -1) if x else (1,))]:
         tip = 0.93 * np.array([side_x, y])
@@ -232,16 +232,16 @@ def _corn(rng: Generator) -> Leaf:
     edge = np.interp(rise, heights, widths)
     veins = [Vein(np.stack([share * edge, rise], axis=1), 0.0045) for share in lanes]
     midrib = Vein(np.stack([np.zeros(14), np.linspace(-0.44, 1.08, 14)], axis=1), 0.03)
-    return Leaf((_bent(Blade(outline, (*veins, midrib)), 0.1 * rng.standard_normal()),), ())
+    return Leaf((_bend(Blade(outline, (*veins, midrib)), 0.1 * rng.standard_normal()),), ())
 
 
 def _compound(rng: Generator, leaflet: Callable[[], Blade], places: list[tuple[float, float, float]]) -> Leaf:
-    """Leaflets along a stalk.
+    """Return a leaf with leaflets along a stalk.
 
     Args:
         rng: source of randomness.
-        leaflet: grows one, of length 1.
-        places: height on the stalk, angle from it and size of each; an angle other than 0 makes a pair.
+        leaflet: function that grows a leaflet of length 1.
+        places: height on the stalk, angle to the stalk and size of each leaflet; an angle other than 0 makes a pair.
     """
     blades, stalks = [], []
     for height, angle, size in places:
@@ -249,7 +249,7 @@ def _compound(rng: Generator, leaflet: Callable[[], Blade], places: list[tuple[f
             turn = side * angle + 0.09 * rng.standard_normal()
             root = np.array([0, height + 0.01 * rng.standard_normal()])
             away = root + 0.07 * np.array([np.sin(turn), np.cos(turn)]) * (angle != 0)
-            blades.append(leaflet().placed(turn, size * rng.normal(1, 0.06), tuple(away)))
+            blades.append(leaflet().place(turn, size * rng.normal(1, 0.06), tuple(away)))
             stalks.append(Vein(np.linspace(root, away + 0.001, 3), 0.012))
     top = max(height for height, _, _ in places)
     stalks.append(Vein(np.linspace((0.02 * rng.standard_normal(), -0.18), (0, top), 9), 0.026))
@@ -293,7 +293,7 @@ def _strawberry(rng: Generator) -> Leaf:
         outline = _outline(rng, half, vary=0.014, teeth=9, depth=0.06)
         return Blade(outline, _pinnate(rng, outline, 7, rise=0.2, arch=0.5))
 
-    blades = [leaflet().placed(a + 0.06 * rng.standard_normal(), 0.56, (0.03 * a, 0.4)) for a in (-1.5, 1.5, 0.0)]
+    blades = [leaflet().place(a + 0.06 * rng.standard_normal(), 0.56, (0.03 * a, 0.4)) for a in (-1.5, 1.5, 0.0)]
     stalk = Vein(np.linspace((0.04 * rng.standard_normal(), -0.1), (0, 0.42), 9), 0.024)
     return Leaf(tuple(blades), (stalk,))
 
@@ -310,4 +310,4 @@ SPECIES: dict[str, Habit] = {
     "Lilac": Habit(_lilac, (0.27, 0.44, 0.21), length=0.76),
     "Ginkgo": Habit(_ginkgo, (0.42, 0.56, 0.24), vein=0.86, gloss=0.12, length=0.72),
 }
-"""Species in the order of the demo's logits, which is not the alphabet's: nothing may sort them."""
+"""Species in the order of the demo's logits; it is not alphabetical, so that code which sorts them is noticed."""

@@ -1,6 +1,6 @@
-"""What surrounds a thing that is drawn: colours, backgrounds, light, shadow and the photograph.
+"""The scene around a drawn thing: colours, backgrounds, light, shadow and the finished image.
 
->>> develop(background(np.random.default_rng(0)), np.random.default_rng(0)).size
+>>> develop_image(draw_background(np.random.default_rng(0)), np.random.default_rng(0)).size
 (256, 256)
 """
 
@@ -19,14 +19,14 @@ DARK: Final = (0.07, 0.07, 0.08)
 
 
 def speckle_colour(rng: Generator, colour: Colour, spread: float) -> Colour:
-    """A colour near another one: brightness and each channel vary with deviation `spread`."""
+    """Return a similar colour: brightness and each channel vary with standard deviation `spread`."""
     varied = np.asarray(colour) * (1 + spread * rng.standard_normal()) + spread * 0.12 * rng.standard_normal(3)
     red, green, blue = np.clip(varied, 0.02, 0.98).tolist()
     return red, green, blue
 
 
-def pick(rng: Generator, colours: tuple[Colour, ...], spread: float = 0.08) -> Array:
-    """One of the colours, varied: (3,)."""
+def pick_colour(rng: Generator, colours: tuple[Colour, ...], spread: float = 0.08) -> Array:
+    """Return one of the colours with a slight random change: (3,)."""
     return np.asarray(speckle_colour(rng, colours[rng.integers(len(colours))], spread), np.float32)
 
 
@@ -75,20 +75,20 @@ def _stone(rng: Generator) -> Array:
 _BACKGROUNDS: Final = (_table, _cloth, _soil, _paper, _wood, _stone)
 
 
-def background(rng: Generator) -> Array:
-    """Something to lie on: a table, dark cloth, soil, paper, wood or stone; (SIZE, SIZE, 3)."""
+def draw_background(rng: Generator) -> Array:
+    """Return a (SIZE, SIZE, 3) surface to lie on: a table, dark cloth, soil, paper, wood or stone."""
     return _BACKGROUNDS[rng.integers(len(_BACKGROUNDS))](rng)
 
 
-def shadow(scene: Array, shape: Array, light: tuple[float, float], distance: float, depth: float = 0.5) -> Array:
-    """Darkens a scene where a shape that lies on it keeps the light away.
+def cast_shadow(scene: Array, shape: Array, light: tuple[float, float], distance: float, depth: float = 0.5) -> Array:
+    """Return the scene, darkened where a shape that lies on it keeps the light away.
 
     Args:
-        scene: (SIZE, SIZE, 3).
-        shape: (SIZE, SIZE), 1 inside the shape.
+        scene: (SIZE, SIZE, 3) colours without the shadow.
+        shape: (SIZE, SIZE), 1 inside the shape and 0 outside.
         light: x and y of the direction that the light comes from.
-        distance: how far the shadow falls, in pixels.
-        depth: how dark it is, 0 to 1.
+        distance: length of the shadow, in pixels.
+        depth: how dark the shadow is, from 0 to 1.
     """
     right, down = round(light[0] * distance), round(light[1] * distance)
     margin = max(abs(right), abs(down))
@@ -99,14 +99,14 @@ def shadow(scene: Array, shape: Array, light: tuple[float, float], distance: flo
     return darkened
 
 
-def light_direction(rng: Generator) -> tuple[float, float]:
-    """Unit vector towards the light: from above, left more often than right."""
+def draw_light(rng: Generator) -> tuple[float, float]:
+    """Return a random unit vector towards the light, which comes from above and more often from the left."""
     angle = rng.normal(-2.2, 0.45)
     return float(np.cos(angle)), float(np.sin(angle))
 
 
-def develop(scene: Array, rng: Generator) -> Image.Image:
-    """Photographs a scene: uneven light, exposure, white balance and sensor noise; 8-bit RGB."""
+def develop_image(scene: Array, rng: Generator) -> Image.Image:
+    """Return the scene as an 8-bit RGB image with a camera's uneven light, exposure, white balance and noise."""
     y, x = np.mgrid[-1 : 1 : SIZE * 1j, -1 : 1 : SIZE * 1j].astype(np.float32)
     slope = 0.07 * rng.standard_normal(2)
     falloff = 1 + slope[0] * x + slope[1] * y - 0.06 * (x * x + y * y)

@@ -8,7 +8,7 @@ import pytest
 from examples.drawn_leaves import draw
 from examples.drawn_leaves.canvas import SIZE
 from examples.drawn_leaves.diseases import DISEASES
-from examples.drawn_leaves.draw import TAXONOMY, clear_drawings, draw_dataset, draw_picture
+from examples.drawn_leaves.draw import TAXONOMY, clear_drawings, draw_dataset, draw_image
 from examples.drawn_leaves.leaves import SPECIES
 from examples.drawn_leaves.objects import SOURCES
 from examples.drawn_leaves.specimen import Specimen
@@ -56,20 +56,20 @@ def test_only_the_two_folders_are_left(drawn: Path):
     assert sorted(path.name for path in drawn.iterdir()) == ["data", "non_plants"]
 
 
-def test_a_picture_depends_on_seed_and_place_alone(drawn: Path, tmp_path: Path):
+def test_an_image_depends_only_on_seed_and_place(drawn: Path, tmp_path: Path):
     draw_dataset(tmp_path, train_per_class=2, val_per_class=1, non_plants=6, seed=3)
     same = [path.relative_to(drawn) for path in drawn.rglob("0001.jpg")]
     assert len(same) == 2 * len(CLASSES) + 6
     for place in same:
         assert (tmp_path / place).read_bytes() == (drawn / place).read_bytes(), place
     place = "data/val/Grape___Black rot/0001.jpg"
-    assert draw_picture(place, seed=3) == (drawn / place).read_bytes()
-    assert draw_picture(place, seed=4) != draw_picture(place, seed=3)
-    assert draw_picture(place.replace("val", "train"), seed=3) != draw_picture(place, seed=3)
+    assert draw_image(place, seed=3) == (drawn / place).read_bytes()
+    assert draw_image(place, seed=4) != draw_image(place, seed=3)
+    assert draw_image(place.replace("val", "train"), seed=3) != draw_image(place, seed=3)
 
 
 def test_processes_draw_the_same(drawn: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(draw, "_WORTH_PROCESSES", 1)
+    monkeypatch.setattr(draw, "_MIN_IMAGES_FOR_PROCESSES", 1)
     draw_dataset(tmp_path, train_per_class=1, val_per_class=1, non_plants=8, seed=3)
     for path in drawn.rglob("*.jpg"):
         assert (tmp_path / path.relative_to(drawn)).read_bytes() == path.read_bytes()
@@ -79,9 +79,9 @@ def test_processes_draw_the_same(drawn: Path, tmp_path: Path, monkeypatch: pytes
 def test_a_disease_is_visible_and_stays_on_the_leaf(species: str, disease: str):
     for seed in range(3):
         specimen = Specimen.lay(SPECIES[species], np.random.default_rng(seed))
-        before = np.asarray(specimen.photograph(np.random.default_rng(9)), np.float32)
+        before = np.asarray(specimen.render(np.random.default_rng(9)), np.float32)
         DISEASES[species][disease](specimen, np.random.default_rng(seed))
-        after = np.asarray(specimen.photograph(np.random.default_rng(9)), np.float32)
+        after = np.asarray(specimen.render(np.random.default_rng(9)), np.float32)
         change = np.abs(after - before).max(axis=2)
         outside = specimen.inside == 0
         assert change[outside].max() == 0
@@ -96,7 +96,7 @@ def test_a_healthy_leaf_is_nearly_unmarked():
 
 
 @pytest.mark.parametrize("species", SPECIES)
-def test_a_leaf_fills_a_fair_part_of_the_picture(species: str):
+def test_a_leaf_fills_a_fair_part_of_the_image(species: str):
     for seed in range(4):
         inside = Specimen.lay(SPECIES[species], np.random.default_rng(seed)).inside
         assert 0.1 < inside.mean() < 0.6
@@ -104,13 +104,13 @@ def test_a_leaf_fills_a_fair_part_of_the_picture(species: str):
 
 def test_existing_data_is_never_written_over(tmp_path: Path):
     (tmp_path / "data").mkdir()
-    with pytest.raises(DataError, match=r"data: is there already"):
+    with pytest.raises(DataError, match=r"data: exists already"):
         draw_dataset(tmp_path, train_per_class=1, val_per_class=1, non_plants=1, seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_a_run_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(draw, "draw_picture", lambda place, seed: b"" if "train" in place else 1 / 0)
+    monkeypatch.setattr(draw, "draw_image", lambda place, seed: b"" if "train" in place else 1 / 0)
     with pytest.raises(ZeroDivisionError):
         draw_dataset(tmp_path, train_per_class=1, val_per_class=1, non_plants=1, seed=0)
     assert list(tmp_path.iterdir()) == []
@@ -138,7 +138,7 @@ def test_clearing_removes_drawings_only(tmp_path: Path):
 
 def test_non_plants_are_not_told_by_colour_alone():
     def greenness(place: str) -> float:
-        red, green, blue = np.asarray(decode_image(draw_picture(place, seed=0)), np.float32).mean(axis=(0, 1))
+        red, green, blue = np.asarray(decode_image(draw_image(place, seed=0)), np.float32).mean(axis=(0, 1))
         return float(green - (red + blue) / 2)
 
     leaves = [greenness(f"data/val/Apple___Apple scab/{k:04d}.jpg") for k in range(9)]
