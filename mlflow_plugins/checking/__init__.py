@@ -1,1 +1,1 @@
-"""Checks a version before any of its code runs."""
+"""Checks a model version completely before any of its code runs."""

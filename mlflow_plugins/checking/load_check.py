@@ -1,10 +1,7 @@
-"""Whether a version is what `save_model` writes and nothing else: everything is checked before anything of it is used.
+"""Checks that a version contains exactly what `save_model` writes, before anything of it is used.
 
-`mlflow.pyfunc.load_model` imports the code that travels with a version, so it trusts whoever can write the artifacts.
-Nothing of the version is imported here: its code is compared with the installed package, byte for byte.
-
->>> for line in check_version("models:/plant-disease@production"):  # doctest: +SKIP
-...     print(line)
+`mlflow.pyfunc.load_model` imports the code that travels with a version, so it trusts everybody who can write the
+artifacts. Nothing of the version is imported here: its code is compared with the installed package, byte for byte.
 """
 
 import shutil
@@ -36,13 +33,13 @@ from plantmodels.serve.classifier import PlantClassifier
 
 
 @dataclass(frozen=True)
-class _Fetched:
+class _VersionCopy:
     """A private copy of a version's files.
 
     Attributes:
-        source: what was fetched, an alias being resolved.
+        source: URI of what was copied; an alias is replaced by the version that it means.
         folder: the copy.
-        tags: of the registered version; None for a model that is none.
+        tags: tags of the registered version; None if the model is not registered.
     """
 
     source: str
@@ -51,33 +48,33 @@ class _Fetched:
 
 
 def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | None = None) -> Iterator[str]:
-    """Checks everything of a version, opens it, asks it about a grey image; yields a line for each check that passed.
+    """Check every file of a version, load it and let it answer a grey image. Yield one line for each check that passed.
 
-    Works on a private copy of the files, so that what was checked is what is used.
+    All checks work on a private copy of the files, so what was checked is what is used.
 
     Args:
         uri: `models:/name/version`, `models:/name@alias`, another URI of artifacts, or a model folder.
-        copy_to: where the copy that was checked is left; nothing may lie there. None leaves none.
-        public_key: file of the key whose signature the bundle must bear; None for any.
+        copy_to: path for the checked copy, which must not exist yet; None keeps no copy.
+        public_key: file of the public key that must have signed the bundle; None checks no signature.
 
     Raises:
-        PlantModelsError: the check that failed, naming the file, what it holds and what was expected.
+        PlantModelsError: a check failed. The message names the file, what it contains and what was expected.
     """
     if copy_to is not None and copy_to.exists():
-        raise LoadCheckError(f"{copy_to}: expected a path where nothing lies")
-    with _fetch(uri) as fetched:
-        folder = fetched.folder
-        yield f"fetched      {fetched.source}"
+        raise LoadCheckError(f"{copy_to}: exists already; expected a path that does not exist")
+    with _copy_version(uri) as copied:
+        folder = copied.folder
+        yield f"fetched      {copied.source}"
         yield f"files        {check_names(folder)}"
         yield f"MLmodel      {check_description(folder)}"
         yield f"environment  {check_environment(folder)}"
         yield f"code         {check_code(folder)}"
         model_sha256, line = _check_bundle(folder)
         yield f"bundle       {line}"
-        yield f"registry     {_check_stamps(model_sha256, fetched.tags)}"
+        yield f"registry     {_check_stamps(model_sha256, copied.tags)}"
         if public_key is not None:
             read_trusted_manifest(folder / BUNDLE_FOLDER, public_key)
-            yield f"signature    by the key of {public_key}"
+            yield f"signature    made with the key of {public_key}"
         classifiers = [load_model(str(folder), precision=precision) for precision in PRECISIONS]
         yield f"sessions     {_check_heads(folder, classifiers[0])}"
         yield f"answer       {'; '.join(map(_check_answer, classifiers))}"
@@ -85,27 +82,27 @@ def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | N
             try:
                 shutil.copytree(folder, copy_to)
             except OSError as error:
-                raise LoadCheckError(f"{copy_to}: the copy cannot be written there ({error})") from error
+                raise LoadCheckError(f"{copy_to}: the copy cannot be written ({error})") from error
             yield f"copied to    {copy_to}"
 
 
 @contextmanager
-def _fetch(uri: str) -> Iterator[_Fetched]:
-    """Copies all files of a version into a temporary folder; neither links nor pipes are followed or opened."""
+def _copy_version(uri: str) -> Iterator[_VersionCopy]:
+    """Copy all files of a version into a temporary folder. Links are not followed, and pipes are not opened."""
     with temporary_folder("check") as temporary:
         try:
-            source, tags = _resolve(uri)
-            folder = _copy(source, temporary)
+            source, tags = _resolve_uri(uri)
+            folder = _copy_files(source, temporary)
         except PlantModelsError:
             raise
-        except Exception as error:  # each artifact store has exceptions of its own
+        except Exception as error:  # the errors of artifact stores share no base class
             reason = " ".join(str(error).split())[:300]
             raise LoadCheckError(f"{uri}: cannot be read ({type(error).__name__}: {reason})") from error
-        yield _Fetched(source, folder, tags)
+        yield _VersionCopy(source, folder, tags)
 
 
-def _resolve(uri: str) -> tuple[str, dict[str, str] | None]:
-    """A URI that means one version for good, and the tags of this version where it is a registered one."""
+def _resolve_uri(uri: str) -> tuple[str, dict[str, str] | None]:
+    """Return a URI that always means the same version, and the version's tags; None if it is not registered."""
     from mlflow import MlflowClient
 
     from mlflow_plugins._mlflow_compat import parse_models_uri, resolve_models_uri
@@ -116,7 +113,8 @@ def _resolve(uri: str) -> tuple[str, dict[str, str] | None]:
     return f"models:/{name}/{version}", dict(MlflowClient().get_model_version(name, version).tags)
 
 
-def _copy(source: str, temporary: Path) -> Path:
+def _copy_files(source: str, temporary: Path) -> Path:
+    """Copy a model's files into a temporary folder and return the model folder there."""
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -134,40 +132,45 @@ def _copy(source: str, temporary: Path) -> Path:
 
 
 def _check_bundle(folder: Path) -> tuple[str, str]:
-    """All digests, documents, the detector and the report, as the registry checks them; the digest of all files."""
+    """Check the bundle as the registry does, and return the digest of all files and a line for people."""
     from mlflow_plugins.registry.evidence import read_evidence
 
     evidence = read_evidence(str(folder))
     taxonomy = read_metadata(folder / BUNDLE_FOLDER).taxonomy
     return evidence.model_sha256, (
-        f"manifest {evidence.manifest_sha256[:12]} and class order {taxonomy.digest[:12]} as MLmodel records; "
+        f"manifest {evidence.manifest_sha256[:12]} and class order {taxonomy.digest[:12]}, as recorded in MLmodel; "
         f"{len(taxonomy.species)} species"
     )
 
 
 def _check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
+    """Compare the files' digest with the one that the gated registry stamped on the version."""
     from mlflow_plugins.registry.tags import MODEL_TAG
 
     if tags is None:
         return "not a registered version"
     stamped = tags.get(MODEL_TAG)
     if stamped is None:
-        return "no digest was stamped on it: registered without the gate"
+        return "no stamped digest: it was registered without the gate"
     if stamped != model_sha256:
-        raise LoadCheckError(f"the files have the digest {model_sha256}, the registry stamped {stamped:.70} on others")
-    return f"stamped {stamped[:12]}, the digest of these files"
+        raise LoadCheckError(
+            f"the files have the digest {model_sha256}, but the registry stamped {stamped:.70} at registration"
+        )
+    return f"stamped digest {stamped[:12]}, the digest of these files"
 
 
 def _check_heads(folder: Path, classifier: PlantClassifier) -> str:
+    """Check that every single head answers like its row of the packed heads."""
     from plantmodels.verify.integrity import find_head_problems
 
     if problems := find_head_problems(folder / BUNDLE_FOLDER, classifier.metadata, None):
         raise LoadCheckError(list_names(list(problems)))
     heads = len(classifier.taxonomy.species_with_head)
-    return f"species model in {' and '.join(PRECISIONS)}, packed heads, {heads} single heads that answer alike"
+    return f"species model in {' and '.join(PRECISIONS)}, packed heads, {heads} single heads with the same answers"
 
 
 def _check_answer(classifier: PlantClassifier) -> str:
+    """Check that a grey image gets finite numbers as its answer."""
     (row,) = classifier.predict([PROBE], on_error="raise")
     numbers = {"species_probability": row.species_probability, "ood_score": row.ood_score}
     for name, value in numbers.items():

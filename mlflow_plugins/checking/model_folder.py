@@ -1,9 +1,6 @@
-"""Whether a model folder is what `save_model` of the installed package writes: names, MLmodel, environment, code.
+"""Compares a model folder with what `save_model` of the installed package writes: names, MLmodel, environment, code.
 
-Nothing of the folder is imported. Each check returns a line for people.
-
->>> check_code(Path("model"))  # doctest: +SKIP
-"22 files, each byte for byte the installed plantmodels 0.1.0's"
+Nothing in the folder is imported. Each check returns a line for people.
 """
 
 import re
@@ -23,7 +20,7 @@ _LOADER_MODULE: Final = "mlflow_plugins.flavor"
 _REQUIREMENTS_FILE: Final = "requirements.txt"
 _CONDA_FILE: Final = "conda.yaml"
 _PYTHON_FILE: Final = "python_env.yaml"
-_WRITTEN: Final = (DESCRIPTION_FILE, _REQUIREMENTS_FILE, _CONDA_FILE, _PYTHON_FILE)
+_REQUIRED_FILES: Final = (DESCRIPTION_FILE, _REQUIREMENTS_FILE, _CONDA_FILE, _PYTHON_FILE)
 _EXAMPLE: Final = {
     "artifact_path": "input_example.json",
     "pandas_orient": "split",
@@ -31,8 +28,8 @@ _EXAMPLE: Final = {
     "type": "dataframe",
 }
 _EXAMPLE_FILES: Final = (_EXAMPLE["artifact_path"], _EXAMPLE["serving_input_path"])
-_AFTER_REGISTRATION: Final = "registered_model_meta"
-"""MLflow writes it beside the model, with its name and version."""
+_REGISTRATION_FILE: Final = "registered_model_meta"
+"""MLflow writes name and version of a registered model into this file."""
 
 _ORIGIN_KEYS: Final = (
     "artifact_path",
@@ -46,54 +43,54 @@ _ORIGIN_KEYS: Final = (
     "type_hint_from_example",
     "utc_time_created",
 )
-"""Of MLmodel: where the model comes from."""
+"""Keys of MLmodel that say where the model comes from; any plain value is accepted."""
 
-_PLAIN: Final = (str, int, type(None))
+_PLAIN_TYPES: Final = (str, int, type(None))
 _SHA256: Final = re.compile("[0-9a-f]{64}")
 _VERSION: Final = re.compile(r"[0-9]+(\.[0-9a-z]+)*")
 _REQUIREMENTS: Final = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 _BUILD_REQUIREMENTS: Final = ("pip", "setuptools", "wheel")
 _MAX_REQUIREMENTS_BYTES: Final = 64 * 2**10
-_SHOWN: Final = 10
+_MAX_LISTED_NAMES: Final = 10
 
 
 class LoadCheckError(PlantModelsError):
-    """A version that holds something else than `save_model` writes, or that cannot be read."""
+    """A version contains something that `save_model` does not write, or it cannot be read."""
 
 
 def check_names(folder: Path) -> str:
-    """Whether every file is one that `save_model` writes; code and bundle are compared on their own.
+    """Check that every file has a name that `save_model` writes. The names of code and bundle have their own checks.
 
     Raises:
-        LoadCheckError: a file that is missing, or of another name, or byte code.
-        BundleError: a link, or another thing that is no plain file.
+        LoadCheckError: a file is missing, has an unknown name or is byte code.
+        BundleError: an entry is a link, or anything else that is not a plain file.
     """
     names = list_files(folder)
     below = (f"{_CODE_FOLDER}/", f"{BUNDLE_FOLDER}/")
-    known = {*_WRITTEN, *_EXAMPLE_FILES, _AFTER_REGISTRATION}
-    if missing := sorted(set(_WRITTEN) - set(names)):
+    known = {*_REQUIRED_FILES, *_EXAMPLE_FILES, _REGISTRATION_FILE}
+    if missing := sorted(set(_REQUIRED_FILES) - set(names)):
         raise LoadCheckError(f"{list_names(missing)}: missing from the model folder")
     if compiled := [name for name in names if name.endswith((".pyc", ".pyo")) or "__pycache__" in name.split("/")]:
         raise LoadCheckError(
             f"{list_names(compiled)}: byte code, which Python runs instead of the source; "
-            "where a version was loaded in place Python wrote it itself: delete it there"
+            "if Python wrote it when the version was loaded from this folder, delete it"
         )
     if foreign := [name for name in names if name not in known and not name.startswith(below)]:
-        raise LoadCheckError(f"{list_names(foreign)}: not of the files that save_model writes")
-    return f"{len(names)}, none beside what save_model writes"
+        raise LoadCheckError(f"{list_names(foreign)}: save_model writes no such file")
+    return f"{len(names)}, all of them written by save_model"
 
 
 def list_names(names: list[str]) -> str:
-    """The first ten, and whether there are more."""
-    return ", ".join(names[:_SHOWN]) + " …" * (len(names) > _SHOWN)
+    """Return the first ten names as text, with "…" if there are more."""
+    return ", ".join(names[:_MAX_LISTED_NAMES]) + " …" * (len(names) > _MAX_LISTED_NAMES)
 
 
 def check_description(folder: Path) -> str:
-    """Holds MLmodel against what `save_model` writes, value by value.
+    """Compare MLmodel with what `save_model` writes, value by value.
 
     Raises:
-        LoadCheckError: another value, or a key more.
-        BundleError: not the YAML of plain values that it is.
+        LoadCheckError: a value differs, or there is an unknown key.
+        BundleError: the file is not YAML of plain values.
     """
     from mlflow_plugins.loading.pyfunc import MODEL_CONFIG, SIGNATURE
 
@@ -118,85 +115,90 @@ def check_description(folder: Path) -> str:
         "flavors": {FLAVOR_NAME: ours, "python_function": pyfunc},
         "signature": SIGNATURE.to_dict(),
         "saved_input_example_info": _EXAMPLE if example else None,
-        **dict.fromkeys(_ORIGIN_KEYS, _PLAIN),
+        **dict.fromkeys(_ORIGIN_KEYS, _PLAIN_TYPES),
     }
-    _expect(f"{DESCRIPTION_FILE}: ", document, expected)
-    return f"as save_model writes it, by MLflow {document.get('mlflow_version')}"
+    _check_value(f"{DESCRIPTION_FILE}: ", document, expected)
+    return f"as save_model writes it, with MLflow {document.get('mlflow_version')}"
 
 
-def _expect(name: str, value: object, expected: object) -> None:
-    """Compares a value with one of the same shape whose leaves are values, patterns of text, or types."""
+def _check_value(name: str, value: object, expected: object) -> None:
+    """Compare a value with the expected one, whose leaves are values, patterns of text or tuples of types."""
     if isinstance(expected, dict) and isinstance(value, dict):
         below = name if name.endswith(" ") else f"{name}."
         if unknown := [key for key in value if key not in expected]:
-            raise LoadCheckError(f"{below}{unknown[0]!s:.60} is not of the keys that save_model writes")
+            raise LoadCheckError(f"{below}{unknown[0]!s:.60} is a key that save_model does not write")
         for key, item in expected.items():
-            _expect(f"{below}{key}", value.get(key), item)
+            _check_value(f"{below}{key}", value.get(key), item)
     elif isinstance(expected, list) and isinstance(value, list) and len(expected) == len(value):
         for number, (found, item) in enumerate(zip(value, expected, strict=True)):
-            _expect(f"{name}[{number}]", found, item)
+            _check_value(f"{name}[{number}]", found, item)
     elif isinstance(expected, re.Pattern):
         if not isinstance(value, str) or not expected.fullmatch(value):
-            raise _unlike(name, value, f"text like {expected.pattern}")
+            raise _make_error(name, value, f"text like {expected.pattern}")
     elif isinstance(expected, tuple):
         if not isinstance(value, expected):
-            raise _unlike(name, value, "text, a number or null")
+            raise _make_error(name, value, "text, a number or null")
     elif value != expected:
-        raise _unlike(name, value, reprlib.repr(expected))
+        raise _make_error(name, value, reprlib.repr(expected))
 
 
-def _unlike(name: str, value: object, expected: str) -> LoadCheckError:
+def _make_error(name: str, value: object, expected: str) -> LoadCheckError:
     return LoadCheckError(f"{name} is {reprlib.repr(value)[:200]}, expected {expected}")
 
 
 def check_environment(folder: Path) -> str:
-    """Whether the requirements are those of serving, of one version each; both environments must say the same.
+    """Check that the version asks for the serving libraries only, each pinned, and that all three files agree.
 
     Raises:
-        LoadCheckError: another package, an option of pip such as an index of its own, or environments that differ.
-        BundleError: a file that cannot be read.
+        LoadCheckError: a file asks for another package, holds an option of pip such as a package index, or differs
+            from the other files.
+        BundleError: a file cannot be read.
     """
     content = read_bytes(folder / _REQUIREMENTS_FILE, _MAX_REQUIREMENTS_BYTES).decode(errors="backslashreplace")
     requirements = [line for line in content.split("\n") if line]
     pins = [re.compile(f"{name}=={_VERSION.pattern}") for name in _REQUIREMENTS]
-    _expect(f"{_REQUIREMENTS_FILE}: lines", requirements, pins)
+    _check_value(f"{_REQUIREMENTS_FILE}: lines", requirements, pins)
     python_env, conda = read_yaml(folder / _PYTHON_FILE), read_yaml(folder / _CONDA_FILE)
     build = [re.compile(f"{name}(=={_VERSION.pattern})?") for name in _BUILD_REQUIREMENTS]
     dependencies = [f"-r {_REQUIREMENTS_FILE}"]
-    _expect(
+    _check_value(
         f"{_PYTHON_FILE}: ",
         python_env,
         {"python": _VERSION, "build_dependencies": build, "dependencies": dependencies},
     )
     python, pip = f"python={python_env['python']}", re.compile(f"pip(<={_VERSION.pattern})?")
     packages = [python, pip, {"pip": requirements}]
-    _expect(f"{_CONDA_FILE}: ", conda, {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": packages})
+    _check_value(
+        f"{_CONDA_FILE}: ", conda, {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": packages}
+    )
     return f"Python {python_env['python']}; {', '.join(requirements)}"
 
 
 def check_code(folder: Path) -> str:
-    """Compares the code that travels with the version with the installed package.
+    """Compare the code that travels with the version with the installed package, byte for byte.
 
     Raises:
-        LoadCheckError: naming the files that differ, are missing, or are not of it.
+        LoadCheckError: files differ, are missing or do not belong to it; the message names them.
     """
     installed, prefix = list_serving_code(), f"{_CODE_FOLDER}/"
     found = {name.removeprefix(prefix) for name in list_files(folder) if name.startswith(prefix)}
-    changed = [name for name in installed if name in found and not _same(folder / prefix / name, installed[name])]
+    changed = [
+        name for name in installed if name in found and not _have_same_content(folder / prefix / name, installed[name])
+    ]
     groups = {
         "differ": changed,
-        "are not of it": sorted(found - set(installed)),
+        "do not belong to it": sorted(found - set(installed)),
         "are missing": sorted(set(installed) - found),
     }
     if parts := [f"{list_names([prefix + name for name in names])} {what}" for what, names in groups.items() if names]:
         recorded = read_description(folder)["flavors"][FLAVOR_NAME]["plantmodels_version"]
         raise LoadCheckError(
-            f"the code is not that of the installed plantmodels {__version__}: {'; '.join(parts)}. "
-            f"The version says it was written by plantmodels {recorded}: check it with that release, "
+            f"the code differs from the installed plantmodels {__version__}: {'; '.join(parts)}. "
+            f"The version says that it was written by plantmodels {recorded}: check it with that release, "
             "or use the native loader, which runs none of this code"
         )
-    return f"{len(installed)} files, each byte for byte the installed plantmodels {__version__}'s"
+    return f"{len(installed)} files, identical to the installed plantmodels {__version__}"
 
 
-def _same(path: Path, other: Path) -> bool:
+def _have_same_content(path: Path, other: Path) -> bool:
     return digest_file(path) == digest_file(other)

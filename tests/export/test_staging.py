@@ -134,7 +134,7 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path) -> None:
     out.mkdir()
     (out / "beach.jpg").write_bytes(b"dear")
 
-    with pytest.raises(ExportError, match=r"holds files but no manifest.json"), staged_bundle(out):
+    with pytest.raises(ExportError, match=r"contains files but no manifest.json"), staged_bundle(out):
         pytest.fail("was entered")
     assert names(out) == ["beach.jpg"]
     assert names(tmp_path) == ["holiday photos"]
@@ -191,7 +191,7 @@ def test_a_parent_that_takes_no_folder_is_an_error_of_ours(out: Path, monkeypatc
 
 
 def test_a_name_too_long_is_an_error_of_ours(tmp_path: Path) -> None:
-    for name, reason in (("x" * 300, "cannot be looked at"), ("x" * 250, "cannot be written")):
+    for name, reason in (("x" * 300, "cannot be inspected"), ("x" * 250, "cannot be written")):
         with (
             pytest.raises(ExportError, match=f"xxx: {reason} .File name too long"),
             staged_bundle(tmp_path / name),

@@ -100,7 +100,7 @@ PYFUNC: dict[str, tuple[dict[str, Any], str]] = {
         {"env": {"conda": "../conda.yaml"}},
         r"env.conda is '../conda.yaml', expected 'conda.yaml'",
     ),
-    "a key more": ({"predict_fn": "__init__"}, "predict_fn is not of the keys that save_model writes"),
+    "a key more": ({"predict_fn": "__init__"}, "predict_fn is a key that save_model does not write"),
     "python_version": ({"python_version": "3; rm"}, "python_version is '3; rm', expected text like"),
 }
 
@@ -121,7 +121,7 @@ def test_another_pyfunc_flavor_is_refused(model: Path, attack: str) -> None:
 DESCRIPTION: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "a further flavor": (
         lambda d: d["flavors"].update(sklearn={"pickled_model": "x"}),
-        "flavors.sklearn is not of the",
+        "flavors.sklearn is a key that save_model does not",
     ),
     "a flavor less": (lambda d: d["flavors"].pop("python_function"), "flavors.python_function is None, expected"),
     "another bundle": (
@@ -129,7 +129,7 @@ DESCRIPTION: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "bundle is 'data', expected 'data/b",
     ),
     "a release": (lambda d: d["flavors"]["plantmodels"].update(plantmodels_version=1), "plantmodels_version is 1, exp"),
-    "metadata": (lambda d: d.update(metadata={"a": 1}), "MLmodel: metadata is not of the keys"),
+    "metadata": (lambda d: d.update(metadata={"a": 1}), "MLmodel: metadata is a key that save_model does not write"),
     "a signature": (lambda d: d["signature"].update(inputs="[]"), r"signature.inputs is '\[\]', expected None"),
     "an example": (
         lambda d: d["saved_input_example_info"].update(type="pickle"),
@@ -172,7 +172,11 @@ ENVIRONMENTS: dict[str, tuple[str, Callable[[str], str], str]] = {
         lambda text: text.replace("- pandas==", "- pandas==9"),
         r"dependencies\[2\].pip\[3\]",
     ),
-    "a variable": ("conda.yaml", lambda text: text + "variables: {A: b}\n", "conda.yaml: variables is not of the keys"),
+    "a variable": (
+        "conda.yaml",
+        lambda text: text + "variables: {A: b}\n",
+        "conda.yaml: variables is a key that save_model does not write",
+    ),
     "a build": ("python_env.yaml", lambda text: text.replace("- wheel", "- evil"), r"build_dependencies\[2\] is 'evil"),
     "a file": (
         "python_env.yaml",
@@ -200,9 +204,9 @@ def test_another_environment_is_refused(model: Path, attack: str) -> None:
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("setup.py", "setup.py: not of the files that save_model writes"),
-        ("data/other/bundle.json", "data/other/bundle.json: not of the files that save_model writes"),
-        ("code/sitecustomize.py", "code/sitecustomize.py are not of it"),
+        ("setup.py", "setup.py: save_model writes no such file"),
+        ("data/other/bundle.json", "data/other/bundle.json: save_model writes no such file"),
+        ("code/sitecustomize.py", "code/sitecustomize.py do not belong to it"),
         ("code/plantmodels/__pycache__/__init__.cpython-311.pyc", "byte code, which Python runs instead of the source"),
         ("code/plantmodels/errors.pyc", "code/plantmodels/errors.pyc: byte code"),
         ("data/bundle/more.txt", "not in the manifest: more.txt"),
@@ -249,7 +253,7 @@ def test_what_was_checked_is_what_is_kept(model: Path, tmp_path: Path, leaf: byt
         path.write_text("written after the check began")
     assert list(lines)[-1] == f"copied to    {tmp_path / 'kept'}"
     assert mlflow.pyfunc.load_model(str(tmp_path / "kept")).predict([leaf]).loc[0, "error"] is None
-    with pytest.raises(PlantModelsError, match="kept: expected a path where nothing lies"):
+    with pytest.raises(PlantModelsError, match="kept: exists already; expected a path that does not exist"):
         list(check_version(str(model), copy_to=tmp_path / "kept"))
 
 
