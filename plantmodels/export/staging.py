@@ -142,7 +142,7 @@ def _check_replaceable(bundle: Path) -> None:
     if bundle.is_dir() and any(bundle.iterdir()):
         if not (bundle / MANIFEST_FILE).is_file():
             raise ExportError(
-                f"{bundle}: contains files but no {MANIFEST_FILE}, so it is not a bundle and is not replaced"
+                f"{bundle}: contains files but no {MANIFEST_FILE}: it is not a bundle, so it is not replaced"
             )
         try:
             read_manifest(bundle)

@@ -110,7 +110,7 @@ def test_without_filelock_nothing_is_abandoned(temporary: Path, monkeypatch: pyt
     assert list(temporary.iterdir()) == []
 
 
-def test_other_libraries_files_lie_in_it(temporary: Path) -> None:
+def test_temporary_files_of_libraries_are_redirected(temporary: Path) -> None:
     with redirect_temporary_files("upload"):
         assert Path(tempfile.mkdtemp()).parent.parent == temporary
     assert list(temporary.iterdir()) == [] and tempfile.tempdir == str(temporary)

@@ -1,4 +1,4 @@
-"""`plantmodels-registry load-check`: what it lets through, what it refuses, and that nothing of a version runs."""
+"""`plantmodels-registry load-check`: what it accepts, what it refuses, and that no code of a version runs."""
 
 import shutil
 from collections.abc import Callable
@@ -37,7 +37,7 @@ def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def log_and_register(bundle: Path, embedded_mlflow: str) -> Path:
-    """A version of the gated registry; where its files lie."""
+    """Register a version in the gated registry and return the folder of its files."""
     mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
     with mlflow.start_run():
         info = flavor.log_model(bundle, name="m")
@@ -79,7 +79,7 @@ def test_a_version_without_stamps_and_a_logged_model_say_so(tiny_bundle) -> None
     ("uri", "match"),
     [("models:/nothing/1", "models:/nothing/1: cannot be read"), ("no/such/folder", "no such model folder")],
 )
-def test_what_is_not_there_is_one_line(uri: str, match: str) -> None:
+def test_a_missing_version_is_one_line_of_error(uri: str, match: str) -> None:
     result = load_check(uri)
     assert result.exit_code == 1 and result.stdout == ""
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]

@@ -34,7 +34,7 @@ def production(client: MlflowClient) -> tuple[list[str], str | None]:
     return [str(v.version) for v in versions if v.current_stage == "Production"], alias and str(alias)
 
 
-def test_waive_names_the_gate_and_audit_tells_of_it(client, bad_bundle) -> None:
+def test_waive_names_the_gate_and_appears_in_the_audit(client, bad_bundle) -> None:
     register(bad_bundle)
     result = run("waive", "leaves", 1, "ood_recall", "--reason", "greenhouse only")
     assert result.exit_code == 0, result.output
@@ -65,7 +65,7 @@ def test_waive_on_an_ungated_registry_leaves_no_tag(embedded_mlflow, bad_bundle)
 
 
 @pytest.mark.parametrize("command", ["audit", "reconcile"])
-def test_a_model_that_is_not_there_is_named(client, command) -> None:
+def test_a_missing_model_is_named(client, command) -> None:
     result = run(command, "nothing")
     assert result.exit_code == 1
     assert "nothing" in result.stderr

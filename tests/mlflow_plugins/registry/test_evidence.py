@@ -28,7 +28,7 @@ def edit(model: Path, **changes: object) -> None:
     (model / "MLmodel").write_text(yaml.safe_dump(document))
 
 
-def test_a_whole_model(model: Path) -> None:
+def test_a_complete_model(model: Path) -> None:
     found = read_evidence(str(model))
     assert found.manifest_sha256 == digest_file(model / "data/bundle" / MANIFEST_FILE).sha256
     assert found.find_failures(GatePolicy()) == ()
@@ -63,7 +63,7 @@ def test_a_second_reading_opens_no_file_of_the_bundle(model: Path, monkeypatch: 
     assert read_evidence(str(model)) == first
 
 
-def test_memory_of_digests_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_of_digests_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(evidence, "_MAX_CACHED_DIGESTS", 3)
     read_evidence(str(model))
     assert len(evidence._cached_digests) <= 3
@@ -77,7 +77,7 @@ def test_memory_of_digests_is_bounded(model: Path, monkeypatch: pytest.MonkeyPat
         ({"class_order_digest": "0" * 64}, "the class order is not the one that MLmodel was written for"),
     ],
 )
-def test_an_mlmodel_of_another_bundle(model: Path, changes: dict[str, str], message: str) -> None:
+def test_an_mlmodel_of_another_bundle_is_refused(model: Path, changes: dict[str, str], message: str) -> None:
     edit(model, **changes)
     with pytest.raises(EvidenceError, match=message):
         read_evidence(str(model))
@@ -92,7 +92,7 @@ def test_an_mlmodel_of_another_bundle(model: Path, changes: dict[str, str], mess
         ("#" * (4 * 2**20 + 1), "4,194,305 bytes, at most 4,194,304 are read"),
     ],
 )
-def test_an_mlmodel_that_is_none(model: Path, text: str, message: str) -> None:
+def test_an_invalid_mlmodel_is_refused(model: Path, text: str, message: str) -> None:
     (model / "MLmodel").write_text(text)
     for read in (read_evidence, has_flavor):
         with pytest.raises(EvidenceError, match=message):
@@ -107,7 +107,7 @@ def test_links_are_refused(model: Path, tmp_path: Path) -> None:
         read_evidence(str(model))
 
 
-def test_never_verified(tiny_bundle, tmp_path: Path) -> None:
+def test_a_bundle_that_was_never_verified_has_no_verdict(tiny_bundle, tmp_path: Path) -> None:
     flavor.save_model(tiny_bundle.bundle, tmp_path / "model")
     with pytest.raises(EvidenceError, match="it was never verified"):
         read_evidence(str(tmp_path / "model")).find_failures(GatePolicy())
@@ -125,7 +125,7 @@ class Echo(mlflow.pyfunc.PythonModel):
         return model_input
 
 
-def test_flavors_are_told_apart(model: Path, tmp_path: Path) -> None:
+def test_our_flavor_is_recognized(model: Path, tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "other", python_model=Echo(), pip_requirements=[])
     assert has_flavor(str(model))
     assert not has_flavor(str(tmp_path / "other"))

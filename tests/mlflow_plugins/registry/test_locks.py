@@ -20,7 +20,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def _count(database: str, counter: Path, turns: int) -> None:
-    """Adds one, slowly: two that are not kept apart lose counts."""
+    """Adds one, slowly: two processes without a lock would lose counts."""
     held = RegistryLocks(sqlalchemy.create_engine(database))
     for _ in range(turns):
         with held.hold("leaves"):
@@ -49,17 +49,17 @@ def test_waiting_ends_in_an_error(database: str, monkeypatch: pytest.MonkeyPatch
         pass
 
 
-def test_another_server_waits_no_longer_than_that(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_waits_no_longer_than_the_timeout(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TIMEOUT_S", 1)
     first, second = (RegistryLocks(sqlalchemy.create_engine(database)) for _ in range(2))
     never = pytest.raises(TimeoutError, match="'leaves' has not finished within 1 s")
     with first.hold("leaves"), never, second.hold("leaves"):
         pass
-    with second.hold("leaves"):  # let go of, it is free
+    with second.hold("leaves"):  # the first one has released it
         pass
 
 
-def test_an_error_inside_lets_go(database: str) -> None:
+def test_an_error_releases_the_lock(database: str) -> None:
     held = RegistryLocks(sqlalchemy.create_engine(database))
     with pytest.raises(KeyError), held.hold("leaves"):
         raise KeyError
@@ -67,7 +67,7 @@ def test_an_error_inside_lets_go(database: str) -> None:
         pass
 
 
-def test_without_a_database_within_the_process() -> None:
+def test_without_a_database_threads_are_kept_apart() -> None:
     held = RegistryLocks(None)
     done = threading.Event()
 

@@ -1,4 +1,4 @@
-"""The gated registry on sqlite and PostgreSQL: what it lets through, refuses, and leaves to MLflow's own store."""
+"""The gated registry on sqlite and PostgreSQL: what it allows, what it refuses, and what it leaves to MLflow."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def folder_of(client: MlflowClient, version: str) -> Path:
 
 
 def served(client: MlflowClient) -> tuple[list[str], str | None]:
-    """Versions in stage Production, and the one of alias production."""
+    """Versions in stage Production, and the version of alias production."""
     stage = [
         str(v.version) for v in client.search_model_versions(f"name = '{NAME}'") if v.current_stage == "Production"
     ]
@@ -142,7 +142,7 @@ def test_deleting_a_version_leaves_its_audit(client, good_bundle):
 def test_a_version_registered_before_the_gate_is_guarded_from_its_promotion_on(
     registry_uri, client, good_bundle, bad_bundle
 ):
-    """As after `make demo`, which writes to the database without a server."""
+    """As after `make demo`, which writes into the database without a gated server."""
     plain = MlflowClient(registry_uri=registry_uri)
     plain.create_registered_model(NAME)
     good, other, bad = (
@@ -252,7 +252,7 @@ def test_an_unfinished_upload_is_not_registered(client, good_bundle):
     assert client.search_model_versions(f"name = '{NAME}'") == []
 
 
-def test_a_bundle_with_a_file_less_is_not_registered(client, good_bundle):
+def test_a_bundle_with_a_missing_file_is_not_registered(client, good_bundle):
     uri = log(good_bundle)
     folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri))
     (folder / "data/bundle" / SPECIES_FILES["fp16"]).unlink()
@@ -326,7 +326,7 @@ def test_a_waived_gate_lets_this_version_through(client, bad_bundle):
         by_stage(client, other)
 
 
-def test_a_waiver_is_void_once_the_measured_value_is_another(client, bad_bundle, judged_bundle, registry_uri):
+def test_a_waiver_is_void_once_the_measured_value_changes(client, bad_bundle, judged_bundle, registry_uri):
     version = register(bad_bundle)
     waive(client, version, "ood_recall")
     other = register(judged_bundle(ood_recall=0.4))
@@ -337,7 +337,7 @@ def test_a_waiver_is_void_once_the_measured_value_is_another(client, bad_bundle,
         by_stage(client, other)
 
 
-def test_a_waiver_can_be_taken_back(client, bad_bundle):
+def test_a_waiver_can_be_withdrawn(client, bad_bundle):
     version = register(bad_bundle)
     waive(client, version, "ood_recall")
     client.delete_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall")
@@ -361,7 +361,7 @@ def test_integrity_is_never_waived(client, judged_bundle):
         ("ood_recall", "x" * 1001, "a waiver needs a reason of 1 to 1000 characters"),
     ],
 )
-def test_waivers_that_say_nothing_are_refused(client, bad_bundle, gate, reason, message):
+def test_waivers_of_another_gate_or_without_a_reason_are_refused(client, bad_bundle, gate, reason, message):
     version = register(bad_bundle)
     with refused(message):
         waive(client, version, gate, reason)
@@ -396,7 +396,7 @@ def test_waivers_can_be_limited_to_users(registry_uri, client, bad_bundle, monke
 
 
 def test_versions_cannot_be_hidden_from_a_rename(registry_uri, client, bad_bundle):
-    """MLflow's search leaves out models of a prompt's tag, and reads a name with a quote as a filter."""
+    """MLflow's search leaves out models with a prompt tag, and takes a name with a quote for a filter."""
     store = build_gated_store(registry_uri, RegistryConfig(guarded=("prod-*",)))
     register(bad_bundle, "evil' AND run_id = 'none")
     with refused("ood_recall"):
@@ -457,7 +457,7 @@ def test_a_long_reason_fits_the_audit_of_a_deleted_version(client, judged_bundle
     client.delete_model_version(NAME, version)
 
 
-def test_a_prompts_placeholder_is_no_way_into_a_guarded_model(registry_uri, client, good_bundle):
+def test_a_prompt_placeholder_cannot_enter_a_guarded_model(registry_uri, client, good_bundle):
     version = register(good_bundle)
     by_alias(client, version)
     with refused(
@@ -526,7 +526,7 @@ def test_promotions_at_the_same_time_end_in_one_state(client, good_bundle):
 # models that are not guarded
 
 
-def test_an_unguarded_model_sees_mlflows_own_store(registry_uri, client):
+def test_an_unguarded_model_behaves_as_in_plain_mlflow(registry_uri, client):
     """The same calls to MLflow's store and to ours give the same answers, but for names and times."""
 
     def exercise(registry: MlflowClient, name: str) -> list[Any]:
