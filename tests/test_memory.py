@@ -22,7 +22,7 @@ from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.export.lock import lock_bundle
 from plantmodels.report import describe as inspect
 from plantmodels.serve.session import open_session
-from plantmodels.verify import integrity, parity
+from plantmodels.verify import opening, parity
 
 ROOT = Path(__file__).resolve().parents[1]
 TOO_MANY = 2**46
@@ -120,18 +120,18 @@ def test_a_gate_is_not_failed_for_want_of_memory(tiny_bundle, monkeypatch: pytes
     def fail(path: Path, *_: object, **__: object) -> None:
         raise BundleError(f"{path}: ONNX Runtime cannot open it (std::bad_alloc)")
 
-    monkeypatch.setattr(integrity, "open_session", fail)
+    monkeypatch.setattr(opening, "open_session", fail)
     metadata = tiny_bundle.summary.metadata
     with pytest.raises(MemoryError, match="bad_alloc"):
-        integrity.find_load_failures(tiny_bundle.bundle, ["swin-species.onnx"], {})
+        opening.open_models({"swin-species.onnx": b""}, metadata)
     with pytest.raises(MemoryError, match="bad_alloc"):
-        integrity.find_head_problems(tiny_bundle.bundle, metadata, None)
+        opening.open_heads(tiny_bundle.bundle, metadata)
 
 
 def test_parity_is_not_infinite_for_want_of_memory() -> None:
     class Model:
         def run(self, pixels: object) -> None:
-            raise integrity.RUN_ERRORS[0]("Failed to allocate memory for requested buffer of size 5")
+            raise parity.RUN_ERRORS[0]("Failed to allocate memory for requested buffer of size 5")
 
     with pytest.raises(MemoryError, match="Failed to allocate memory"):
         parity._run_if_possible(Model(), np.zeros(1, np.float32))

@@ -162,8 +162,10 @@ def _check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
 def _check_heads(folder: Path, classifier: PlantClassifier) -> str:
     """Check that every single head answers like its row of the packed heads."""
     from plantmodels.verify.integrity import find_head_problems
+    from plantmodels.verify.opening import open_heads
 
-    if problems := find_head_problems(folder / BUNDLE_FOLDER, classifier.metadata, None):
+    metadata = classifier.metadata
+    if problems := find_head_problems(open_heads(folder / BUNDLE_FOLDER, metadata), metadata, None):
         raise LoadCheckError(list_names(list(problems)))
     heads = len(classifier.taxonomy.species_with_head)
     return f"species model in {' and '.join(PRECISIONS)}, packed heads, {heads} single heads with the same answers"

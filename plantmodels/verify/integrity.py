@@ -1,17 +1,16 @@
-"""Whether a bundle is whole: every ONNX file loads, and every head is the right head.
+"""Check that every ONNX file of a bundle loads, and that every disease head is there and is the right one.
 
-A head's weights are read back by asking it for the unit vectors, so two heads of one shape that changed
-places, or classes in another order, are found however alike their answers are.
+A head's weights are read back by asking it for the unit vectors. So a head in the place of another one of the same
+shape, or classes in another order, are found even if the answers are alike.
 
->>> find_load_failures(bundle, names, metadata.session_options)  # doctest: +SKIP
-{}
->>> find_head_problems(bundle, metadata, checkpoint)  # doctest: +SKIP
+>>> from plantmodels.bundle.metadata import read_metadata
+>>> from plantmodels.verify.opening import open_heads
+>>> metadata = read_metadata(bundle)
+>>> find_head_problems(open_heads(bundle, metadata), metadata, checkpoint=None)
 ()
 """
 
-import os
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -27,96 +26,93 @@ from plantmodels.bundle.layout import (
     head_file,
 )
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.errors import BundleError, is_out_of_memory
-from plantmodels.serve.session import RUN_ERRORS, open_session
+from plantmodels.serve.session import RUN_ERRORS
+from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory, shorten_error
 
 if TYPE_CHECKING:
     from plantmodels.export.checkpoint import Checkpoint
 
 INT8_ROUNDING: Final = 0.01
-"""What rounding may move a weight by, as a share of its class's largest: half a step is 1/254 in eight bits and
-1/126 in seven."""
+"""Largest change of a weight by rounding, relative to the largest weight of its class: half a step is 1/254 with eight
+bits and 1/126 with seven."""
 
 _FLOAT_RTOL: Final = 1e-5
-"""Of the largest value: float32 sums in another order."""
+"""Tolerance for float32 sums in another order, relative to the largest value."""
 
 _PROBES: Final = 8
-"""Random embeddings of zeros and ones: the only ones that stay exact where ONNX Runtime fuses an INT8 head to
-an operator that quantizes activations too (DequantizeLinear and Gemm to MatMulNBits, off by 0.02)."""
+"""Random embeddings of zeros and ones on which single and packed heads are compared. Only such embeddings stay exact
+where ONNX Runtime fuses an INT8 head into an operator that quantizes activations too (DequantizeLinear and Gemm into
+MatMulNBits, off by 0.02)."""
 
 _SEED: Final = 20_240
 
 
-def find_load_failures(bundle: Path, names: Iterable[str], options: Mapping[str, str]) -> dict[str, str]:
-    """Checks ONNX files with onnx's checker and opens each in ONNX Runtime.
+def find_load_failures(contents: Mapping[str, bytes], models: OpenedModels) -> dict[str, str]:
+    """Return the ONNX files that onnx's checker refuses or that do not open in ONNX Runtime, each with the reason.
 
     Args:
-        bundle: the folder.
-        names: the files.
-        options: session configuration entries, from the metadata.
-
-    Returns:
-        Name to reason, of the files that fail.
+        contents: file name to content.
+        models: what `open_models` made of them.
 
     Raises:
-        MemoryError: it ran out, so that nothing is known.
+        MemoryError: memory ran out, which says nothing about the files.
     """
-    import onnx  # a consumer, who asks for heads alone, has none
+    import onnx  # serving, which opens heads alone, does without it
 
     failures = {}
-    for name in names:
+    for name, content in contents.items():
         try:
-            onnx.checker.check_model(str(bundle / name))
-            open_session(bundle / name, options=options, threads=1)
-        except (onnx.checker.ValidationError, BundleError, RuntimeError, ValueError) as error:
-            raise_without_memory(error)
-            failures[name] = describe_error(error, bundle)
+            onnx.checker.check_model(content)
+        except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+            raise_if_out_of_memory(error)
+            failures[name] = shorten_error(error)
+        else:
+            if name in models.errors:
+                failures[name] = models.errors[name]
     return failures
 
 
-def raise_without_memory(error: Exception) -> None:
-    """Raises an error that says nothing of the bundle, as memory ran out."""
-    if is_out_of_memory(error):
-        raise MemoryError(str(error)) from error
-
-
-def describe_error(error: Exception, bundle: Path) -> str:
-    """One line without the bundle's own path, which is another on every machine."""
-    text = " ".join(str(error).replace(f"{bundle}{os.sep}", "").split())
-    return text[:300] or type(error).__name__
-
-
-def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: "Checkpoint | None") -> tuple[str, ...]:
-    """Compares heads, single and packed, with the taxonomy and with the checkpoint's weights.
+def find_head_problems(models: OpenedModels, metadata: Metadata, checkpoint: "Checkpoint | None") -> tuple[str, ...]:
+    """Compare the disease heads, single and packed, with the taxonomy and with the checkpoint's weights.
 
     Args:
-        bundle: the folder.
-        metadata: its metadata; reading it has already held the heads list against the taxonomy.
-        checkpoint: what the bundle was made from. Without it the single heads are held against the packed
-            ones only.
+        models: the opened ONNX files of the bundle.
+        metadata: its metadata, which was compared with the list of heads when it was read.
+        checkpoint: the checkpoint that the bundle was made from. Without it, the single heads are only compared with
+            the packed heads.
 
     Returns:
-        One line a problem; none when every species with diseases has its own head, in the right order.
+        One line for each problem; none if every species with diseases has its own head, in the right order.
     """
     problems = list(_find_order_problems(metadata, checkpoint))
-    packed = _open(bundle, PACKED_HEADS_FILE, metadata, problems)
+    if PACKED_HEADS_FILE not in models.sessions:
+        problems.append(models.errors.get(PACKED_HEADS_FILE, f"{PACKED_HEADS_FILE}: missing"))
     for index in metadata.taxonomy.species_with_head:
         name = head_file(metadata.taxonomy.slugs[index])
-        session = _open(bundle, name, metadata, problems)
-        if session is None:
-            continue
-        shape_problem = _find_shape_problem(session, metadata, index)
-        if shape_problem:
-            problems.append(f"{name}: {shape_problem}")
+        if name not in models.sessions:
+            problems.append(models.errors.get(name, f"{name}: missing"))
             continue
         try:
-            if checkpoint is not None:
-                problems += _compare_with_checkpoint(name, session, metadata, checkpoint, index)
-            if packed is not None:
-                problems += _compare_with_packed(name, session, packed, metadata, index)
+            problems += _find_problems_of_head(name, models, metadata, checkpoint, index)
         except RUN_ERRORS as error:
-            problems.append(f"{name}: does not run ({' '.join(str(error).split())[:300]})")
+            raise_if_out_of_memory(error)
+            problems.append(f"{name}: does not run ({shorten_error(error)})")
     return tuple(problems)
+
+
+def _find_problems_of_head(
+    name: str, models: OpenedModels, metadata: Metadata, checkpoint: "Checkpoint | None", species_index: int
+) -> Iterator[str]:
+    session = models.sessions[name]
+    shape_problem = _find_shape_problem(session, metadata, species_index)
+    if shape_problem:
+        yield f"{name}: {shape_problem}"
+        return
+    if checkpoint is not None:
+        yield from _compare_with_checkpoint(name, session, metadata, checkpoint, species_index)
+    if PACKED_HEADS_FILE in models.sessions:
+        packed = models.sessions[PACKED_HEADS_FILE]
+        yield from _compare_with_packed(name, session, packed, metadata, species_index)
 
 
 def _find_order_problems(metadata: Metadata, checkpoint: "Checkpoint | None") -> Iterator[str]:
@@ -126,18 +122,6 @@ def _find_order_problems(metadata: Metadata, checkpoint: "Checkpoint | None") ->
         f"{METADATA_FILE}: class-order digest {metadata.taxonomy.digest} is not the checkpoint's "
         f"{checkpoint.spec.taxonomy.digest}: names or order differ"
     )
-
-
-def _open(bundle: Path, name: str, metadata: Metadata, problems: list[str]) -> ort.InferenceSession | None:
-    if not (bundle / name).is_file():
-        problems.append(f"{name}: missing")
-        return None
-    try:
-        return open_session(bundle / name, options=metadata.session_options, threads=1)
-    except BundleError as error:
-        raise_without_memory(error)
-        problems.append(describe_error(error, bundle))
-        return None
 
 
 def _find_shape_problem(session: ort.InferenceSession, metadata: Metadata, species_index: int) -> str:
@@ -160,7 +144,7 @@ def _find_shape_problem(session: ort.InferenceSession, metadata: Metadata, speci
 def _compare_with_checkpoint(
     name: str, session: ort.InferenceSession, metadata: Metadata, checkpoint: "Checkpoint", species_index: int
 ) -> Iterator[str]:
-    """Yields what is wrong with the weights of one head, which the checkpoint knows by its species' name."""
+    """Yield a problem if the weights of a head differ from the checkpoint's head for the same species name."""
     species = metadata.taxonomy.species[species_index]
     taxonomy = checkpoint.spec.taxonomy
     index = taxonomy.species.index(species) if species in taxonomy.species else -1
@@ -184,7 +168,7 @@ def _compare_with_checkpoint(
 
 
 def _read_back(session: ort.InferenceSession, dim: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Weight (N, D) and bias (N,) of a linear graph: its answers to the unit vectors and to zero."""
+    """Return weight (C, D) and bias (C,) of a linear graph, from its answers to the unit vectors and to zero."""
     probes = np.concatenate([np.zeros((1, dim), np.float32), np.eye(dim, dtype=np.float32)])
     logits = session.run([DISEASE_OUTPUT], {EMBEDDING: probes})[0].astype(np.float64)
     return (logits[1:] - logits[0]).T, logits[0]
@@ -197,7 +181,7 @@ def _compare_with_packed(
     metadata: Metadata,
     species_index: int,
 ) -> Iterator[str]:
-    """Yields a problem when the packed graph's row of a species answers otherwise than its own file."""
+    """Yield a problem if the packed heads answer for a species otherwise than its single head does."""
     classes = len(metadata.taxonomy.diseases_of(species_index))
     probes = np.random.default_rng(_SEED).integers(0, 2, (_PROBES, metadata.embedding_dim)).astype(np.float32)
     index = np.full(_PROBES, species_index, np.int64)
@@ -205,9 +189,8 @@ def _compare_with_packed(
     try:
         together = packed.run([DISEASE_OUTPUT], {EMBEDDING: probes, SPECIES_INDEX_INPUT: index})[0]
     except RUN_ERRORS as error:
-        raise_without_memory(error)
-        reason = " ".join(str(error).split())[:300]
-        yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({reason})"
+        raise_if_out_of_memory(error)
+        yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({shorten_error(error)})"
         return
     tolerance = 10 * _FLOAT_RTOL * max(1.0, float(np.abs(single).max()))
     same = together[:, :classes].shape == single.shape == (_PROBES, classes)

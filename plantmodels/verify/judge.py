@@ -1,6 +1,6 @@
 """Measurements and limits to the nine verdicts of contract 5.
 
->>> results = judge_all(measured, policy)  # doctest: +SKIP
+>>> results = judge_gates(measured, policy)  # doctest: +SKIP
 >>> [gate.name for gate in results if not gate.passed]  # doctest: +SKIP
 ['species_size']
 """
@@ -52,7 +52,7 @@ class Measured:
     not_run: str
 
 
-def judge_all(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...]:
+def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...]:
     """Judges every gate, in the order of contract 5."""
     return (
         _judge_parity(measured, policy),

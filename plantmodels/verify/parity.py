@@ -30,7 +30,7 @@ from plantmodels.report.serialization import replace_non_finite
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
-from plantmodels.verify.integrity import raise_without_memory
+from plantmodels.verify.opening import raise_if_out_of_memory
 
 BATCH_SIZES: Final = (1, 2, 3, 5)
 MAX_IMAGES: Final = 64
@@ -141,7 +141,7 @@ def _run_if_possible(
     try:
         return model.run(pixels)
     except RUN_ERRORS as error:
-        raise_without_memory(error)
+        raise_if_out_of_memory(error)
         return np.empty(0, np.float32), np.empty(0, np.float32)
 
 

@@ -32,7 +32,7 @@ _RECALL: Final = 0.95
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredImages:
     """Readable images of no known plant, as INT8 and FP16 see them.
 
     Attributes:
@@ -60,8 +60,8 @@ class RejectionRun:
     """What was measured, and the images behind it."""
 
     rejection: Rejection
-    non_plants: Scored
-    unseen_plants: Scored
+    non_plants: ScoredImages
+    unseen_plants: ScoredImages
 
 
 def gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[NonPlantSet, bool]:
@@ -140,12 +140,12 @@ def _score(
     images: NonPlantSet | None,
     which: ImageSetName,
     total: int,
-) -> Scored:
+) -> ScoredImages:
     paths: list[Path] = []
     rows: list[ImageRow] = []
     scores: list[NDArray[np.float64]] = [np.empty((0, 2))]
     if images is None:
-        return Scored((), (), np.empty(0), np.empty(0), ())
+        return ScoredImages((), (), np.empty(0), np.empty(0), ())
     stream = ImageStream(images.paths, int8.metadata.preprocessing, set_size=total, description=f"measure {which}")
     for positions, pixels in stream.batches(BATCH):
         batch = [images.paths[position] for position in positions]
@@ -155,7 +155,7 @@ def _score(
         rows += _describe(images, which, batch, fp16_logits, logits, both[:, 0], int8)
         scores.append(both)
     joined = np.concatenate(scores)
-    return Scored(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1], stream.unreadable)
+    return ScoredImages(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1], stream.unreadable)
 
 
 def _describe(
@@ -235,7 +235,7 @@ def _keep_finite(*groups: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     return [scores[np.isfinite(scores)] for scores in groups]
 
 
-def _separate_by(plants: NDArray[np.float64], others: Scored) -> dict[str, Separation]:
+def _separate_by(plants: NDArray[np.float64], others: ScoredImages) -> dict[str, Separation]:
     sources = np.array(others.sources, dtype=object)
     found = {name: measure_separation(plants, others.scores[sources == name]) for name in sorted(set(others.sources))}
     return {name: separation for name, separation in found.items() if separation is not None}

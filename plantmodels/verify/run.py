@@ -1,96 +1,44 @@
-"""`verify_bundle`: measures every gate on a bundle and writes the report into it, as one step.
+"""`verify_bundle`: measure every gate of a bundle and write the report into it, in one step.
 
->>> report = verify_bundle(bundle, data, checkpoint=None, non_plants=None, policy=GatePolicy())  # doctest: +SKIP
->>> print(report.table())  # doctest: +SKIP
+>>> from plantmodels.report.policy import GatePolicy
+>>> report = verify_bundle(bundle, data, checkpoint=checkpoint, non_plants=non_plants, policy=GatePolicy())
+>>> report.gate("loads").status, report.gate("heads_complete").status
+('passed', 'passed')
 """
 
-import importlib.metadata
-import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
-from plantmodels import __version__
-from plantmodels.bundle.detector import read_detector
-from plantmodels.bundle.files import write_bytes, write_json
-from plantmodels.bundle.layout import (
-    DETECTOR_FILE,
-    GATE_REPORT_FILE,
-    HTML_REPORT_FILE,
-    IMAGES_FILE,
-    METADATA_FILE,
-    PLOTS_FOLDER,
-    PRECISIONS,
-    SPECIES_FILES,
-    Precision,
-    head_file,
-    is_report,
-)
-from plantmodels.bundle.manifest import Manifest, check_files, read_manifest, write_manifest
-from plantmodels.bundle.metadata import Metadata, read_metadata
-from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.image_files import name_in_report
-from plantmodels.data.leaves import LeafSet, class_of, read_leaves
-from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.arrays import Inputs
+from plantmodels.bundle.layout import MANIFEST_FILE, Precision, is_report
+from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.leaves import class_of
 from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream
 from plantmodels.errors import BundleError
-from plantmodels.export.cpu import describe_cpu
 from plantmodels.export.lock import lock_bundle
-from plantmodels.export.staging import staged_bundle
-from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
-from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
+from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.render.gallery import Gallery
-from plantmodels.report.render.page import render_report
-from plantmodels.report.render.plots import draw_plots
-from plantmodels.report.results import Parity, Rejection
-from plantmodels.report.serialization import decode
+from plantmodels.report.results import Latency, Parity
 from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.loading import BundleContents, LoadOptions
 from plantmodels.serve.models import SpeciesModel
-from plantmodels.serve.session import count_cores, open_session
-from plantmodels.verify.accuracy import BATCH, AccuracyRun, measure_accuracy
-from plantmodels.verify.integrity import (
-    describe_error,
-    find_head_problems,
-    find_load_failures,
-    raise_without_memory,
-)
-from plantmodels.verify.judge import Measured, judge_all
+from plantmodels.verify.accuracy import BATCH, measure_accuracy
+from plantmodels.verify.compose import Passes, compose_report, write_report
+from plantmodels.verify.inputs import VerificationInputs, read_contents, read_inputs
+from plantmodels.verify.integrity import find_head_problems, find_load_failures
+from plantmodels.verify.judge import Measured
 from plantmodels.verify.latency import measure_latency
-from plantmodels.verify.rejection import RejectionRun, Scored, count_flips, measure_rejection
-from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
+from plantmodels.verify.opening import list_head_files, open_classifiers, open_models
+from plantmodels.verify.rejection import count_flips, measure_rejection
 
 if TYPE_CHECKING:
     from plantmodels.export.checkpoint import Checkpoint
-
-_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
-
-
-@dataclass(frozen=True)
-class _Task:
-    """Everything that is read and checked before anything is measured."""
-
-    bundle: Path
-    manifest: Manifest
-    metadata: Metadata
-    leaves: LeafSet
-    non_plants: NonPlantSet | None
-    unseen_plants: NonPlantSet | None
-    data_digests: Mapping[ImageSetName, str]
-    checkpoint: "Checkpoint | None"
-    policy: GatePolicy
-    threads: int | None
-
-    @property
-    def files(self) -> tuple[str, ...]:
-        """Names of the files that are measured."""
-        return tuple(name for name in self.manifest.files if not is_report(name))
 
 
 def verify_bundle(
@@ -103,261 +51,142 @@ def verify_bundle(
     unseen_plants: Path | None = None,
     threads: int | None = None,
 ) -> GateReport:
-    """Measures every gate and writes report, plots and a new manifest into the bundle.
+    """Measure every gate, and write report, plots and a new manifest into the bundle.
 
-    A gate that fails is a value in the report, not an error. The model files are left as they are; on any
-    error the whole bundle is.
+    A failed gate is a value in the report, not an error. The model files are never changed. On any error the whole
+    bundle stays as it was.
 
     Args:
         bundle: an exported bundle; an older report in it is replaced.
         data: leaf folders or manifest of contract 2; only the split "val" is read.
-        checkpoint: what the bundle was made from; without it `parity` is not measured.
-        non_plants: folder of images of no plant; without it the two rejection gates are not measured.
+        checkpoint: the checkpoint that the bundle was made from; without it, the gate `parity` is not measured.
+        non_plants: folder of images that show no plant; without it, the two rejection gates are not measured.
         policy: the limits.
-        unseen_plants: folder of plants of no known species, for information.
-        threads: threads inside an operator while latency is measured; None takes all cores. All else is bulk
-            work, an image to a core.
+        unseen_plants: folder of plants of unknown species, measured for information only.
+        threads: number of threads inside an operator while latency is measured; None uses all cores. Everything else
+            runs one image per core.
 
     Raises:
-        BundleError: files that are not those of the manifest, or a checkpoint that is not the bundle's.
-        DetectorError: the bundle's detector file is not one.
-        CheckpointError: not a readable checkpoint.
-        DataError: absent or empty images, unknown classes, or too many unreadable images.
+        BundleError: files differ from the manifest, or the bundle was made from another checkpoint.
+        DetectorError: the detector's file is unsafe or malformed.
+        CheckpointError: the checkpoint cannot be read.
+        DataError: images are missing, a class is unknown, or too many images are unreadable.
         ExportError: the bundle's folder cannot be written, or another process is writing it.
     """
-    read_manifest(bundle)
+    _check_present(bundle)
     with lock_bundle(bundle):
-        task = _prepare(bundle, data, checkpoint, non_plants, unseen_plants, policy, threads)
-        measured, runs = _measure(task)
-        report = _compose(task, measured, runs)
-        _write(task, report, runs)
+        contents = read_contents(bundle)
+        metadata = contents.metadata
+        inputs = read_inputs(metadata, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants)
+        opened = _open_bundle(contents, inputs.checkpoint)
+        del contents  # `opened` keeps the bytes of the files that are opened again
+        measured, passes = _measure(opened, inputs, policy, threads)
+        report = compose_report(metadata, inputs, measured, passes, policy)
+        write_report(bundle, metadata, report, passes)
     return report
 
 
-def _prepare(
-    bundle: Path,
-    data: Path,
-    checkpoint: Path | None,
-    non_plants: Path | None,
-    unseen_plants: Path | None,
-    policy: GatePolicy,
-    threads: int | None,
-) -> _Task:
-    manifest = read_manifest(bundle)
-    check_files(bundle, manifest)
-    metadata = read_metadata(bundle)
-    read_detector(bundle / DETECTOR_FILE)
-    leaves = read_leaves(data, "val", metadata.taxonomy)
-    others = None if non_plants is None else read_non_plants(non_plants)
-    unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
-    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
-    digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
-    if others is not None:
-        digests["non-plants"] = digest_images(others.root, others.paths)
-    if unseen is not None:
-        digests["unseen-plants"] = digest_images(unseen.root, unseen.paths)
-    return _Task(bundle, manifest, metadata, leaves, others, unseen, digests, matching, policy, threads)
-
-
-def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
-    from plantmodels.verify.parity import read_matching_checkpoint  # torch takes seconds to import
-
-    return read_matching_checkpoint(path, metadata)
+def _check_present(bundle: Path) -> None:
+    """Refuse a folder without a bundle before a lock creates anything beside it."""
+    if not bundle.is_dir():
+        raise BundleError(f"{bundle}: no such bundle folder")
+    if not (bundle / MANIFEST_FILE).is_file():
+        raise BundleError(f"{bundle / MANIFEST_FILE}: no such file, so the folder is not a bundle")
 
 
 @dataclass(frozen=True)
-class _Runs:
-    """The passes over leaves and over all other images."""
+class _OpenedBundle:
+    """What opening the files of a bundle showed.
 
-    accuracy: AccuracyRun
-    rejection: RejectionRun
+    Attributes:
+        contents: the bundle; of its ONNX files, only those that serving reads are kept in memory.
+        load_failures: ONNX file to the reason why it does not load.
+        head_problems: one line for each problem with a disease head.
+        classifiers: a classifier of each precision for bulk work; empty if they cannot be run.
+        not_run: why the classifiers cannot be run; "" if they can.
+    """
+
+    contents: BundleContents
+    load_failures: Mapping[str, str]
+    head_problems: tuple[str, ...]
+    classifiers: Mapping[Precision, PlantClassifier]
+    not_run: str
 
 
-def _measure(task: _Task) -> tuple[Measured, _Runs | None]:
-    onnx_files = tuple(name for name in task.files if name.endswith(".onnx"))
-    load_failures = find_load_failures(task.bundle, onnx_files, task.metadata.session_options)
-    classifiers, not_run = _load_classifiers(task)
-    runs = latency = parity = fp32 = None
-    if not not_run:
-        fp16, int8 = classifiers["fp16"], classifiers["int8"]
-        leaves = _thin_out_leaves(task.leaves, task.policy.int8_accuracy_max_images)
-        accuracy = measure_accuracy(fp16, int8, leaves)
-        rejection = measure_rejection(fp16, int8, accuracy, task.non_plants, task.unseen_plants)
-        runs = _Runs(accuracy, rejection)
-        parity, fp32 = _compare_with_pytorch(task, int8, runs)
-        encoded = accuracy.samples[0].path.read_bytes()
-        served = PlantClassifier.load(task.bundle, threads=task.threads)
-        latency = measure_latency(served, encoded, threads=task.threads)
-    taxonomy = task.metadata.taxonomy
+def _open_bundle(contents: BundleContents, checkpoint: "Checkpoint | None") -> _OpenedBundle:
+    models = open_models(contents.model_bytes, contents.metadata)
+    classifiers, not_run = open_classifiers(contents, models)
+    served = {name: content for name, content in contents.model_bytes.items() if name in LoadOptions().model_files}
+    return _OpenedBundle(
+        replace(contents, model_bytes=served),
+        find_load_failures(contents.model_bytes, models),
+        find_head_problems(models, contents.metadata, checkpoint),
+        classifiers,
+        not_run,
+    )
+
+
+def _measure(
+    bundle: _OpenedBundle, inputs: VerificationInputs, policy: GatePolicy, threads: int | None
+) -> tuple[Measured, Passes | None]:
+    manifest, taxonomy = bundle.contents.manifest, bundle.contents.metadata.taxonomy
+    passes = latency = parity = rejection = None
+    if not bundle.not_run:
+        passes = _measure_images(bundle, inputs, policy)
+        rejection = passes.rejection.rejection
+        if inputs.checkpoint is not None:
+            parity, flips = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
+            rejection = replace(rejection, flips={**rejection.flips, "fp32": flips})
+        latency = _measure_latency(bundle.contents, passes, threads)
+    files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
     measured = Measured(
-        files={name: task.manifest.files[name] for name in task.files},
-        onnx_files=onnx_files,
-        head_files=tuple(head_file(taxonomy.slugs[i]) for i in taxonomy.species_with_head),
-        load_failures=load_failures,
-        head_problems=find_head_problems(task.bundle, task.metadata, task.checkpoint),
-        heads_compared=task.checkpoint is not None,
-        accuracy=None if runs is None else runs.accuracy.accuracy,
-        rejection=None if runs is None else _add_flips(runs.rejection.rejection, fp32),
+        files=files,
+        onnx_files=tuple(name for name in files if name.endswith(".onnx")),
+        head_files=list_head_files(taxonomy),
+        load_failures=bundle.load_failures,
+        head_problems=bundle.head_problems,
+        heads_compared=inputs.checkpoint is not None,
+        accuracy=None if passes is None else passes.accuracy.accuracy,
+        rejection=rejection,
         latency=latency,
         parity=parity,
-        non_plants_given=task.non_plants is not None,
-        not_run=not_run,
+        non_plants_given=inputs.non_plants is not None,
+        not_run=bundle.not_run,
     )
-    return measured, runs
+    return measured, passes
 
 
-def _add_flips(rejection: Rejection, fp32: Proportion | None) -> Rejection:
-    return rejection if fp32 is None else replace(rejection, flips={**rejection.flips, "fp32": fp32})
+def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: GatePolicy) -> Passes:
+    fp16, int8 = bundle.classifiers["fp16"], bundle.classifiers["int8"]
+    samples = thin_out(inputs.leaves.samples, policy.int8_accuracy_max_images, key=class_of)
+    accuracy = measure_accuracy(fp16, int8, replace(inputs.leaves, samples=tuple(samples)))
+    return Passes(accuracy, measure_rejection(fp16, int8, accuracy, inputs.non_plants, inputs.unseen_plants))
 
 
-def _thin_out_leaves(leaves: LeafSet, at_most: int) -> LeafSet:
-    return replace(leaves, samples=tuple(thin_out(leaves.samples, at_most, key=class_of)))
+def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:
+    """Time the bundle as it is served: its own sessions with the threads asked for, not those of bulk work."""
+    served = PlantClassifier.from_contents(contents, LoadOptions(threads=threads))
+    return measure_latency(served, passes.accuracy.samples[0].path.read_bytes(), threads=threads)
 
 
-def _load_classifiers(task: _Task) -> tuple[dict[Precision, PlantClassifier], str]:
-    """Loads both precisions for bulk work and tries them; or says why that cannot be done.
-
-    Two workers or more run image by image: the same bits on every machine.
-    """
-    side = task.metadata.preprocessing.image_size
-    classifiers: dict[Precision, PlantClassifier] = {}
-    for precision in PRECISIONS:
-        try:
-            classifiers[precision] = PlantClassifier.load(
-                task.bundle, precision=precision, threads=1, workers=max(2, count_cores())
-            )
-            for batch in (1, 2):
-                classifiers[precision].run(np.zeros((batch, 3, side, side), np.float32))
-        except BundleError as error:
-            raise_without_memory(error)
-            return {}, f"the {precision.upper()} model cannot be run ({describe_error(error, task.bundle)})"
-    return classifiers, ""
-
-
-def _compare_with_pytorch(
-    task: _Task, int8: PlantClassifier, runs: _Runs
-) -> tuple[Parity, Proportion] | tuple[None, None]:
-    """Parity on leaves, and how often the decisions to reject differ, on these and as many non-plants."""
-    if task.checkpoint is None:
-        return None, None
-    from plantmodels.export.network import load_network
+def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passes: Passes) -> tuple[Parity, Proportion]:
+    """Return the parity on leaves, and how many images PyTorch rejects otherwise, on these and as many non-plants."""
+    from plantmodels.export.network import load_network  # imports torch, which takes seconds
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
-    leaves = [sample.path for sample in pick_each_class(runs.accuracy.samples, MAX_IMAGES, key=class_of)]
-    others = runs.rejection.non_plants
+    metadata, int8 = bundle.contents.metadata, bundle.classifiers["int8"]
+    leaves = [sample.path for sample in pick_each_class(passes.accuracy.samples, MAX_IMAGES, key=class_of)]
+    others = passes.rejection.non_plants
     picked = pick_each_class(list(zip(others.sources, others.paths, strict=True)), MAX_IMAGES, key=lambda pair: pair[0])
-    pixels, other_pixels = (_read_pixels(task.metadata, paths) for paths in (leaves, [path for _, path in picked]))
-    network = load_network(task.checkpoint)
-    session = open_session(
-        task.bundle / SPECIES_FILES["fp16"], options=task.metadata.session_options, threads=task.threads
-    )
-    parity = measure_parity(network, SpeciesModel(session, rows_per_run=None), int8, pixels)
-    return parity, count_flips(network, int8, np.concatenate([pixels, other_pixels]))
+    leaf_inputs = _decode_images(metadata, leaves)
+    other_inputs = _decode_images(metadata, [path for _, path in picked])
+    network = load_network(checkpoint)
+    fp16 = SpeciesModel(bundle.classifiers["fp16"].species_model.session, rows_per_run=None)
+    parity = measure_parity(network, fp16, int8, leaf_inputs)
+    return parity, count_flips(network, int8, np.concatenate([leaf_inputs, other_inputs]))
 
 
-def _read_pixels(metadata: Metadata, paths: Sequence[Path]) -> NDArray[np.float32]:
+def _decode_images(metadata: Metadata, paths: Sequence[Path]) -> Inputs:
     side = metadata.preprocessing.image_size
     stream = ImageStream(paths, metadata.preprocessing, description="measure parity" if paths else "")
-    return np.concatenate([np.empty((0, 3, side, side), np.float32), *(pixels for _, pixels in stream.batches(BATCH))])
-
-
-def _compose(task: _Task, measured: Measured, runs: _Runs | None) -> GateReport:
-    cpu = describe_cpu()
-    return GateReport(
-        gates=judge_all(measured, task.policy),
-        policy=task.policy,
-        accuracy=measured.accuracy,
-        parity=measured.parity,
-        rejection=measured.rejection,
-        latency=measured.latency,
-        problems={
-            "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
-            "heads_complete": measured.head_problems,
-        },
-        unreadable=(*_read_skipped_in_export(task.metadata), *_name_unreadable(task, runs)),
-        inputs=_describe_inputs(task, measured),
-        files=measured.files,
-        versions={"plantmodels": __version__, "python": platform.python_version(), **_read_versions()},
-        machine=Machine(cpu.architecture, cpu.model, cpu.features),
-    )
-
-
-def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
-    entries = metadata.provenance.get("unreadable_images", ())
-    try:
-        return tuple(decode(UnreadableFile, entry, "unreadable_images") for entry in entries)
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{METADATA_FILE}: {error}") from error
-
-
-def _name_unreadable(task: _Task, runs: _Runs | None) -> tuple[UnreadableFile, ...]:
-    if runs is None:
-        return ()
-    sets: tuple[tuple[ImageSetName, LeafSet | NonPlantSet | None, AccuracyRun | Scored], ...] = (
-        ("val", task.leaves, runs.accuracy),
-        ("non-plants", task.non_plants, runs.rejection.non_plants),
-        ("unseen-plants", task.unseen_plants, runs.rejection.unseen_plants),
-    )
-    return tuple(
-        UnreadableFile(name, name_in_report(images.root, image.path), image.reason)
-        for name, images, run in sets
-        if images is not None
-        for image in run.unreadable
-    )
-
-
-def _describe_inputs(task: _Task, measured: Measured) -> Inputs:
-    def describe(given: NonPlantSet | None, which: ImageSetName, measured: Proportion | None) -> ImageSet | None:
-        if given is None:
-            return None
-        return ImageSet(len(given.paths), 0 if measured is None else measured.images, task.data_digests[which])
-
-    rejection = measured.rejection
-    images = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
-    return Inputs(
-        checkpoint_sha256=None if task.checkpoint is None else task.checkpoint.sha256,
-        class_order_digest=task.metadata.taxonomy.digest,
-        val=ImageSet(len(task.leaves.samples), images, task.data_digests["val"]),
-        non_plants=describe(task.non_plants, "non-plants", None if rejection is None else rejection.non_plants),
-        unseen_plants=describe(
-            task.unseen_plants, "unseen-plants", None if rejection is None else rejection.unseen_plants
-        ),
-    )
-
-
-def _read_versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _LIBRARIES}
-
-
-def _write(task: _Task, report: GateReport, runs: _Runs | None) -> None:
-    plots = draw_plots(report)
-    metadata = task.metadata
-    recipe = metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
-    page = render_report(report, plots, recipe, metadata.provenance.get("detector", {}), _show_images(runs))
-    with staged_bundle(task.bundle, start_from=task.bundle) as folder:
-        write_json(folder / GATE_REPORT_FILE, report.to_dict())
-        write_bytes(folder / HTML_REPORT_FILE, page.encode())
-        write_image_rows(folder / IMAGES_FILE, _list_rows(runs))
-        (folder / PLOTS_FOLDER).mkdir()
-        for name, content in plots.items():
-            write_bytes(folder / PLOTS_FOLDER / name, content)
-        changed = report.stale_files(write_manifest(folder))
-        if changed:
-            raise BundleError(f"{task.bundle}: {', '.join(changed[:5])} changed while being verified")
-
-
-def _list_rows(runs: _Runs | None) -> tuple[ImageRow, ...]:
-    if runs is None:
-        return ()
-    return (*runs.accuracy.rows, *runs.rejection.non_plants.rows, *runs.rejection.unseen_plants.rows)
-
-
-def _show_images(runs: _Runs | None) -> dict[str, Gallery]:
-    if runs is None:
-        return {}
-    leaves, others = runs.accuracy, runs.rejection.non_plants
-    return {
-        "flipped": show_flipped(leaves.samples, leaves.rows),
-        "let through": show_let_through(others.paths, others.rows),
-        "rejected": show_rejected(leaves.samples, leaves.rows),
-    }
+    return np.concatenate([np.empty((0, 3, side, side), np.float32), *(inputs for _, inputs in stream.batches(BATCH))])

@@ -11,7 +11,8 @@ from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.onnx_heads import Int8Head, int8_head_model, quantize_head
-from plantmodels.verify.integrity import find_head_problems, find_load_failures
+from plantmodels.verify import integrity
+from plantmodels.verify.opening import open_heads, open_models
 
 PEPPER, CHERRY, ALOE = (head_file(slug) for slug in ("pepper-bell", "cherry-including-sour", "aloe-sp-2"))
 
@@ -26,33 +27,39 @@ def metadata(bundle_copy: Path) -> Metadata:
     return read_metadata(bundle_copy)
 
 
-def onnx_names(bundle: Path) -> list[str]:
-    return sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*.onnx"))
+def find_load_failures(bundle: Path, metadata: Metadata) -> dict[str, str]:
+    names = sorted(path.relative_to(bundle).as_posix() for path in bundle.rglob("*.onnx"))
+    contents = {name: (bundle / name).read_bytes() for name in names}
+    return integrity.find_load_failures(contents, open_models(contents, metadata))
+
+
+def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: Checkpoint | None) -> tuple[str, ...]:
+    return integrity.find_head_problems(open_heads(bundle, metadata), metadata, checkpoint)
 
 
 def test_a_whole_bundle_has_no_problem(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
-    assert find_load_failures(bundle_copy, onnx_names(bundle_copy), metadata.session_options) == {}
+    assert find_load_failures(bundle_copy, metadata) == {}
     assert find_head_problems(bundle_copy, metadata, checkpoint) == ()
     assert find_head_problems(bundle_copy, metadata, None) == ()
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.99])
 @pytest.mark.parametrize("name", [SPECIES_FILES["int8"], SPECIES_FILES["fp16"], PACKED_HEADS_FILE, PEPPER])
-def test_a_truncated_file_fails_to_load(bundle_copy: Path, name: str, share: float) -> None:
+def test_a_truncated_file_fails_to_load(bundle_copy: Path, metadata: Metadata, name: str, share: float) -> None:
     path = bundle_copy / name
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    failures = find_load_failures(bundle_copy, onnx_names(bundle_copy), {})
+    failures = find_load_failures(bundle_copy, metadata)
     assert list(failures) == [name]
     assert str(bundle_copy) not in failures[name]
 
 
-def test_a_file_that_the_checker_accepts_must_also_open(bundle_copy: Path) -> None:
+def test_a_file_that_the_checker_accepts_must_also_open(bundle_copy: Path, metadata: Metadata) -> None:
     model = onnx.load(bundle_copy / PEPPER)
     model.graph.node[-1].domain = "nobody.knows"
     model.opset_import.append(onnx.helper.make_opsetid("nobody.knows", 1))
     onnx.checker.check_model(model)
     onnx.save(model, bundle_copy / PEPPER)
-    failures = find_load_failures(bundle_copy, onnx_names(bundle_copy), {})
+    failures = find_load_failures(bundle_copy, metadata)
     assert list(failures) == [PEPPER]
     assert "ONNX Runtime cannot open it" in failures[PEPPER]
 

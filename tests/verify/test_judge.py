@@ -11,13 +11,13 @@ from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Parity
 from plantmodels.report.statistics import PairedCounts, Proportion
-from plantmodels.verify.judge import Measured, judge_all
+from plantmodels.verify.judge import Measured, judge_gates
 
 Make = Callable[..., Measured]
 
 
 def judged(measured: Measured, policy: GatePolicy | None = None) -> dict[str, GateResult]:
-    results = judge_all(measured, policy or GatePolicy())
+    results = judge_gates(measured, policy or GatePolicy())
     assert [gate.name for gate in results] == list(GATES)
     return {gate.name: gate for gate in results}
 

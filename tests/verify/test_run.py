@@ -1,5 +1,8 @@
 import shutil
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     HTML_REPORT_FILE,
     IMAGES_FILE,
+    MANIFEST_FILE,
     METADATA_FILE,
     PACKED_HEADS_FILE,
     SPECIES_FILES,
@@ -36,13 +40,40 @@ from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.gates import GATES
 from plantmodels.report.per_image import read_image_rows
 from plantmodels.report.policy import GatePolicy
+from plantmodels.serve import loading
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify import parity
+from plantmodels.verify import inputs, opening, parity
 from plantmodels.verify import run as run_module
 from plantmodels.verify.run import verify_bundle
 
 MODEL_GATES = {"parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"}
 LENIENT = GatePolicy(parity_max_abs_diff=1, int8_accuracy_max_drop=1, ood_precision_min=0, ood_recall_min=0)
+
+
+_READS: list[tuple[Path, Counter[str]]] = []
+
+
+def _note_read(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook stays for good, so it does nothing while no test counts."""
+    if event != "open" or not _READS or not isinstance(arguments[0], str):
+        return
+    folder, reads = _READS[0]
+    path = Path(arguments[0])
+    if path.is_relative_to(folder):
+        reads[path.relative_to(folder).as_posix()] += 1
+
+
+sys.addaudithook(_note_read)
+
+
+@contextmanager
+def count_reads(folder: Path) -> Iterator[Counter[str]]:
+    """Count how often each file below a folder is opened in the block."""
+    _READS.append((folder, Counter()))
+    try:
+        yield _READS[0][1]
+    finally:
+        _READS.clear()
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -199,18 +230,50 @@ def test_network_runs_once_an_image_and_precision(
 ) -> None:
     """45 leaves and half of the non-plants; the rest are the two tries, and latency's own runs."""
     seen = {"int8": 0, "fp16": 0}
-    embed = run_module.PlantClassifier.embed
+    embed = PlantClassifier.embed
 
     def count(self: Any, inputs: Any) -> Any:
         seen[self.precision] += len(inputs)
         return embed(self, inputs)
 
-    monkeypatch.setattr(run_module.PlantClassifier, "embed", count)
+    monkeypatch.setattr(PlantClassifier, "embed", count)
     monkeypatch.setattr(run_module, "measure_latency", lambda *args, **kwargs: None)
     report = verify(tiny_bundle, bundle_copy, non_plants=tiny_bundle.non_plants)
     assert report.rejection is not None
     images = 45 + report.rejection.non_plants.images
     assert seen == {"int8": images + 3, "fp16": images + 3}
+
+
+def test_a_run_reads_every_file_and_opens_every_model_once(
+    tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Latency is measured as the bundle is served, so INT8 and packed heads are opened again, from the same bytes.
+
+    Before anything is replaced, the lock and the staging folder look at the manifest: is it a bundle's?
+    """
+    opened: Counter[tuple[str, int]] = Counter()
+    open_session = opening.open_session
+
+    def count_session(path: Path, content: bytes, **options: Any) -> Any:
+        opened[
+            path.relative_to(bundle_copy).as_posix() if path.is_absolute() else path.as_posix(), options["threads"]
+        ] += 1
+        return open_session(path, content, **options)
+
+    for module in (opening, loading):
+        monkeypatch.setattr(module, "open_session", count_session)
+    with count_reads(bundle_copy) as reads:
+        verify(
+            tiny_bundle,
+            bundle_copy,
+            checkpoint=tiny_bundle.checkpoint,
+            non_plants=tiny_bundle.non_plants,
+            threads=3,
+        )
+    names = list_files(tiny_bundle.bundle)
+    models = [name for name in names if name.endswith(".onnx")]
+    assert reads == Counter({MANIFEST_FILE: 3, **dict.fromkeys(names, 1)})
+    assert opened == Counter([(name, 1) for name in models] + [(SPECIES_FILES["int8"], 3), (PACKED_HEADS_FILE, 3)])
 
 
 def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy: Path) -> None:
@@ -441,13 +504,13 @@ def test_leaves_of_a_split_are_the_only_ones_read(
     tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits: list[str] = []
-    read = run_module.read_leaves
+    read = inputs.read_leaves
 
     def note(data: Path, split: Any, taxonomy: Any) -> LeafSet:
         splits.append(split)
         return read(data, split, taxonomy)
 
-    monkeypatch.setattr(run_module, "read_leaves", note)
+    monkeypatch.setattr(inputs, "read_leaves", note)
     verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=2))
     assert splits == ["val"]
 

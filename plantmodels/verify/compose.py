@@ -1,0 +1,182 @@
+"""Compose the gate report from what was measured, and write it into the bundle with its page, plots and image rows."""
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from plantmodels import __version__
+from plantmodels.bundle.files import write_bytes, write_json
+from plantmodels.bundle.layout import (
+    GATE_REPORT_FILE,
+    HTML_REPORT_FILE,
+    IMAGES_FILE,
+    METADATA_FILE,
+    PLOTS_FOLDER,
+    SPECIES_FILES,
+)
+from plantmodels.bundle.manifest import write_manifest
+from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.image_files import name_in_report
+from plantmodels.data.leaves import LeafSet
+from plantmodels.data.non_plants import NonPlantSet
+from plantmodels.errors import BundleError
+from plantmodels.export.cpu import describe_cpu
+from plantmodels.export.staging import staged_bundle
+from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
+from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.gallery import Gallery
+from plantmodels.report.render.page import render_report
+from plantmodels.report.render.plots import draw_plots
+from plantmodels.report.serialization import decode
+from plantmodels.report.statistics import Proportion
+from plantmodels.verify.accuracy import AccuracyRun
+from plantmodels.verify.inputs import VerificationInputs
+from plantmodels.verify.judge import Measured, judge_gates
+from plantmodels.verify.rejection import RejectionRun, ScoredImages
+from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
+
+_LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
+"""Libraries whose versions a report records: those that a measured value can depend on."""
+
+_NAMED_IN_ERROR: Final = 5
+"""Changed files that the error names."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The two passes over images.
+
+    Attributes:
+        accuracy: over the leaves.
+        rejection: over all other images.
+    """
+
+    accuracy: AccuracyRun
+    rejection: RejectionRun
+
+
+def compose_report(
+    metadata: Metadata, inputs: VerificationInputs, measured: Measured, passes: Passes | None, policy: GatePolicy
+) -> GateReport:
+    """Return the report: every gate judged, and all that its values rest on.
+
+    Args:
+        metadata: the bundle's metadata.
+        inputs: images and checkpoint.
+        measured: what was measured.
+        passes: the passes over images; None if the models could not be run.
+        policy: the limits.
+
+    Raises:
+        BundleError: the metadata's list of images that the export skipped is malformed.
+    """
+    cpu = describe_cpu()
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return GateReport(
+        gates=judge_gates(measured, policy),
+        policy=policy,
+        accuracy=measured.accuracy,
+        parity=measured.parity,
+        rejection=measured.rejection,
+        latency=measured.latency,
+        problems={
+            "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
+            "heads_complete": measured.head_problems,
+        },
+        unreadable=(*_read_skipped_in_export(metadata), *_list_unreadable(inputs, passes)),
+        inputs=_record_inputs(metadata, inputs, measured),
+        files=measured.files,
+        versions={"plantmodels": __version__, "python": platform.python_version(), **libraries},
+        machine=Machine(cpu.architecture, cpu.model, cpu.features),
+    )
+
+
+def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
+    entries = metadata.provenance.get("unreadable_images", ())
+    try:
+        return tuple(decode(UnreadableFile, entry, "unreadable_images") for entry in entries)
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{METADATA_FILE}: {error}") from error
+
+
+def _list_unreadable(inputs: VerificationInputs, passes: Passes | None) -> tuple[UnreadableFile, ...]:
+    if passes is None:
+        return ()
+    sets: tuple[tuple[ImageSetName, LeafSet | NonPlantSet | None, AccuracyRun | ScoredImages], ...] = (
+        ("val", inputs.leaves, passes.accuracy),
+        ("non-plants", inputs.non_plants, passes.rejection.non_plants),
+        ("unseen-plants", inputs.unseen_plants, passes.rejection.unseen_plants),
+    )
+    return tuple(
+        UnreadableFile(name, name_in_report(images.root, image.path), image.reason)
+        for name, images, run in sets
+        if images is not None
+        for image in run.unreadable
+    )
+
+
+def _record_inputs(metadata: Metadata, inputs: VerificationInputs, measured: Measured) -> Inputs:
+    def record(images: NonPlantSet | None, name: ImageSetName, rejected: Proportion | None) -> ImageSet | None:
+        if images is None:
+            return None
+        return ImageSet(len(images.paths), 0 if rejected is None else rejected.images, inputs.data_digests[name])
+
+    rejection = measured.rejection
+    leaves = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
+    return Inputs(
+        checkpoint_sha256=None if inputs.checkpoint is None else inputs.checkpoint.sha256,
+        class_order_digest=metadata.taxonomy.digest,
+        val=ImageSet(len(inputs.leaves.samples), leaves, inputs.data_digests["val"]),
+        non_plants=record(inputs.non_plants, "non-plants", None if rejection is None else rejection.non_plants),
+        unseen_plants=record(
+            inputs.unseen_plants, "unseen-plants", None if rejection is None else rejection.unseen_plants
+        ),
+    )
+
+
+def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: Passes | None) -> None:
+    """Write report, page, plots, image rows and a new manifest into the bundle, in one step.
+
+    Args:
+        bundle: the verified bundle, whose folder is locked.
+        metadata: its metadata.
+        report: the composed report.
+        passes: the passes over images; None if the models could not be run.
+
+    Raises:
+        BundleError: a measured file changed meanwhile; nothing is written.
+        ExportError: the folder cannot be written; nothing is changed.
+    """
+    plots = draw_plots(report)
+    recipe = metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
+    page = render_report(report, plots, recipe, metadata.provenance.get("detector", {}), _make_galleries(passes))
+    with staged_bundle(bundle, start_from=bundle) as folder:
+        write_json(folder / GATE_REPORT_FILE, report.to_dict())
+        write_bytes(folder / HTML_REPORT_FILE, page.encode())
+        write_image_rows(folder / IMAGES_FILE, _list_image_rows(passes))
+        (folder / PLOTS_FOLDER).mkdir()
+        for name, content in plots.items():
+            write_bytes(folder / PLOTS_FOLDER / name, content)
+        changed = report.stale_files(write_manifest(folder))
+        if changed:
+            raise BundleError(f"{bundle}: {', '.join(changed[:_NAMED_IN_ERROR])} changed while being verified")
+
+
+def _list_image_rows(passes: Passes | None) -> tuple[ImageRow, ...]:
+    if passes is None:
+        return ()
+    return (*passes.accuracy.rows, *passes.rejection.non_plants.rows, *passes.rejection.unseen_plants.rows)
+
+
+def _make_galleries(passes: Passes | None) -> dict[str, Gallery]:
+    if passes is None:
+        return {}
+    leaves, non_plants = passes.accuracy, passes.rejection.non_plants
+    return {
+        "flipped": show_flipped(leaves.samples, leaves.rows),
+        "let through": show_let_through(non_plants.paths, non_plants.rows),
+        "rejected": show_rejected(leaves.samples, leaves.rows),
+    }

@@ -1,0 +1,84 @@
+"""Everything that a verification reads, read and checked before anything is measured."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plantmodels.bundle.layout import is_report
+from plantmodels.bundle.manifest import read_manifest
+from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.digests import digest_images, digest_leaves
+from plantmodels.data.leaves import LeafSet, read_leaves
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.report.per_image import ImageSetName
+from plantmodels.serve.loading import BundleContents, read_bundle
+
+if TYPE_CHECKING:
+    from plantmodels.export.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True)
+class VerificationInputs:
+    """The images that a bundle is measured on, and the checkpoint that it is compared with.
+
+    Attributes:
+        leaves: the validation leaves.
+        non_plants: images that show no plant, or None.
+        unseen_plants: images of plants of unknown species, or None.
+        data_digests: name of an image set to its digest, for the sets that are given.
+        checkpoint: the checkpoint that the bundle was made from, or None.
+    """
+
+    leaves: LeafSet
+    non_plants: NonPlantSet | None
+    unseen_plants: NonPlantSet | None
+    data_digests: Mapping[ImageSetName, str]
+    checkpoint: "Checkpoint | None"
+
+
+def read_contents(bundle: Path) -> BundleContents:
+    """Read every file of a bundle but an older report once, and compare all files with the manifest.
+
+    Raises:
+        BundleError: files differ from the manifest, or the metadata and the list of heads disagree.
+        DetectorError: the detector's file is unsafe or malformed.
+    """
+    manifest = read_manifest(bundle)
+    models = [name for name in manifest.files if name.endswith(".onnx") and not is_report(name)]
+    return read_bundle(bundle, models=models, manifest=manifest)
+
+
+def read_inputs(
+    metadata: Metadata, data: Path, *, checkpoint: Path | None, non_plants: Path | None, unseen_plants: Path | None
+) -> VerificationInputs:
+    """List the images, digest them, and read the checkpoint.
+
+    Args:
+        metadata: the bundle's metadata.
+        data: leaf folders or manifest of contract 2; only the split "val" is read.
+        checkpoint: the checkpoint that the bundle was made from, or None.
+        non_plants: folder of images that show no plant, or None.
+        unseen_plants: folder of plants of unknown species, or None.
+
+    Raises:
+        BundleError: the bundle was made from another checkpoint.
+        CheckpointError: the checkpoint cannot be read.
+        DataError: images are missing, or a class is unknown.
+    """
+    leaves = read_leaves(data, "val", metadata.taxonomy)
+    others = None if non_plants is None else read_non_plants(non_plants)
+    unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
+    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
+    digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
+    if others is not None:
+        digests["non-plants"] = digest_images(others.root, others.paths)
+    if unseen is not None:
+        digests["unseen-plants"] = digest_images(unseen.root, unseen.paths)
+    return VerificationInputs(leaves, others, unseen, digests, matching)
+
+
+def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
+    from plantmodels.verify.parity import read_matching_checkpoint  # imports torch, which takes seconds
+
+    return read_matching_checkpoint(path, metadata)

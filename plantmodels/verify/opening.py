@@ -1,0 +1,147 @@
+"""Open every ONNX file of a bundle once, for all gates together.
+
+A file that does not open raises no exception here: the gate `loads` reports it, and gates that need it are not
+measured.
+
+>>> from plantmodels.serve.loading import read_bundle
+>>> contents = read_bundle(bundle, models=["swin-species-int8.onnx", "disease-heads-packed.onnx"])
+>>> models = open_models(contents.model_bytes, contents.metadata)
+>>> sorted(models.sessions), models.errors
+(['disease-heads-packed.onnx', 'swin-species-int8.onnx'], {})
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+
+from plantmodels.bundle.files import read_bytes
+from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision, head_file
+from plantmodels.bundle.manifest import MAX_ONNX_BYTES
+from plantmodels.bundle.metadata import Metadata
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import BundleError, is_out_of_memory
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.loading import BundleContents
+from plantmodels.serve.models import SpeciesModel
+from plantmodels.serve.session import count_cores, open_session
+
+_MAX_REASON: Final = 300
+"""Characters of a library's error message that a report quotes."""
+
+
+@dataclass(frozen=True)
+class OpenedModels:
+    """The sessions of ONNX files, each with one thread.
+
+    Attributes:
+        sessions: file name to session, for the files that open.
+        errors: file name to reason, for the files that do not open.
+    """
+
+    sessions: Mapping[str, ort.InferenceSession]
+    errors: Mapping[str, str]
+
+    def get_session(self, name: str) -> ort.InferenceSession:
+        """Return the session of a file.
+
+        Raises:
+            BundleError: the file is missing or does not open.
+        """
+        if name not in self.sessions:
+            raise BundleError(self.errors.get(name, f"{name}: missing"))
+        return self.sessions[name]
+
+
+def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedModels:
+    """Open a session of every ONNX file, as bulk work needs it: with one thread.
+
+    Args:
+        contents: file name to content.
+        metadata: the bundle's metadata; it says how many rows a run of a species model may hold.
+
+    Raises:
+        MemoryError: memory ran out, which says nothing about the files.
+    """
+    rows_per_run = {SPECIES_FILES[precision]: metadata.rows_per_run(precision) for precision in PRECISIONS}
+    sessions: dict[str, ort.InferenceSession] = {}
+    errors: dict[str, str] = {}
+    for name, content in contents.items():
+        try:
+            sessions[name] = open_session(
+                Path(name),
+                content,
+                options=metadata.session_options,
+                threads=1,
+                rows_per_run=rows_per_run.get(name),
+            )
+        except (BundleError, RuntimeError, ValueError) as error:
+            raise_if_out_of_memory(error)
+            errors[name] = shorten_error(error)
+    return OpenedModels(sessions, errors)
+
+
+def open_heads(bundle: Path, metadata: Metadata) -> OpenedModels:
+    """Open the packed heads and every single head of a bundle folder whose digests were checked before.
+
+    Raises:
+        MemoryError: memory ran out, which says nothing about the files.
+    """
+    names = (PACKED_HEADS_FILE, *list_head_files(metadata.taxonomy))
+    present = [name for name in names if (bundle / name).is_file()]
+    return open_models({name: read_bytes(bundle / name, MAX_ONNX_BYTES) for name in present}, metadata)
+
+
+def list_head_files(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Return the names of the single heads that a taxonomy needs, in the order of its species."""
+    return tuple(head_file(taxonomy.slugs[index]) for index in taxonomy.species_with_head)
+
+
+def open_classifiers(contents: BundleContents, models: OpenedModels) -> tuple[dict[Precision, PlantClassifier], str]:
+    """Return a classifier of each precision for bulk work, after trying it on batches of one and two images.
+
+    The classifiers share the packed heads and the detector. They always have at least two workers and so run image by
+    image, which gives the same bits on every machine.
+
+    Args:
+        contents: the bundle.
+        models: its opened ONNX files.
+
+    Returns:
+        The classifiers, and ""; or no classifier, and the reason.
+
+    Raises:
+        MemoryError: memory ran out, which says nothing about the bundle.
+    """
+    metadata, side = contents.metadata, contents.metadata.preprocessing.image_size
+    classifiers: dict[Precision, PlantClassifier] = {}
+    for precision in PRECISIONS:
+        try:
+            species_model = SpeciesModel(
+                models.get_session(SPECIES_FILES[precision]),
+                rows_per_run=metadata.rows_per_run(precision),
+                workers=max(2, count_cores()),
+            )
+            heads = models.get_session(PACKED_HEADS_FILE)
+            classifier = PlantClassifier(metadata, contents.detector, species_model, heads, precision=precision)
+            for batch in (1, 2):
+                classifier.run(np.zeros((batch, 3, side, side), np.float32))
+        except BundleError as error:
+            raise_if_out_of_memory(error)
+            return {}, f"the {precision.upper()} model cannot be run ({shorten_error(error)})"
+        classifiers[precision] = classifier
+    return classifiers, ""
+
+
+def raise_if_out_of_memory(error: Exception) -> None:
+    """Raise `MemoryError` if an error only says that memory ran out, which no gate may be blamed for."""
+    if is_out_of_memory(error):
+        raise MemoryError(str(error)) from error
+
+
+def shorten_error(error: Exception) -> str:
+    """Return an error's message as one line of at most 300 characters, or the name of its type if it has none."""
+    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
