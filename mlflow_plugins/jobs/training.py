@@ -14,7 +14,7 @@ from mlflow_plugins.jobs.run import PREFIX, job
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.training.distill import DistillReport
 from plantmodels.training.recipe import EpochRecord
-from plantmodels.training.requests import DistillRequest, TrainRequest, curves_of, run_distill, run_train
+from plantmodels.training.requests import DistillRequest, TrainRequest, curves_path, run_distill, run_train
 from plantmodels.training.train import TrainReport
 
 
@@ -59,4 +59,4 @@ def _log_result(request: TrainRequest | DistillRequest, report: TrainReport) -> 
     mlflow.log_metric("best.end_to_end_accuracy", report.best.end_to_end_accuracy)
     mlflow.log_params({f"{PREFIX}best_epoch": report.best.epoch, f"{PREFIX}dtype": report.dtype})
     mlflow.set_tag(f"{PREFIX}checkpoint_sha256", digest_file(request.out).sha256)
-    mlflow.log_artifact(str(curves_of(request.out)))
+    mlflow.log_artifact(str(curves_path(request.out)))

@@ -1,6 +1,7 @@
-"""Random views of training pictures, a batch at a time.
+"""Draws random views of training images, a batch at a time.
 
->>> batch = augment(pictures, torch.Generator().manual_seed(0))  # doctest: +SKIP
+>>> augment(torch.zeros(2, 3, 8, 8), torch.Generator().manual_seed(0)).shape
+torch.Size([2, 3, 8, 8])
 """
 
 import math
@@ -9,6 +10,7 @@ from typing import Final
 import torch
 from torch.nn import functional
 
+# Largest changes, except for the last two: these are standard deviations.
 _TURN: Final = math.radians(15)
 _ZOOM: Final = 0.12
 _SHIFT: Final = 0.08
@@ -16,21 +18,19 @@ _CONTRAST: Final = 0.15
 _BRIGHTNESS: Final = 0.15
 
 
-def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Flips, turns, zooms and shifts each picture, and changes its contrast, brightness and colour balance.
+def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Flip, rotate, zoom and shift each image, and change its contrast, brightness and color balance.
 
-    Turns are by a quarter, a half or none and a little besides: leaves lie any way round.
+    Each image is rotated by a multiple of 90° and up to 15° more, because leaves lie any way round.
 
     Args:
-        pictures: (B, 3, S, S) float32, normalised; not changed.
-        generator: source of randomness, on the CPU, so that every device sees the same views.
+        images: (B, 3, P, P) float32, normalized; not changed.
+        generator: source of randomness on the CPU, so that every device sees the same views.
 
     Returns:
-        (B, 3, S, S) float32.
+        (B, 3, P, P) float32.
     """
-    count = len(pictures)
-
-    device = pictures.device
+    count, device = len(images), images.device
 
     def uniform(*shape: int) -> torch.Tensor:
         return (torch.rand(count, *shape, generator=generator) * 2 - 1).to(device)
@@ -43,7 +43,7 @@ def augment(pictures: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     flip = torch.sign(uniform())
     cos, sin, shift = torch.cos(turn) / zoom, torch.sin(turn) / zoom, uniform(2) * _SHIFT
     rows = [torch.stack([cos * flip, -sin, shift[:, 0]], 1), torch.stack([sin * flip, cos, shift[:, 1]], 1)]
-    grid = functional.affine_grid(torch.stack(rows, 1), list(pictures.shape), align_corners=False)
-    moved = functional.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
+    grid = functional.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
+    moved = functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     contrast = 1 + _CONTRAST * normal(1).clamp(-2, 2)
     return moved * contrast + _BRIGHTNESS * normal(3)

@@ -1,6 +1,8 @@
-r"""Training curves as a picture, drawn from the epochs' records alone.
+r"""Draws the training curves from the records of the epochs.
 
->>> draw_curves(report.records, report.best)[:4]  # doctest: +SKIP
+>>> from plantmodels.training.recipe import EpochRecord
+>>> record = EpochRecord(1, 112, 0.5, 1e-3, 0.75, None, 0.75, 12.3)
+>>> draw_curves([record], record)[:4]
 b'\x89PNG'
 """
 
@@ -24,14 +26,20 @@ from plantmodels.report.render.plot_style import (
 )
 from plantmodels.training.recipe import EpochRecord
 
-_COLOURS: Final = {"both": PLANT, "species": OTHER, "disease given species": "#5a7fa8"}
+_COLORS: Final = {"both": PLANT, "species": OTHER, "disease given species": "#5a7fa8"}
 
 
 def draw_curves(records: Sequence[EpochRecord], best: EpochRecord) -> bytes:
-    """Loss and held-out accuracies by epoch, with a line where pictures grow and a ring around the best epoch.
+    """Plot the loss and the held-out accuracies by epoch.
+
+    A vertical line marks where the images grow, and a ring the best epoch.
+
+    Args:
+        records: one record per epoch.
+        best: record of the best epoch.
 
     Returns:
-        A PNG; the same records give the same bytes.
+        The bytes of a PNG file; the same records give the same bytes.
     """
     figure, (loss, accuracy) = new_panels(2.9, (1, 1))
     epochs = [record.epoch for record in records]
@@ -46,16 +54,16 @@ def draw_curves(records: Sequence[EpochRecord], best: EpochRecord) -> bytes:
     for name, values in curves.items():
         points = [(epoch, 100 * value) for epoch, value in zip(epochs, values, strict=True) if value is not None]
         if points:
-            accuracy.plot(*zip(*points, strict=True), color=_COLOURS[name], linewidth=1.4, marker=".", label=name)
+            accuracy.plot(*zip(*points, strict=True), color=_COLORS[name], linewidth=1.4, marker=".", label=name)
     accuracy.plot([best.epoch], [100 * best.end_to_end_accuracy], "o", markersize=9, fillstyle="none", color=INK)
     title_panel(accuracy, "right on held-out training leaves, %")
     accuracy.legend(frameon=False, fontsize=8, labelcolor=INK)
     for axes in (loss, accuracy):
-        _style(axes, records)
+        _style_axes(axes, records)
     return to_png(figure)
 
 
-def _style(axes: Axes, records: Sequence[EpochRecord]) -> None:
+def _style_axes(axes: Axes, records: Sequence[EpochRecord]) -> None:
     axes.grid(axis="y", color=LINE, linewidth=0.6)
     label_axes(axes, "epoch")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -1,9 +1,4 @@
-"""Training pictures as bytes in a file that is mapped, not read: memory does not grow with their number.
-
->>> loaded = load_pictures(leaves, preprocessing, folder)  # doctest: +SKIP
->>> loaded.pictures.batch(rows, side=112, device=device).shape  # doctest: +SKIP
-torch.Size([32, 3, 112, 112])
-"""
+"""Decodes the training leaves once into a memory-mapped file: memory does not grow with their number."""
 
 import math
 import os
@@ -23,17 +18,18 @@ from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 
 NO_DISEASE: Final = -1
+"""Index of the disease of a leaf whose species has no disease head."""
 
 
 @dataclass(frozen=True)
-class Pictures:
+class LeafImages:
     """Decoded leaves and their labels.
 
     Attributes:
-        pixels: (N, 3, S, S) uint8, mapped from disk.
-        species: (N,) int64.
-        disease: (N,) int64, −1 where there is none.
-        preprocessing: whose mean and deviation make pixels the network's input.
+        pixels: (N, 3, P, P) uint8, mapped from disk.
+        species: (N,) int64 index of the species.
+        disease: (N,) int64 index of the disease among those of its species, −1 without a disease.
+        preprocessing: mean and standard deviation that turn pixels into the network's input.
     """
 
     pixels: NDArray[np.uint8]
@@ -42,16 +38,16 @@ class Pictures:
     preprocessing: Preprocessing
 
     def __len__(self) -> int:
-        """Number of pictures."""
+        """Return N, the number of images."""
         return len(self.species)
 
-    def batch(self, rows: torch.Tensor, side: int, device: torch.device) -> torch.Tensor:
-        """Normalised float32 pictures (B, 3, side, side): averages of pixels where side is less than S.
+    def load_batch(self, rows: torch.Tensor, side: int, device: torch.device) -> torch.Tensor:
+        """Return some images as the network's input, (B, 3, side, side) float32.
 
         Args:
-            rows: (B,) which ones.
-            side: at most S.
-            device: where they are wanted.
+            rows: (B,) rows to load.
+            side: side of the images in pixels, at most P; smaller images are averages of pixels.
+            device: device to load them to.
         """
         pixels = torch.from_numpy(self.pixels[rows.numpy()]).to(device).float() / 255
         if side < pixels.shape[-1]:
@@ -62,12 +58,14 @@ class Pictures:
         )
         return (pixels - mean) / std
 
-    def weights(self, rows: torch.Tensor, balance: float) -> torch.Tensor:
-        """Weight of each picture (N,) in the loss, by its class's size n: n^−balance, 1 on average over `rows`.
+    def weigh(self, rows: torch.Tensor, balance: float) -> torch.Tensor:
+        """Return the weight of each image in the loss, (N,) float32, with a mean of 1 over `rows`.
+
+        An image of a class with n images weighs n^−balance.
 
         Args:
-            rows: those that are trained on; classes are counted among them.
-            balance: 0 counts every picture alike, 1 every class.
+            rows: rows to train on; classes are counted among them.
+            balance: with 0 all images weigh the same, with 1 all classes.
         """
         labels = torch.stack([self.species, self.disease], 1)
         _, number = torch.unique(labels, dim=0, return_inverse=True)
@@ -81,26 +79,26 @@ class LoadedLeaves:
     """The leaves of a split that could be decoded.
 
     Attributes:
-        pictures: pixels and labels of N leaves.
+        images: pixels and labels of N leaves.
         samples: the N leaves, in the same order.
         unreadable: files that were skipped.
     """
 
-    pictures: Pictures
+    images: LeafImages
     samples: tuple[LeafSample, ...]
     unreadable: tuple[UnreadableImage, ...]
 
 
-def load_pictures(leaves: LeafSet, preprocessing: Preprocessing, folder: Path) -> LoadedLeaves:
-    """Decodes leaves once, 3 · S² bytes each.
+def load_images(leaves: LeafSet, preprocessing: Preprocessing, folder: Path) -> LoadedLeaves:
+    """Decode the leaves of a split, 3 · P² bytes each.
 
     Args:
-        leaves: of any split.
-        preprocessing: with S.
-        folder: on whose disk they take room; no file is to be seen there, and nothing is left by a kill.
+        leaves: the leaves of any split.
+        preprocessing: how to resize, with P as the side of the images.
+        folder: folder on the disk that holds the pixels. No file is visible there, and none remains after a crash.
 
     Raises:
-        DataError: too many unreadable files, or no room.
+        DataError: too many files are unreadable, or the disk is full.
     """
     side = preprocessing.image_size
     pixels = _allocate((len(leaves.samples), 3, side, side), folder)
@@ -111,12 +109,12 @@ def load_pictures(leaves: LeafSet, preprocessing: Preprocessing, folder: Path) -
         pixels[len(kept)] = np.rint((values * std + mean) * 255).clip(0, 255)
         kept.append(leaves.samples[index])
     species, disease = torch.tensor([class_of(sample) for sample in kept]).T
-    pictures = Pictures(pixels[: len(kept)], species.contiguous(), disease.contiguous(), preprocessing)
-    return LoadedLeaves(pictures, tuple(kept), stream.unreadable)
+    images = LeafImages(pixels[: len(kept)], species.contiguous(), disease.contiguous(), preprocessing)
+    return LoadedLeaves(images, tuple(kept), stream.unreadable)
 
 
 def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
-    """Bytes of a nameless file; its blocks are taken now, for a full disk would later be a crash."""
+    """Return the bytes of a nameless file. Its blocks are reserved now: a full disk would later crash the process."""
     size_bytes = math.prod(shape)
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -124,5 +122,5 @@ def _allocate(shape: tuple[int, ...], folder: Path) -> NDArray[np.uint8]:
             return np.memmap(file, np.uint8, mode="r+", shape=shape)
     except OSError as error:
         raise DataError(
-            f"{folder}: {shape[0]:,} decoded pictures take {size_bytes / 1e9:.1f} GB there ({error.strerror})"
+            f"{folder}: {shape[0]:,} decoded images take {size_bytes / 1e9:.1f} GB there ({error.strerror})"
         ) from error

@@ -1,12 +1,8 @@
-"""Teaches a small student what a large teacher knows: same embedding size, same heads, so that nothing else changes.
+"""Distills a large teacher into a small student with the same embedding size and the same heads.
 
-The teacher is asked once about every training leaf; its answers lie beside the student's checkpoint until that is
-written. The student starts with the teacher's weights where it has room for them, and learns from the leaves' labels
-and the teacher's embedding and logits alike.
-
->>> report = distill_network(teacher, Path("DATA"), Path("student.ckpt"), recipe)  # doctest: +SKIP
->>> report.int8_bytes  # doctest: +SKIP
-4049725
+The teacher runs once on every training leaf; its outputs are kept beside the student's checkpoint until that is
+written. The student starts with as many of the teacher's weights as fit. It learns from the labels of the leaves, and
+from the teacher's embedding and logits.
 """
 
 import io
@@ -22,32 +18,32 @@ from plantmodels.data.progress import log_step
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
-from plantmodels.training.dataset import Pictures
-from plantmodels.training.loop import BatchLoss, Job, pick_device, run_training
-from plantmodels.training.losses import Answers, DistillWeights, Lesson, label_loss, lesson_loss
-from plantmodels.training.patch_sizes import resize_patches, spec_of_size
+from plantmodels.training.dataset import LeafImages
+from plantmodels.training.loop import BatchLoss, TrainingTask, pick_device, run_training
+from plantmodels.training.losses import DistillWeights, NetworkOutputs, distillation_loss, label_loss
+from plantmodels.training.patch_sizes import resize_patches, resize_spec
 from plantmodels.training.recipe import Observer, Recipe
 from plantmodels.training.students import (
     MAX_INT8_BYTES,
-    check_fits,
+    check_size,
     find_student,
     fit_projection_,
     inherit_weights_,
-    student_spec,
+    make_student_spec,
 )
 from plantmodels.training.train import (
     TrainingSet,
     TrainReport,
     check_writable,
-    digest_of,
-    finish,
+    digest_values,
     read_training_set,
-    state_of,
-    take_labels,
+    select_labels,
+    state_path,
+    write_result,
 )
 
-LESSON_SUFFIX: Final = ".lesson"
-"""The file of the teacher's answers is called as the student's checkpoint, and this."""
+TEACHER_SUFFIX: Final = ".teacher"
+"""Added to the name of the student's checkpoint, it names the file of the teacher's outputs."""
 
 _TEACHER_BATCH: Final = 16
 
@@ -56,12 +52,12 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DistillReport:
-    """What a distillation did.
+    """The result of a distillation.
 
     Attributes:
-        training: of the student.
-        int8_bytes: size of its INT8 file when every product is INT8.
-        inherited: backbone tensors that came from the teacher.
+        training: report on the training of the student.
+        int8_bytes: size in bytes of the student's INT8 species file if every product is INT8.
+        inherited: number of backbone tensors that were copied from the teacher.
     """
 
     training: TrainReport
@@ -69,9 +65,9 @@ class DistillReport:
     inherited: int
 
     def describe(self) -> str:
-        """A few lines for terminals."""
+        """Return a few lines for a terminal."""
         return (
-            f"INT8 species file: {self.int8_bytes:,} bytes; {self.inherited} backbone tensors of the teacher's\n"
+            f"INT8 species file: {self.int8_bytes:,} bytes; {self.inherited} backbone tensors copied from the teacher\n"
             + self.training.describe()
         )
 
@@ -87,110 +83,120 @@ def distill_network(
     max_bytes: int = MAX_INT8_BYTES,
     observer: Observer | None = None,
 ) -> DistillReport:
-    """Trains a student of `teacher` on `data/train` and writes its checkpoint, which has a projection.
+    """Train a student of `teacher` on the split "train", and write its checkpoint, which has a projection.
 
-    An existing `out` is replaced only by a complete checkpoint; a killed call goes on as `train_network` does, and
-    does not ask the teacher again.
+    An existing `out` is replaced only by a complete checkpoint. A call that was killed can be repeated: it resumes
+    after the last complete epoch, and does not run the teacher again.
 
     Args:
-        teacher: checkpoint of contract 1.
-        data: leaf folders or a manifest (contract 2), of the teacher's classes.
-        out: the student's checkpoint.
-        recipe: how it is trained; whether patches are scaled is the student's own.
+        teacher: checkpoint of the teacher (contract 1).
+        data: leaf folders or a manifest (contract 2) with the teacher's classes.
+        out: checkpoint to write.
+        recipe: how to train. Its `scale_patches` is ignored; the student's architecture decides it.
         student: one of `STUDENTS`, or a timm backbone.
-        weights: of the parts of the loss.
-        max_bytes: what the INT8 species file must be below.
-        observer: is told of every epoch.
+        weights: weights of the parts of the loss.
+        max_bytes: the INT8 species file must be smaller than this number of bytes.
+        observer: function that is called with the record of each epoch.
 
     Raises:
-        TrainingError: no such student, or its INT8 file is too large, which is found before any training; or as
-            `train_network`.
-        DataError, CheckpointError, ExportError: as `train_network` and an export.
+        TrainingError: the student is unknown or its INT8 file is too large, which is found before any training; or
+            as in `train_network`.
+        DataError, CheckpointError, ExportError: as in `train_network` and in an export.
     """
     check_writable(out)
     checkpoint = read_checkpoint(teacher)
-    tutor = load_network(checkpoint).requires_grad_(False)
+    teacher_network = load_network(checkpoint).requires_grad_(False)
     architecture = find_student(student)
     recipe = replace(recipe, scale_patches=architecture.scale_patches)
     weights = weights or DistillWeights()
-    spec = student_spec(architecture, checkpoint.spec)
+    spec = make_student_spec(architecture, checkpoint.spec)
     with torch.random.fork_rng(devices=[]):
-        size = check_fits(spec, max_bytes)
+        size = check_size(spec, max_bytes)
         torch.manual_seed(recipe.seed)
         network = HierarchicalNetwork(spec, projection=True)
     _LOGGER.info("student %r: %s bytes in INT8", student, f"{size:,}")
     device = pick_device()
     leaves = read_training_set(data, out, spec, recipe)
-    lesson = _learn_lesson(tutor.to(device), leaves, out, checkpoint.sha256, device)
-    inherited = inherit_weights_(network, tutor.cpu())
-    _fit_first_projection_(network, leaves, recipe, lesson, device)
-    loss = _make_loss(tutor.to(device), leaves, lesson, recipe, weights)
-    fingerprint = digest_of(checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest)
-    job = Job(leaves.pictures, leaves.train, leaves.held_out, loss, fingerprint)
-    report = finish(run_training(network, job, recipe, state=state_of(out), observer=observer), leaves, out)
-    _lesson_file(out).unlink(missing_ok=True)
+    teacher_outputs = _ask_teacher(teacher_network.to(device), leaves, out, checkpoint.sha256, device)
+    inherited = inherit_weights_(network, teacher_network.cpu())
+    _fit_first_projection_(network, leaves, recipe, teacher_outputs, device)
+    loss = _make_loss(teacher_network.to(device), leaves, teacher_outputs, recipe, weights)
+    fingerprint = digest_values(checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest)
+    task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint)
+    report = write_result(run_training(network, task, recipe, state=state_path(out), observer=observer), leaves, out)
+    _teacher_path(out).unlink(missing_ok=True)
     return DistillReport(report, size, inherited)
 
 
-def _lesson_file(out: Path) -> Path:
-    return out.with_name(out.name + LESSON_SUFFIX)
+def _teacher_path(out: Path) -> Path:
+    return out.with_name(out.name + TEACHER_SUFFIX)
 
 
-def _learn_lesson(
-    tutor: HierarchicalNetwork, leaves: TrainingSet, out: Path, teacher_sha256: str, device: torch.device
-) -> Lesson:
-    """The teacher's answers to every picture, from the file that an earlier call left, else from the teacher."""
-    path, fingerprint = _lesson_file(out), digest_of(teacher_sha256, leaves.digest)
+def _ask_teacher(
+    teacher_network: HierarchicalNetwork, leaves: TrainingSet, out: Path, teacher_sha256: str, device: torch.device
+) -> NetworkOutputs:
+    """Return the teacher's outputs for every image, from the file that an earlier call left or from the teacher."""
+    path, fingerprint = _teacher_path(out), digest_values(teacher_sha256, leaves.digest)
     if path.exists():
-        return _read_lesson(path, fingerprint)
-    side = tutor.spec.preprocessing.image_size
-    answers = []
-    batches = torch.split(torch.arange(len(leaves.pictures)), _TEACHER_BATCH)
+        return _read_teacher_outputs(path, fingerprint)
+    side = teacher_network.spec.preprocessing.image_size
+    outputs = []
+    batches = torch.split(torch.arange(len(leaves.images)), _TEACHER_BATCH)
     with torch.inference_mode(), log_step("ask the teacher", total=len(batches), unit="batch") as advance:
         for rows in batches:
-            answers.append([answer.cpu() for answer in tutor(leaves.pictures.batch(rows, side, device))])
+            outputs.append([output.cpu() for output in teacher_network(leaves.images.load_batch(rows, side, device))])
             advance()
-    species_logits, embedding = (torch.cat(parts).clone() for parts in zip(*answers, strict=True))
+    species_logits, embedding = (torch.cat(parts).clone() for parts in zip(*outputs, strict=True))
     buffer = io.BytesIO()
     torch.save({"fingerprint": fingerprint, "species_logits": species_logits, "embedding": embedding}, buffer)
     write_bytes(path, buffer.getvalue())
-    return Lesson(species_logits, embedding)
+    return NetworkOutputs(species_logits, embedding)
 
 
-def _read_lesson(path: Path, fingerprint: str) -> Lesson:
+def _read_teacher_outputs(path: Path, fingerprint: str) -> NetworkOutputs:
     try:
         document: Any = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
-        raise TrainingError(f"{path}: not a teacher's answers ({error}); delete it") from error
+        raise TrainingError(f"{path}: not the outputs of a teacher ({error}); delete it") from error
     if not isinstance(document, dict) or document.get("fingerprint") != fingerprint:
-        raise TrainingError(f"{path}: answers of another teacher or to other leaves; delete it or name another output")
-    return Lesson(document["species_logits"], document["embedding"])
+        raise TrainingError(f"{path}: outputs of another teacher or for other leaves; delete it or name another output")
+    return NetworkOutputs(document["species_logits"], document["embedding"])
 
 
 def _fit_first_projection_(
-    network: HierarchicalNetwork, leaves: TrainingSet, recipe: Recipe, lesson: Lesson, device: torch.device
+    network: HierarchicalNetwork,
+    leaves: TrainingSet,
+    recipe: Recipe,
+    teacher_outputs: NetworkOutputs,
+    device: torch.device,
 ) -> None:
-    """Fits it on pictures of the first stage, which are the cheapest."""
-    spec = spec_of_size(network.spec, recipe.stages[0].image_size, recipe.scale_patches)
+    """Fit the projection on images of the first stage, which are the cheapest."""
+    spec = resize_spec(network.spec, recipe.stages[0].image_size, recipe.scale_patches)
     small = HierarchicalNetwork(spec, projection=True).eval()
     small.load_state_dict(resize_patches(network.state_dict(), small.state_dict()))
-    fit_projection_(small.to(device), leaves.pictures, leaves.train, lesson.embedding, device)
+    fit_projection_(small.to(device), leaves.images, leaves.train, teacher_outputs.embedding, device)
     network.projection.load_state_dict({name: tensor.cpu() for name, tensor in small.projection.state_dict().items()})
 
 
 def _make_loss(
-    tutor: HierarchicalNetwork, leaves: TrainingSet, lesson: Lesson, recipe: Recipe, weights: DistillWeights
+    teacher_network: HierarchicalNetwork,
+    leaves: TrainingSet,
+    teacher_outputs: NetworkOutputs,
+    recipe: Recipe,
+    weights: DistillWeights,
 ) -> BatchLoss:
-    """The labels' loss and the distance from the teacher."""
-    pictures: Pictures = leaves.pictures
-    weight = pictures.weights(leaves.train, recipe.balance)
-    deviation = lesson.embedding[leaves.train].std(dim=0).clamp(min=1e-6)
+    """Return the loss: cross-entropies with the labels, plus the distance from the teacher."""
+    images: LeafImages = leaves.images
+    weight = images.weigh(leaves.train, recipe.balance)
+    deviation = teacher_outputs.embedding[leaves.train].std(dim=0).clamp(min=1e-6)
 
-    def loss(network: HierarchicalNetwork, answers: Answers, rows: torch.Tensor) -> torch.Tensor:
-        device = answers.embedding.device
-        labels = take_labels(pictures, weight, rows, answers)
-        taught = Lesson(lesson.species_logits[rows].to(device), lesson.embedding[rows].to(device))
-        distance = lesson_loss(network, tutor, answers, taught, labels, deviation.to(device), weights)
-        return distance + weights.labels * label_loss(network, answers, labels, recipe.smoothing)
+    def loss(network: HierarchicalNetwork, outputs: NetworkOutputs, rows: torch.Tensor) -> torch.Tensor:
+        device = outputs.embedding.device
+        labels = select_labels(images, weight, rows, outputs)
+        taught = NetworkOutputs(
+            teacher_outputs.species_logits[rows].to(device), teacher_outputs.embedding[rows].to(device)
+        )
+        distance = distillation_loss(network, teacher_network, outputs, taught, labels, deviation.to(device), weights)
+        return distance + weights.labels * label_loss(network, outputs, labels, recipe.smoothing)
 
     return loss

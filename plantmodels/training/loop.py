@@ -1,62 +1,56 @@
-"""The epochs of a training: stages of growing pictures, averaged weights, early stop, and a file to resume from.
+"""Runs the epochs of a training: stages of growing images, averaged weights, early stop, and a state to resume from.
 
-Every epoch draws its order and augmentation from seed and number alone, so that a training that was killed and
-resumed ends with the same bytes as one that was not.
-
->>> outcome = run_training(network, job, recipe, state=Path("out.ckpt.state"))  # doctest: +SKIP
->>> outcome.best.end_to_end_accuracy  # doctest: +SKIP
-0.93
+The order of the images and their augmentation follow from the seed and the number of the epoch alone. A training that
+was killed and resumed therefore ends with the same bytes as one that was not.
 """
 
-import io
 import logging
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from torch import nn
 
-from plantmodels.bundle.files import write_bytes
 from plantmodels.data.progress import track
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import READ_ERRORS
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.augment import augment
-from plantmodels.training.dataset import NO_DISEASE, Pictures
-from plantmodels.training.losses import Answers
-from plantmodels.training.optimizer import fast_dtype, make_optimizers, warmed_cosine
-from plantmodels.training.patch_sizes import resize_patches, spec_of_size
-from plantmodels.training.recipe import EpochRecord, Observer, Recipe, describe_epoch
+from plantmodels.training.dataset import NO_DISEASE, LeafImages
+from plantmodels.training.losses import NetworkOutputs
+from plantmodels.training.optimizer import make_optimizers, pick_dtype, schedule_rate
+from plantmodels.training.patch_sizes import resize_patches, resize_spec
+from plantmodels.training.recipe import EpochRecord, Observer, Recipe, Stage, describe_epoch
+from plantmodels.training.state import TrainingState, load_state, save_state
 
 _MAX_GRADIENT_NORM: Final = 1.0
 _EVALUATION_BATCH: Final = 64
 _SEEDS_PER_RUN: Final = 1_000_003
-"""A seed's epochs have numbers of their own: seed times this, plus the epoch."""
+"""An epoch's random numbers start from `seed * _SEEDS_PER_RUN + epoch`, so that no two seeds share an epoch."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 
-BatchLoss = Callable[[HierarchicalNetwork, Answers, torch.Tensor], torch.Tensor]
-"""Loss of a batch, of the network, its answers and the batch's rows."""
+BatchLoss = Callable[[HierarchicalNetwork, NetworkOutputs, torch.Tensor], torch.Tensor]
+"""Computes the loss of a batch from the network, its outputs, and the batch's rows in the training set."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a training works on.
+class TrainingTask:
+    """The data and the loss of a training.
 
     Attributes:
-        pictures: all, those held out among them.
-        train: (n,) rows that are trained on.
+        images: all leaves, including those held out.
+        train: (n,) rows to train on.
         held_out: (m,) rows that choose the best epoch.
-        loss: what is minimised.
-        fingerprint: of everything that a resumed training must have in common with the one before.
+        loss: function to minimize.
+        fingerprint: digest of everything that must be the same when the training resumes.
     """
 
-    pictures: Pictures
+    images: LeafImages
     train: torch.Tensor
     held_out: torch.Tensor
     loss: BatchLoss
@@ -64,13 +58,13 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What a training ended with.
+class TrainingResult:
+    """The trained network.
 
     Attributes:
-        network: averaged weights of the best epoch of the last stage, on the CPU, in evaluation mode.
-        records: of every epoch, those before a resumption included.
-        best: the record of the network.
+        network: averaged weights after the best epoch of the last stage, on the CPU, in evaluation mode.
+        records: one record per epoch, including those before the training was resumed.
+        best: record of the best epoch of the last stage.
     """
 
     network: HierarchicalNetwork
@@ -79,121 +73,114 @@ class Outcome:
 
 
 def pick_device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
+    """Return CUDA if it is available, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def run_training(
-    network: HierarchicalNetwork, job: Job, recipe: Recipe, *, state: Path, observer: Observer | None = None
-) -> Outcome:
-    """Trains, and keeps the epochs done in a file, from which the next call goes on.
+    network: HierarchicalNetwork, task: TrainingTask, recipe: Recipe, *, state: Path, observer: Observer | None = None
+) -> TrainingResult:
+    """Train a network, and save the state after each epoch so that the next call can resume.
+
+    The global random generators of PyTorch are left as they were.
 
     Args:
-        network: of the last stage's size, with its first weights; left as it is.
-        job: pictures, rows and loss.
-        recipe: how.
-        state: that file. It stays, for the caller to delete once the result is safe.
-        observer: is told of every epoch, those before a resumption included.
+        network: network of the last stage's size, with its initial weights; not changed.
+        task: data and loss.
+        recipe: how to train.
+        state: file of the state; if it exists, training resumes from it. The caller deletes it once the result is
+            safe.
+        observer: function that is called with the record of each epoch, including those before a resumption.
 
     Raises:
-        TrainingError: the last stage is not of the network's size, patches cannot be scaled by a stage's, `state` is
-            of another training, or the loss is not finite.
-        CheckpointError: timm cannot build the backbone for a stage's pictures.
+        TrainingError: the stages do not fit the network, `state` belongs to a different training, or the loss is not
+            finite.
+        CheckpointError: timm cannot build the backbone for the images of a stage.
     """
     side = network.spec.preprocessing.image_size
     if recipe.stages[-1].image_size != side:
-        raise TrainingError(f"the last stage must have the network's pictures of {side}, got {recipe.stages[-1]}")
+        raise TrainingError(f"the last stage must have the network's images of {side}, got {recipe.stages[-1]}")
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        return _Run(network, job, recipe, state, observer).run()
+        return _TrainingRun(network, task, recipe, state, observer).run()
 
 
-class _Run:
-    """One training in progress."""
+class _TrainingRun:
+    """One training in progress. A trailing underscore marks methods that change it."""
 
     def __init__(
-        self, network: HierarchicalNetwork, job: Job, recipe: Recipe, state: Path, observer: Observer | None
+        self,
+        network: HierarchicalNetwork,
+        task: TrainingTask,
+        recipe: Recipe,
+        state: Path,
+        observer: Observer | None,
     ) -> None:
-        self._job, self._recipe, self._state = job, recipe, state
+        self._task, self._recipe, self._state = task, recipe, state
         self._observer = observer or (lambda _: None)
         self._device = pick_device()
         self._projection = isinstance(network.projection, nn.Linear)
         self._spec = network.spec
-        self._per_epoch = -(-len(job.train) // recipe.batch_size)
+        self._steps_per_epoch = -(-len(task.train) // recipe.batch_size)
         self._records: list[EpochRecord] = []
-        self._best: dict[str, torch.Tensor] = {}
-        self._enter_(0, network.state_dict())
+        self._best: Mapping[str, torch.Tensor] = {}
+        self._start_stage_(0, network.state_dict())
 
-    def run(self) -> Outcome:
+    def run(self) -> TrainingResult:
         self._resume_()
         for record in self._records:
             self._observer(record)
         while not self._is_finished():
             if self._is_stage_over():
-                self._enter_(self._stage + 1, self._average.state_dict())
+                self._start_stage_(self._stage_index + 1, self._average.state_dict())
             self._observer(self._run_epoch_())
-        network = self._new_network(len(self._recipe.stages) - 1)
+        network = self._build_network(self._recipe.stages[-1])
         network.load_state_dict(self._best)
-        return Outcome(network.eval(), tuple(self._records), self._best_record())
+        return TrainingResult(network.eval(), tuple(self._records), self._best_record())
 
-    def _enter_(self, stage: int, weights: dict[str, torch.Tensor]) -> None:
-        """Starts a stage from weights of any size, with fresh optimizers."""
-        self._stage = stage
-        self._network, self._average = self._new_network(stage), self._new_network(stage)
+    @property
+    def _stage(self) -> Stage:
+        return self._recipe.stages[self._stage_index]
+
+    def _start_stage_(self, index: int, weights: Mapping[str, torch.Tensor]) -> None:
+        """Start a stage with fresh optimizers, from weights whose patches may have another size."""
+        self._stage_index = index
+        self._network, self._average = self._build_network(self._stage), self._build_network(self._stage)
         for network in (self._network, self._average):
             network.load_state_dict(resize_patches(weights, network.state_dict()))
             network.to(self._device)
         self._average.eval().requires_grad_(False)
         self._optimizers = make_optimizers(self._network, self._recipe.learning_rate, self._device)
-        self._rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
+        self._highest_rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self._optimizers]
 
-    def _new_network(self, stage: int) -> HierarchicalNetwork:
-        spec = spec_of_size(self._spec, self._recipe.stages[stage].image_size, self._recipe.scale_patches)
+    def _build_network(self, stage: Stage) -> HierarchicalNetwork:
+        spec = resize_spec(self._spec, stage.image_size, self._recipe.scale_patches)
         return HierarchicalNetwork(spec, projection=self._projection)
 
     def _stage_records(self) -> list[EpochRecord]:
-        """Of the present stage."""
-        side = self._recipe.stages[self._stage].image_size
-        return [record for record in self._records if record.image_size == side]
+        return [record for record in self._records if record.image_size == self._stage.image_size]
 
     def _best_record(self) -> EpochRecord:
         return max(self._stage_records(), key=lambda record: record.end_to_end_accuracy)
 
     def _is_stage_over(self) -> bool:
         records = self._stage_records()
-        if len(records) >= self._recipe.stages[self._stage].epochs:
+        if len(records) >= self._stage.epochs:
             return True
-        idle = len(records) - 1 - records.index(self._best_record()) if records else 0
-        return 0 < self._recipe.patience <= idle
+        epochs_since_best = len(records) - 1 - records.index(self._best_record()) if records else 0
+        return 0 < self._recipe.patience <= epochs_since_best
 
     def _is_finished(self) -> bool:
-        return self._stage == len(self._recipe.stages) - 1 and self._is_stage_over()
+        return self._stage_index == len(self._recipe.stages) - 1 and self._is_stage_over()
 
     def _run_epoch_(self) -> EpochRecord:
         started = time.perf_counter()
-        number = len(self._records)
-        torch.manual_seed(self._recipe.seed * _SEEDS_PER_RUN + number)
-        generator = torch.Generator().manual_seed(self._recipe.seed * _SEEDS_PER_RUN + number)
-        order = self._job.train[torch.randperm(len(self._job.train), generator=generator)]
-        total, factor = 0.0, 0.0
-        self._network.train()
-        side = self._recipe.stages[self._stage].image_size
-        description = f"epoch {number + 1} of {self._recipe.epochs}, {side} pixels"
-        for step, rows in enumerate(track(torch.tensor_split(order, self._per_epoch), description)):
-            factor = self._set_rates_(step)
-            total += self._step_(rows, generator) * len(rows)
-        mean_loss = total / len(order)
-        if not math.isfinite(mean_loss):
-            raise TrainingError(
-                f"epoch {number + 1}: the loss is {mean_loss}; a learning rate below {self._recipe.learning_rate:g} "
-                "may help"
-            )
-        judged = judge(self._average, self._job.pictures, self._job.held_out, self._device)
+        loss, factor = self._train_epoch_()
         record = EpochRecord(
-            epoch=number + 1,
-            image_size=side,
-            loss=mean_loss,
+            epoch=len(self._records) + 1,
+            image_size=self._stage.image_size,
+            loss=loss,
             learning_rate=self._recipe.learning_rate * factor,
-            **judged,
+            **measure_accuracies(self._average, self._task.images, self._task.held_out, self._device),
             seconds=time.perf_counter() - started,
         )
         self._records.append(record)
@@ -203,98 +190,118 @@ class _Run:
         _LOGGER.info("%s", describe_epoch(record))
         return record
 
+    def _train_epoch_(self) -> tuple[float, float]:
+        """Return the mean loss, and the last factor on the learning rate."""
+        number, seed = len(self._records), self._recipe.seed * _SEEDS_PER_RUN + len(self._records)
+        torch.manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed)
+        order = self._task.train[torch.randperm(len(self._task.train), generator=generator)]
+        total, factor = 0.0, 0.0
+        self._network.train()
+        description = f"epoch {number + 1} of {self._recipe.epochs}, {self._stage.image_size} pixels"
+        for step, rows in enumerate(track(torch.tensor_split(order, self._steps_per_epoch), description)):
+            factor = self._set_rates_(step)
+            total += self._train_step_(rows, generator) * len(rows)
+        mean_loss = total / len(order)
+        if not math.isfinite(mean_loss):
+            raise TrainingError(
+                f"epoch {number + 1}: the loss is {mean_loss}; a learning rate below {self._recipe.learning_rate:g} "
+                "may help"
+            )
+        return mean_loss, factor
+
     def _set_rates_(self, step: int) -> float:
-        """Cosine over all stages' steps; a stage that ended early does not move the next."""
-        before = sum(stage.epochs for stage in self._recipe.stages[: self._stage]) + len(self._stage_records())
-        factor = warmed_cosine(before * self._per_epoch + step, self._recipe.epochs * self._per_epoch)
-        for optimizer, highest in zip(self._optimizers, self._rates, strict=True):
+        """Set the learning rates of a step and return their factor.
+
+        The schedule spans all stages. A stage that ends early does not move the schedule of the next one.
+        """
+        before = sum(stage.epochs for stage in self._recipe.stages[: self._stage_index]) + len(self._stage_records())
+        factor = schedule_rate(before * self._steps_per_epoch + step, self._recipe.epochs * self._steps_per_epoch)
+        for optimizer, highest in zip(self._optimizers, self._highest_rates, strict=True):
             for group, rate in zip(optimizer.param_groups, highest, strict=True):
                 group["lr"] = rate * factor
         return factor
 
-    def _step_(self, rows: torch.Tensor, generator: torch.Generator) -> float:
-        side = self._recipe.stages[self._stage].image_size
-        images = augment(self._job.pictures.batch(rows, side, self._device), generator)
-        dtype = fast_dtype(self._device)
+    def _train_step_(self, rows: torch.Tensor, generator: torch.Generator) -> float:
+        images = augment(self._task.images.load_batch(rows, self._stage.image_size, self._device), generator)
+        dtype = pick_dtype(self._device)
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             species_logits, embedding = self._network(images)
-        loss = self._job.loss(self._network, Answers(species_logits.float(), embedding.float()), rows)
+        loss = self._task.loss(self._network, NetworkOutputs(species_logits.float(), embedding.float()), rows)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._network.parameters(), _MAX_GRADIENT_NORM)
         for optimizer in self._optimizers:
             optimizer.step()
             optimizer.zero_grad()
-        self._average_()
+        self._update_average_()
         return float(loss.detach())
 
     @torch.no_grad()
-    def _average_(self) -> None:
-        """Moves the running average; it follows fast at first, so that early epochs can be judged."""
-        steps = len(self._stage_records()) * self._per_epoch
+    def _update_average_(self) -> None:
+        """Move the average toward the network: faster at first, so that early epochs can be measured on it."""
+        steps = len(self._stage_records()) * self._steps_per_epoch
         decay = min(self._recipe.average, (1 + steps) / (10 + steps))
-        mine = self._network.state_dict()
+        weights = self._network.state_dict()
         for name, tensor in self._average.state_dict().items():
             if tensor.is_floating_point():
-                tensor.lerp_(mine[name], 1 - decay)
+                tensor.lerp_(weights[name], 1 - decay)
             else:
-                tensor.copy_(mine[name])
+                tensor.copy_(weights[name])
 
     def _save(self) -> None:
-        buffer = io.BytesIO()
-        document = {
-            "fingerprint": self._job.fingerprint,
-            "stage": self._stage,
-            "records": [asdict(record) for record in self._records],
-            "network": self._network.state_dict(),
-            "average": self._average.state_dict(),
-            "best": self._best,
-            "optimizers": [optimizer.state_dict() for optimizer in self._optimizers],
-        }
-        torch.save(document, buffer)
-        write_bytes(self._state, buffer.getvalue())
+        state = TrainingState(
+            fingerprint=self._task.fingerprint,
+            stage=self._stage_index,
+            records=tuple(self._records),
+            network=self._network.state_dict(),
+            average=self._average.state_dict(),
+            best=self._best,
+            optimizers=tuple(optimizer.state_dict() for optimizer in self._optimizers),
+        )
+        save_state(self._state, state)
 
     def _resume_(self) -> None:
-        if not self._state.exists():
+        state = load_state(self._state, self._task.fingerprint, self._device)
+        if state is None:
             return
-        try:
-            document: dict[str, Any] = torch.load(self._state, map_location=self._device, weights_only=True)
-        except READ_ERRORS as error:
-            raise TrainingError(f"{self._state}: not the state of a training ({error}); delete it") from error
-        if not isinstance(document, dict) or document.get("fingerprint") != self._job.fingerprint:
-            raise TrainingError(
-                f"{self._state}: is of a training with another recipe, other data or another teacher; delete it or "
-                "name another output"
-            )
-        self._records = [EpochRecord(**record) for record in document["records"]]
-        self._enter_(document["stage"], document["average"])
-        self._network.load_state_dict(document["network"])
-        for optimizer, values in zip(self._optimizers, document["optimizers"], strict=True):
+        self._records = list(state.records)
+        self._start_stage_(state.stage, state.average)
+        self._network.load_state_dict(state.network)
+        for optimizer, values in zip(self._optimizers, state.optimizers, strict=True):
             optimizer.load_state_dict(values)
-        self._best = {name: tensor.cpu() for name, tensor in document["best"].items()}
-        _LOGGER.info("%s: going on after epoch %d", self._state, len(self._records))
+        self._best = state.best
+        _LOGGER.info("%s: resuming after epoch %d", self._state, len(self._records))
 
 
 @torch.inference_mode()
-def judge(network: HierarchicalNetwork, pictures: Pictures, rows: torch.Tensor, device: torch.device) -> dict[str, Any]:
-    """The three accuracies of an `EpochRecord` by their names."""
-    species_right, disease_right, given = 0, 0, 0
-    both = 0
+def measure_accuracies(
+    network: HierarchicalNetwork, images: LeafImages, rows: torch.Tensor, device: torch.device
+) -> dict[str, Any]:
+    """Return the three accuracies of an `EpochRecord` by their names.
+
+    Args:
+        network: on the device, in evaluation mode.
+        images: labelled leaves.
+        rows: (n,) rows to measure on.
+        device: device of the network.
+    """
+    species_right, disease_right, both_right, diseased = 0, 0, 0, 0
     side = network.spec.preprocessing.image_size
     for batch in torch.split(rows, _EVALUATION_BATCH):
-        species_logits, embedding = network(pictures.batch(batch, side, device))
+        species_logits, embedding = network(images.load_batch(batch, side, device))
         for species, disease, logits, features in zip(
-            pictures.species[batch].tolist(), pictures.disease[batch].tolist(), species_logits, embedding, strict=True
+            images.species[batch].tolist(), images.disease[batch].tolist(), species_logits, embedding, strict=True
         ):
             right = int(logits.argmax()) == species
             species_right += right
             if disease == NO_DISEASE:
-                both += right
+                both_right += right
                 continue
             head = network.disease_heads[network.spec.taxonomy.slugs[species]]
             answer = int(head(features).argmax()) == disease
-            given, disease_right, both = given + 1, disease_right + answer, both + (answer and right)
+            diseased, disease_right, both_right = diseased + 1, disease_right + answer, both_right + (answer and right)
     return {
         "species_accuracy": species_right / len(rows),
-        "disease_accuracy": disease_right / given if given else None,
-        "end_to_end_accuracy": both / len(rows),
+        "disease_accuracy": disease_right / diseased if diseased else None,
+        "end_to_end_accuracy": both_right / len(rows),
     }

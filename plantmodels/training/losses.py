@@ -1,7 +1,4 @@
-"""What training minimises: the labels' cross-entropies, and, for a student, its distance from a teacher.
-
->>> loss = label_loss(network, answers, labels)  # doctest: +SKIP
-"""
+"""The loss that training minimizes: cross-entropies with the labels, and for a student its distance from a teacher."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,8 +11,13 @@ from plantmodels.training.dataset import NO_DISEASE
 
 
 @dataclass(frozen=True)
-class Answers:
-    """A network's answers to a batch: species logits (B, species) and embedding (B, D), float32."""
+class NetworkOutputs:
+    """Outputs of a network for B images.
+
+    Attributes:
+        species_logits: (B, S) float32.
+        embedding: (B, D) float32.
+    """
 
     species_logits: torch.Tensor
     embedding: torch.Tensor
@@ -23,7 +25,12 @@ class Answers:
     def disease_logits(
         self, network: HierarchicalNetwork, species: torch.Tensor
     ) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """Yields, of each true species with two diseases or more, index, rows (b,) and its head's logits (b, N)."""
+        """Yield, for each species with at least two diseases, its index, its rows (b,) and its head's logits (b, N).
+
+        Args:
+            network: network whose heads are used.
+            species: (B,) true species of each image.
+        """
         taxonomy = network.spec.taxonomy
         for index in torch.unique(species).tolist():
             if len(taxonomy.diseases_of(index)) > 1:
@@ -33,7 +40,13 @@ class Answers:
 
 @dataclass(frozen=True)
 class Labels:
-    """True classes of a batch (B,), disease −1 where there is none, and each picture's weight in the loss (B,)."""
+    """True classes of B images.
+
+    Attributes:
+        species: (B,) index of the species.
+        disease: (B,) index of the disease among those of its species, −1 without a disease.
+        weight: (B,) weight of each image in the loss.
+    """
 
     species: torch.Tensor
     disease: torch.Tensor
@@ -41,21 +54,15 @@ class Labels:
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """A teacher's answers to a batch: species logits (B, species), embedding (B, D), float32."""
-
-    species_logits: torch.Tensor
-    embedding: torch.Tensor
-
-
-@dataclass(frozen=True)
 class DistillWeights:
     """How much each part of a student's loss counts.
 
     Attributes:
-        embedding: mean square difference of the embeddings, in units of the teacher's deviation of each component.
-        logits: Kullback-Leibler divergence of the student's species and disease probabilities from the teacher's.
-        labels: the labels' cross-entropies.
+        embedding: weight of the mean square difference of the embeddings, in units of the standard deviation of each
+            component of the teacher's embedding.
+        logits: weight of the Kullback-Leibler divergence of the student's species and disease probabilities from the
+            teacher's.
+        labels: weight of the cross-entropies with the labels.
     """
 
     embedding: float = 0.5
@@ -63,63 +70,66 @@ class DistillWeights:
     labels: float = 1.0
 
 
-def label_loss(network: HierarchicalNetwork, answers: Answers, labels: Labels, smoothing: float = 0.0) -> torch.Tensor:
-    """Weighted mean over the batch of the species' cross-entropy and that of the true species' head.
+def label_loss(
+    network: HierarchicalNetwork, outputs: NetworkOutputs, labels: Labels, smoothing: float = 0.0
+) -> torch.Tensor:
+    """Return the weighted mean of two cross-entropies: of the species, and of the disease by the true species' head.
 
     Args:
-        network: for its heads.
-        answers: its answers.
+        network: network whose heads are used.
+        outputs: its outputs for the batch.
         labels: true classes and weights.
         smoothing: share of the target that is spread evenly over all classes.
     """
 
-    def entropies(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    def cross_entropies(logits: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
         return functional.cross_entropy(logits, classes, reduction="none", label_smoothing=smoothing)
 
-    total = (labels.weight * entropies(answers.species_logits, labels.species)).sum()
-    for _, rows, logits in answers.disease_logits(network, labels.species):
-        keep = labels.disease[rows] != NO_DISEASE
-        given = rows[keep]
-        total = total + (labels.weight[given] * entropies(logits[keep], labels.disease[given])).sum()
+    total = (labels.weight * cross_entropies(outputs.species_logits, labels.species)).sum()
+    for _, rows, logits in outputs.disease_logits(network, labels.species):
+        has_disease = labels.disease[rows] != NO_DISEASE
+        diseased = rows[has_disease]
+        entropies = cross_entropies(logits[has_disease], labels.disease[diseased])
+        total = total + (labels.weight[diseased] * entropies).sum()
     return total / len(labels.species)
 
 
-def lesson_loss(
+def distillation_loss(
     network: HierarchicalNetwork,
     teacher: HierarchicalNetwork,
-    answers: Answers,
-    lesson: Lesson,
+    outputs: NetworkOutputs,
+    teacher_outputs: NetworkOutputs,
     labels: Labels,
     deviation: torch.Tensor,
     weights: DistillWeights,
 ) -> torch.Tensor:
-    """Distance of a student's answers from its teacher's, by `weights.embedding` and `weights.logits`.
+    """Return the distance of a student's outputs from its teacher's, weighted by `weights.embedding` and `.logits`.
 
     Args:
-        network: the student, for its heads.
-        teacher: for its heads, which are asked about the teacher's embedding.
-        answers: the student's.
-        lesson: the teacher's.
-        labels: the heads of the true species are compared.
-        deviation: (D,) of the teacher's embedding.
-        weights: of the parts.
+        network: the student, whose heads are used.
+        teacher: the teacher, whose heads are applied to the teacher's embedding.
+        outputs: outputs of the student for the batch.
+        teacher_outputs: outputs of the teacher for the batch.
+        labels: true classes; the heads of the true species are compared.
+        deviation: (D,) standard deviation of the teacher's embedding.
+        weights: weights of the parts.
 
     References:
         Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", arXiv 1503.02531.
         Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (the embedding).
     """
     count = len(labels.species)
-    divergence = (labels.weight * _divergence(answers.species_logits, lesson.species_logits)).sum()
-    for index, rows, logits in answers.disease_logits(network, labels.species):
+    divergence = (labels.weight * _divergence(outputs.species_logits, teacher_outputs.species_logits)).sum()
+    for index, rows, logits in outputs.disease_logits(network, labels.species):
         head = teacher.disease_heads[teacher.spec.taxonomy.slugs[index]]
         with torch.no_grad():
-            expected = head(lesson.embedding[rows])
+            expected = head(teacher_outputs.embedding[rows])
         divergence = divergence + (labels.weight[rows] * _divergence(logits, expected)).sum()
-    square = (((answers.embedding - lesson.embedding) / deviation) ** 2).mean(dim=1)
+    square = (((outputs.embedding - teacher_outputs.embedding) / deviation) ** 2).mean(dim=1)
     return weights.logits * divergence / count + weights.embedding * (labels.weight * square).mean()
 
 
 def _divergence(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
-    """KL(expected ‖ logits) of each row (B,)."""
+    """Return KL(expected ‖ logits) of each row, (B,)."""
     log_p, log_q = (functional.log_softmax(values, dim=1) for values in (expected, logits))
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)

@@ -1,7 +1,8 @@
-"""The same network for pictures of another size.
+"""Adapts a network and its weights to images of another size.
 
->>> spec = spec_of_size(spec, 112, scale_patches=True)  # doctest: +SKIP
->>> weights = resize_patches(large.state_dict(), small.state_dict())  # doctest: +SKIP
+>>> small = {"patch_embed.weight": torch.ones(4, 3, 2, 2)}
+>>> resize_patches({"patch_embed.weight": torch.ones(4, 3, 4, 4)}, small)["patch_embed.weight"].shape
+torch.Size([4, 3, 2, 2])
 """
 
 from collections.abc import Mapping
@@ -15,21 +16,21 @@ from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import NetworkSpec
 
 
-def takes_image_size(backbone: str) -> bool:
-    """Whether timm must be told the size of this backbone's pictures."""
+def needs_image_size(backbone: str) -> bool:
+    """Return whether timm builds this backbone for one fixed image size."""
     return bool(getattr(timm.get_pretrained_cfg(backbone), "fixed_input_size", False))
 
 
-def spec_of_size(spec: NetworkSpec, side: int, scale_patches: bool) -> NetworkSpec:
-    """The same network for pictures of another size.
+def resize_spec(spec: NetworkSpec, side: int, scale_patches: bool) -> NetworkSpec:
+    """Return the spec of the same network for images of another size.
 
     Args:
-        spec: of the full size.
-        side: of the pictures.
-        scale_patches: whether patches shrink with the pictures, so that there are as many.
+        spec: spec for the full image size.
+        side: side of the images in pixels.
+        scale_patches: whether patches shrink with the images, so that their number stays the same.
 
     Raises:
-        TrainingError: sizes whose ratio patches cannot be scaled by.
+        TrainingError: the patches cannot be scaled by the ratio of the sizes.
     """
     full = spec.preprocessing.image_size
     if side == full:
@@ -39,20 +40,24 @@ def spec_of_size(spec: NetworkSpec, side: int, scale_patches: bool) -> NetworkSp
         patch = kwargs.get("patch_size")
         if not isinstance(patch, int) or full % side or patch % (full // side):
             raise TrainingError(
-                f"patches shrink by whole numbers only: image_size {full} / {side} must be one that divides "
-                f"backbone_kwargs['patch_size'] {patch!r}"
+                f"patches can only shrink by a whole number: image_size {full} / {side} must be a whole number that "
+                f"divides backbone_kwargs['patch_size'] {patch!r}"
             )
         kwargs["patch_size"] = patch // (full // side)
-    if takes_image_size(spec.backbone):
+    if needs_image_size(spec.backbone):
         kwargs["img_size"] = side
     return replace(spec, backbone_kwargs=kwargs, preprocessing=replace(spec.preprocessing, image_size=side))
 
 
 def resize_patches(weights: Mapping[str, torch.Tensor], like: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Brings patch kernels to the size in `like`, a whole multiple or part of theirs.
+    """Return weights whose patch kernels have the sizes in `like`, if these are whole multiples or fractions.
 
-    A kernel that grows is spread out, and answers to a picture as it did to its averages; one that shrinks is the
-    sum of its blocks, which undoes that.
+    A kernel that grows is spread out: it gives the same result for a large image as before for the averages of its
+    pixels. A kernel that shrinks becomes the sum of its blocks, which reverses the growth.
+
+    Args:
+        weights: `state_dict` of any network.
+        like: `state_dict` of the same network for images of another size.
     """
     resized = {}
     for name, tensor in weights.items():

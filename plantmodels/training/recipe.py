@@ -1,4 +1,4 @@
-"""How a network is trained, and what an epoch of it did.
+"""The recipe of a training, and the record of each of its epochs.
 
 >>> Recipe((Stage(112, 15), Stage(224, 5))).epochs
 20
@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Stage:
-    """Some epochs on pictures of one size.
+    """A number of epochs on images of one size.
 
     Attributes:
-        image_size: side of the pictures, at most the network's; the last stage's must be the network's.
-        epochs: how many at most.
+        image_size: side of the images in pixels. In the last stage it must be the network's, before it less.
+        epochs: largest number of epochs.
     """
 
     image_size: int
@@ -26,18 +26,19 @@ class Recipe:
     """How a network is trained.
 
     Attributes:
-        stages: pictures grow from one to the next.
-        batch_size: pictures a step, at most: an epoch's steps are alike, for none may be of a single picture.
-        learning_rate: the highest, of the hidden matrices; a quarter of it moves all else.
-        seed: of weights, order, augmentation and which leaves are held out.
-        scale_patches: a stage of smaller pictures has smaller patches, as many as the last; afterwards each patch
-            kernel is spread out, so that the network sees large pictures exactly as it saw their averages. Every
-            stage then costs what the cheapest does, and a large patch learns from few numbers first.
-        patience: epochs without a better end-to-end accuracy after which a stage ends; 0 never ends one early.
-        held_out: share of the training leaves that choose the best epoch and are not trained on.
-        average: decay a step of the running average of the weights, which is what is judged and kept.
-        balance: 0 counts every picture alike, 1 every class.
-        smoothing: of the labels.
+        stages: stages of training; the images grow from one to the next.
+        batch_size: largest number of images in a step. All steps of an epoch have about the same number, so that no
+            step has a single image, which batch norm would refuse.
+        learning_rate: highest learning rate of the matrices in the backbone; all other parameters have a quarter.
+        seed: seed of weights, order, augmentation and held-out leaves.
+        scale_patches: whether stages of smaller images have smaller patches, so that their number stays the same.
+            Between stages each patch kernel is spread out, which changes no output. Every stage then costs as much
+            as the cheapest.
+        patience: a stage ends after this many epochs without a better end-to-end accuracy; with 0 it never ends early.
+        held_out: share of the training leaves that choose the best epoch instead of being trained on.
+        average: decay per step of the running average of the weights. The average is measured and kept.
+        balance: with 0 all images weigh the same in the loss, with 1 all classes.
+        smoothing: share of each label that is spread evenly over all classes.
     """
 
     stages: tuple[Stage, ...]
@@ -52,14 +53,16 @@ class Recipe:
     smoothing: float = 0.0
 
     def __post_init__(self) -> None:
-        """Refuses what cannot be a recipe.
+        """Check the values.
 
         Raises:
-            ValueError: a number out of its range, or stages that shrink.
+            ValueError: a number is out of range, or the images do not grow from stage to stage.
         """
         sides = [stage.image_size for stage in self.stages]
         if not sides or sides != sorted(set(sides)):
-            raise ValueError(f"stages must be pictures of growing size, at least one, got {sides}")
+            raise ValueError(
+                f"at least one stage is needed, and images must grow from stage to stage, got sizes {sides}"
+            )
         numbers = [("batch_size", self.batch_size), *(("epochs", stage.epochs) for stage in self.stages)]
         for name, value in (*numbers, *(("image_size", side) for side in sides)):
             if value < 1:
@@ -75,24 +78,24 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        """Of all stages, at most."""
+        """Return the largest number of epochs of all stages together."""
         return sum(stage.epochs for stage in self.stages)
 
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch did; accuracies are of the averaged weights on the held-out leaves.
+    """The result of one epoch. Accuracies are measured on the held-out leaves, with the averaged weights.
 
     Attributes:
-        epoch: from 1.
-        image_size: side of its pictures.
+        epoch: number of the epoch, from 1.
+        image_size: side of its images in pixels.
         loss: mean training loss.
-        learning_rate: at its end.
-        species_accuracy: share whose species is right.
-        disease_accuracy: share whose disease is right given the true species, of those that have a disease; None
-            when none has.
-        end_to_end_accuracy: share whose species and disease are both right.
-        seconds: wall-clock time.
+        learning_rate: learning rate at its end.
+        species_accuracy: share of the leaves whose species is right.
+        disease_accuracy: share of the leaves with a disease whose disease is right, given the true species; None if
+            no leaf has a disease.
+        end_to_end_accuracy: share of the leaves whose species and disease are both right.
+        seconds: wall-clock time in seconds.
     """
 
     epoch: int
@@ -106,10 +109,11 @@ class EpochRecord:
 
 
 Observer = Callable[[EpochRecord], None]
+"""A function that is called with the record of each epoch."""
 
 
 def describe_epoch(record: EpochRecord) -> str:
-    """One line for people."""
+    """Return an epoch as one line for people."""
     disease = "" if record.disease_accuracy is None else f", disease {record.disease_accuracy:.3f}"
     return (
         f"epoch {record.epoch} ({record.image_size} pixels, {record.seconds:.0f} s): loss {record.loss:.3f}; held out: "

@@ -1,4 +1,4 @@
-"""Training and distillation as people ask for them: text and numbers, of which `train` and `distill` get values.
+"""Runs trainings and distillations from the options of the command line, which are texts and numbers.
 
 >>> parse_stages("112:15,224:5")
 (Stage(image_size=112, epochs=15), Stage(image_size=224, epochs=5))
@@ -26,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a person asks of a training; the names are those of the command's options."""
+    """Options of `plantmodels train`, with the same names."""
 
     data: Path
     out: Path
@@ -43,7 +43,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class DistillRequest:
-    """What a person asks of a distillation; the names are those of the command's options."""
+    """Options of `plantmodels distill`, with the same names."""
 
     teacher: Path
     data: Path
@@ -58,11 +58,15 @@ class DistillRequest:
 
 
 def run_train(request: TrainRequest, observer: Observer | None = None) -> TrainReport:
-    """Trains on the classes of split "train", in alphabetical order; draws the curves beside the checkpoint.
+    """Train on the classes of the split "train" in alphabetical order, and draw the curves beside the checkpoint.
+
+    Args:
+        request: options of the command.
+        observer: function that is called with the record of each epoch.
 
     Raises:
-        TrainingError: stages or backbone arguments that are none, or as `train_network`.
-        DataError, TaxonomyError, CheckpointError: as `train_network` and `list_classes`.
+        TrainingError: stages or backbone arguments cannot be parsed, or as in `train_network`.
+        DataError, TaxonomyError, CheckpointError: as in `train_network` and `list_classes`.
     """
     stages = parse_stages(request.stages)
     spec = NetworkSpec(
@@ -74,16 +78,20 @@ def run_train(request: TrainRequest, observer: Observer | None = None) -> TrainR
     )
     recipe = _make_recipe(request, stages, scale_patches=request.scale_patches)
     report = train_network(request.data, request.out, spec, recipe, observer=observer)
-    write_bytes(curves_of(request.out), draw_curves(report.records, report.best))
+    write_bytes(curves_path(request.out), draw_curves(report.records, report.best))
     return report
 
 
 def run_distill(request: DistillRequest, observer: Observer | None = None) -> DistillReport:
-    """Distils; draws the curves beside the checkpoint.
+    """Distill a teacher into a student, and draw the curves beside the checkpoint.
+
+    Args:
+        request: options of the command.
+        observer: function that is called with the record of each epoch.
 
     Raises:
-        TrainingError: stages that are none or do not end with the teacher's pictures, or as `distill_network`.
-        DataError, CheckpointError, ExportError: as `distill_network`.
+        TrainingError: stages cannot be parsed or do not end with the teacher's image size, or as in `distill_network`.
+        DataError, CheckpointError, ExportError: as in `distill_network`.
     """
     recipe = _make_recipe(request, parse_stages(request.stages))
     report = distill_network(
@@ -95,27 +103,27 @@ def run_distill(request: DistillRequest, observer: Observer | None = None) -> Di
         max_bytes=request.max_bytes,
         observer=observer,
     )
-    write_bytes(curves_of(request.out), draw_curves(report.training.records, report.training.best))
+    write_bytes(curves_path(request.out), draw_curves(report.training.records, report.training.best))
     return report
 
 
-def curves_of(out: Path) -> Path:
-    """The picture of a training's curves, beside its checkpoint."""
+def curves_path(out: Path) -> Path:
+    """Return the path of the plot of a training's curves, beside its checkpoint."""
     return out.with_name(out.name + ".png")
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
-    """Reads `SIDE:EPOCHS,SIDE:EPOCHS`.
+    """Parse stages written as `SIDE:EPOCHS,SIDE:EPOCHS`.
 
     Raises:
-        TrainingError: other text.
+        TrainingError: the text has another form.
     """
     try:
         pairs = [part.split(":") for part in text.split(",")]
         return tuple(Stage(int(side), int(epochs)) for side, epochs in pairs)
     except ValueError as error:
         raise TrainingError(
-            f"stages must be SIDE:EPOCHS with commas between, such as 112:15,224:5, got {text!r}"
+            f"stages must be SIDE:EPOCHS, separated by commas, such as 112:15,224:5, got {text!r}"
         ) from error
 
 

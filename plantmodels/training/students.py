@@ -1,8 +1,7 @@
-"""Small networks that take a teacher's place: which there are, how large their INT8 file is, and their first weights.
+"""Architectures of small students, the size of their INT8 file, and their initial weights.
 
->>> spec = student_spec(find_student("swin"), teacher.spec)  # doctest: +SKIP
->>> network = HierarchicalNetwork(spec, projection=True)  # doctest: +SKIP
->>> inherit_weights_(network, teacher)  # doctest: +SKIP
+>>> find_student("swin-64").backbone_kwargs["embed_dim"]
+64
 """
 
 from collections.abc import Mapping
@@ -20,26 +19,29 @@ from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.quantize import quantize_int8
-from plantmodels.training.dataset import Pictures
-from plantmodels.training.patch_sizes import resize_patches, takes_image_size
+from plantmodels.training.dataset import LeafImages
+from plantmodels.training.patch_sizes import needs_image_size, resize_patches
 
 MAX_INT8_BYTES: Final = 5_000_000
-"""The default of the gate `species_size`."""
+"""The default limit of the gate `species_size`."""
 
 _SWIN: Final = "swin_tiny_patch4_window7_224"
 _RIDGE: Final = 1e-3
+"""Ridge penalty, as a share of the mean diagonal of the Gram matrix."""
+
 _EMBEDDING_BATCH: Final = 64
 _PERTURBATION: Final = 0.02
+"""Standard deviation of the noise that makes all tensors of a new network different."""
 
 
 @dataclass(frozen=True)
 class Student:
-    """An architecture.
+    """An architecture of a student.
 
     Attributes:
         backbone: timm model name.
-        backbone_kwargs: of `timm.create_model`.
-        scale_patches: as in `Recipe`.
+        backbone_kwargs: further arguments of `timm.create_model`.
+        scale_patches: whether patches shrink with the images of a stage (see `Recipe`).
     """
 
     backbone: str
@@ -47,24 +49,27 @@ class Student:
     scale_patches: bool = False
 
 
-def _swin(width: int, depths: tuple[int, ...]) -> Student:
-    """Patches of 8 pixels: a quarter of the tokens, so a quarter of the work, of Swin's usual 4."""
+def _make_swin(width: int, depths: tuple[int, ...]) -> Student:
+    """Return a Swin with patches of 8 pixels instead of 4: a quarter of the tokens, so a quarter of the work."""
     heads = [width // 32 * 2**stage for stage in range(len(depths))]
     kwargs = {"patch_size": 8, "embed_dim": width, "depths": list(depths), "num_heads": heads, "drop_path_rate": 0.0}
     return Student(_SWIN, kwargs, scale_patches=True)
 
 
 STUDENTS: Final[Mapping[str, Student]] = MappingProxyType(
-    {"swin": _swin(96, (2, 2, 1)), "swin-64": _swin(64, (2, 2, 1))}
+    {"swin": _make_swin(96, (2, 2, 1)), "swin-64": _make_swin(64, (2, 2, 1))}
 )
-"""By name. "swin" is as wide as Swin-Tiny and inherits its first blocks; "swin-64" is two thirds as wide."""
+"""Students by name. "swin" is as wide as Swin-Tiny and inherits its first blocks; "swin-64" is two thirds as wide."""
 
 
 def find_student(name: str) -> Student:
-    """A student by its name here, or by timm's.
+    """Return the student with this name.
+
+    Args:
+        name: a key of `STUDENTS`, or the name of a timm backbone.
 
     Raises:
-        TrainingError: neither knows it.
+        TrainingError: the name is unknown.
     """
     if name in STUDENTS:
         return STUDENTS[name]
@@ -73,21 +78,22 @@ def find_student(name: str) -> Student:
     return Student(name)
 
 
-def student_spec(student: Student, teacher: NetworkSpec) -> NetworkSpec:
-    """The teacher's preprocessing, classes and embedding size on the student's backbone."""
+def make_student_spec(student: Student, teacher: NetworkSpec) -> NetworkSpec:
+    """Return a spec with the student's backbone and the teacher's preprocessing, classes and embedding size."""
     kwargs = dict(student.backbone_kwargs)
-    if takes_image_size(student.backbone):
+    if needs_image_size(student.backbone):
         kwargs["img_size"] = teacher.preprocessing.image_size
     return replace(teacher, backbone=student.backbone, backbone_kwargs=kwargs)
 
 
 def measure_int8_bytes(spec: NetworkSpec) -> int:
-    """Size of the species model's INT8 file when every product is INT8; an export may keep some float.
+    """Return the size in bytes of the INT8 species file if every product is INT8; an export may keep some in float.
 
-    The weights are random, biases and norms too: equal tensors, as in a new network, are stored once.
+    All weights are made random, including biases and norms: in a new network many tensors are equal, and equal ones
+    are stored only once.
 
     Args:
-        spec: of a network with a projection.
+        spec: spec of a network with a projection.
 
     Raises:
         CheckpointError: timm cannot build the backbone.
@@ -103,31 +109,40 @@ def measure_int8_bytes(spec: NetworkSpec) -> int:
     return int(quantize_int8(export_species(network, noise).model, reduce_range=False).ByteSize())
 
 
-def check_fits(spec: NetworkSpec, max_bytes: int) -> int:
-    """Size of the INT8 file.
+def check_size(spec: NetworkSpec, max_bytes: int) -> int:
+    """Return the size in bytes of the INT8 species file, and raise an error if it is too large.
+
+    Args:
+        spec: spec of a network with a projection.
+        max_bytes: the size must be below this number of bytes.
 
     Raises:
-        TrainingError: not below `max_bytes`.
-        CheckpointError, ExportError: as `measure_int8_bytes`.
+        TrainingError: the file is too large.
+        CheckpointError, ExportError: as in `measure_int8_bytes`.
     """
     size = measure_int8_bytes(spec)
     if size >= max_bytes:
         raise TrainingError(
-            f"student {spec.backbone!r} with {dict(spec.backbone_kwargs)} takes {size:,} bytes in INT8, its budget is "
+            f"student {spec.backbone!r} with {dict(spec.backbone_kwargs)} takes {size:,} bytes in INT8, the limit is "
             f"{max_bytes:,}"
         )
     return size
 
 
 def inherit_weights_(network: HierarchicalNetwork, teacher: HierarchicalNetwork) -> int:
-    """Copies the teacher's heads, and of the backbone what has the same name; a narrower layer takes a part.
+    """Copy the teacher's heads, and all backbone tensors that the student has too; a narrower layer takes a part.
 
-    The part is spread evenly over each dimension, by the same rule everywhere, so that what one layer writes is
-    what the next one reads; of an MLP's hidden units the ones with the largest weights. The last norm, before
-    which the student lacks layers, and position tables of windows of another size stay as they are.
+    The part is spread evenly over each dimension. The rule is the same everywhere, so that each layer reads the
+    channels that the layer before it writes. Of the hidden units of an MLP, those with the largest weights are taken.
+    The last norm is not copied, because the student lacks the layers before it, nor are position tables of windows
+    of another size.
+
+    Args:
+        network: student to change.
+        teacher: teacher to copy from; not changed.
 
     Returns:
-        How many backbone tensors were inherited.
+        The number of backbone tensors that were copied.
 
     References:
         Xu et al., "Initializing Models with Larger Ones", ICLR 2024.
@@ -160,20 +175,23 @@ def _take_part(name: str, tensor: torch.Tensor, shape: torch.Size, weights: Mapp
 
 @torch.inference_mode()
 def fit_projection_(
-    network: HierarchicalNetwork, pictures: Pictures, rows: torch.Tensor, embedding: torch.Tensor, device: torch.device
+    network: HierarchicalNetwork, images: LeafImages, rows: torch.Tensor, embedding: torch.Tensor, device: torch.device
 ) -> None:
-    """Sets the projection to the ridge regression from the backbone's features to the teacher's embedding.
+    """Set the projection to the ridge regression from the features of the backbone to the teacher's embedding.
 
     Args:
-        network: on the device, in evaluation mode.
-        pictures: training leaves.
-        rows: (n,) those that are trained on.
-        embedding: (N, D) the teacher's, of all pictures.
-        device: of the network.
+        network: student to change, on the device, in evaluation mode.
+        images: N training leaves.
+        rows: (n,) rows to train on.
+        embedding: (N, D) embedding of the teacher for all leaves.
+        device: device of the network.
     """
     side = network.spec.preprocessing.image_size
     features = torch.cat(
-        [network.backbone(pictures.batch(batch, side, device)).cpu() for batch in torch.split(rows, _EMBEDDING_BATCH)]
+        [
+            network.backbone(images.load_batch(batch, side, device)).cpu()
+            for batch in torch.split(rows, _EMBEDDING_BATCH)
+        ]
     ).double()
     padded = torch.cat([features, torch.ones(len(features), 1, dtype=torch.float64)], dim=1)
     gram = padded.T @ padded

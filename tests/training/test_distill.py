@@ -43,7 +43,7 @@ def test_the_student_has_the_teachers_interface(distilled: tuple[DistillReport, 
     assert [path.name for path in out.parent.iterdir()] == ["student.ckpt"]
 
 
-def test_a_stopped_one_goes_on_without_asking_the_teacher_again(
+def test_a_stopped_distillation_resumes_without_running_the_teacher_again(
     distilled: tuple[DistillReport, Path],
     tiny_checkpoint: Path,
     tiny_data: Path,
@@ -56,7 +56,7 @@ def test_a_stopped_one_goes_on_without_asking_the_teacher_again(
     out = tmp_path / "student.ckpt"
     with pytest.raises(KeyboardInterrupt):
         distill_network(tiny_checkpoint, tiny_data, out, RECIPE, student=STUDENT, observer=stop)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["student.ckpt.lesson", "student.ckpt.state"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["student.ckpt.state", "student.ckpt.teacher"]
     monkeypatch.setattr(distill, "log_step", lambda *_, **__: pytest.fail("the teacher was asked again"))
     distill_network(tiny_checkpoint, tiny_data, out, RECIPE, student=STUDENT)
     assert out.read_bytes() == distilled[1].read_bytes()
@@ -66,18 +66,18 @@ def test_a_student_beyond_the_budget_is_refused_before_any_work(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(distill, "read_training_set", lambda *_: pytest.fail("leaves were read"))
-    with pytest.raises(TrainingError, match=r"takes .* bytes in INT8, its budget is 1,000"):
+    with pytest.raises(TrainingError, match=r"takes .* bytes in INT8, the limit is 1,000"):
         distill_network(tiny_checkpoint, tiny_data, tmp_path / "x", RECIPE, student=STUDENT, max_bytes=1000)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_answers_of_another_teacher_are_refused(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
-    lesson = tmp_path / "x.lesson"
-    torch.save({"fingerprint": "other"}, lesson)
-    with pytest.raises(TrainingError, match=r"x\.lesson: answers of another teacher or to other leaves"):
+def test_outputs_of_another_teacher_are_refused(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
+    teacher_outputs = tmp_path / "x.teacher"
+    torch.save({"fingerprint": "other"}, teacher_outputs)
+    with pytest.raises(TrainingError, match=r"x\.teacher: outputs of another teacher or for other leaves"):
         distill_network(tiny_checkpoint, tiny_data, tmp_path / "x", RECIPE, student=STUDENT)
-    lesson.write_bytes(b"rubbish")
-    with pytest.raises(TrainingError, match=r"x\.lesson: not a teacher's answers"):
+    teacher_outputs.write_bytes(b"rubbish")
+    with pytest.raises(TrainingError, match=r"x\.teacher: not the outputs of a teacher"):
         distill_network(tiny_checkpoint, tiny_data, tmp_path / "x", RECIPE, student=STUDENT)
 
 

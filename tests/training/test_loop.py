@@ -10,9 +10,9 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
-from plantmodels.training.dataset import NO_DISEASE, Pictures
-from plantmodels.training.loop import judge
-from plantmodels.training.patch_sizes import resize_patches, spec_of_size
+from plantmodels.training.dataset import NO_DISEASE, LeafImages
+from plantmodels.training.loop import measure_accuracies
+from plantmodels.training.patch_sizes import resize_patches, resize_spec
 from plantmodels.training.recipe import EpochRecord, Recipe, Stage, describe_epoch
 
 SAME_FUNCTION = 1e-5
@@ -25,9 +25,9 @@ SPEC = NetworkSpec(
 )
 
 
-def test_growing_patches_keep_the_function_of_averaged_pictures():
+def test_growing_patches_keep_the_function_of_averaged_images():
     torch.manual_seed(0)
-    coarse, fine = (HierarchicalNetwork(spec_of_size(SPEC, side, True), projection=True).eval() for side in (28, 56))
+    coarse, fine = (HierarchicalNetwork(resize_spec(SPEC, side, True), projection=True).eval() for side in (28, 56))
     fine.load_state_dict(resize_patches(coarse.state_dict(), fine.state_dict()))
     images = torch.randn(2, 3, 56, 56)
     with torch.inference_mode():
@@ -46,18 +46,18 @@ def test_shrinking_patches_undoes_growing():
 
 
 def test_without_scaled_patches_there_are_fewer_of_them():
-    spec = spec_of_size(SPEC, 28, False)
+    spec = resize_spec(SPEC, 28, False)
     assert spec.backbone_kwargs["patch_size"] == 8 and spec.backbone_kwargs["img_size"] == 28
     assert spec.preprocessing.image_size == 28
-    assert spec_of_size(SPEC, 56, True) is SPEC
+    assert resize_spec(SPEC, 56, True) is SPEC
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stages": ()}, "stages must be pictures of growing size, at least one"),
-        ({"stages": (Stage(56, 1), Stage(28, 1))}, r"growing size, at least one, got \[56, 28\]"),
-        ({"stages": (Stage(56, 1), Stage(56, 1))}, "growing size"),
+        ({"stages": ()}, "at least one stage is needed"),
+        ({"stages": (Stage(56, 1), Stage(28, 1))}, r"images must grow from stage to stage, got sizes \[56, 28\]"),
+        ({"stages": (Stage(56, 1), Stage(56, 1))}, "images must grow from stage to stage"),
         ({"stages": (Stage(56, 0),)}, "epochs must be at least 1, got 0"),
         ({"stages": (Stage(0, 1),)}, "image_size must be at least 1, got 0"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
@@ -69,20 +69,20 @@ def test_without_scaled_patches_there_are_fewer_of_them():
         ({"balance": 1.1}, "balance must be a share"),
     ],
 )
-def test_what_is_no_recipe_is_refused(change: dict[str, Any], message: str):
+def test_an_invalid_recipe_is_refused(change: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         Recipe(**{"stages": (Stage(56, 1),), **change})
 
 
-def test_judging_counts_as_a_slow_loop_does():
+def test_accuracies_equal_a_slow_loop():
     torch.manual_seed(1)
     network = HierarchicalNetwork(SPEC, projection=True).eval()
     labels = list(itertools.islice(itertools.cycle([(0, 0), (0, 1), (1, NO_DISEASE)]), 70))
     pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 56, 56), dtype=np.uint8)
     species, disease = torch.tensor(labels).T
-    pictures = Pictures(pixels, species, disease, SPEC.preprocessing)
+    images = LeafImages(pixels, species, disease, SPEC.preprocessing)
     rows, cpu = torch.arange(1, 70), torch.device("cpu")
-    found = judge(network, pictures, rows, cpu)
+    found = measure_accuracies(network, images, rows, cpu)
     counts = {"species": [], "disease": [], "both": []}
     with torch.inference_mode():
         for row in rows.tolist():

@@ -8,7 +8,7 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
-from plantmodels.training.losses import Answers, DistillWeights, Labels, Lesson, label_loss, lesson_loss
+from plantmodels.training.losses import DistillWeights, Labels, NetworkOutputs, distillation_loss, label_loss
 
 TAXONOMY = Taxonomy(("a", "b", "c"), {"a": ("x", "y", "z"), "b": ("only",)})
 SPEC = NetworkSpec("test_resnet", {}, 6, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), TAXONOMY)
@@ -32,7 +32,7 @@ def head(network: HierarchicalNetwork, embedding: torch.Tensor, row: int) -> np.
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_label_loss_is_the_slow_loop(networks, smoothing: float):
+def test_label_loss_equals_a_slow_loop(networks, smoothing: float):
     student, _ = networks
     logits, embedding = draw(1)
 
@@ -47,11 +47,11 @@ def test_label_loss_is_the_slow_loop(networks, smoothing: float):
         if LABELS.species[row] == 0 and LABELS.disease[row] >= 0:
             each += cross_entropy(head(student, embedding, row), int(LABELS.disease[row]))
         total += float(LABELS.weight[row]) * each
-    found = label_loss(student, Answers(logits, embedding), LABELS, smoothing)
+    found = label_loss(student, NetworkOutputs(logits, embedding), LABELS, smoothing)
     assert float(found.detach()) == pytest.approx(total / 5, rel=1e-5)
 
 
-def test_lesson_loss_is_the_slow_loop(networks):
+def test_distillation_loss_equals_a_slow_loop(networks):
     student, teacher = networks
     (logits, embedding), (expected_logits, expected) = draw(1), draw(2)
     deviation = torch.tensor([0.5, 1, 2, 1, 1, 3])
@@ -64,15 +64,23 @@ def test_lesson_loss_is_the_slow_loop(networks):
             each += 0.7 * entropy(*(np.exp(log_softmax(values)) for values in pair))
         each += 0.3 * float((((embedding[row] - expected[row]) / deviation) ** 2).mean())
         total += float(LABELS.weight[row]) * each
-    lesson = Lesson(expected_logits, expected)
-    found = lesson_loss(student, teacher, Answers(logits, embedding), lesson, LABELS, deviation, weights)
+    teacher_outputs = NetworkOutputs(expected_logits, expected)
+    found = distillation_loss(
+        student, teacher, NetworkOutputs(logits, embedding), teacher_outputs, LABELS, deviation, weights
+    )
     assert float(found.detach()) == pytest.approx(total / 5, rel=1e-5)
 
 
 def test_a_student_that_answers_as_its_teacher_has_no_distance(networks):
     student, _ = networks
     logits, embedding = draw(1)
-    same = lesson_loss(
-        student, student, Answers(logits, embedding), Lesson(logits, embedding), LABELS, torch.ones(6), DistillWeights()
+    same = distillation_loss(
+        student,
+        student,
+        NetworkOutputs(logits, embedding),
+        NetworkOutputs(logits, embedding),
+        LABELS,
+        torch.ones(6),
+        DistillWeights(),
     )
     assert float(same.detach()) == pytest.approx(0, abs=1e-6)

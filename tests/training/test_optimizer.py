@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import nn
 
-from plantmodels.training.optimizer import Muon, orthogonalise, warmed_cosine
+from plantmodels.training.optimizer import Muon, orthogonalize, schedule_rate
 
 BFLOAT16_STEP = 0.05
 
@@ -12,7 +12,7 @@ BFLOAT16_STEP = 0.05
 def test_orthogonalise_keeps_singular_vectors_and_evens_their_values(shape: tuple[int, int]):
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
-    core = (u.T @ orthogonalise(matrix) @ v.T).numpy()
+    core = (u.T @ orthogonalize(matrix) @ v.T).numpy()
     values = np.diag(core)
     np.testing.assert_allclose(core, np.diag(values), atol=1e-9)
     assert values.min() > 0.3 and values.max() < 1.3
@@ -49,7 +49,7 @@ def test_solves_a_linear_problem():
     weight = nn.Parameter(torch.zeros(4, 6))
     optimizer = Muon([weight], learning_rate=0.1, weight_decay=0)
     for step in range(150):
-        optimizer.param_groups[0]["lr"] = 0.1 * warmed_cosine(step, 150)
+        optimizer.param_groups[0]["lr"] = 0.1 * schedule_rate(step, 150)
         optimizer.zero_grad()
         (inputs @ weight.T - inputs @ true.T).square().mean().backward()
         optimizer.step()
@@ -69,7 +69,7 @@ def test_only_matrices_are_taken():
 
 @pytest.mark.parametrize("steps", [1, 2, 10, 300])
 def test_the_schedule_rises_then_falls(steps: int):
-    factors = [warmed_cosine(step, steps) for step in range(steps)]
+    factors = [schedule_rate(step, steps) for step in range(steps)]
     peak = int(np.argmax(factors))
     assert max(factors) == 1.0 and min(factors) > 0 and peak <= 0.1 * steps
     assert factors[:peak] == sorted(factors[:peak])

@@ -8,7 +8,14 @@ from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.training.curves import draw_curves
 from plantmodels.training.recipe import EpochRecord, Stage
-from plantmodels.training.requests import DistillRequest, TrainRequest, curves_of, parse_stages, run_distill, run_train
+from plantmodels.training.requests import (
+    DistillRequest,
+    TrainRequest,
+    curves_path,
+    parse_stages,
+    run_distill,
+    run_train,
+)
 
 
 def record(epoch: int, side: int, disease: float | None = 0.5) -> EpochRecord:
@@ -21,14 +28,14 @@ def test_trains_on_the_folders_classes_in_alphabetical_order(tiny_data: Path, tm
     assert [entry.image_size for entry in report.records] == [32, 64]
     taxonomy = read_checkpoint(request.out).spec.taxonomy
     assert list(taxonomy.species) == sorted({path.name.split("___")[0] for path in (tiny_data / "train").iterdir()})
-    assert curves_of(request.out).read_bytes() == draw_curves(report.records, report.best)
+    assert curves_path(request.out).read_bytes() == draw_curves(report.records, report.best)
 
 
 @pytest.mark.slow
 def test_distils_by_request(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
     request = DistillRequest(tiny_checkpoint, tiny_data, tmp_path / "x.ckpt", student="test_resnet", stages="224:1")
     assert run_distill(request).training.best.image_size == 224
-    assert curves_of(request.out).is_file()
+    assert curves_path(request.out).is_file()
 
 
 def test_stages_are_read():
@@ -36,7 +43,7 @@ def test_stages_are_read():
 
 
 @pytest.mark.parametrize("text", ["", "112", "112:x", "112:1:2", "112:1;224:1"])
-def test_text_that_is_no_stages_is_refused(text: str):
+def test_text_that_cannot_be_parsed_as_stages_is_refused(text: str):
     with pytest.raises(TrainingError, match="stages must be SIDE:EPOCHS"):
         parse_stages(text)
 
@@ -47,13 +54,15 @@ def test_backbone_arguments_must_be_an_object(tiny_data: Path, tmp_path: Path, t
         run_train(TrainRequest(tiny_data, tmp_path / "x", backbone_kwargs=text))
 
 
-def test_numbers_that_are_no_recipe_name_the_checkpoint(tiny_data: Path, tmp_path: Path):
-    with pytest.raises(TrainingError, match=r"x\.ckpt: stages must be pictures of growing size"):
+def test_an_invalid_recipe_names_the_checkpoint(tiny_data: Path, tmp_path: Path):
+    with pytest.raises(
+        TrainingError, match=r"x\.ckpt: at least one stage is needed, and images must grow from stage to stage"
+    ):
         run_train(TrainRequest(tiny_data, tmp_path / "x.ckpt", stages="224:1,112:1"))
 
 
 @pytest.mark.parametrize("disease", [0.5, None])
-def test_curves_are_a_picture_and_always_the_same(disease: float | None):
+def test_curves_are_an_image_and_always_the_same(disease: float | None):
     records = [record(1, 112, disease), record(2, 112, disease), record(3, 224, disease)]
     first, second = (draw_curves(records, records[-1]) for _ in range(2))
     assert first == second

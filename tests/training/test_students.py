@@ -10,16 +10,16 @@ from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.quantize import quantize_int8
-from plantmodels.training.dataset import Pictures
+from plantmodels.training.dataset import LeafImages
 from plantmodels.training.students import (
     STUDENTS,
     Student,
-    check_fits,
+    check_size,
     find_student,
     fit_projection_,
     inherit_weights_,
+    make_student_spec,
     measure_int8_bytes,
-    student_spec,
 )
 
 SIDE = 112
@@ -49,7 +49,7 @@ def teacher() -> HierarchicalNetwork:
 
 
 def test_a_truncated_student_inherits_blocks_and_heads_unchanged(teacher: HierarchicalNetwork):
-    network = build(student_spec(narrow(32, [2, 1]), TEACHER), 1)
+    network = build(make_student_spec(narrow(32, [2, 1]), TEACHER), 1)
     assert inherit_weights_(network, teacher) > 20
     mine, theirs = network.state_dict(), teacher.state_dict()
     kept = [name for name in mine if "layers" in name or name.startswith(("species_head", "disease_heads"))]
@@ -60,7 +60,7 @@ def test_a_truncated_student_inherits_blocks_and_heads_unchanged(teacher: Hierar
 
 
 def test_a_narrower_student_takes_the_same_channels_everywhere(teacher: HierarchicalNetwork):
-    network = build(student_spec(narrow(16, [1]), TEACHER), 1)
+    network = build(make_student_spec(narrow(16, [1]), TEACHER), 1)
     inherit_weights_(network, teacher)
     mine, theirs = network.backbone.state_dict(), teacher.backbone.state_dict()
     channels = list(range(0, 32, 2))
@@ -72,7 +72,7 @@ def test_a_narrower_student_takes_the_same_channels_everywhere(teacher: Hierarch
 
 
 def test_of_an_mlp_the_largest_hidden_units_are_kept(teacher: HierarchicalNetwork):
-    network = build(student_spec(narrow(32, [2, 1], mlp_ratio=2.0), TEACHER), 1)
+    network = build(make_student_spec(narrow(32, [2, 1], mlp_ratio=2.0), TEACHER), 1)
     inherit_weights_(network, teacher)
     name = "layers.1.blocks.0.mlp."
     first, second = (teacher.backbone.state_dict()[f"{name}fc{i}.weight"] for i in (1, 2))
@@ -85,7 +85,9 @@ def test_of_an_mlp_the_largest_hidden_units_are_kept(teacher: HierarchicalNetwor
 
 def test_position_tables_of_other_windows_are_not_inherited(teacher: HierarchicalNetwork):
     student = narrow(32, [2, 1])
-    network = build(student_spec(Student(student.backbone, {**student.backbone_kwargs, "window_size": 4}), TEACHER), 1)
+    network = build(
+        make_student_spec(Student(student.backbone, {**student.backbone_kwargs, "window_size": 4}), TEACHER), 1
+    )
     name = "layers.0.blocks.0.attn.relative_position_bias_table"
     before = network.backbone.state_dict()[name].clone()
     inherit_weights_(network, teacher)
@@ -93,22 +95,22 @@ def test_position_tables_of_other_windows_are_not_inherited(teacher: Hierarchica
 
 
 def test_another_family_inherits_the_heads_alone(teacher: HierarchicalNetwork):
-    network = build(student_spec(find_student("test_resnet"), TEACHER), 1)
+    network = build(make_student_spec(find_student("test_resnet"), TEACHER), 1)
     assert inherit_weights_(network, teacher) == 0
     assert torch.equal(network.species_head.weight, teacher.species_head.weight)
 
 
 def test_the_projection_is_the_ridge_regression():
-    network = build(student_spec(narrow(16, [1]), TEACHER), 1)
+    network = build(make_student_spec(narrow(16, [1]), TEACHER), 1)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 3, SIDE, SIDE), dtype=np.uint8)
     zeros = torch.zeros(40, dtype=torch.int64)
-    pictures = Pictures(pixels, zeros, zeros, TEACHER.preprocessing)
+    images = LeafImages(pixels, zeros, zeros, TEACHER.preprocessing)
     rows, cpu = torch.arange(5, 40), torch.device("cpu")
     target = torch.from_numpy(rng.standard_normal((40, 64))).float()
-    fit_projection_(network, pictures, rows, target, cpu)
+    fit_projection_(network, images, rows, target, cpu)
     with torch.inference_mode():
-        features = network.backbone(pictures.batch(rows, SIDE, cpu)).double().numpy()
+        features = network.backbone(images.load_batch(rows, SIDE, cpu)).double().numpy()
     padded = np.hstack([features, np.ones((35, 1))])
     penalty = np.sqrt(1e-3 * (padded**2).sum(axis=0).mean()) * np.eye(17)
     stacked = np.vstack([padded, penalty]), np.vstack([target[rows].double().numpy(), np.zeros((17, 64))])
@@ -118,7 +120,7 @@ def test_the_projection_is_the_ridge_regression():
 
 
 def test_the_size_is_that_of_a_trained_networks_file(tmp_path):
-    spec = student_spec(narrow(16, [1]), TEACHER)
+    spec = make_student_spec(narrow(16, [1]), TEACHER)
     network = build(spec, 2)
     for parameter in network.parameters():
         parameter.requires_grad_(False).normal_(0, 0.1)
@@ -128,10 +130,10 @@ def test_the_size_is_that_of_a_trained_networks_file(tmp_path):
 
 
 def test_what_exceeds_the_budget_is_refused():
-    spec = student_spec(narrow(16, [1]), TEACHER)
-    size = check_fits(spec, 10**6)
-    with pytest.raises(TrainingError, match=rf"takes {size:,} bytes in INT8, its budget is {size:,}"):
-        check_fits(spec, size)
+    spec = make_student_spec(narrow(16, [1]), TEACHER)
+    size = check_size(spec, 10**6)
+    with pytest.raises(TrainingError, match=rf"takes {size:,} bytes in INT8, the limit is {size:,}"):
+        check_size(spec, size)
 
 
 def test_an_unknown_student_is_refused():
@@ -144,4 +146,4 @@ def test_an_unknown_student_is_refused():
 def test_named_students_fit_their_budgets(name: str, limit: int):
     preprocessing = Preprocessing(224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     teacher = NetworkSpec("swin_tiny_patch4_window7_224", {}, 768, preprocessing, TEACHER.taxonomy)
-    assert measure_int8_bytes(student_spec(STUDENTS[name], teacher)) < limit
+    assert measure_int8_bytes(make_student_spec(STUDENTS[name], teacher)) < limit

@@ -15,7 +15,7 @@ from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.training import loop
 from plantmodels.training.augment import augment
 from plantmodels.training.recipe import EpochRecord, Recipe, Stage
-from plantmodels.training.train import TrainReport, state_of, train_network
+from plantmodels.training.train import TrainReport, state_path, train_network
 
 SIDE = 56
 DISEASES = {"Pepper, bell": ("spot", "healthy"), "Cherry (sour)": ("healthy",)}
@@ -126,7 +126,7 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(data: Path, tmp_
 
     with pytest.raises(KeyboardInterrupt):
         train_network(data, tmp_path / "stopped", SPEC, recipe, observer=stop)
-    assert not (tmp_path / "stopped").exists() and state_of(tmp_path / "stopped").is_file()
+    assert not (tmp_path / "stopped").exists() and state_path(tmp_path / "stopped").is_file()
     seen: list[int] = []
     report = train_network(data, tmp_path / "stopped", SPEC, recipe, observer=lambda record: seen.append(record.epoch))
     assert seen == [1, 2, 3, 4] and len(report.records) == 4
@@ -142,14 +142,14 @@ def test_a_state_of_another_training_is_refused(data: Path, tmp_path: Path):
         train_network(data, tmp_path / "x", SPEC, QUICK, observer=stop)
     with pytest.raises(TrainingError, match=r"x\.state: is of a training with another recipe"):
         train_network(data, tmp_path / "x", SPEC, replace(QUICK, batch_size=21))
-    state_of(tmp_path / "x").write_bytes(b"rubbish")
+    state_path(tmp_path / "x").write_bytes(b"rubbish")
     with pytest.raises(TrainingError, match=r"x\.state: not the state of a training"):
         train_network(data, tmp_path / "x", SPEC, QUICK)
 
 
 def test_a_stage_without_progress_ends_early(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     flat = {"species_accuracy": 0.5, "disease_accuracy": None, "end_to_end_accuracy": 0.5}
-    monkeypatch.setattr(loop, "judge", lambda *_: flat)
+    monkeypatch.setattr(loop, "measure_accuracies", lambda *_: flat)
     recipe = replace(QUICK, stages=(Stage(28, 9), Stage(56, 9)), patience=2)
     report = train_network(data, tmp_path / "x", SPEC, recipe)
     assert [record.image_size for record in report.records] == [28] * 3 + [56] * 3
@@ -166,12 +166,12 @@ def test_without_projection_the_features_are_the_embedding(data: Path, tmp_path:
     assert read_checkpoint(tmp_path / "x.ckpt").projection is None
 
 
-def test_convolutional_backbones_train_on_growing_pictures_too(data: Path, tmp_path: Path):
+def test_convolutional_backbones_train_on_growing_images_too(data: Path, tmp_path: Path):
     train_network(data, tmp_path / "x.ckpt", RESNET, replace(QUICK, scale_patches=False))
     load_network(read_checkpoint(tmp_path / "x.ckpt"))
 
 
-def test_no_step_is_of_a_single_picture_which_batch_norm_would_refuse(data: Path, tmp_path: Path):
+def test_no_step_has_a_single_image_which_batch_norm_would_refuse(data: Path, tmp_path: Path):
     report = train_network(data, tmp_path / "x.ckpt", RESNET, replace(QUICK, scale_patches=False))
     batch_size = next(size for size in range(5, 64) if report.train_images % size == 1)
     stages = (Stage(28, 1), Stage(56, 1))
@@ -197,8 +197,8 @@ def test_an_unwritable_target_is_found_before_training(data: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ((Stage(28, 1),), "the last stage must have the network's pictures of 56"),
-        ((Stage(40, 1), Stage(56, 1)), "image_size 56 / 40 must be one that divides .*8"),
+        ((Stage(28, 1),), "the last stage must have the network's images of 56"),
+        ((Stage(40, 1), Stage(56, 1)), "image_size 56 / 40 must be a whole number that divides .*8"),
     ],
 )
 def test_stages_that_do_not_fit_the_network_are_refused(
@@ -208,27 +208,27 @@ def test_stages_that_do_not_fit_the_network_are_refused(
         train_network(data, tmp_path / "x", SPEC, replace(QUICK, stages=stages))
 
 
-def test_augmentation_varies_pictures_and_follows_its_generator():
-    pictures = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    kept = pictures.clone()
-    first, again = (augment(pictures, torch.Generator().manual_seed(1)) for _ in range(2))
-    other = augment(pictures, torch.Generator().manual_seed(2))
-    assert first.shape == pictures.shape and first.dtype == torch.float32
+def test_augmentation_varies_images_and_follows_its_generator():
+    images = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    kept = images.clone()
+    first, again = (augment(images, torch.Generator().manual_seed(1)) for _ in range(2))
+    other = augment(images, torch.Generator().manual_seed(2))
+    assert first.shape == images.shape and first.dtype == torch.float32
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert torch.equal(pictures, kept)
-    assert not torch.allclose(first, pictures, atol=0.05)
+    assert torch.equal(images, kept)
+    assert not torch.allclose(first, images, atol=0.05)
 
 
 def test_augmentation_turns_every_way():
-    picture = torch.zeros(1, 3, 32, 32)
-    picture[:, :, :16] = 1
-    views = augment(picture.expand(64, -1, -1, -1), torch.Generator().manual_seed(0))[:, 0]
+    image = torch.zeros(1, 3, 32, 32)
+    image[:, :, :16] = 1
+    views = augment(image.expand(64, -1, -1, -1), torch.Generator().manual_seed(0))[:, 0]
     brighter = torch.stack([views[:, :16].mean((1, 2)), views[:, 16:].mean((1, 2))])
     vertical = (brighter[0] - brighter[1]).abs() > 0.4
     assert 16 < int(vertical.sum()) < 48
 
 
-def test_augmentation_keeps_a_plain_picture_plain():
+def test_augmentation_keeps_a_plain_image_plain():
     generator = torch.Generator().manual_seed(3)
     views = augment(torch.full((8, 3, 16, 16), 0.4), generator)
     np.testing.assert_allclose(views.std(dim=(2, 3)), 0, atol=1e-5)
