@@ -1,6 +1,6 @@
-"""What a comparison of two verified bundles says, as values: measures with verdicts, and what else differs.
+"""The comparison of two verified bundles as values: measures with verdicts, and what else differs.
 
->>> measure = Measure("species, INT8", "share", 0.8, 0.9, "better")
+>>> measure = MeasurePair("species, INT8", "share", 0.8, 0.9, "better")
 >>> section = Section("Accuracy", "The same 100 images.", False, (measure,))
 >>> Comparison("before", "after", (), (section,), (), ()).summary[:40]
 'Better in B: species, INT8. Worse in B: '
@@ -18,26 +18,27 @@ Verdict = Literal["better", "worse", "no difference beyond noise", "not comparab
 Unit = Literal["share", "bytes", "ms", "max abs diff", "score"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
-_NAMED: Final = 6
-"""Measures that the summary names of each verdict."""
+_MOST_NAMES: Final = 6
+"""Number of measures that the summary names for each verdict; more would be skipped by the reader."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """One number of both.
+class MeasurePair:
+    """One measure of both bundles.
 
     Attributes:
-        name: what it is.
-        unit: of `a`, `b`, `low` and `high`.
-        a: None where it was not measured.
-        b: likewise.
-        verdict: on B, seen from A.
-        why: what changed, or why there is no verdict; "" where the numbers say it.
-        a_images: images that `a` rests on; None where it is no share of images.
-        b_images: likewise.
-        low: of the 95 % interval of `b - a`; None where there is none.
-        high: of the same.
-        p_value: how often chance alone makes such a difference, corrected for their number in a section of classes.
+        name: what was measured.
+        unit: unit of `a`, `b`, `low` and `high`.
+        a: value of A; None when it was not measured.
+        b: value of B; None when it was not measured.
+        verdict: the verdict on B, seen from A.
+        why: what changed, or why there is no verdict; "" when the numbers say it.
+        a_images: number of images that `a` rests on; None when it is not a proportion of images.
+        b_images: number of images that `b` rests on; None when it is not a proportion of images.
+        low: lower end of the 95 % interval of `b - a`; None when there is no interval.
+        high: upper end of the 95 % interval of `b - a`; None when there is no interval.
+        p_value: how often chance alone makes such a difference. In a section of classes it is corrected for their
+            number.
     """
 
     name: str
@@ -53,8 +54,8 @@ class Measure:
     p_value: float | None = None
 
     @property
-    def small(self) -> bool:
-        """Whether it rests on fewer than `SMALL_CLASS` images, of which hardly any difference can be told."""
+    def is_small(self) -> bool:
+        """Whether the measure rests on fewer than `SMALL_CLASS` images, too few to show most differences."""
         return min(SMALL_CLASS if n is None else n for n in (self.a_images, self.b_images)) < SMALL_CLASS
 
 
@@ -64,39 +65,45 @@ class Section:
 
     Attributes:
         title: heading.
-        note: on which images, by which test.
-        of_each: whether it is one measure for each of many classes, of which those that differ are worth a line.
-        measures: in the order in which they are shown.
+        note: which images were compared, and by which test.
+        of_each: whether there is one measure for each of many classes, so that only those that differ deserve a line.
+        measures: the measures in the order in which they are shown.
     """
 
     title: str
     note: str
     of_each: bool
-    measures: tuple[Measure, ...]
+    measures: tuple[MeasurePair, ...]
 
-    def named(self, verdict: Verdict) -> tuple[str, ...]:
-        """Names of the measures with a verdict."""
+    def names_with(self, verdict: Verdict) -> tuple[str, ...]:
+        """Return the names of the measures with a verdict."""
         return tuple(measure.name for measure in self.measures if measure.verdict == verdict)
 
 
 @dataclass(frozen=True)
 class GatePair:
-    """One gate's two verdicts."""
+    """The verdicts of one gate on both bundles."""
 
     a: GateResult
     b: GateResult
 
     @property
-    def change(self) -> Literal["", "passes now", "does not pass any more"]:
-        """How the verdict changed from A to B."""
+    def change(self) -> Literal["", "passes now", "no longer passes"]:
+        """How the verdict changed from A to B; "" when it did not."""
         if self.a.passed == self.b.passed:
             return ""
-        return "passes now" if self.b.passed else "does not pass any more"
+        return "passes now" if self.b.passed else "no longer passes"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """A setting, an input or a version that is another; None where one side lacks it."""
+    """A setting, an input or a version that differs.
+
+    Attributes:
+        name: where the setting stands, such as "provenance: git_commit".
+        a: its value in A; None when A lacks it.
+        b: its value in B; None when B lacks it.
+    """
 
     name: str
     a: str | None
@@ -108,12 +115,12 @@ class Comparison:
     """Everything that differs between two verified bundles.
 
     Attributes:
-        a: what A is called.
-        b: what B is called.
-        gates: the nine of contract 5, in its order.
+        a: name of A.
+        b: name of B.
+        gates: the nine gates of contract 5, in its order.
         sections: measures with verdicts.
-        classes: one line for species or diseases that were added, removed or put into another order.
-        differences: preprocessing, graph, recipe, inputs, limits, provenance, versions and machine where they differ.
+        classes: one line for species or diseases that were added, removed or reordered.
+        differences: settings, inputs, limits, provenance, versions and machine where they differ.
     """
 
     a: str
@@ -125,32 +132,32 @@ class Comparison:
 
     @property
     def summary(self) -> str:
-        """What is better, what worse, what cannot be told apart, and whether a gate changed its verdict."""
+        """What is better, what is worse, what cannot be told apart, and which gates changed their verdict."""
         measures = sum(len(section.measures) for section in self.sections)
-        same = sum(len(section.named("no difference beyond noise")) for section in self.sections)
+        same = sum(len(section.names_with("no difference beyond noise")) for section in self.sections)
         changed = [f"{pair.a.name} {pair.change}" for pair in self.gates if pair.change]
         return (
-            f"Better in B: {self._name('better')}. Worse in B: {self._name('worse')}. "
+            f"Better in B: {self._list_names('better')}. Worse in B: {self._list_names('worse')}. "
             f"No difference beyond noise: {same:,} of {measures:,} measures. "
-            f"Not comparable: {self._name('not comparable')}. "
-            f"Gates: {', '.join(changed) or 'none changed its verdict'}."
+            f"Not comparable: {self._list_names('not comparable')}. "
+            f"Gates: {'; '.join(changed) or 'no verdict changed'}."
         )
 
-    def _name(self, verdict: Verdict) -> str:
-        """Names of measures; a section's title where none of its measures can be compared."""
+    def _list_names(self, verdict: Verdict) -> str:
+        """Return the names of the measures with a verdict; a section's title where nothing in it can be compared."""
         names: list[str] = []
         for section in self.sections:
-            found = section.named(verdict)
+            found = section.names_with(verdict)
             title = section.title[:1].lower() + section.title[1:]
             if verdict == "not comparable" and len(found) == len(section.measures):
                 names.append(title)
             else:
                 names += [f"{name} ({title})" if section.of_each or title == "files" else name for name in found]
-        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
-        return ", ".join(names[:_NAMED]) + more or "nothing"
+        more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+        return "; ".join(names[:_MOST_NAMES]) + more or "nothing"
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the changes of the gates and the summary spelled out."""
+        """Return the JSON form, with the changes of the gates and the summary spelled out."""
         document: dict[str, Any] = {"format_version": FORMAT_VERSION} | encode(self)
         for pair, entry in zip(self.gates, document["gates"], strict=True):
             entry["change"] = pair.change

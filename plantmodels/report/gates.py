@@ -1,4 +1,4 @@
-"""One gate's verdict: the nine gates of contract 5, how each compares, and how its numbers are written.
+"""The nine gates of contract 5: what each measures, whether a value passes, and how its numbers are written.
 
 >>> gate = judge_gate("ood_recall", 0.961, limit=0.95, samples=300)
 >>> gate.status, gate.measured_text, gate.limit_text
@@ -13,10 +13,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Literal
 
-Comparison = Literal["<", "≤", "≥"]
+from plantmodels.report.formatting import MISSING, format_number, format_range
+
+Operator = Literal["<", "≤", "≥"]
 Status = Literal["passed", "failed", "not measured"]
 
-_COMPARE: Final[dict[Comparison, Callable[[float, float], bool]]] = {
+_COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
     "<": operator.lt,
     "≤": operator.le,
     "≥": operator.ge,
@@ -28,52 +30,54 @@ class GateKind:
     """What a gate measures.
 
     Attributes:
-        meaning: one line for people.
-        comparison: how a measured value passes: `measured comparison limit`.
-        unit: of the measured value and the limit.
-        samples_of: what is counted as samples.
+        meaning: one line that explains the gate to people.
+        comparison: operator between the measured value and the limit that must hold for the gate to pass.
+        unit: unit of the measured value and of the limit.
+        samples_of: plural noun for the samples that the value rests on.
     """
 
     meaning: str
-    comparison: Comparison
+    comparison: Operator
     unit: str
     samples_of: str
 
 
 GATES: Final[dict[str, GateKind]] = {
-    "parity": GateKind("FP16 species model and heads against PyTorch", "<", "max abs diff", "images"),
+    "parity": GateKind("Largest difference between PyTorch and the FP16 models", "<", "max abs diff", "images"),
     "int8_accuracy": GateKind(
-        "Accuracy lost from FP16 to INT8, the worse of species and disease", "≤", "drop", "images"
+        "Accuracy lost from FP16 to INT8, the larger loss of species and disease", "≤", "drop", "images"
     ),
-    "ood_precision": GateKind("Non-plants among what is rejected, at equal numbers", "≥", "share", "images"),
+    "ood_precision": GateKind(
+        "Non-plants among the rejected images, at equal numbers of plants and non-plants", "≥", "share", "images"
+    ),
     "ood_recall": GateKind("Non-plants that are rejected", "≥", "share", "images"),
     "loads": GateKind("ONNX files that fail the checker or do not open", "≤", "files", "files"),
-    "heads_complete": GateKind("Problems with disease heads or class order", "≤", "problems", "heads"),
-    "species_size": GateKind("INT8 species file", "<", "bytes", "files"),
-    "head_size": GateKind("Largest disease head", "<", "bytes", "files"),
-    "latency": GateKind("One image to species and disease on CPU, median", "<", "ms", "runs"),
+    "heads_complete": GateKind("Disease heads or classes that differ from the checkpoint", "≤", "problems", "heads"),
+    "species_size": GateKind("Size of the INT8 species model", "<", "bytes", "files"),
+    "head_size": GateKind("Size of the largest disease head", "<", "bytes", "files"),
+    "latency": GateKind("Median time from one image to species and disease on the CPU", "<", "ms", "runs"),
 }
 """The gates in the order of contract 5."""
 
 
 @dataclass(frozen=True)
 class GateResult:
-    """Verdict on one gate.
+    """The verdict on one gate.
 
     Attributes:
         name: one of `GATES`.
-        limit: in `unit`.
-        comparison: "passed" means `measured comparison limit`.
-        measured: None when it was not measured or is not a finite number.
-        unit: "max abs diff", "drop" and "share" (of images), "files", "problems", "bytes" or "ms".
-        samples: how many images, files, heads or runs it rests on.
-        status: "not measured" counts as not passed.
+        limit: limit in force, in `unit`.
+        comparison: operator between `measured` and `limit` that must hold for the gate to pass.
+        measured: measured value in `unit`; None when it was not measured or is not a finite number.
+        unit: "max abs diff", "drop" or "share" (proportions of images), "files", "problems", "bytes" or "ms".
+        samples: number of images, files, heads or runs that the value rests on.
+        status: the verdict; "not measured" counts as not passed.
         detail: one line of explanation; "" when there is nothing to add.
     """
 
     name: str
     limit: float
-    comparison: Comparison
+    comparison: Operator
     measured: float | None
     unit: str
     samples: int
@@ -81,11 +85,10 @@ class GateResult:
     detail: str = ""
 
     def __post_init__(self) -> None:
-        """Refuses a verdict that its own numbers contradict.
+        """Check that the verdict follows from its own numbers.
 
         Raises:
-            ValueError: an unknown gate, another comparison or unit than the gate's, or a status that the
-                measured value and the limit do not bear out.
+            ValueError: the gate is unknown, its operator or unit is wrong, or its status contradicts the numbers.
         """
         kind = GATES.get(self.name)
         if kind is None:
@@ -96,9 +99,9 @@ class GateResult:
             )
         if self.samples < 0:
             raise ValueError(f"gate {self.name} has {self.samples} samples")
-        statuses = (
-            ("failed", "not measured") if self.measured is None else (_verdict(self.name, self.measured, self.limit),)
-        )
+        statuses: tuple[Status, ...] = ("failed", "not measured")
+        if self.measured is not None:
+            statuses = (_decide_status(self.name, self.measured, self.limit),)
         if self.status not in statuses:
             raise ValueError(
                 f"gate {self.name} is {self.status!r}, but {self.measured} {self.comparison} {self.limit} "
@@ -107,45 +110,52 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """Whether it was measured and meets its limit."""
+        """Whether the gate was measured and meets its limit."""
         return self.status == "passed"
 
     @property
     def limit_text(self) -> str:
-        """The limit for people, such as "≥ 95 %"."""
-        if self.unit in ("files", "problems"):
-            return "none"
+        """The limit for people, such as "≥ 95 %" or "0 problems"."""
         display = _display_of(self)
-        return f"{self.comparison} {round(self.limit / display.scale, display.most_digits):,g}{display.suffix}"
+        number = f"{round(self.limit / display.scale, display.most_digits):,g}"
+        if self.unit in ("files", "problems"):
+            return f"{number}{display.suffix}"
+        suffix = display.suffix.removesuffix("s") if self.unit == "drop" and number == "1" else display.suffix
+        return f"{self.comparison} {number}{suffix}"
 
     @property
     def measured_text(self) -> str:
-        """The measured value for people, with as many digits as it takes not to contradict the verdict."""
+        """The measured value for people, with as many digits as it takes not to contradict the verdict.
+
+        A drop in accuracy says its direction: "0.19 points lost" or "0.13 points gained".
+        """
         if self.measured is None:
-            return "–"
+            return MISSING
         display = _display_of(self)
         value, limit = self.measured / display.scale, self.limit / display.scale
         digits = display.digits
-        while digits < display.most_digits and _verdict(self.name, round(value, digits), limit) != self.status:
+        while digits < display.most_digits and _decide_status(self.name, round(value, digits), limit) != self.status:
             digits += 1
-        return f"{value:,.{digits}f}{display.suffix}"
+        if self.unit == "drop":
+            direction = "gained" if round(value, digits) < 0 else "lost"
+            return f"{format_number(abs(value), digits)}{display.suffix} {direction}"
+        return format_number(value, digits) + ("" if self.unit in ("files", "problems") else display.suffix)
 
     def interval_text(self, low: float, high: float) -> str:
-        """A 95 % interval of the measured value, in its unit."""
+        """Return the 95 % interval of the measured value for people; accuracy that was gained is negative."""
         display = _display_of(self)
-        written = (f"{value / display.scale:,.{display.digits}f}" for value in (low, high))
-        return f"{' to '.join(written)}{display.suffix}".replace("-", "−")
+        return format_range(low / display.scale, high / display.scale, display.digits) + display.suffix
 
     @property
     def samples_text(self) -> str:
-        """The number of samples with what they are, such as "1,539 images"."""
+        """The number of samples with their noun, such as "1,539 images"."""
         noun = GATES[self.name].samples_of
         return f"{self.samples:,} {noun.removesuffix('s') if self.samples == 1 else noun}"
 
 
 @dataclass(frozen=True)
 class _Display:
-    """How a unit is written: divided by `scale`, with `digits` decimals or more."""
+    """How a unit is written: divided by `scale`, with at least `digits` decimals."""
 
     scale: float
     suffix: str
@@ -155,10 +165,10 @@ class _Display:
 
 _DISPLAYS: Final = {
     "max abs diff": _Display(1, "", 6, 12),
-    "drop": _Display(1, "", 4),
+    "drop": _Display(0.01, " points", 2),
     "share": _Display(0.01, " %", 2),
-    "files": _Display(1, "", 0, 0),
-    "problems": _Display(1, "", 0, 0),
+    "files": _Display(1, " failures", 0, 0),
+    "problems": _Display(1, " problems", 0, 0),
     "KB": _Display(1e3, " KB", 1, 3),
     "MB": _Display(1e6, " MB", 2, 6),
     "ms": _Display(1, " ms", 1),
@@ -170,28 +180,28 @@ def _display_of(gate: GateResult) -> _Display:
     return _DISPLAYS[unit]
 
 
-def _verdict(name: str, measured: float, limit: float) -> Status:
+def _decide_status(name: str, measured: float, limit: float) -> Status:
     return "passed" if _COMPARE[GATES[name].comparison](measured, limit) else "failed"
 
 
 def judge_gate(name: str, measured: float | None, *, limit: float, samples: int, detail: str = "") -> GateResult:
-    """Compares a measured value with its limit; NaN, infinity and None (not defined) fail.
+    """Return the verdict on a measured value. NaN, infinity and None (a value that is not defined) fail.
 
     Args:
         name: one of `GATES`.
-        measured: in the gate's unit.
-        limit: in the gate's unit.
-        samples: how many images, files, heads or runs were measured.
+        measured: measured value in the gate's unit.
+        limit: limit in the gate's unit.
+        samples: number of images, files, heads or runs that were measured.
         detail: one line of explanation.
     """
     if measured is not None and not math.isfinite(measured):
         detail, measured = f"{detail}; measured {measured}".removeprefix("; "), None
-    status: Status = "failed" if measured is None else _verdict(name, measured, limit)
+    status: Status = "failed" if measured is None else _decide_status(name, measured, limit)
     kind = GATES[name]
     return GateResult(name, limit, kind.comparison, measured, kind.unit, samples, status, detail)
 
 
 def not_measured(name: str, *, limit: float, reason: str) -> GateResult:
-    """A gate without a measurement, which counts as not passed."""
+    """Return the verdict on a gate that was not measured. It counts as not passed."""
     kind = GATES[name]
     return GateResult(name, limit, kind.comparison, None, kind.unit, 0, "not measured", reason)

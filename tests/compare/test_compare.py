@@ -20,7 +20,7 @@ from plantmodels.bundle.metadata import Metadata, Preprocessing, write_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.cli import main
 from plantmodels.compare.compare import compare_bundles
-from plantmodels.compare.model import Comparison, Measure, Section
+from plantmodels.compare.model import Comparison, MeasurePair, Section
 from plantmodels.compare.render import render_page, render_text
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import GateReport, ImageSet
@@ -144,7 +144,7 @@ def section(comparison: Comparison, title: str) -> Section:
     return found
 
 
-def measure(comparison: Comparison, title: str, name: str) -> Measure:
+def measure(comparison: Comparison, title: str, name: str) -> MeasurePair:
     (found,) = (entry for entry in section(comparison, title).measures if entry.name == name)
     return found
 
@@ -161,7 +161,7 @@ def test_a_bundle_is_no_better_than_itself(compare: Callable[..., Comparison]) -
     assert verdicts == {"no difference beyond noise", "not comparable"}
     assert comparison.differences == () and comparison.classes == ()
     assert comparison.summary.startswith("Better in B: nothing. Worse in B: nothing. ")
-    assert comparison.summary.endswith("Gates: none changed its verdict.")
+    assert comparison.summary.endswith("Gates: no verdict changed.")
 
 
 def test_the_same_images_are_compared_one_by_one(compare: Callable[..., Comparison]) -> None:
@@ -171,7 +171,7 @@ def test_the_same_images_are_compared_one_by_one(compare: Callable[..., Comparis
     gained, lost = (sum(y > x for x, y in zip(*order, strict=True)) for order in (right, right[::-1]))
     assert found.p_value == pytest.approx(stats.binomtest(gained, gained + lost).pvalue)
     assert (found.a, found.b) == (sum(right[0]) / len(a), sum(right[1]) / len(b))
-    assert found.why == f"{gained} newly right, {lost} not any more"
+    assert found.why == f"{gained} newly right, {lost} no longer"
     assert found.verdict == ("better" if found.p_value < 0.05 else "no difference beyond noise")
     assert found.low is not None and found.high is not None and found.low < found.b - found.a < found.high
 
@@ -198,7 +198,7 @@ def test_other_images_are_not_paired_even_if_their_names_agree(
     comparison = compare(a, b, reports=reports)
     found = measure(comparison, "Accuracy", "species, INT8")
     assert found.verdict == "better" and found.p_value is None and found.low is not None and found.low > 0
-    assert "other images or labels (eeeeeeeeeeee, aaaaaaaaaaaa); unpaired" in section(comparison, "Accuracy").note
+    assert "different images or labels (eeeeeeeeeeee, aaaaaaaaaaaa); unpaired" in section(comparison, "Accuracy").note
     species = measure(comparison, "Each species", "Apple")
     shares = [count_accuracy(rows).by_species["Apple"] for rows in (a, b)]
     table = [[row.int8, row.images - row.int8] for row in shares]
@@ -225,14 +225,14 @@ def test_a_disease_that_got_worse_is_named_and_small_classes_too(compare: Callab
     b = make_rows(lambda species, disease, n: (False, disease == "scab" and n < 20))
     comparison = compare(make_rows(), b)
     part = section(comparison, "Each disease")
-    assert part.named("worse") == ("Apple___scab",)
+    assert part.names_with("worse") == ("Apple___scab",)
     assert [entry.name for entry in part.measures] == ["Apple___rust", "Apple___scab", "Rose___spot", "Rose___healthy"]
     assert measure(comparison, "Accuracy", "species, INT8").verdict == "no difference beyond noise"
     assert measure(comparison, "Accuracy", "end to end, INT8").verdict == "worse"
     assert "Apple___scab (each disease)" in comparison.summary
     text = render_text(comparison)
-    assert "1 worse, 3 no difference beyond noise. Too small to tell much (images): Rose___healthy (19)." in text
-    assert "Too small to tell much (images): Mint (12)." in text
+    assert "1 worse, 3 no difference beyond noise. Too few images to tell much: Rose___healthy (19)." in text
+    assert "Too few images to tell much: Mint (12)." in text
 
 
 def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Comparison], report: Make) -> None:
@@ -254,14 +254,14 @@ def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Com
     leaves = make_rows()
     alarming = tuple(replace(row, rejected=number < 9) for number, row in enumerate(leaves))
     comparison = compare((*leaves, *others_a), (*alarming, *others_b), reports=reports)
-    title = "Rejection of what is no plant"
+    title = "Out-of-distribution rejection"
     recall = measure(comparison, title, "OOD recall")
     assert recall.p_value == pytest.approx(stats.binomtest(25, 35).pvalue) and recall.verdict == "better"
-    assert recall.why == "25 newly rejected, 10 not any more"
+    assert recall.why == "25 newly rejected, 10 no longer"
     alarms = measure(comparison, title, "false alarms")
     assert alarms.p_value == pytest.approx(stats.binomtest(9, 9).pvalue) and alarms.verdict == "worse"
     assert measure(comparison, title, "threshold").verdict == "not comparable"
-    assert section(comparison, "Each source of non-plants").named("better") == ("bricks",)
+    assert section(comparison, "Each source of non-plants").names_with("better") == ("bricks",)
     (gate,) = (pair for pair in comparison.gates if pair.change)
     assert gate.a.name == "ood_recall" and gate.change == "passes now"
     assert "Gates: ood_recall passes now." in comparison.summary
@@ -272,9 +272,9 @@ def test_precision_that_is_not_defined_is_not_comparable(compare: Callable[..., 
     assert base is not None
     nothing = replace(base, plants=Proportion(0, 200), non_plants=Proportion(0, 50))
     comparison = compare(None, None, reports=(report(), report(rejection=nothing)))
-    found = measure(comparison, "Rejection of what is no plant", "OOD precision")
+    found = measure(comparison, "Out-of-distribution rejection", "OOD precision")
     assert (found.verdict, found.why) == ("not comparable", "not defined where nothing is rejected")
-    assert measure(comparison, "Rejection of what is no plant", "OOD recall").verdict == "worse"
+    assert measure(comparison, "Out-of-distribution rejection", "OOD recall").verdict == "worse"
 
 
 @pytest.mark.parametrize(
@@ -304,7 +304,10 @@ def test_latency_of_another_place_is_not_comparable(
     assert base is not None
     other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, **change))
     found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
-    assert found.verdict == "not comparable" and "A processor, avx2, avx512_vnni, 2 threads against" in found.why
+    assert (
+        found.verdict == "not comparable"
+        and "different machines: A processor, avx2, avx512_vnni, 2 threads and " in found.why
+    )
 
 
 @pytest.mark.parametrize(("load", "expected"), [(4.1, "not comparable"), (3.9, "better"), (None, "better")])
@@ -316,7 +319,7 @@ def test_latency_of_a_busy_machine_is_not_comparable(
     other = report(latency=replace(base, median_ms=1.0, p95_ms=1.0, load=load))
     found = measure(compare(None, None, reports=(report(), other)), "Latency", "latency of a tensor")
     assert found.verdict == expected
-    assert expected == "better" or found.why == "other work on the machine: load average 0.4 and 4.1 before"
+    assert expected == "better" or found.why == "the machine was busy: load average 0.4 and 4.1 before"
 
 
 def test_sizes_are_told_apart_by_more_than_a_hundredth(compare: Callable[..., Comparison], report: Make) -> None:
@@ -324,9 +327,9 @@ def test_sizes_are_told_apart_by_more_than_a_hundredth(compare: Callable[..., Co
     files[SPECIES_FILES["int8"]] = FileDigest(5_200_000, "1" * 64)
     files[SPECIES_FILES["fp16"]] = FileDigest(7_950_000, "2" * 64)
     comparison = compare(None, None, reports=(report(), report(files=files)))
-    assert section(comparison, "Files").named("worse") == ("species, INT8", "whole bundle")
+    assert section(comparison, "Files").names_with("worse") == ("species, INT8", "whole bundle")
     assert measure(comparison, "Files", "species, FP16").verdict == "no difference beyond noise"
-    assert "species_size does not pass any more" in comparison.summary
+    assert "species_size no longer passes" in comparison.summary
 
 
 def test_classes_and_settings_that_differ_are_listed(compare: Callable[..., Comparison], report: Make) -> None:
@@ -342,10 +345,10 @@ def test_classes_and_settings_that_differ_are_listed(compare: Callable[..., Comp
     assert comparison.classes == (
         "species added: Fig",
         "species removed: Mint",
-        "species in another order: Apple, Rose became Rose, Apple",
+        "species reordered: Apple, Rose became Rose, Apple",
         "diseases of Apple added: mould",
         "diseases of Apple removed: healthy",
-        "diseases of Apple in another order: rust, scab became scab, rust",
+        "diseases of Apple reordered: rust, scab became scab, rust",
     )
     differences = {entry.name: (entry.a, entry.b) for entry in comparison.differences}
     assert differences == {
@@ -363,7 +366,7 @@ def test_what_was_not_measured_is_left_out(compare: Callable[..., Comparison], r
     bare = report(accuracy=None, rejection=None, latency=None, parity=None, not_run="INT8 does not open")
     comparison = compare(None, None, reports=(report(), bare))
     assert [part.title for part in comparison.sections] == ["Files"]
-    assert "parity does not pass any more" in comparison.summary
+    assert "parity no longer passes" in comparison.summary
     assert "not measured" in render_text(comparison)
 
 
@@ -414,10 +417,10 @@ def test_a_bundle_without_report_is_refused_by_name(report: Make, tmp_path: Path
     good, bad = write_bundle(tmp_path / "good", report()), write_bundle(tmp_path / "bad", report())
     listed = {name: entry for name, entry in report().files.items() if not is_report(name)}
     write_json(bad / MANIFEST_FILE, Manifest(listed).to_dict())
-    message = r"bad: holds no gate-report\.json, so there is nothing to compare; verify it first"
+    message = r"bad: has no gate-report\.json, so there is nothing to compare; verify it first"
     with pytest.raises(BundleError, match=message):
         compare_bundles(good, bad)
-    with pytest.raises(BundleError, match=r"^version 7: holds no"):
+    with pytest.raises(BundleError, match=r"^version 7: has no"):
         compare_bundles(good, bad, names=("version 6", "version 7"))
 
 
@@ -459,14 +462,14 @@ def test_the_command_fails_in_one_line(report: Make, tmp_path: Path, arguments: 
 
 def test_a_set_without_answers_is_compared_by_its_counts(compare: Callable[..., Comparison]) -> None:
     comparison = compare(make_rows(), make_rows())
-    note = section(comparison, "Rejection of what is no plant").note
-    assert "Non-plants: the same images, but no answer to one of them in both gate-images.csv; unpaired" in note
-    assert measure(comparison, "Rejection of what is no plant", "OOD recall").p_value is None
+    note = section(comparison, "Out-of-distribution rejection").note
+    assert "Non-plants: the same images, but no image is in both gate-images.csv; unpaired" in note
+    assert measure(comparison, "Out-of-distribution rejection", "OOD recall").p_value is None
 
 
 def test_answers_that_the_report_does_not_bear_out_are_refused(report: Make, tmp_path: Path) -> None:
     rows = make_rows()
     bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows[1:])), rows)
-    message = r"A: gate-images\.csv has the right species on 271 of 271 leaves, gate-report\.json says 270 of 270"
+    message = r"A: gate-images\.csv has the right species for 271 of 271 leaves, but gate-report\.json says 270 of 270"
     with pytest.raises(BundleError, match=message):
         compare_bundles(bundle, bundle, names=("A", "B"))

@@ -51,14 +51,18 @@ def test_not_measured_does_not_pass() -> None:
     [
         ("parity", 0.000_31, 0.01, "< 0.01", "0.000310"),
         ("parity", 0.009_999_9, 0.01, "< 0.01", "0.0099999"),
-        ("int8_accuracy", -0.000_65, 0.01, "≤ 0.01", "-0.0006"),
+        ("int8_accuracy", 0.001_949, 0.01, "≤ 1 point", "0.19 points lost"),
+        ("int8_accuracy", -0.000_65, 0.005, "≤ 0.5 points", "0.07 points gained"),
+        ("int8_accuracy", -0.000_01, 0.01, "≤ 1 point", "0.00 points lost"),
+        ("int8_accuracy", 0.010_001, 0.01, "≤ 1 point", "1.0001 points lost"),
         ("ood_recall", 0.949_96, 0.95, "≥ 95 %", "94.996 %"),
         ("ood_precision", 0.99, 0.99, "≥ 99 %", "99.00 %"),
         ("species_size", 28_200_000, 5_000_000, "< 5 MB", "28.20 MB"),
         ("species_size", 4_999_999, 5_000_000, "< 5 MB", "4.999999 MB"),
         ("head_size", 34_612, 200_000, "< 200 KB", "34.6 KB"),
         ("latency", 199.98, 200, "< 200 ms", "199.98 ms"),
-        ("loads", 2, 0, "none", "2"),
+        ("loads", 2, 0, "0 failures", "2"),
+        ("heads_complete", 0, 0, "0 problems", "0"),
     ],
 )
 def test_numbers_are_written_for_people(

@@ -39,7 +39,7 @@ def test_versions_are_compared_as_their_bundles_are(registered: tuple[Path, Path
     expected = compare_bundles(*registered, names=CALLED)
     assert compare_versions(NAME, "1", "2") == expected
     assert compare_versions(NAME, "@production", "2") == expected
-    assert "Gates: ood_recall does not pass any more." in expected.summary
+    assert "Gates: ood_recall no longer passes." in expected.summary
 
 
 def test_a_stage_names_a_version(registered: tuple[Path, Path]) -> None:
@@ -79,7 +79,7 @@ def test_a_version_that_was_not_verified_is_named(registered: tuple[Path, Path],
     with mlflow.start_run():
         uri = flavor.log_model(tiny_bundle.bundle, name="unverified").model_uri
     mlflow.register_model(uri, NAME)
-    with pytest.raises(BundleError, match=r"^models:/plant-disease/3: holds no gate-report\.json"):
+    with pytest.raises(BundleError, match=r"^models:/plant-disease/3: has no gate-report\.json"):
         compare_versions(NAME, "1", "3")
 
 
