@@ -10,7 +10,7 @@
 
 >>> contents = read_bundle(bundle)
 >>> contents.metadata.taxonomy.species[:2], contents.detector.threshold > 0
-(('Apple', 'Blueberry'), True)
+(('Pepper,_bell', 'Cherry_(including_sour)'), True)
 >>> fp16 = contents.open_species_model(LoadOptions(precision="fp16", threads=1))
 >>> [output.name for output in fp16.session.get_outputs()]
 ['species_logits', 'embedding']
