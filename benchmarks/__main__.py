@@ -18,6 +18,7 @@ from benchmarks.driver import Patience, find_photographs, run_child
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
+from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
@@ -100,7 +101,7 @@ def read_accuracy_drop(bundle: Path) -> float | None:
     path = bundle / GATE_REPORT_FILE
     if not path.is_file():
         return None
-    gates = json.loads(path.read_text(encoding="utf-8")).get("gates", [])
+    gates = read_json(path).get("gates", [])
     measured = next((gate.get("measured") for gate in gates if gate.get("name") == "int8_accuracy"), None)
     return None if measured is None else float(measured)
 

@@ -25,6 +25,7 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from plantmodels.bundle.files import read_json
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import read_leaves
 from plantmodels.data.streaming import ImageStream
@@ -61,7 +62,7 @@ def prepare_peers(checkpoint: Path, data: Path, out: Path) -> dict[str, Any]:
     }
     document = out / DOCUMENT
     if document.is_file():
-        known: dict[str, Any] = json.loads(document.read_text(encoding="utf-8"))
+        known: dict[str, Any] = read_json(document)
         if known["origin"] == origin:
             return known
     document.unlink(missing_ok=True)

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
+from plantmodels.bundle.serialization import decode_text
+
 _MAIN_NAMESPACE: Final = "pid:[4026531836]"
 """Linux's name for the process namespace that it boots with; a container has one of its own."""
 
@@ -56,10 +58,10 @@ class Process:
     def from_json(cls, text: str) -> "Process | None":
         """Reads a tag's value; None when it is not one that `to_json` wrote."""
         try:
-            process = cls(**json.loads(text))
-        except (ValueError, TypeError, RecursionError):
+            process = decode_text(cls, text, "process")
+        except ValueError:
             return None
-        return process if type(process.pid) is int and 0 < process.pid < _MAX_PID else None
+        return process if 0 < process.pid < _MAX_PID else None
 
     def to_json(self) -> str:
         """The tag's value."""

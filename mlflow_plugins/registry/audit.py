@@ -21,6 +21,7 @@ from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 from mlflow_plugins._mlflow_compat import is_serving, read_authenticated_user
 from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.tags import AUDIT_TAG, COUNT_TAG
+from plantmodels.bundle.serialization import decode, parse_json_text
 
 _LOGGER = logging.getLogger("mlflow.plantmodels.audit")
 """A child of MLflow's logger, so that the server's log shows every decision."""
@@ -101,7 +102,8 @@ class Decision:
 def read_decisions(tags: Iterable[Mapping[str, str]]) -> list[Decision]:
     """Return all decisions in the tags of a model and its versions, ordered by number and then by time."""
     found = {key: value for group in tags for key, value in group.items() if key.startswith(AUDIT_TAG)}
-    decisions = [Decision(**json.loads(found[key])) for key in sorted(found)]
+    documents = [{"number": 0, **parse_json_text(found[key])} for key in sorted(found)]
+    decisions = [decode(Decision, document, "decision") for document in documents]
     return sorted(decisions, key=lambda decision: decision.number)
 
 

@@ -16,6 +16,7 @@ from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, name_user, 
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
 from mlflow_plugins.registry.tags import WAIVE_TAG
+from plantmodels.bundle.serialization import decode_text
 from plantmodels.report.gates import GateResult
 
 INTEGRITY_GATES: Final = frozenset({"loads", "heads_complete"})
@@ -59,8 +60,8 @@ class Waiver:
     def from_json(cls, text: str) -> "Waiver | None":
         """Return the waiver that a tag's value holds; None if the registry did not write the value."""
         try:
-            return cls(**json.loads(text))
-        except (ValueError, TypeError):
+            return decode_text(cls, text, "waiver")
+        except ValueError:
             return None
 
 

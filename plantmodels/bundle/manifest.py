@@ -15,6 +15,7 @@ from typing import Any, Final
 from plantmodels.bundle.detector import MAX_PICKLE_BYTES
 from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes, write_json
 from plantmodels.bundle.layout import FORMAT_VERSION, MANIFEST_FILE, SIGNATURE_FILE
+from plantmodels.bundle.serialization import decode
 from plantmodels.errors import BundleError, ManifestMismatchError
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -74,7 +75,10 @@ class Manifest:
         files = document.get("files")
         if not isinstance(files, dict):
             raise BundleError(f'{MANIFEST_FILE}: "files" must map names to size_bytes and sha256')
-        return cls({name: _read_entry(name, entry) for name, entry in files.items()})
+        try:
+            return cls({name: decode(FileDigest, entry, f"{MANIFEST_FILE}: {name!r}") for name, entry in files.items()})
+        except ValueError as error:
+            raise BundleError(str(error)) from error
 
 
 def _check_name(name: str) -> None:
@@ -82,15 +86,6 @@ def _check_name(name: str) -> None:
     unsafe = path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or not name.isprintable()
     if unsafe or str(path) != name or name in ("", ".", MANIFEST_FILE, SIGNATURE_FILE):
         raise BundleError(f"{MANIFEST_FILE}: {name!r} is not a plain name inside the bundle")
-
-
-def _read_entry(name: str, entry: object) -> FileDigest:
-    if not isinstance(entry, dict) or set(entry) != {"size_bytes", "sha256"}:
-        raise BundleError(f"{MANIFEST_FILE}: {name!r} must have size_bytes and sha256, got {entry!r}")
-    size_bytes, sha256 = entry["size_bytes"], entry["sha256"]
-    if type(size_bytes) is not int or not isinstance(sha256, str):
-        raise BundleError(f"{MANIFEST_FILE}: {name!r}: size_bytes must be an integer and sha256 text, got {entry!r}")
-    return FileDigest(size_bytes, sha256)
 
 
 def digest_file(path: Path) -> FileDigest:

@@ -22,13 +22,13 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.serialization import encode
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.compare.measures import VerifiedBundle, compare_measures
 from plantmodels.compare.model import Comparison, Difference, GatePair
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.per_image import read_image_rows
-from plantmodels.report.serialization import encode
 from plantmodels.report.statistics import Proportion
 
 COMPARED_FILES: Final = (GATE_REPORT_FILE, METADATA_FILE, HEADS_LIST_FILE, IMAGES_FILE)

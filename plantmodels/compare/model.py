@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from plantmodels.bundle.layout import FORMAT_VERSION
+from plantmodels.bundle.serialization import encode
 from plantmodels.report.gates import GateResult
 from plantmodels.report.results import SMALL_CLASS
-from plantmodels.report.serialization import encode
 
 Verdict = Literal["better", "worse", "no difference beyond noise", "not comparable"]
 Unit = Literal["share", "bytes", "ms", "max abs diff", "score"]

@@ -16,12 +16,12 @@ from typing import Any, Final, Literal
 from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
+from plantmodels.bundle.serialization import decode, encode
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
-from plantmodels.report.serialization import decode, encode
 from plantmodels.report.statistics import Interval
 
 REPORT_FORMAT_VERSION: Final = 2

@@ -4,13 +4,13 @@
 (Stage(image_size=112, epochs=15), Stage(image_size=224, epochs=5))
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.bundle.serialization import parse_json_text
 from plantmodels.data.leaves import list_classes
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import NetworkSpec
@@ -129,7 +129,7 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
 
 def _parse_kwargs(text: str) -> dict[str, Any]:
     try:
-        document = json.loads(text)
+        document = parse_json_text(text)
     except ValueError as error:
         raise TrainingError(f"backbone_kwargs must be a JSON object, got {text!r} ({error})") from error
     if not isinstance(document, dict):

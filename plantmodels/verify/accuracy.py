@@ -18,13 +18,13 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, Bin, Calibration, ClassRow, Reliability
-from plantmodels.report.serialization import replace_non_finite
 from plantmodels.report.statistics import PairedCounts
 from plantmodels.serve.classifier import PlantClassifier
 

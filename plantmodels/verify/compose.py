@@ -18,6 +18,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.bundle.serialization import decode
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet
 from plantmodels.data.non_plants import NonPlantSet
@@ -30,7 +31,6 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
-from plantmodels.report.serialization import decode
 from plantmodels.report.statistics import Proportion
 from plantmodels.verify.accuracy import AccuracyRun
 from plantmodels.verify.inputs import VerificationInputs

@@ -21,12 +21,12 @@ from numpy.typing import NDArray
 
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.errors import BundleError
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import float_head_model
 from plantmodels.report.results import Parity, Scatter
-from plantmodels.report.serialization import replace_non_finite
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session

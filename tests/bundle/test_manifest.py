@@ -113,15 +113,27 @@ def test_negative_size_is_refused() -> None:
         ({"format_version": True, "files": {}}, "format_version True"),
         ({"format_version": 1}, '"files" must map names'),
         ({"format_version": 1, "files": []}, '"files" must map names'),
-        ({"format_version": 1, "files": {"a": SHA}}, "must have size_bytes and sha256"),
-        ({"format_version": 1, "files": {"a": {"sha256": SHA}}}, "must have size_bytes and sha256"),
+        ({"format_version": 1, "files": {"a": SHA}}, "'a': expected an object with size_bytes, sha256, got"),
+        (
+            {"format_version": 1, "files": {"a": {"sha256": SHA}}},
+            "'a': 'size_bytes' is missing; expected size_bytes, sha256",
+        ),
         (
             {"format_version": 1, "files": {"a": {"size_bytes": 1, "sha256": SHA, "x": 1}}},
-            "must have size_bytes",
+            "'a': 'x' is unknown; expected size_bytes, sha256",
         ),
-        ({"format_version": 1, "files": {"a": {"size_bytes": 1.0, "sha256": SHA}}}, "must be an integer"),
-        ({"format_version": 1, "files": {"a": {"size_bytes": True, "sha256": SHA}}}, "must be an integer"),
-        ({"format_version": 1, "files": {"a": {"size_bytes": 1, "sha256": None}}}, "sha256 text"),
+        (
+            {"format_version": 1, "files": {"a": {"size_bytes": 1.0, "sha256": SHA}}},
+            "'a'.size_bytes: expected an integer, got 1.0",
+        ),
+        (
+            {"format_version": 1, "files": {"a": {"size_bytes": True, "sha256": SHA}}},
+            "'a'.size_bytes: expected an integer, got True",
+        ),
+        (
+            {"format_version": 1, "files": {"a": {"size_bytes": 1, "sha256": None}}},
+            "'a'.sha256: expected text, got",
+        ),
     ],
 )
 def test_documents_of_another_shape_are_refused(document, match: str) -> None:

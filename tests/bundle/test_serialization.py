@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import pytest
 
-from plantmodels.report.serialization import decode, encode, replace_non_finite
+from plantmodels.bundle.serialization import decode, encode, replace_non_finite
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,68 @@
-"""Frozen dataclasses to plain JSON values and back, strictly: no missing, surplus or mistyped value passes.
+"""Strict JSON: the one parser of text, and frozen dataclasses to JSON values and back.
 
->>> decode(Proportion, encode(Proportion(3, 4)), "share") == Proportion(3, 4)  # doctest: +SKIP
-True
+Nothing is guessed: a repeated key, NaN, and a missing, surplus or mistyped value are errors.
+
+>>> from plantmodels.bundle.manifest import FileDigest
+>>> encode(FileDigest(3, "ab"))
+{'size_bytes': 3, 'sha256': 'ab'}
+>>> decode_text(FileDigest, '{"size_bytes": "3", "sha256": "ab"}', "a.onnx")
+Traceback (most recent call last):
+    ...
+ValueError: a.onnx.size_bytes: expected an integer, got '3'
 """
 
 import dataclasses
+import json
 import math
 import sys
 import types
-from collections.abc import Mapping
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
 
 
-def encode(value: object) -> Any:
-    """JSON form of numbers, text, None, mappings, sequences and dataclasses of these.
+def parse_json_text(text: str) -> Any:
+    """Return the value of JSON text.
 
     Raises:
-        ValueError: NaN or infinity, which JSON cannot hold.
-        TypeError: any other type.
+        ValueError: the text is not JSON, repeats a key, holds NaN or infinity, or is nested too deeply.
+    """
+    try:
+        return json.loads(
+            text,
+            object_pairs_hook=_refuse_repeated_keys,
+            parse_constant=_refuse_constant,
+            parse_float=_parse_finite_float,
+        )
+    except RecursionError as error:
+        raise ValueError(f"nested too deeply ({error})") from error
+
+
+def _refuse_repeated_keys(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    document: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in document:
+            raise ValueError(f"key {key!r} is repeated")
+        document[key] = value
+    return document
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _parse_finite_float(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse_constant(text)
+
+
+def encode(value: object) -> Any:
+    """Return the JSON form of a number, text, None, a mapping, a sequence or a dataclass of these.
+
+    Raises:
+        ValueError: the value holds NaN or infinity, which JSON has no form for.
+        TypeError: the value has another type.
     """
     if value is None or isinstance(value, bool | int | str):
         return value
@@ -37,21 +80,29 @@ def encode(value: object) -> Any:
 
 
 def replace_non_finite(value: float) -> float | None:
-    """The value, or None for NaN and infinity: what a report can hold."""
+    """Return the value, or None for NaN and infinity, which a report cannot hold."""
     return float(value) if math.isfinite(value) else None
 
 
-def decode(kind: type[_T], document: object, where: str) -> _T:
-    """Builds a dataclass, or any type that its fields may have, from its JSON form.
-
-    Args:
-        kind: a frozen dataclass; or bool, int, float, str, a Literal, a union, `tuple[X, ...]`,
-            `Mapping[str, X]`.
-        document: the JSON value.
-        where: what to call it in an error.
+def decode_text(kind: type[_T], text: str, where: str) -> _T:
+    """Return a dataclass from JSON text, as `parse_json_text` and `decode` read it.
 
     Raises:
-        ValueError: naming the place, what was expected and what came.
+        ValueError: names the place, what was expected and what came.
+    """
+    return decode(kind, parse_json_text(text), where)
+
+
+def decode(kind: type[_T], document: object, where: str) -> _T:
+    """Return a dataclass, or a value of any type that its fields may have, from its JSON form.
+
+    Args:
+        kind: a frozen dataclass; or bool, int, float, str, a Literal, a union, `tuple[X, ...]` or `Mapping[str, X]`.
+        document: the JSON value.
+        where: the value's name in error messages.
+
+    Raises:
+        ValueError: names the place, what was expected and what came.
     """
     decode_one = _decode_record if dataclasses.is_dataclass(kind) else _decode_value
     result: _T = decode_one(kind, document, where)
@@ -88,7 +139,7 @@ def _decode_value(kind: Any, document: object, where: str) -> Any:
         return float(document)
     if kind in (bool, int, str) and type(document) is kind:
         return document
-    raise ValueError(f"{where}: expected {_describe(kind)}, got {document!r:.80}")
+    raise ValueError(f"{where}: expected {_name_type(kind)}, got {document!r:.80}")
 
 
 def _is_finite_number(value: int | float) -> bool:
@@ -102,7 +153,7 @@ def _decode_optional(kinds: tuple[Any, ...], document: object, where: str) -> An
     return decode(kind, document, where)
 
 
-def _describe(kind: Any) -> str:
+def _name_type(kind: Any) -> str:
     names = {float: "a finite number", int: "an integer", str: "text", bool: "true or false"}
     origin = get_origin(kind)
     if origin is Literal:
