@@ -28,7 +28,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server bench test check lock setup develop
+.PHONY: demo server bench test check docs lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -55,6 +55,10 @@ check: develop
 	ruff check
 	mypy
 	python -m pytest -n 2 --dist loadfile
+
+# A site from docs/ and the docstrings, in site/index.html; broken links and references are errors.
+docs: develop
+	python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet docs site
 
 # Writes conda.yaml and the two requirements files from pyproject.toml; needs the package index.
 lock: develop
