@@ -1,1 +1,1 @@
-"""What the README's figures are made by; `python -m benchmarks --help`, and README.md in this folder."""
+"""The measurements behind the published figures; see `python -m benchmarks --help` and README.md in this folder."""

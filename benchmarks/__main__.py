@@ -1,8 +1,8 @@
-"""Measures everything that issue 5 asks for, in one process tree, and writes tables, pictures and JSON.
+"""Measure speed, cold start, export and growth of our bundles and of their peers; write tables, plots and JSON.
 
 python -m benchmarks --checkpoint last.ckpt --data leaves --bundle public/models --out public/bench
 
-`--quick` is a smoke test of a few minutes; `--part` runs some of the parts.
+`--quick` is a smoke test of a few minutes; `--part` runs only some of the parts.
 """
 
 import json
@@ -14,7 +14,7 @@ import click
 
 from benchmarks import building, serving, speed
 from benchmarks.contestants import CONTESTANTS, REFERENCE, Setup
-from benchmarks.driver import Patience, find_photographs, run_child
+from benchmarks.driver import Patience, find_images, run_child
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
@@ -27,15 +27,42 @@ PARTS: Final = ("speed", "cold", "species", "export", "verify")
 
 
 @click.command()
-@click.option("--checkpoint", type=PATH, required=True, help="What the bundle was exported from.")
-@click.option("--data", type=PATH, required=True, help="Leaf folders: train for calibration and export, val to ask.")
-@click.option("--bundle", type=PATH, required=True, help="Ours.")
-@click.option("--out", type=PATH, default=Path("public/bench"), show_default=True, help="For results and peers' files.")
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this; may be given again.")
-@click.option("--contestant", "names", type=click.Choice(CONTESTANTS), multiple=True, help="Only these in `speed`.")
-@click.option("--rounds", type=int, help="Of one image and of 32, and cold starts (7).")
-@click.option("--patience", default=900.0, show_default=True, help="Seconds in all to wait for other programs.")
-@click.option("--quick", is_flag=True, help="Few rounds, two threads only, no export of 330 species on all leaves.")
+@click.option("--checkpoint", type=PATH, required=True, help="The checkpoint that the bundle was exported from.")
+@click.option(
+    "--data",
+    type=PATH,
+    required=True,
+    help="Leaf folders: the split train is for calibration and export, val for the requests.",
+)
+@click.option("--bundle", type=PATH, required=True, help="Our exported bundle.")
+@click.option(
+    "--out",
+    type=PATH,
+    default=Path("public/bench"),
+    show_default=True,
+    help="Folder of the results and of the peers' files.",
+)
+@click.option(
+    "--part",
+    "parts",
+    type=click.Choice(PARTS),
+    multiple=True,
+    help="Run only this part; repeat the option for more than one.",
+)
+@click.option(
+    "--contestant",
+    "names",
+    type=click.Choice(CONTESTANTS),
+    multiple=True,
+    help="Measure only this contestant in the part speed; repeat the option for more than one.",
+)
+@click.option(
+    "--rounds", type=int, help="Number of rounds of one image, of 32 images and of cold starts.  [default: 7]"
+)
+@click.option(
+    "--patience", default=900.0, show_default=True, help="Seconds, in total, to wait while other programs run."
+)
+@click.option("--quick", is_flag=True, help="Few rounds, only two threads, and no export of 330 species on all leaves.")
 def main(
     checkpoint: Path,
     data: Path,
@@ -47,11 +74,11 @@ def main(
     patience: float,
     quick: bool,
 ) -> None:
-    """Measure ours and its peers; writes bench.json, bench.md and two pictures into the folder of `--out`."""
+    """Measure our bundle and its peers; write bench.json, bench.md and two plots into the folder of `--out`."""
     plan = speed.plan_of(quick=quick, rounds=rounds)
     chosen = parts or [part for part in PARTS if not (quick and part == "export")]
     out.mkdir(parents=True, exist_ok=True)
-    photographs, waiting = find_photographs(data / "val"), Patience(patience)
+    encoded, waiting = find_images(data / "val"), Patience(patience)
     result: dict[str, Any] = {
         "machine": describe_machine(),
         "bundle_manifest_sha256": digest_file(bundle / MANIFEST_FILE).sha256,
@@ -64,14 +91,14 @@ def main(
             result["peers"] = run_child("benchmarks.peers", [str(checkpoint), str(data), str(peers)])
             setup = Setup(bundle, peers, checkpoint)
             who = [name for name in CONTESTANTS if not names or name in {*names, REFERENCE}]
-            result[part] = speed.measure_speed(setup, photographs, plan, who, waiting)
+            result[part] = speed.measure_speed(setup, encoded, plan, who, waiting)
         elif part == "cold":
-            result[part] = serving.measure_cold_starts(bundle, photographs[0], plan.rounds, waiting)
+            result[part] = serving.measure_cold_starts(bundle, encoded[0], plan.rounds, waiting)
         elif part == "species":
             result[part] = building.measure_growth(
                 checkpoint,
                 data,
-                photographs,
+                encoded,
                 counts=building.SPECIES_COUNTS[:: 2 if quick else 1],
                 rounds=plan.growth_rounds,
                 threads=max(plan.threads),
@@ -84,20 +111,20 @@ def main(
             result[part] = building.measure_verification(
                 bundle, data, images=64 if quick else 256, rounds=plan.growth_rounds, patience=waiting
             )
-        _write(result, out)  # a part that fails later takes nothing with it
+        _write_results(result, out)  # a later part that fails does not lose these results
     result["waited_s"] = waiting.budget_s - waiting.left_s
-    _write(result, out)
+    _write_results(result, out)
     click.echo((out / "bench.md").read_text(encoding="utf-8"))
 
 
-def _write(result: dict[str, Any], out: Path) -> None:
+def _write_results(result: dict[str, Any], out: Path) -> None:
     (out / "bench.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (out / "bench.md").write_text(render(result), encoding="utf-8")
     write_plots(result, out)
 
 
 def read_accuracy_drop(bundle: Path) -> float | None:
-    """What the bundle's gate report says of INT8 against FP16; None where it has none."""
+    """Return the loss of accuracy of INT8 against FP16 in the bundle's gate report, or None if it has no report."""
     path = bundle / GATE_REPORT_FILE
     if not path.is_file():
         return None

@@ -1,7 +1,6 @@
-"""The bars of issue 5 beside what was measured.
+"""Compare the measurements with the requirements on speed and cost (the bars).
 
->>> [bar.met for bar in judge_bars(result)]  # doctest: +SKIP
-[True, False, None, ...]
+[bar.met for bar in judge_bars(result)]        # True, False, None, …
 """
 
 from collections.abc import Mapping
@@ -20,14 +19,14 @@ class Bar:
     """One requirement.
 
     Attributes:
-        what: for people.
-        measured: None where it was not measured.
+        what: description for people.
+        measured: the measured value, or None if it was not measured.
         bar: the limit.
-        moonshot: what would be splendid.
-        sense: whether measured must be at most or at least the limit.
-        unit: follows the numbers.
-        detail: where the number comes from.
-        disturbed: whether other programs ran while it was measured.
+        moonshot: a much harder limit.
+        sense: whether the measured value must be at most or at least the limit.
+        unit: unit of the values.
+        detail: how the value was computed.
+        disturbed: whether other programs ran during the measurement.
     """
 
     what: str
@@ -41,12 +40,12 @@ class Bar:
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is met; None where it was not measured."""
+        """Whether the bar is met; None if it was not measured."""
         return self._reaches(self.bar)
 
     @property
     def verdict(self) -> str:
-        """For a table."""
+        """The cell of the table."""
         if self.measured is None:
             return "not measured"
         if self._reaches(self.moonshot):
@@ -60,7 +59,7 @@ class Bar:
 
 
 def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
-    """Every bar, with what a result says of it; a part that was not run leaves its bars without a measurement."""
+    """Return every bar with its measured value in `result`; a part that did not run leaves its bars without one."""
     return [*_judge_speed(result.get("speed") or {}), *_judge_costs(result)]
 
 
@@ -73,7 +72,7 @@ def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
         return min((e for e in found if e), key=lambda entry: float(entry["median_s"]), default=None)
 
     def compare(what: str, peers: tuple[str, ...], batch: int, bar: float, moonshot: float) -> Bar:
-        """A ratio of times for one image, of rates for a batch; the detail has the ratios of the single rounds."""
+        """Return a bar on a ratio of times (one image) or rates (a batch); its detail has the ratio of each round."""
         ours, peer = best((OURS_INT8,), batch), best(peers, batch)
         sense: Literal["≤", "≥"] = "≤" if batch == 1 else "≥"
         if ours is None or peer is None:

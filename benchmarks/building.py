@@ -1,6 +1,6 @@
-"""Export step by step, verification, and how everything grows with the number of species.
+"""Measure the export step by step, the verification, and how both grow with the number of species.
 
-Each export and each verification is a process of its own, as it is for users.
+Each export and each verification runs in its own process, as it does for users.
 """
 
 import csv
@@ -42,7 +42,7 @@ MODULE: Final = "benchmarks.building"
 MANY_SPECIES: Final = 330
 SPECIES_COUNTS: Final = (14, 100, MANY_SPECIES, 1000)
 FEW_LEAVES: Final = 120
-"""Training leaves of the exports whose own time is not the question: the detector's fit takes seconds."""
+"""Number of training leaves for exports whose time is not measured; the detector is then fitted in seconds."""
 
 
 @click.group()
@@ -68,7 +68,7 @@ def export(checkpoint: Path, data: Path, out: Path) -> None:
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.argument("data", type=PATH)
-@click.option("--images", default=256, show_default=True, help="Validation leaves, evenly spaced.")
+@click.option("--images", default=256, show_default=True, help="Number of evenly spaced validation leaves.")
 def verify(bundle: Path, data: Path, images: int) -> None:
     """Run the accuracy pass of a verification: both precisions answer every image."""
     from plantmodels.verify.accuracy import measure_accuracy
@@ -95,7 +95,7 @@ def verify(bundle: Path, data: Path, images: int) -> None:
 
 
 def measure_export(checkpoint: Path, data: Path, species: int = MANY_SPECIES) -> dict[str, Any]:
-    """Exports a checkpoint with heads added, the detector fitted on all training leaves; without evaluation."""
+    """Export a checkpoint with added heads, fit the detector on all training leaves, and skip the evaluation."""
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
         many = Path(temporary) / "many.ckpt"
         write_checkpoint(checkpoint, many, species)
@@ -104,7 +104,7 @@ def measure_export(checkpoint: Path, data: Path, species: int = MANY_SPECIES) ->
 
 
 def measure_verification(bundle: Path, data: Path, *, images: int, rounds: int, patience: Patience) -> dict[str, Any]:
-    """The accuracy pass, a few times."""
+    """Measure the accuracy pass several times."""
     arguments = ["verify", str(bundle), str(data), "--images", str(images)]
     runs = [run_quietly(patience, MODULE, arguments) for _ in range(rounds)]
     described = describe_turns([Turn(run["pass_s"], run["foreign"]) for run in runs])
@@ -114,26 +114,26 @@ def measure_verification(bundle: Path, data: Path, *, images: int, rounds: int, 
 def measure_growth(
     checkpoint: Path,
     data: Path,
-    photographs: Sequence[Path],
+    encoded: Sequence[Path],
     *,
     counts: Sequence[int],
     rounds: int,
     threads: int,
     patience: Patience,
 ) -> list[dict[str, Any]]:
-    """Bundles of more and more species, side by side.
+    """Compare bundles with more and more species.
 
     Args:
-        checkpoint: of the real species; heads are added to it.
-        data: leaf folders; a few training leaves of them fit the detectors.
-        photographs: what is asked; the first is.
-        counts: numbers of species; none below the checkpoint's own.
-        rounds: of each timing.
-        threads: of the classifiers.
-        patience: for a machine that others use as well.
+        checkpoint: checkpoint with the real species, to which heads are added.
+        data: leaf folders; a few training leaves fit the detectors.
+        encoded: paths of images; only the first is used.
+        counts: numbers of species, each at least the checkpoint's own number.
+        rounds: number of rounds of each timing.
+        threads: number of threads of the classifiers.
+        patience: how long to wait for a quiet machine.
 
     Returns:
-        An entry a count: `heads`, `export`, `load`, `tensor` (one image to its row), `steps`, `resident_mb`.
+        An entry for each count: `heads`, `export`, `load`, `tensor` (one image to its row), `steps`, `resident_mb`.
     """
     taxonomy = read_checkpoint(checkpoint).spec.taxonomy
     counts = sorted({max(count, len(taxonomy.species)) for count in counts})
@@ -147,12 +147,12 @@ def measure_growth(
             entries[count]["export"] = run_child(MODULE, ["export", str(setup.checkpoint), str(few), str(setup.bundle)])
             click.echo(f"  exported {count} species: {entries[count]['export']['total_s']:.1f} s", err=True)
         _measure_heads_(entries, setups, rounds, patience)
-        _measure_answers_(entries, setups, photographs, rounds, threads, patience)
+        _measure_answers_(entries, setups, encoded, rounds, threads, patience)
     return list(entries.values())
 
 
 def _write_few_leaves(data: Path, manifest: Path, checkpoint: Path) -> Path:
-    """A manifest (contract 2) of training leaves, evenly spaced."""
+    """Write a manifest (contract 2) of evenly spaced training leaves."""
     taxonomy = read_checkpoint(checkpoint).spec.taxonomy
     samples = read_leaves(data, "train", taxonomy).samples
     with manifest.open("w", newline="", encoding="utf-8") as file:
@@ -186,15 +186,13 @@ def _measure_heads_(
 def _measure_answers_(
     entries: Mapping[int, dict[str, Any]],
     setups: Mapping[int, Setup],
-    photographs: Sequence[Path],
+    encoded: Sequence[Path],
     rounds: int,
     threads: int,
     patience: Patience,
 ) -> None:
-    """Loading in fresh processes, then single images in turn."""
-    commands = {
-        str(count): worker_command(OURS_INT8, setup, photographs[:1], threads) for count, setup in setups.items()
-    }
+    """Measure loading in fresh processes, then single images in turn."""
+    commands = {str(count): worker_command(OURS_INT8, setup, encoded[:1], threads) for count, setup in setups.items()}
     loads: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds - 1):
         with Workers(commands) as workers:

@@ -1,11 +1,10 @@
-"""Who is compared: each turns ready tensors, or encoded photographs, into final rows.
+"""The contestants: each turns ready tensors, or encoded images, into final rows.
 
-A final row is species, OOD score and the disease by that species' head, whoever answers. A contestant imports what it
-needs when it is opened, so that a worker holds one runtime and not all.
+A final row holds the species, the OOD score and the disease by that species' head. A contestant imports its runtime
+when it is opened, so that a worker process holds only one runtime.
 
->>> contestant = open_contestant("ours INT8", Setup(bundle, peers, checkpoint), threads=2, mode="whole")
->>> contestant.answer(inputs)[0].species  # doctest: +SKIP
-'Tomato'
+    contestant = open_contestant("ours INT8", Setup(bundle, peers, checkpoint), threads=2, mode="whole")
+    contestant.answer(inputs)[0].species      # "Tomato"
 """
 
 from abc import ABC, abstractmethod
@@ -28,12 +27,12 @@ from plantmodels.serve.preprocessing import decode_image, preprocess
 Array = NDArray[np.float32]
 
 Mode = Literal["whole", "apart"]
-"""How a batch is answered: whole, with all threads on it, or image by image, as many at once as there are threads."""
+"""How a batch is answered: as a whole by all threads, or image by image with one thread for each image."""
 
 
 @dataclass(frozen=True)
 class Setup:
-    """Where everything lies."""
+    """Paths of the bundle, the peers' files and the checkpoint."""
 
     bundle: Path
     peers: Path
@@ -41,26 +40,26 @@ class Setup:
 
 
 class Contestant(ABC):
-    """One runtime, precision, number of threads and mode."""
+    """A runtime with its precision, number of threads and mode."""
 
     def __init__(self, setup: Setup) -> None:
-        """Reads what all share: class names and preprocessing."""
+        """Read what all contestants share: class names and preprocessing."""
         self.metadata = read_metadata(setup.bundle)
 
     @abstractmethod
     def answer(self, inputs: Array) -> list[Prediction]:
-        """Final rows of normalised inputs (N, 3, S, S) float32."""
+        """Return the final rows of normalized inputs, (N, 3, S, S) float32."""
 
-    def answer_photographs(self, photographs: Sequence[bytes]) -> list[Prediction]:
-        """Final rows of encoded photographs."""
-        return self.answer(np.stack([preprocess(decode_image(p), self.metadata.preprocessing) for p in photographs]))
+    def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
+        """Return the final rows of encoded images."""
+        return self.answer(np.stack([preprocess(decode_image(p), self.metadata.preprocessing) for p in encoded]))
 
 
 class Ours(Contestant):
-    """A bundle, as `PlantClassifier` serves it."""
+    """A bundle as `PlantClassifier` serves it."""
 
     def __init__(self, setup: Setup, threads: int, mode: Mode, *, precision: Precision) -> None:
-        """Loads the bundle: one image on all threads, or (mode "apart") a worker of one thread for each."""
+        """Load the bundle: all threads for one image, or a worker with one thread for each image (mode "apart")."""
         super().__init__(setup)
         workers = threads if mode == "apart" else 1
         self.classifier = PlantClassifier.load(
@@ -68,7 +67,7 @@ class Ours(Contestant):
         )
 
     def answer(self, inputs: Array) -> list[Prediction]:
-        """What `PlantClassifier` computes, made into rows as everyone's are."""
+        """Return the rows of `PlantClassifier`, built as all contestants' rows are."""
         out = self.classifier.run(inputs)
         return make_rows(
             self.metadata.taxonomy,
@@ -78,16 +77,16 @@ class Ours(Contestant):
             out.ood_scores,
         )
 
-    def answer_photographs(self, photographs: Sequence[bytes]) -> list[Prediction]:
-        """The whole of what users call."""
-        return self.classifier.predict(photographs)
+    def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
+        """Call what users call."""
+        return self.classifier.predict(encoded)
 
 
 class LiteralRecipe(Contestant):
-    """ONNX Runtime with its defaults: quantized files of `peers.py`, a session a head, scipy's distance a row."""
+    """ONNX Runtime with its defaults: quantized files of `peers.py`, a session per head, SciPy's distance per row."""
 
     def __init__(self, setup: Setup, threads: int, mode: Mode) -> None:
-        """Opens the species model and every head."""
+        """Open the species model and every head."""
         import onnxruntime
         from scipy.spatial.distance import mahalanobis
 
@@ -108,7 +107,7 @@ class LiteralRecipe(Contestant):
         self._distance = mahalanobis
 
     def answer(self, inputs: Array) -> list[Prediction]:
-        """One species run, then row by row. The classic detector has one mean, so no more is asked of scipy."""
+        """Run the species model once, then compute row by row; the classic detector has one mean, so SciPy suffices."""
         logits, embedding = self._species.run(None, {"input": inputs})
         scores = np.array([self._distance(row, self._mean, self._detector.inv_cov) for row in embedding])
         diseases = [
@@ -119,7 +118,7 @@ class LiteralRecipe(Contestant):
 
 
 class _Peer(Contestant):
-    """A runtime for the species model only; our detector and plain numpy do the rest."""
+    """A runtime that runs only the species model; our detector and plain numpy do the other steps."""
 
     def __init__(self, setup: Setup) -> None:
         super().__init__(setup)
@@ -128,7 +127,7 @@ class _Peer(Contestant):
 
     @abstractmethod
     def embed(self, inputs: Array) -> tuple[Array, Array]:
-        """Species logits and embedding."""
+        """Return species logits and embedding."""
 
     def answer(self, inputs: Array) -> list[Prediction]:
         logits, embedding = self.embed(inputs)
@@ -138,10 +137,10 @@ class _Peer(Contestant):
 
 
 class PyTorch(_Peer):
-    """timm's model, eager."""
+    """timm's model in eager PyTorch."""
 
     def __init__(self, setup: Setup, threads: int, mode: Mode, *, bf16: bool) -> None:
-        """Builds the network; with `bf16` it runs under CPU autocast."""
+        """Build the network; with `bf16` it runs under CPU autocast."""
         import torch
 
         from plantmodels.export.checkpoint import read_checkpoint
@@ -153,7 +152,7 @@ class PyTorch(_Peer):
         self._network = load_network(read_checkpoint(setup.checkpoint))
 
     def embed(self, inputs: Array) -> tuple[Array, Array]:
-        """The forward pass."""
+        """Run the forward pass."""
         torch = self._torch
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
             logits, embedding = self._network(torch.from_numpy(inputs))
@@ -161,18 +160,18 @@ class PyTorch(_Peer):
 
 
 class OpenVINO(_Peer):
-    """OpenVINO on the CPU, one compiled model for each batch size: static shapes are its fastest."""
+    """OpenVINO on the CPU with a compiled model for each batch size, because static shapes are its fastest."""
 
     def __init__(self, setup: Setup, threads: int, mode: Mode, *, file: str, precision: str | None) -> None:
-        """Reads the model.
+        """Read the model.
 
         Args:
-            setup: where everything lies.
-            threads: of the CPU plugin.
-            mode: "whole": latency hint, a batch is one request; "apart": throughput hint, a stream a thread, each
-                image an asynchronous request.
-            file: in the peers' folder.
-            precision: the inference precision hint; None leaves the plugin's choice.
+            setup: paths of the files.
+            threads: number of threads of the CPU plugin.
+            mode: "whole" sets the latency hint and sends a batch as one request; "apart" sets the throughput hint,
+                with a stream for each thread, and sends each image as an asynchronous request.
+            file: file name in the peers' folder.
+            precision: hint for the inference precision; None leaves the choice to the plugin.
         """
         import openvino
 
@@ -196,7 +195,7 @@ class OpenVINO(_Peer):
         return self._core.compile_model(model, "CPU", self._options)
 
     def embed(self, inputs: Array) -> tuple[Array, Array]:
-        """One request, or one a row."""
+        """Run one request for the batch, or one for each row."""
         if self._mode == "apart":
             outputs: list[Any] = [None] * len(inputs)
             for i in range(len(inputs)):
@@ -233,21 +232,21 @@ CONTESTANTS: Final = tuple(_CONTESTANTS)
 
 
 def open_contestant(name: str, setup: Setup, *, threads: int, mode: Mode) -> Contestant:
-    """Opens one of `CONTESTANTS`; imports its runtime.
+    """Open one of `CONTESTANTS`, which imports its runtime.
 
     Args:
-        name: which.
-        setup: where everything lies.
-        threads: that it may use.
-        mode: for batches (see `modes_of`).
+        name: key in `CONTESTANTS`.
+        setup: paths of its files.
+        threads: number of threads that it may use.
+        mode: how it answers a batch (see `modes_of`).
     """
     return _CONTESTANTS[name](setup, threads, mode)
 
 
 def modes_of(name: str, threads: int) -> tuple[Mode, ...]:
-    """The ways in which a contestant can answer a batch; its better one counts.
+    """Return the ways in which a contestant can answer a batch; the better one counts.
 
-    Our classifier on one thread has one way. The literal recipe and eager PyTorch are called as everyone calls them.
+    Our classifier has only one way on one thread. The literal recipe and eager PyTorch are called as everyone does.
     """
     if name.startswith("OpenVINO") or (name.startswith("ours") and threads > 1):
         return "whole", "apart"

@@ -1,13 +1,13 @@
-"""Alternating runs: every contestant waits in its own process, and one at a time runs.
+"""Run the contestants in turns: each waits in its own process, and only one runs at a time.
 
-A process that is not asked is stopped by signal: thread pools go on spinning after a run (ONNX Runtime's threads used
-50 ms of processor time in the next 30 ms), and would run beside the next contestant.
+All other processes are stopped by a signal. Their thread pools would otherwise spin on after a run (ONNX Runtime's
+threads used 50 ms of processor time in the next 30 ms) and disturb the next contestant.
 
-Noise of the machine then hits all alike: a round asks everyone the same case before the next case comes, and each
-round begins further on in that order.
+Noise of the machine hits all contestants alike: a round asks everyone the same case before the next case comes, and
+each round starts with another contestant.
 
->>> with Workers({"a": command_of_a, "b": command_of_b}) as workers:  # doctest: +SKIP
-...     turns = alternate(workers, [{"source": "tensor", "batch": 1}], rounds=7)
+    with Workers({"a": command_of_a, "b": command_of_b}) as workers:
+        turns = alternate(workers, [{"source": "tensor", "batch": 1}], rounds=7)
 """
 
 import json
@@ -30,8 +30,8 @@ from typing import Any, Final
 import click
 
 QUIET: Final = 0.05
-"""Share of the machine's processors. Two threads that wait for each other take four times as long when a third program
-wants one of two cores, so a turn waits until others take less, and is taken again when they took more."""
+"""Fraction of the processors that other programs may use. Two threads that wait for each other take four times as long
+when a third program wants one of two cores, so a turn waits for a quiet machine and is repeated if disturbed."""
 
 _BLUR_TICKS: Final = 2
 _ATTEMPTS: Final = 3
@@ -42,10 +42,10 @@ _STDERR_TAIL: Final = 2_000
 
 
 class Worker:
-    """A process that answers a JSON document with a JSON document, a line each."""
+    """A process that answers each line of JSON with a line of JSON."""
 
     def __init__(self, name: str, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
-        """Starts the process; `close` ends it."""
+        """Start the process; `close` ends it."""
         self.name = name
         self._log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
@@ -58,10 +58,10 @@ class Worker:
         )
 
     def ask(self, **request: Any) -> Any:
-        """Sends a request and waits for its answer.
+        """Send a request and wait for its answer.
 
         Raises:
-            click.ClickException: the process has ended; with the end of what it printed.
+            click.ClickException: if the process has ended; the message has the end of its output.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.send_signal(signal.SIGCONT)
@@ -78,12 +78,12 @@ class Worker:
         return json.loads(line)
 
     def cpu_s(self) -> float:
-        """Processor seconds that the process has taken."""
+        """Return the processor seconds that the process has used."""
         fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def close(self) -> None:
-        """Ends the process: by the end of its input, or else by force."""
+        """End the process by closing its input, or else by force."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.send_signal(signal.SIGCONT)
         try:
@@ -97,16 +97,16 @@ class Worker:
 
 
 class Workers(Mapping[str, Worker]):
-    """Named workers, all ended together when the `with` block is left."""
+    """Named workers, which all end when the `with` block is left."""
 
     def __init__(self, commands: Mapping[str, Sequence[str]], environment: Mapping[str, str] | None = None) -> None:
-        """Keeps the commands; `with` starts them."""
+        """Remember the commands; `with` starts them."""
         self._commands, self._environment = dict(commands), environment
         self._workers: dict[str, Worker] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> "Workers":
-        """Starts every process."""
+        """Start every process."""
         for name, command in self._commands.items():
             self._workers[name] = worker = Worker(name, command, self._environment)
             self._stack.callback(worker.close)
@@ -115,19 +115,19 @@ class Workers(Mapping[str, Worker]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Ends every process."""
+        """End every process."""
         self._stack.close()
 
     def __getitem__(self, name: str) -> Worker:
-        """The worker of that name."""
+        """Return the worker of that name."""
         return self._workers[name]
 
     def __iter__(self) -> Any:
-        """Names, in the order given."""
+        """Iterate over the names, in the order given."""
         return iter(self._workers)
 
     def __len__(self) -> int:
-        """How many."""
+        """Return the number of workers."""
         return len(self._workers)
 
 
@@ -136,9 +136,9 @@ class Turn:
     """One worker's timing of one case in one round.
 
     Attributes:
-        seconds: the median of its repeats.
-        foreign: share of the machine's processors that was not this worker's meanwhile: other programs, the kernel,
-            and what a hypervisor gave to others.
+        seconds: median over the repeats.
+        foreign: fraction of the machine's processors that something else used during the turn: other programs, the
+            kernel, or other guests of the hypervisor.
     """
 
     seconds: float
@@ -146,14 +146,14 @@ class Turn:
 
 
 class Patience:
-    """Seconds that may be waited, in all, for other programs to leave the machine alone."""
+    """A budget of seconds to wait until other programs leave the machine alone."""
 
     def __init__(self, budget_s: float) -> None:
-        """Starts with the whole budget; 0 never waits."""
+        """Start with the full budget of seconds; 0 never waits."""
         self.budget_s, self.left_s = budget_s, budget_s
 
     def wait(self) -> None:
-        """Returns when the machine is quiet, or at once when the budget is spent; no worker must be running."""
+        """Wait until the machine is quiet or the budget is spent; no worker may be running."""
         while self.left_s > 0:
             busy, start = _busy_s(), time.perf_counter()
             time.sleep(_PROBE_S)
@@ -166,16 +166,16 @@ class Patience:
 def alternate(
     workers: Mapping[str, Worker], turns: Iterable[tuple[str, dict[str, Any], int]], rounds: int, patience: Patience
 ) -> dict[tuple[str, str], list[Turn]]:
-    """Times cases in turns.
+    """Time cases in turns.
 
     Args:
-        workers: by name.
-        turns: (worker, case, repeats) of one round, in order; a round asks them all once.
-        rounds: how often.
-        patience: for a machine that others use as well.
+        workers: the workers by name.
+        turns: (worker, case, repeats) in the order of one round, which asks each of them once.
+        rounds: number of rounds.
+        patience: how long to wait for a quiet machine.
 
     Returns:
-        (worker, case as text) to its turns, one a round.
+        The turns of each (worker, case as text), one for each round.
     """
     ordered = list(turns)
     results: dict[tuple[str, str], list[Turn]] = {}
@@ -194,11 +194,11 @@ def _take_turn(worker: Worker, case: dict[str, Any], repeats: int, patience: Pat
 
 
 def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any, float]:
-    """Asks, and asks again if other programs were running and there is patience left.
+    """Ask, and ask again if other programs were running and there is patience left.
 
     Returns:
-        The answer of the attempt that was least disturbed, and the share that others took then (see `Turn`). How fast
-        the worker was does not choose.
+        The answer of the attempt that other programs disturbed least, and the fraction that they used (see `Turn`).
+        The worker's own speed does not influence the choice.
     """
     attempts: list[tuple[Any, float]] = []
     while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1][1] > QUIET and patience.left_s > 0):
@@ -211,23 +211,23 @@ def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any
 
 
 def _share(processor_s: float, elapsed_s: float) -> float:
-    """Of all processors; a few ticks of the kernel's clock are what its own counts differ by."""
+    """Return the fraction of all processors; differences of a few ticks of the kernel's clock are ignored."""
     return max(0.0, (processor_s - _BLUR_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
 
 
 def _busy_s() -> float:
-    """Seconds that the machine's processors have been busy or taken away, all together."""
+    """Return the seconds, summed over processors, that were busy or taken by the hypervisor."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
 
 
 def key_of(case: Mapping[str, Any]) -> str:
-    """A case as text that can be a key."""
+    """Return a case as text, to use as a key."""
     return json.dumps(case, sort_keys=True)
 
 
 def summarize(values: Sequence[float]) -> dict[str, float]:
-    """Median, quartiles and extremes of seconds."""
+    """Return median, quartiles and extremes of seconds."""
     quartiles = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else [values[0]] * 3
     return {
         "median_s": statistics.median(values),
@@ -239,12 +239,12 @@ def summarize(values: Sequence[float]) -> dict[str, float]:
 
 
 def describe_turns(turns: Sequence[Turn]) -> dict[str, Any]:
-    """A case's turns for the result.
+    """Summarize the turns of a case.
 
-    Turns that other programs disturbed are left out of the summary where at least half of the rounds were quiet.
+    If at least half of the rounds were quiet, the summary leaves out the turns that other programs disturbed.
 
     Returns:
-        The summary, every round's `rounds_s` and `foreign` share, and whether the summary is `disturbed`.
+        The summary, `rounds_s` and `foreign` of every round, and whether the summary is `disturbed`.
     """
     quiet = [turn.seconds for turn in turns if turn.foreign <= QUIET]
     disturbed = 2 * len(quiet) < len(turns)
@@ -257,14 +257,14 @@ def describe_turns(turns: Sequence[Turn]) -> dict[str, Any]:
 
 
 def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None) -> Any:
-    """Runs a module's command in a process of its own.
+    """Run a module's command in its own process.
 
     Returns:
-        The last line that is a JSON document. A dict gets `process_s`, the seconds from the process' start to its end,
-        and the `foreign` share of the processors meanwhile (see `Turn`).
+        The last line that is a JSON document. A dict also gets `process_s`, the seconds from the start of the process
+        to its end, and the fraction `foreign` (see `Turn`).
 
     Raises:
-        click.ClickException: it failed, or printed none.
+        click.ClickException: if the command failed or printed no JSON document.
     """
     busy, own, start = _busy_s(), _children_s(), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
@@ -284,7 +284,7 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
 def run_quietly(
     patience: Patience, module: str, arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """`run_child`, as `ask_quietly` asks: the attempt during which others ran least."""
+    """Repeat `run_child` as `ask_quietly` does, and return the result that other programs disturbed least."""
     attempts: list[dict[str, Any]] = []
     while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1]["foreign"] > QUIET and patience.left_s > 0):
         patience.wait()
@@ -293,18 +293,18 @@ def run_quietly(
 
 
 def _children_s() -> float:
-    """Processor seconds of processes that have been waited for, their own children included."""
+    """Return the processor seconds of ended child processes, including their own children."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 
 
-def find_photographs(images: Path) -> list[Path]:
-    """Photographs of every part of a folder, in an order that mixes its classes but is always the same.
+def find_images(folder: Path) -> list[Path]:
+    """Return the images in a folder, in a fixed order that mixes the classes.
 
     Raises:
-        click.ClickException: there is none.
+        click.ClickException: if the folder holds no image.
     """
-    found = sorted(path for path in images.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp"})
     if not found:
-        raise click.ClickException(f"{images}: holds no image")
+        raise click.ClickException(f"{folder}: holds no image")
     return sorted(found, key=lambda path: zlib.crc32(path.name.encode()))

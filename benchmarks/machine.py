@@ -1,7 +1,6 @@
-"""Where and with what something was measured.
+"""The machine and the versions that something was measured with.
 
->>> describe_machine()["cores"]  # doctest: +SKIP
-2
+describe_machine()["cores"]       # 2
 """
 
 import datetime
@@ -37,11 +36,11 @@ _FEATURES: Final = (
     "i8mm",
     "bf16",
 )
-"""What decides which kernels runtimes take."""
+"""The CPU features by which runtimes choose their kernels."""
 
 
 def describe_machine() -> dict[str, Any]:
-    """Processor and the features that matter here, memory, load, versions, commit and date."""
+    """Return processor, its features that matter here, memory, load, versions, commit and date."""
     facts = _cpu_facts()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
     memory = _read_fields(Path("/proc/meminfo"))
@@ -63,7 +62,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def read_memory() -> dict[str, float]:
-    """Resident and highest resident memory of this process in MB."""
+    """Return the resident and the highest resident memory of this process in MB."""
     status = _read_fields(Path("/proc/self/status"))
     keys = {"resident_mb": "VmRSS", "peak_mb": "VmHWM"}
     return {name: int(status[key].split()[0]) * 1024 / 1e6 for name, key in keys.items()}
@@ -86,7 +85,7 @@ def _version(name: str) -> str | None:
 
 
 def _read_commit() -> str | None:
-    """Commit of the project, "-dirty" added when tracked files differ; None outside a checkout."""
+    """Return the project's commit, with "-dirty" if tracked files were changed, or None outside a checkout."""
     try:
         run = subprocess.run(
             ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],

@@ -1,4 +1,4 @@
-"""Hundreds of disease heads: a checkpoint that has them, and how long they take.
+"""Make a checkpoint with hundreds of disease heads, and measure how long they take.
 
 python -m benchmarks.many_species write last.ckpt many.ckpt --species 330 --diseases 40
 python -m benchmarks.many_species heads many.ckpt
@@ -42,21 +42,21 @@ def main() -> None:
 @main.command()
 @click.argument("source", type=PATH)
 @click.argument("target", type=PATH)
-@click.option("--species", default=330, show_default=True, help="Species in all.")
-@click.option("--diseases", default=40, show_default=True, help="Most diseases of an added species.")
+@click.option("--species", default=330, show_default=True, help="Total number of species.")
+@click.option("--diseases", default=40, show_default=True, help="Maximum number of diseases of an added species.")
 def write(source: Path, target: Path, species: int, diseases: int) -> None:
-    """Copy a checkpoint with random heads added; its answers for the added species mean nothing."""
+    """Copy a checkpoint and add random heads; its answers for the added species mean nothing."""
     write_checkpoint(source, target, species, diseases)
 
 
 def write_checkpoint(source: Path, target: Path, species: int, diseases: int = 40) -> None:
-    """Copies a checkpoint with random heads added.
+    """Copy a checkpoint and add random heads.
 
     Args:
-        source: file of contract 1.
-        target: where the copy goes.
-        species: how many it shall have; the added ones never win.
-        diseases: most of an added species.
+        source: checkpoint file (contract 1).
+        target: path of the copy.
+        species: total number of species; the added ones never win.
+        diseases: maximum number of diseases of an added species.
     """
     checkpoint = read_checkpoint(source)
     document = torch.load(source, map_location="cpu", weights_only=True)
@@ -70,7 +70,7 @@ def write_checkpoint(source: Path, target: Path, species: int, diseases: int = 4
 
     weight, bias = checkpoint.species_head
     state[f"{prefix}species_head.weight"] = torch.cat([weight, random_weight(added)])
-    # so far below every real logit that the real species keep their answers
+    # far below every real logit, so the real species keep their answers
     state[f"{prefix}species_head.bias"] = torch.cat([bias, torch.full((added,), -30.0)])
     for i in range(added):
         name, count = f"Plant {i + 1:03d}", 1 + i % diseases
@@ -85,7 +85,7 @@ def write_checkpoint(source: Path, target: Path, species: int, diseases: int = 4
 @click.argument("checkpoint", type=PATH)
 @click.option("--as-json", is_flag=True, help="Print one line of JSON.")
 def heads(checkpoint: Path, as_json: bool) -> None:
-    """Quantize, write, check, open and compare every head of a checkpoint; prints seconds and sizes."""
+    """Quantize, write, check, open and compare every head of a checkpoint; print seconds and sizes."""
     measured = measure_heads(read_checkpoint(checkpoint))
     if as_json:
         click.echo(json.dumps(measured))
@@ -97,11 +97,11 @@ def heads(checkpoint: Path, as_json: bool) -> None:
 
 
 def measure_heads(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Times every step of the heads, from weights to answers of a packed file that equal those of the single ones.
+    """Time every step of the heads, from the weights to the answers of the packed file.
 
     Returns:
-        Seconds of each step (`packed_rows_s`: the packed file's answer to `MIXED_ROWS` rows of mixed species), number
-        and sizes, and the largest difference between packed and single heads.
+        Seconds of each step (`packed_rows_s` is the time of the packed file for `MIXED_ROWS` rows of mixed species),
+        number and sizes of the heads, and the largest difference between packed and single heads.
     """
     taxonomy, dim = checkpoint.spec.taxonomy, checkpoint.spec.embedding_dim
     embedding = np.random.default_rng(0).normal(size=(MIXED_ROWS, dim)).astype(np.float32)

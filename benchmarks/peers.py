@@ -1,10 +1,10 @@
-"""Files of the peers, made from the same checkpoint as the bundle, once and then reused.
+"""Make the files of the peers from the bundle's checkpoint, once, and reuse them later.
 
 python -m benchmarks.peers last.ckpt leaves public/bench/peers
 
 `literal/`: `torch.onnx.export` of the timm model and of each disease head, then ONNX Runtime's `quantize_dynamic` with
 its defaults. `openvino/`: `openvino.convert_model` of the timm model, and NNCF's post-training INT8 of that on training
-leaves. `heads.npz`: the heads' float weights, for peers that have no files of their own for them.
+leaves. `heads.npz`: the heads' float weights, for peers without their own files of the heads.
 """
 
 import json
@@ -33,24 +33,24 @@ from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 
 CALIBRATION_IMAGES: Final = 300
-"""NNCF's own default; training leaves of all classes, evenly spaced in the order of their paths."""
+"""NNCF's own default. The training leaves are evenly spaced in the order of their paths, so all classes take part."""
 
 DOCUMENT: Final = "peers.json"
 _LIBRARIES: Final = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf")
 _FORMAT: Final = 1
-"""Counted up when this file makes other peers, so that those of an earlier run are made anew."""
+"""Raised when this file changes the peers' files, so that those of an earlier run are made again."""
 
 
 def prepare_peers(checkpoint: Path, data: Path, out: Path) -> dict[str, Any]:
-    """Makes every file of the peers in `out`, unless the same checkpoint and versions have made them before.
+    """Make every file of the peers in `out`, unless they were made from the same checkpoint with the same versions.
 
     Args:
-        checkpoint: file of contract 1.
-        data: leaf folders of contract 2; NNCF calibrates on the split "train".
-        out: folder for the files; those of another checkpoint there are replaced.
+        checkpoint: checkpoint file (contract 1).
+        data: leaf folders (contract 2); NNCF calibrates on the split "train".
+        out: folder of the files; files of another checkpoint are replaced.
 
     Returns:
-        What they were made from, and the seconds of each step.
+        The checkpoint and versions that they were made from, and the seconds of each step.
     """
     loaded = read_checkpoint(checkpoint)
     leaves = _choose_leaves(loaded, data)
@@ -90,7 +90,7 @@ class _Clock:
 
 
 def _write_heads(path: Path, checkpoint: Checkpoint) -> None:
-    """Weights (S, most diseases, D) and biases (S, most diseases), padded; a class that a species lacks has −inf."""
+    """Write weights (S, max diseases, D) and biases (S, max diseases); classes that a species lacks have bias −inf."""
     taxonomy = checkpoint.spec.taxonomy
     most = max(1, taxonomy.max_diseases)
     weight = np.zeros((len(taxonomy.species), most, checkpoint.spec.embedding_dim), np.float32)
@@ -101,7 +101,7 @@ def _write_heads(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _make_literal(out: Path, network: HierarchicalNetwork, clock: _Clock) -> None:
-    """The recipe as the tutorials of PyTorch and of ONNX Runtime have it."""
+    """Follow the recipe of the tutorials of PyTorch and ONNX Runtime."""
     side, dim = network.spec.preprocessing.image_size, network.spec.embedding_dim
     heads = out / "heads"
     heads.mkdir(parents=True, exist_ok=True)
@@ -118,7 +118,7 @@ def _make_literal(out: Path, network: HierarchicalNetwork, clock: _Clock) -> Non
 
 
 def _export(module: torch.nn.Module, example: torch.Tensor, path: Path, outputs: list[str]) -> None:
-    """One file by PyTorch's exporter, any batch."""
+    """Write one file by PyTorch's exporter, for any batch size."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -169,5 +169,5 @@ def main(checkpoint: Path, data: Path, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    os.environ |= {"CI": "true", "NNCF_CI": "1"}  # neither OpenVINO nor NNCF sends its statistics
+    os.environ |= {"CI": "true", "NNCF_CI": "1"}  # OpenVINO and NNCF must not send usage statistics
     main()

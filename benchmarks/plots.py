@@ -1,7 +1,6 @@
-"""Pictures of a result: time against batch and against species.
+"""Plots of a result: time against batch size and against number of species.
 
->>> write_plots(result, Path("public/bench"))  # doctest: +SKIP
-[PosixPath('public/bench/batch.png'), PosixPath('public/bench/species.png')]
+write_plots(result, Path("public/bench"))     # [public/bench/batch.png, public/bench/species.png]
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,7 +31,7 @@ _DPI: Final = 160
 
 
 def write_plots(result: Mapping[str, Any], out: Path) -> list[Path]:
-    """Draws what the result has numbers for, into a folder that exists."""
+    """Draw every plot for which the result has numbers, into an existing folder."""
     written = []
     if part := result.get("speed"):
         written.append(_save(draw_batches(part["speed"]), out / "batch.png"))
@@ -47,7 +46,7 @@ def _save(figure: Figure, path: Path) -> Path:
 
 
 def draw_batches(speed: Sequence[Mapping[str, Any]]) -> Figure:
-    """Milliseconds an image against the batch, each contestant in its better mode, with its quartiles."""
+    """Draw milliseconds per image against batch size, with quartiles; each contestant is in its better mode."""
     threads = max(entry["threads"] for entry in speed)
     figure = Figure(figsize=(8.2, 5.2), layout="constrained")
     axes = figure.add_subplot()
@@ -77,7 +76,7 @@ def draw_batches(speed: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
-    """Names beside the lines' ends, moved apart where they would overlap."""
+    """Write names beside the ends of the lines, moved apart where they would overlap."""
     bottom, top = np.log(axes.get_ylim())
     gap = (top - bottom) / 22
     places: list[float] = []
@@ -127,7 +126,7 @@ def _tidy(axes: Axes, xs: Sequence[int]) -> None:
 
 
 def draw_species(entries: Sequence[Mapping[str, Any]]) -> Figure:
-    """Four panels against the number of species, both axes from zero: what grows linearly is a straight line."""
+    """Draw four panels against the number of species; both axes start at zero, so linear growth is a straight line."""
     xs = [entry["species"] for entry in entries]
     after = [1000 * (e["steps"]["ood"]["median_s"] + e["steps"]["disease"]["median_s"]) for e in entries]
     panels = (
@@ -166,7 +165,7 @@ def _draw_panel(axes: Axes, title: str, xs: Sequence[int], lines: Mapping[str, S
             (xs[-1], ys[-1]),
             xytext=(7, 0),
             textcoords="offset points",
-            va="center" if ys[-1] > 0.1 * top else "bottom",  # the axis' own numbers are below
+            va="center" if ys[-1] > 0.1 * top else "bottom",  # the axis has its own numbers below
             fontsize=8.5,
             color=style["color"],
             annotation_clip=False,

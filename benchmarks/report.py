@@ -1,6 +1,6 @@
-"""A result as Markdown.
+"""Render a result as Markdown.
 
->>> print(render(result))  # doctest: +SKIP
+print(render(result))
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +14,7 @@ _LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to t
 
 
 def render(result: Mapping[str, Any]) -> str:
-    """Everything that a result holds; a part that was not run is left out."""
+    """Return the result as Markdown; a part that did not run is left out."""
     parts = [_machine(result["machine"]), _bars(result)]
     if part := result.get("speed"):
         parts += [_speed(part), _batches(part), _steps(part)]
@@ -27,7 +27,7 @@ def render(result: Mapping[str, Any]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose first column is text and whose others are numbers."""
+    """Return a Markdown table whose first column is text and whose other columns are numbers."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -72,14 +72,14 @@ def _speed(part: Mapping[str, Any]) -> str:
         head = [
             f"{threads} thread{'s' if threads > 1 else ''}",
             "one image, tensor to row, ms",
-            "one image, photograph to row, ms",
+            "one encoded image to row, ms",
             f"{BULK} tensors, images/s",
-            f"{BULK} photographs, images/s",
+            f"{BULK} encoded images, images/s",
             "mode",
             "resident MB",
             "species (and disease) as PyTorch FP32",
         ]
-        lines += ["", table(head, [_speed_row(part, name, threads) for name in _names(speed)])]
+        lines += ["", table(head, [_speed_row(part, name, threads) for name in _list_names(speed)])]
     return "\n".join(lines)
 
 
@@ -92,8 +92,8 @@ def _speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
     bulk = find("tensor", BULK)
     return [
         name,
-        *(_milliseconds(find(source, 1)) for source in ("tensor", "photograph")),
-        *(_rate(find(source, BULK)) for source in ("tensor", "photograph")),
+        *(_milliseconds(find(source, 1)) for source in ("tensor", "image")),
+        *(_rate(find(source, BULK)) for source in ("tensor", "image")),
         "" if bulk is None else bulk["mode"],
         "" if opened is None else f"{opened['resident_mb']:.0f}",
         ""
@@ -102,7 +102,7 @@ def _speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
     ]
 
 
-def _names(speed: Iterable[Mapping[str, Any]]) -> list[str]:
+def _list_names(speed: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(entry["contestant"] for entry in speed))
 
 
@@ -114,7 +114,7 @@ def _milliseconds(entry: Mapping[str, Any] | None, images: int = 1) -> str:
 
 
 def _mark(entry: Mapping[str, Any]) -> str:
-    """Of a figure that other programs have disturbed."""
+    """Return the mark of a figure that other programs have disturbed."""
     return " †" if entry["disturbed"] else ""
 
 
@@ -130,7 +130,7 @@ def _batches(part: Mapping[str, Any]) -> str:
     threads = max(entry["threads"] for entry in speed)
     batches = sorted({entry["batch"] for entry in speed if entry["threads"] == threads and entry["source"] == "tensor"})
     rows = []
-    for name in _names(speed):
+    for name in _list_names(speed):
         found = [best_entry(speed, name, threads=threads, source="tensor", batch=batch) for batch in batches]
         rows.append([name, *(f"{1000 * e['median_s'] / e['batch']:.1f}{_mark(e)}" if e else "" for e in found)])
     return table([f"ms an image, tensor to row, {threads} threads; batch of", *map(str, batches)], rows)

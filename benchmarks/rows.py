@@ -1,7 +1,6 @@
-"""The last step, the same for every contestant: logits and scores to final rows.
+"""The last step, which is the same for every contestant: from logits and scores to final rows.
 
->>> make_rows(taxonomy, 3.5, species_logits, disease_logits, scores)[0].species  # doctest: +SKIP
-'Tomato'
+make_rows(taxonomy, 3.5, species_logits, disease_logits, scores)[0].species     # "Tomato"
 """
 
 from collections.abc import Sequence
@@ -16,15 +15,15 @@ from plantmodels.serve.routing import softmax
 
 
 class FloatHeads:
-    """Disease heads in plain numpy, for peers that have no files of their own for them."""
+    """Disease heads in plain numpy, for peers without their own files of the heads."""
 
     def __init__(self, path: Path) -> None:
-        """Reads `heads.npz`: weight (S, most diseases, D), and bias (S, most diseases) with −inf where padded."""
+        """Read `heads.npz`: weight (S, max diseases, D), and bias (S, max diseases) with −inf where padded."""
         with np.load(path) as arrays:
             self._weight, self._bias = arrays["weight"], arrays["bias"]
 
     def run(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Logits (N, most diseases) of each row's own head."""
+        """Return the logits (N, max diseases) of each row's head."""
         logits: NDArray[np.float32] = np.stack(
             [self._weight[i] @ row + self._bias[i] for i, row in zip(species_index.tolist(), embedding, strict=True)]
         )
@@ -38,13 +37,13 @@ def make_rows(
     disease_logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
     scores: NDArray[np.float64],
 ) -> list[Prediction]:
-    """Names and probabilities of N images.
+    """Return names and probabilities of N images.
 
     Args:
         taxonomy: the names.
-        threshold: OOD scores above it are rejected.
-        species_logits: (N, S).
-        disease_logits: N rows by the head of each top species; what follows its own classes is ignored.
+        threshold: images with a higher OOD score are rejected.
+        species_logits: (N, S) logits.
+        disease_logits: N rows of logits, each by the head of the top species and padded after its classes.
         scores: (N,) OOD scores.
     """
     probabilities = softmax(species_logits)

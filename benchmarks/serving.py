@@ -1,7 +1,7 @@
-"""What a registered version costs to load: cold start, download and memory.
+"""Measure what a registered version costs to load: cold start, download and memory.
 
-Each cold start is a process of its own, the two loaders in turn; the files are in the page cache. `python -m
-benchmarks` measures it together with everything else.
+Each cold start is a new process, and the two loaders take turns; the files are in the page cache. `python -m
+benchmarks` runs this part, too.
 """
 
 import json
@@ -26,11 +26,11 @@ def main() -> None:
     """Measure what serving a registered version costs."""
 
 
-def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: Patience) -> dict[str, Any]:
-    """Registers a bundle in a store of its own, loads it in fresh processes and asks it once.
+def measure_cold_starts(bundle: Path, image: Path, rounds: int, patience: Patience) -> dict[str, Any]:
+    """Register a bundle in a new store, load it in fresh processes and ask it once.
 
     Returns:
-        `download` (files and MB of each loader), `cold_start` and `memory` by loader.
+        `download` (files and MB), `cold_start` and `memory`, each by loader.
     """
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
         environment = own_store(temporary)
@@ -38,7 +38,7 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
         cold: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
         for i in range(rounds):
             for loader in LOADERS:
-                cold[loader].append(run_quietly(patience, MODULE, ["cold", loader, str(photograph)], environment))
+                cold[loader].append(run_quietly(patience, MODULE, ["cold", loader, str(image)], environment))
                 click.echo(f"  {i + 1}/{rounds}, {loader}: {cold[loader][-1]['process_s']:.2f} s", err=True)
     return {
         "download": sizes,
@@ -54,7 +54,7 @@ def measure_cold_starts(bundle: Path, photograph: Path, rounds: int, patience: P
 
 
 def own_store(folder: str) -> dict[str, str]:
-    """Environment of processes whose MLflow writes into a folder."""
+    """Return the environment of processes whose MLflow writes into a folder."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",

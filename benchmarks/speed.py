@@ -1,7 +1,7 @@
-"""Speed, agreement and growth with the batch: all contestants in turn.
+"""Measure all contestants in turns: their speed, how often they agree, and how they grow with the batch size.
 
-One image and 32, on one thread and on two, from a ready tensor and from the encoded photograph; then the other batch
-sizes, in fewer rounds, on the most threads.
+They answer one image and 32, on one thread and on two, from a ready tensor and from an encoded image; then the other
+batch sizes in fewer rounds, on the largest number of threads.
 """
 
 import json
@@ -16,21 +16,21 @@ import click
 from benchmarks.contestants import OURS_INT8, REFERENCE, Setup, modes_of
 from benchmarks.driver import QUIET, Patience, Turn, Worker, Workers, alternate, ask_quietly, describe_turns, summarize
 
-SOURCES: Final = ("tensor", "photograph")
+SOURCES: Final = ("tensor", "image")
 BULK: Final = 32
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured.
+    """The amounts of one measurement.
 
     Attributes:
-        threads: numbers of threads, each with all contestants.
-        rounds: rounds of one image and of 32.
-        batches: sizes for the growth, on the largest number of threads.
-        growth_rounds: rounds of these.
-        images: photographs that are used, and that the agreement is counted on; larger batches repeat them.
-        repeats: of a single image in one turn; of larger batches fewer.
+        threads: numbers of threads; all contestants run with each of them.
+        rounds: number of rounds of one image and of 32.
+        batches: batch sizes for the growth, on the largest number of threads.
+        growth_rounds: number of rounds for the growth.
+        images: number of images for timing and agreement; larger batches repeat them.
+        repeats: number of repeats of a single image in one turn; larger batches have fewer.
     """
 
     threads: tuple[int, ...] = (1, 2)
@@ -41,7 +41,7 @@ class Plan:
     repeats: int = 10
 
     def repeats_of(self, batch: int) -> int:
-        """Repeats in one turn: about as many images as in the turn of a single image."""
+        """Return the repeats in one turn, such that a turn has about as many images as one of single images."""
         return max(1, self.repeats // batch)
 
 
@@ -49,28 +49,28 @@ QUICK: Final = Plan(threads=(2,), rounds=2, batches=(1, 8, 32), growth_rounds=1,
 
 
 def plan_of(*, quick: bool, rounds: int | None) -> Plan:
-    """The plan of a run; `rounds` replaces its rounds and bounds those of the growth."""
+    """Return the plan of a run; `rounds` replaces its rounds and limits those of the growth."""
     plan = QUICK if quick else Plan()
     return plan if rounds is None else replace(plan, rounds=rounds, growth_rounds=min(rounds, plan.growth_rounds))
 
 
 def measure_speed(
-    setup: Setup, photographs: Sequence[Path], plan: Plan, names: Sequence[str], patience: Patience
+    setup: Setup, encoded: Sequence[Path], plan: Plan, names: Sequence[str], patience: Patience
 ) -> dict[str, Any]:
-    """Runs the plan.
+    """Run the plan.
 
     Args:
-        setup: where everything lies.
-        photographs: of which the first `plan.images` are used.
-        plan: how much.
+        setup: paths of bundle, peers and checkpoint.
+        encoded: paths of images; the first `plan.images` are used.
+        plan: the amounts.
         names: contestants; the reference must be among them.
-        patience: for a machine that others use as well.
+        patience: how long to wait for a quiet machine.
 
     Returns:
-        `speed` (an entry a contestant, threads and case), `opened`, `agreement`, and `steps` (ours, one image: the
-        species model and what follows it).
+        `speed` (an entry for each contestant, number of threads and case), `opened`, `agreement`, and `steps` (the
+        species model and the later steps of our classifier on one image).
     """
-    used = photographs[: plan.images]
+    used = encoded[: plan.images]
     result: dict[str, Any] = {"speed": [], "opened": [], "images": len(used)}
     for threads in plan.threads:
         click.echo(f"{len(names)} contestants on {threads} thread(s)", err=True)
@@ -90,15 +90,15 @@ def measure_speed(
     return result
 
 
-def worker_command(name: str, setup: Setup, photographs: Iterable[Path], threads: int) -> list[str]:
-    """Command line of a contestant's process."""
+def worker_command(name: str, setup: Setup, encoded: Iterable[Path], threads: int) -> list[str]:
+    """Return the command line of a contestant's process."""
     spec = {
         "name": name,
         "threads": threads,
         "bundle": str(setup.bundle),
         "peers": str(setup.peers),
         "checkpoint": str(setup.checkpoint),
-        "images": [str(path) for path in photographs],
+        "images": [str(path) for path in encoded],
     }
     return [sys.executable, "-W", "ignore", "-m", "benchmarks.worker", json.dumps(spec)]
 
@@ -131,13 +131,13 @@ def _entries(measured: Mapping[tuple[str, str], list[Turn]], threads: int) -> li
 
 
 def _compare(workers: Mapping[str, Worker]) -> dict[str, dict[str, int]]:
-    """How many answers are the reference's."""
+    """Count the answers that are equal to the reference's."""
     answers = {name: worker.ask(do="rows")["rows"] for name, worker in workers.items()}
     return {name: count_agreement(rows, answers[REFERENCE]) for name, rows in answers.items()}
 
 
 def count_agreement(rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
-    """Rows whose species, and whose species and disease, are the reference's."""
+    """Count rows with the reference's species, and rows with its species and disease."""
     pairs = list(zip(rows, reference, strict=True))
     species = [a["species_index"] == b["species_index"] for a, b in pairs]
     disease = [same and a["disease"] == b["disease"] for same, (a, b) in zip(species, pairs, strict=True)]
@@ -147,7 +147,7 @@ def count_agreement(rows: Sequence[Mapping[str, Any]], reference: Sequence[Mappi
 def best_entry(
     speed: Iterable[Mapping[str, Any]], contestant: str, *, threads: int, source: str, batch: int
 ) -> Mapping[str, Any] | None:
-    """The entry of a contestant's better mode; None where it was not measured."""
+    """Return the entry of a contestant's better mode, or None if it was not measured."""
     wanted = {"contestant": contestant, "threads": threads, "source": source, "batch": batch}
     found = [entry for entry in speed if wanted.items() <= entry.items()]
     return min(found, key=lambda entry: float(entry["median_s"]), default=None)

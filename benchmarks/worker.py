@@ -1,8 +1,8 @@
-"""One contestant in a process of its own: answers requests on standard input, a JSON document a line each.
+"""Run one contestant in its own process, which answers each line of JSON on standard input with a line of JSON.
 
 The driver starts it. Requests: `{"do": "open"}` (seconds, resident memory after the first answer), `{"do": "time",
 "case": …, "repeats": n}` (seconds of each), `{"do": "rows"}` (answers to all images), `{"do": "steps", "repeats": n}`
-(ours: seconds of what follows the species model). What a runtime prints goes to standard error.
+(only ours: seconds of the steps after the species model). The output of a runtime goes to standard error.
 """
 
 import json
@@ -23,33 +23,34 @@ from plantmodels.serve.preprocessing import decode_image, preprocess
 
 
 class Worker:
-    """The contestant, its images, and what it is asked."""
+    """A contestant, its images, and a method for each request."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
-        """Takes what the driver sends as the process' argument."""
+        """Read the images and options that the driver passes as an argument."""
         self._name, self._threads = spec["name"], spec["threads"]
         self._setup = Setup(Path(spec["bundle"]), Path(spec["peers"]), Path(spec["checkpoint"]))
-        self._photographs = [Path(path).read_bytes() for path in spec["images"]]
+        self._encoded = [Path(path).read_bytes() for path in spec["images"]]
         self._opened: dict[Mode, Contestant] = {}
         self._warm: set[str] = set()
         self._inputs: Array = np.empty(0, np.float32)
 
     def open(self) -> dict[str, float]:
-        """Opens the contestant for single images and asks it once."""
+        """Open the contestant for single images and ask it once."""
         start = time.perf_counter()
         contestant = self._contestant("whole")
         opened = time.perf_counter()
-        contestant.answer_photographs(self._photographs[:1])
+        contestant.answer_encoded(self._encoded[:1])
         answered = time.perf_counter()
         resident_mb = read_memory()["resident_mb"]
         preprocessing = contestant.metadata.preprocessing
-        self._inputs = np.stack([preprocess(decode_image(data), preprocessing) for data in self._photographs])
+        self._inputs = np.stack([preprocess(decode_image(data), preprocessing) for data in self._encoded])
         return {"open_s": opened - start, "first_s": answered - opened, "resident_mb": resident_mb}
 
     def time(self, case: dict[str, Any], repeats: int) -> dict[str, list[float]]:
-        """Times a case: one untimed answer first, for what other contestants have put out of the caches.
+        """Time a case after one untimed answer, which fills the caches that other contestants used.
 
-        The first time, that is the whole case (runtimes compile and allocate by shape); later a single image.
+        The first untimed answer of a case is the whole batch, because runtimes compile and allocate by shape; later
+        ones are a single image.
         """
         ask, again = self._call(case), self._call({**case, "batch": 1})
         known = json.dumps(case, sort_keys=True)
@@ -58,18 +59,19 @@ class Worker:
         return {"seconds": [_timed(ask) for _ in range(repeats)]}
 
     def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Answers every image by itself."""
+        """Answer every image by itself."""
         contestant = self._contestant("whole")
         rows = [contestant.answer(self._inputs[i : i + 1])[0] for i in range(len(self._inputs))]
         keys = ("species_index", "species_probability", "disease", "rejected")
         return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}
 
     def steps(self, repeats: int) -> dict[str, list[float]]:
-        """Times what follows the species model on one image, right after it, as in an answer."""
+        """Time the steps after the species model on one image, right after the model has run, as in an answer."""
         contestant = self._contestant("whole")
         if not isinstance(contestant, Ours):
             raise TypeError(f"{self._name} is not ours: its steps are not known")
-        classifier, seconds = contestant.classifier, {"species": [], "disease": [], "ood": [], "row": []}
+        classifier = contestant.classifier
+        seconds: dict[str, list[float]] = {"species": [], "disease": [], "ood": [], "row": []}
         for i in range(repeats):
             inputs = self._inputs[i % len(self._inputs)][None]
             marks = [time.perf_counter()]
@@ -87,12 +89,12 @@ class Worker:
 
     def _call(self, case: dict[str, Any]) -> Callable[[], object]:
         contestant, batch = self._contestant(case["mode"]), case["batch"]
-        which = [i % len(self._photographs) for i in range(batch)]
+        which = [i % len(self._encoded) for i in range(batch)]
         if case["source"] == "tensor":
             inputs = np.ascontiguousarray(self._inputs[which])
             return lambda: contestant.answer(inputs)
-        photographs = [self._photographs[i] for i in which]
-        return lambda: contestant.answer_photographs(photographs)
+        encoded = [self._encoded[i] for i in which]
+        return lambda: contestant.answer_encoded(encoded)
 
     def _contestant(self, mode: Mode) -> Contestant:
         if mode not in self._opened:
@@ -108,7 +110,7 @@ def _timed(ask: Callable[[], object]) -> float:
 
 @contextmanager
 def answers_apart() -> Iterator[TextIO]:
-    """Keeps standard output for answers: file descriptor 1 becomes standard error for everything else."""
+    """Reserve standard output for answers; for everything else file descriptor 1 becomes standard error."""
     sys.stdout.flush()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
         os.dup2(2, 1)
@@ -116,7 +118,7 @@ def answers_apart() -> Iterator[TextIO]:
 
 
 def main() -> None:
-    """Serves requests until standard input ends."""
+    """Answer requests until standard input ends."""
     with answers_apart() as answers:
         worker = Worker(json.loads(sys.argv[1]))
         for line in sys.stdin:

@@ -1,1 +1,1 @@
-"""Fuzzing, kill series and the soak test; not part of the wheel."""
+"""Fuzzing, series of kills and the soak test; not part of the wheel."""

@@ -1,12 +1,12 @@
-"""Damaged and invented files against everything that reads files of other people.
+"""Feed damaged and invented files to every reader of untrusted files.
 
 python -m reliability.fuzz --minutes 60
-python -m reliability.fuzz --target image --case 1234    # one case again
+python -m reliability.fuzz --target image --case 1234    # repeat one case
 
-Each case either is read or is refused by an error of ours. Whatever else happens is found: another error, a signal,
-a case that takes over ten seconds of processor time, and side effects (a file opened for writing, a process, a
-connection, a name that a pickle looked up). The cases run in a process of their own, limited in memory, that is started
-again behind a case that ended it.
+A reader must either read a case or refuse it with one of its own errors. Everything else is a finding: another error,
+a signal, more than ten seconds of processor time, or a side effect (a file opened for writing, a process, a connection,
+a name that a pickle looked up). The cases run in a worker process with limited memory. If a case ends the worker, a new
+one continues with the next case.
 """
 
 import json
@@ -33,7 +33,7 @@ from benchmarks.machine import read_memory
 from reliability.fuzz_targets import PLANTED, TARGETS, Target
 
 MAX_MEMORY: Final = 4 * 2**30
-"""Beside what the worker has mapped when it begins, which with torch is 3.5 GB."""
+"""Bytes of address space in addition to what the worker has mapped at its start, which is 3.5 GB with PyTorch."""
 
 _COUNTERS: Final = ("case", "accepted", "refused", "slowest_us", "slowest_case", "memory_kb", "memory_case")
 _LAYOUT: Final = struct.Struct(f"<{len(_COUNTERS)}q")
@@ -42,8 +42,8 @@ _LAZY_IMPORTS: Final = ("PIL", "encodings", "linecache", "numpy", "torch")
 
 
 @dataclass
-class Outcome:
-    """Figures of one target; memory is the growth of the process' peak."""
+class TargetResult:
+    """The figures of one target; `memory_mb` is the growth of the worker's peak memory."""
 
     cases: int = 0
     accepted: int = 0
@@ -59,13 +59,30 @@ class Outcome:
 
 
 @click.command()
-@click.option("--minutes", default=60.0, show_default=True, type=click.FloatRange(min=0), help="For all targets.")
-@click.option("--cases", type=click.IntRange(min=1), help="Of each target; without it, as many as there is time for.")
+@click.option(
+    "--minutes", default=60.0, show_default=True, type=click.FloatRange(min=0), help="Time for all targets together."
+)
+@click.option(
+    "--cases",
+    type=click.IntRange(min=1),
+    help="Number of cases of each target.  [default: as many as fit into --minutes]",
+)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--target", "names", type=click.Choice([*TARGETS, *PLANTED]), multiple=True, help="May be given again.")
-@click.option("--hang-after", default=10.0, show_default=True, help="Seconds of processor time that a case may take.")
-@click.option("--out", type=click.Path(path_type=Path), help="JSON file of the figures, after each target.")
-@click.option("--case", type=int, help="Run this one case in this process, and show what happens.")
+@click.option(
+    "--target",
+    "names",
+    type=click.Choice([*TARGETS, *PLANTED]),
+    multiple=True,
+    help="Fuzz only this reader; repeat the option for more than one.",
+)
+@click.option(
+    "--hang-after",
+    default=10.0,
+    show_default=True,
+    help="Seconds of processor time after which a case counts as hanging.",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures to this JSON file after each target.")
+@click.option("--case", type=int, help="Run only the case of this number, in this process, and print the result.")
 @click.option("--worker", nargs=2, hidden=True, type=(click.Path(path_type=Path), int))
 def main(
     minutes: float,
@@ -77,7 +94,7 @@ def main(
     case: int | None,
     worker: tuple[Path, int] | None,
 ) -> None:
-    """Fuzz every reader of foreign files; exit status 1 when something was found."""
+    """Fuzz every reader of untrusted files; the exit status is 1 if anything was found."""
     names = names or tuple(TARGETS)
     if worker is not None:
         _run_cases(names[0], seed, worker[0], worker[1], cases)
@@ -85,48 +102,48 @@ def main(
     if case is not None:
         _show_case(names[0], seed, case)
         return
-    outcomes = {}
+    results = {}
     for name in names:
-        outcomes[name] = fuzz(name, seed=seed, seconds=60 * minutes / len(names), cases=cases, hang_after_s=hang_after)
-        click.echo(f"{name}: {_describe(outcomes[name])}", err=True)
+        results[name] = fuzz(name, seed=seed, seconds=60 * minutes / len(names), cases=cases, hang_after_s=hang_after)
+        click.echo(f"{name}: {_summarize(results[name])}", err=True)
         if out is not None:
-            document = {"seed": seed, "targets": {name: asdict(outcome) for name, outcome in outcomes.items()}}
+            document = {"seed": seed, "targets": {name: asdict(result) for name, result in results.items()}}
             out.write_text(json.dumps(document, indent=1), encoding="utf-8")
-    click.echo(table(outcomes))
-    if any(outcome.crashes or outcome.hangs or outcome.side_effects for outcome in outcomes.values()):
+    click.echo(render_table(results))
+    if any(result.crashes or result.hangs or result.side_effects for result in results.values()):
         sys.exit(1)
 
 
-def fuzz(name: str, *, seed: int, seconds: float, cases: int | None, hang_after_s: float) -> Outcome:
-    """Runs cases of one target until the time is over or there were enough.
+def fuzz(name: str, *, seed: int, seconds: float, cases: int | None, hang_after_s: float) -> TargetResult:
+    """Run cases of one target until the time is over or the number is reached.
 
     Args:
-        name: of `TARGETS`.
-        seed: of all cases; a case is known by target, seed and number.
-        seconds: of wall-clock time.
-        cases: how many at most; None for any number.
-        hang_after_s: processor time after which a case counts as hanging.
+        name: name of the target in `TARGETS`.
+        seed: seed of all cases; target, seed and number together identify a case.
+        seconds: wall-clock time for all cases.
+        cases: maximum number of cases; None for no limit.
+        hang_after_s: seconds of processor time after which a case counts as hanging.
     """
-    outcome, start, deadline = Outcome(), 0, time.monotonic() + seconds
+    result, start, deadline = TargetResult(), 0, time.monotonic() + seconds
     while time.monotonic() < deadline and (cases is None or start < cases):
         with tempfile.TemporaryDirectory() as folder:
             shared = Path(folder, "counters")
             shared.write_bytes(bytes(_LAYOUT.size))
-            ended_by = _watch_worker(name, seed, shared, start, cases, hang_after_s, deadline, outcome)
+            ended_by = _watch_worker(name, seed, shared, start, cases, hang_after_s, deadline, result)
             counts = dict(zip(_COUNTERS, _LAYOUT.unpack(shared.read_bytes()), strict=True))
-        outcome.accepted += counts["accepted"]
-        outcome.refused += counts["refused"]
-        if counts["slowest_us"] / 1e6 > outcome.slowest_s:
-            outcome.slowest_s, outcome.slowest_case = counts["slowest_us"] / 1e6, counts["slowest_case"]
-        if counts["memory_kb"] * 1024 / 1e6 > outcome.memory_mb:
-            outcome.memory_mb, outcome.memory_case = counts["memory_kb"] * 1024 / 1e6, counts["memory_case"]
+        result.accepted += counts["accepted"]
+        result.refused += counts["refused"]
+        if counts["slowest_us"] / 1e6 > result.slowest_s:
+            result.slowest_s, result.slowest_case = counts["slowest_us"] / 1e6, counts["slowest_case"]
+        if counts["memory_kb"] * 1024 / 1e6 > result.memory_mb:
+            result.memory_mb, result.memory_case = counts["memory_kb"] * 1024 / 1e6, counts["memory_case"]
         if ended_by == "hang":
-            outcome.hangs.append(counts["case"])
+            result.hangs.append(counts["case"])
         elif ended_by:
-            outcome.crashes.append({"case": counts["case"], "error": ended_by})
-        outcome.cases = start = counts["case"] + 1
-    outcome.seconds = seconds - max(0.0, deadline - time.monotonic())
-    return outcome
+            result.crashes.append({"case": counts["case"], "error": ended_by})
+        result.cases = start = counts["case"] + 1
+    result.seconds = seconds - max(0.0, deadline - time.monotonic())
+    return result
 
 
 def _watch_worker(
@@ -137,9 +154,9 @@ def _watch_worker(
     cases: int | None,
     hang_after_s: float,
     deadline: float,
-    outcome: Outcome,
+    result: TargetResult,
 ) -> str:
-    """Runs a worker to its end; "" when that was its own or came with the deadline, else what ended it."""
+    """Run a worker to its end; return what ended it, or "" if it finished or the deadline came."""
     command = [sys.executable, "-m", "reliability.fuzz", "--target", name, "--seed", str(seed)]
     command += ["--worker", str(shared), str(start), *([] if cases is None else ["--cases", str(cases)])]
     with (
@@ -151,7 +168,7 @@ def _watch_worker(
         ended_by, case, case_began_s = "", -1, 0.0
         while process.poll() is None:
             time.sleep(_POLL_S)
-            now, used_s = _LAYOUT.unpack(shared.read_bytes())[0], _processor_s(process.pid)
+            now, used_s = _LAYOUT.unpack(shared.read_bytes())[0], _read_processor_s(process.pid)
             if now != case:
                 case, case_began_s = now, used_s
             elif used_s - case_began_s > hang_after_s:
@@ -166,13 +183,14 @@ def _watch_worker(
         tail = log.read()[-300:]
     for line in found:
         entry = json.loads(line)
-        (outcome.side_effects if entry.pop("side_effect") else outcome.crashes).append(entry)
+        (result.side_effects if entry.pop("side_effect") else result.crashes).append(entry)
     if ended_by or status == 0 or (status == -signal.SIGKILL and time.monotonic() > deadline):
         return ended_by
     return f"exit status {status}: {tail}"
 
 
-def _processor_s(pid: int) -> float:
+def _read_processor_s(pid: int) -> float:
+    """Return the seconds of processor time that a process has used, or 0 if it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     except OSError:
@@ -181,10 +199,10 @@ def _processor_s(pid: int) -> float:
 
 
 def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None) -> None:
-    """The worker: its counters lie in a shared file, so that they outlive it."""
+    """Run cases in this worker process; its counters are in a shared file, which outlives it."""
     os.nice(19)
     target = (TARGETS | PLANTED)[name]()
-    warnings.simplefilter("ignore")  # Pillow's and numpy's, for absurd values
+    warnings.simplefilter("ignore")  # Pillow and numpy warn about absurd values
     effects = _watch_side_effects()
     limit = MAX_MEMORY + resource.getpagesize() * int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
@@ -198,7 +216,7 @@ def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None
             invented = target.invent(Random(f"{name}/{seed}/{case}"), case)
             began = time.process_time()
             effects.clear()
-            found = _read(target, invented)
+            found = _classify(target, invented)
             used_us = int(1e6 * (time.process_time() - began))
             if effects:
                 click.echo(json.dumps({"side_effect": True, "case": case, "error": effects[0]}))
@@ -215,7 +233,8 @@ def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None
             case += 1
 
 
-def _read(target: Target, invented: Any) -> str:
+def _classify(target: Target, invented: Any) -> str:
+    """Return "accepted", "refused" or, for any other end, the traceback."""
     try:
         target.read(invented)
     except target.refusals:
@@ -226,7 +245,7 @@ def _read(target: Target, invented: Any) -> str:
 
 
 def _watch_side_effects() -> list[str]:
-    """What the interpreter's audit reports from now on and reading never needs; the list is for clearing."""
+    """Return a list that grows with each audited event which reading never needs; the caller clears it."""
     effects: list[str] = []
 
     def hook(event: str, arguments: Sequence[Any]) -> None:
@@ -238,7 +257,7 @@ def _watch_side_effects() -> list[str]:
             if str(arguments[0]).split(".")[0] not in _LAZY_IMPORTS:
                 effects.append(f"import {arguments[0]}")
         elif event == "exec" and getattr(arguments[0], "co_name", "") == "<module>":
-            return  # the import of which was looked at above
+            return  # its import was checked above
         elif event.split(".")[0] in ("os", "subprocess", "socket", "shutil", "ctypes", "pickle", "exec"):
             effects.append(f"{event} {arguments!r:.100}")
 
@@ -251,24 +270,24 @@ def _show_case(name: str, seed: int, case: int) -> None:
     invented = target.invent(Random(f"{name}/{seed}/{case}"), case)
     click.echo(f"{invented!r:.2000}")
     before = read_memory()["peak_mb"]
-    click.echo(f"{_read(target, invented)}; memory {read_memory()['peak_mb'] - before:+.0f} MB")
+    click.echo(f"{_classify(target, invented)}; memory {read_memory()['peak_mb'] - before:+.0f} MB")
 
 
-def _describe(outcome: Outcome) -> str:
+def _summarize(result: TargetResult) -> str:
     return (
-        f"{outcome.cases:,} cases in {outcome.seconds / 60:.1f} minutes, {outcome.accepted:,} read, "
-        f"{outcome.refused:,} refused, {len(outcome.crashes)} crashes, {len(outcome.hangs)} hangs, "
-        f"{len(outcome.side_effects)} side effects"
+        f"{result.cases:,} cases in {result.seconds / 60:.1f} minutes, {result.accepted:,} read, "
+        f"{result.refused:,} refused, {len(result.crashes)} crashes, {len(result.hangs)} hangs, "
+        f"{len(result.side_effects)} side effects"
     )
 
 
-def table(outcomes: dict[str, Outcome]) -> str:
-    """A Markdown table of the figures."""
+def render_table(results: dict[str, TargetResult]) -> str:
+    """Return the figures as a Markdown table."""
     lines = [
         "| reader | cases | read | refused | crashes | hangs | side effects | slowest | most memory |",
         "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
-    for name, one in outcomes.items():
+    for name, one in results.items():
         figures = (one.cases, one.accepted, one.refused, len(one.crashes), len(one.hangs), len(one.side_effects))
         cells = [name, *(f"{figure:,}" for figure in figures), f"{one.slowest_s:.2f} s", f"{one.memory_mb:.0f} MB"]
         lines.append(f"| {' | '.join(cells)} |")

@@ -1,7 +1,7 @@
-"""What `reliability.fuzz` tries: each reader of foreign files, what it refuses with, and where its cases come from.
+"""The readers that `reliability.fuzz` tries, the errors that they may raise, and the source of their cases.
 
->>> target = TARGETS["manifest"]()
->>> target.read(target.invent(Random("manifest/0/7"), 7))  # doctest: +SKIP
+target = TARGETS["manifest"]()
+target.read(target.invent(Random("manifest/0/7"), 7))
 """
 
 import json
@@ -35,12 +35,12 @@ from reliability.model_mutations import (
     descriptions,
     onnx_models,
 )
-from reliability.mutations import damage_json, damage_photograph, damage_pickle, detector_pickles, photographs
+from reliability.mutations import damage_image, damage_json, damage_pickle, detector_pickles, make_images
 
 
 @dataclass(frozen=True)
 class Target:
-    """A reader, what it refuses with, and where its cases come from: `invent(Random, case number)`."""
+    """A reader, the errors by which it refuses a case, and `invent(Random, case number)`, which makes a case."""
 
     read: Callable[[Any], None]
     refusals: tuple[type[Exception], ...]
@@ -96,7 +96,7 @@ def _metadata_target() -> Target:
 
 
 def _image_target() -> Target:
-    files = photographs()
+    files = make_images()
     preprocessing = Preprocessing(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), crop_pct=0.9)
 
     def read(data: bytes) -> None:
@@ -104,11 +104,11 @@ def _image_target() -> Target:
         if pixels.shape != (3, 64, 64) or not np.isfinite(pixels).all():
             raise AssertionError(f"pixels of shape {pixels.shape}")
 
-    return Target(read, (ImageError,), lambda random, _: damage_photograph(random.choice(files), files, random))
+    return Target(read, (ImageError,), lambda random, _: damage_image(random.choice(files), files, random))
 
 
 def _onnx_target() -> Target:
-    """Opens a model and, where its inputs have the names of ours, asks it."""
+    """Open a model, and run it if its inputs have the names that ours have."""
     models = onnx_models()
     files = [model.SerializeToString() for model in models]
     batch = {
@@ -133,14 +133,14 @@ def _onnx_target() -> Target:
 
 
 def _checkpoint_target() -> Target:
-    import torch  # takes seconds, and the other readers do without
+    import torch  # takes seconds, and the other readers do not need it
 
     from plantmodels.export.checkpoint import read_checkpoint
 
     files = checkpoints()
     read = _read_from_disk(read_checkpoint)
     read(files[0])
-    repr(torch.zeros(1))  # as torch's messages do, for which it imports more
+    repr(torch.zeros(1))  # as PyTorch's messages do, for which it imports more modules
     return Target(read, (CheckpointError,), lambda random, _: damage_checkpoint(random.choice(files), files, random))
 
 
@@ -151,7 +151,7 @@ def _mlmodel_target() -> Target:
 
 
 def _read_from_disk(read_path: Callable[[Path], object]) -> Callable[[bytes], None]:
-    """A reader of bytes from one of files; the file is opened for writing once, outside all cases."""
+    """Turn a reader of files into a reader of bytes; its one file is opened for writing before the first case."""
     file = tempfile.NamedTemporaryFile(buffering=0)  # noqa: SIM115 - open as long as the reader is in use
 
     def read(data: bytes) -> None:
@@ -164,7 +164,7 @@ def _read_from_disk(read_path: Callable[[Path], object]) -> Callable[[bytes], No
 
 
 def _planted_target() -> Target:
-    """Shows that the harness finds what it looks for."""
+    """Return a target with planted faults, which shows that the harness finds what it looks for."""
 
     def read(case: int) -> None:
         if case == 3:
@@ -194,4 +194,4 @@ PLANTED: Final[dict[str, Callable[[], Target]]] = {"planted": _planted_target}
 
 
 def _ignore(_: object) -> None:
-    """What was read is of no interest."""
+    """Discard what was read."""

@@ -1,4 +1,4 @@
-"""Kills an export or the main job, with all its processes, at many moments, and looks at what is left each time.
+"""Kill an export or the main job, with all its processes, at many moments, and check what each kill leaves behind.
 
 python -m reliability.kills export --checkpoint .demo/demo.ckpt --data .demo/data --non-plants .demo/non_plants
 """
@@ -42,7 +42,7 @@ NAME: Final = "plant-disease"
 POLL_S: Final = 0.0003
 LIMIT_S: Final = 900
 ATTEMPTS: Final = 3
-"""Of a moment that the job was quicker than."""
+"""Number of tries if the job ends before the chosen moment."""
 
 _START: Final = "start"
 
@@ -52,7 +52,7 @@ _FINISHED_STEP: Final = re.compile(r"(?P<step>[^:]+): .*\d\.\d s$")
 
 @dataclass(frozen=True)
 class Moment:
-    """When a job is killed: so many seconds after an event, which a line that it prints is, or a file that it makes."""
+    """A job is killed `delay_s` seconds after an event, which is a line that it prints or a file that it makes."""
 
     after: str
     delay_s: float
@@ -60,7 +60,7 @@ class Moment:
 
 @dataclass
 class Event:
-    """Something that a running job did, and when, in seconds since its start."""
+    """Something that a running job did, and when it did so, in seconds since its start."""
 
     name: str
     at_s: float
@@ -68,7 +68,7 @@ class Event:
 
 @dataclass(frozen=True)
 class Series:
-    """Everything that one series of kills is about; all it writes lies in `folder`."""
+    """The job that one series kills and its inputs; everything that it writes is below `folder`."""
 
     job: str
     folder: Path
@@ -77,23 +77,23 @@ class Series:
     non_plants: Path | None
 
     @property
-    def out(self) -> Path:
-        """Of the bundle that is replaced."""
+    def bundle(self) -> Path:
+        """The bundle that the job replaces."""
         return self.folder / "public" / "models"
 
     @property
     def temporary(self) -> Path:
-        """TMPDIR of the jobs."""
+        """The folder of temporary files of the jobs (TMPDIR)."""
         return self.folder / "tmp"
 
     @property
     def store(self) -> Path:
-        """Where a job runs, so that local artifacts lie there."""
+        """The working folder of the jobs, where their local artifacts are."""
         return self.folder / "store"
 
     def start(self, seed: int) -> subprocess.Popen[str]:
-        """Starts the job as the leader of a process group."""
-        arguments = ["--checkpoint", self.checkpoint, "--data", self.data, "--out", self.out, "--seed", str(seed)]
+        """Start the job as the leader of a process group."""
+        arguments = ["--checkpoint", self.checkpoint, "--data", self.data, "--out", self.bundle, "--seed", str(seed)]
         if self.non_plants is not None:
             arguments += ["--non-plants", self.non_plants]
         paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
@@ -120,40 +120,40 @@ class _Watched:
     events: list[Event] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
 
-    def see(self, name: str) -> None:
+    def note_event(self, name: str) -> None:
         if all(event.name != name for event in self.events):
             self.events.append(Event(name, time.monotonic() - self.started))
 
-    def read(self) -> None:
+    def note_steps(self) -> None:
         """Note each step that the job reports as finished."""
         assert self.process.stderr is not None
         for line in self.process.stderr:
             self.lines.append(line)
             if finished := _FINISHED_STEP.match(line):
-                self.see(f"{finished['step']} finished")
+                self.note_event(f"{finished['step']} finished")
 
-    def look(self) -> None:
-        """Notes what the job did to files."""
-        out = self.series.out
+    def note_files(self) -> None:
+        """Note what the job did to files."""
+        out = self.series.bundle
         for folder in out.parent.glob(".*.staging-*"):
-            self.see("staging folder made")
+            self.note_event("staging folder made")
             bundle = folder / out.name
             for name in (DETECTOR_FILE, METADATA_FILE, MANIFEST_FILE, GATE_REPORT_FILE):
                 if (bundle / name).exists():
-                    self.see(f"{name} written")
+                    self.note_event(f"{name} written")
         if _inode(out) != self.before:
-            self.see("swapped")
+            self.note_event("swapped")
         for model in self.series.store.glob("mlruns/*/models/m-*"):
             if model not in self.models:
-                self.see("model logged")
+                self.note_event("model logged")
                 if (model / "artifacts" / "MLmodel").exists():
-                    self.see("model uploaded")
+                    self.note_event("model uploaded")
         seen = {event.name for event in self.events}
         read_back = any(self.series.temporary.glob("plantmodels-*read-back*"))
         if read_back:
-            self.see("reading back")
+            self.note_event("reading back")
         elif "reading back" in seen:
-            self.see("registration")
+            self.note_event("registration")
 
 
 def _inode(path: Path) -> int | None:
@@ -161,15 +161,15 @@ def _inode(path: Path) -> int | None:
 
 
 def _watch(series: Series, seed: int, moment: Moment | None) -> tuple[_Watched, float]:
-    """Runs the job, to its end or to the moment at which it is killed; and how long that was."""
+    """Run the job to its end or kill it at the moment; return what was seen and the seconds that it ran."""
     models = frozenset(series.store.glob("mlruns/*/models/m-*"))
-    watched = _Watched(series, series.start(seed), _inode(series.out), models, time.monotonic())
-    reader = threading.Thread(target=watched.read)
+    watched = _Watched(series, series.start(seed), _inode(series.bundle), models, time.monotonic())
+    reader = threading.Thread(target=watched.note_steps)
     reader.start()
-    watched.see(_START)
+    watched.note_event(_START)
     try:
         while watched.process.poll() is None and time.monotonic() < watched.started + LIMIT_S:
-            watched.look()
+            watched.note_files()
             known = {event.name: event.at_s for event in watched.events}
             if moment is not None and moment.after in known:
                 due = watched.started + known[moment.after] + moment.delay_s
@@ -189,13 +189,13 @@ def _watch(series: Series, seed: int, moment: Moment | None) -> tuple[_Watched, 
 
 
 def draw_moments(events: Sequence[Event], total_s: float, count: int, rng: random.Random) -> list[Moment]:
-    """A third by what the job does, from its last steps backwards, then two thirds spread over the whole run by time.
+    """Choose moments: one third after events, from the last step backwards, and two thirds spread evenly over the time.
 
     Args:
-        events: of an undisturbed run, in order.
-        total_s: its length.
-        count: how many moments.
-        rng: draws them.
+        events: events of an undisturbed run, in order.
+        total_s: length of that run in seconds.
+        count: number of moments.
+        rng: source of randomness.
     """
     by_step = -(-count // 3)
     by_time = count - by_step
@@ -207,16 +207,16 @@ def draw_moments(events: Sequence[Event], total_s: float, count: int, rng: rando
 
 
 def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
-    """Makes an older bundle, which times the job, and kills the job over it at each moment.
+    """Run the job once undisturbed, which makes the older bundle, then kill a job that replaces it at each moment.
 
     Returns:
-        `seconds` and `events` of the undisturbed run, one entry a moment, and the sums of losses and left-overs.
+        `seconds` and `events` of the undisturbed run, an entry for each moment, and the sums of losses and leftovers.
     """
-    for folder in (series.out.parent, series.temporary, series.store):
+    for folder in (series.bundle.parent, series.temporary, series.store):
         folder.mkdir(parents=True)
-    timed, total_s = _finish(series, OLD_SEED)
+    timed, total_s = _run_to_end(series, OLD_SEED)
     old = series.folder / "old"
-    shutil.copytree(series.out, old)
+    shutil.copytree(series.bundle, old)
     entries: list[dict[str, Any]] = []
     latest_s = total_s
     for moment in draw_moments(timed.events, total_s, moments, random.Random(seed)):
@@ -233,23 +233,23 @@ def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
         "steps": dict(Counter(entry["step"] for entry in entries)),
         "bundles": dict(Counter(entry["bundle"] for entry in entries)),
         "losses": sum(len(entry["losses"]) for entry in entries),
-        "left by kills": _add(entry["left"] for entry in entries),
-        "left after the next run": _add(entry["left_after"] for entry in entries),
+        "left by kills": _sum_counts(entry["left"] for entry in entries),
+        "left after the next run": _sum_counts(entry["left_after"] for entry in entries),
     }
 
 
-def _add(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
+def _sum_counts(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
     total: Counter[str] = Counter()
     for count in counts:
         total.update(count)
     return dict(total)
 
 
-def _finish(series: Series, seed: int) -> tuple[_Watched, float]:
-    """Runs the job to its end.
+def _run_to_end(series: Series, seed: int) -> tuple[_Watched, float]:
+    """Run the job to its end.
 
     Raises:
-        click.ClickException: it failed.
+        click.ClickException: if the job failed.
     """
     watched, elapsed = _watch(series, seed, None)
     if watched.process.returncode:
@@ -258,37 +258,37 @@ def _finish(series: Series, seed: int) -> tuple[_Watched, float]:
 
 
 def _kill_once(series: Series, moment: Moment, slowness: float, old: Path) -> dict[str, Any]:
-    """One kill over the older bundle, what it left, and what a second run makes of that.
+    """Kill the job once while it replaces the older bundle, check what is left, and run the job again.
 
     Args:
-        series: of the job.
-        moment: as drawn.
-        slowness: of the machine now, which others use as well; 1 when the moment was drawn.
+        series: the job and its inputs.
+        moment: when to kill it.
+        slowness: duration of the latest run relative to the undisturbed one; the delay is scaled by it.
         old: a copy of the older bundle.
     """
     for attempt in range(ATTEMPTS):
         moment = Moment(moment.after, moment.delay_s * (slowness if attempt == 0 else 0.7))
-        shutil.rmtree(series.out, ignore_errors=True)
-        shutil.copytree(old, series.out)
+        shutil.rmtree(series.bundle, ignore_errors=True)
+        shutil.copytree(old, series.bundle)
         registered = find_versions(series)
         watched, at_s = _watch(series, NEW_SEED, moment)
         killed = watched.process.returncode == -signal.SIGKILL
         if killed:
             break
-    losses, which = look_at_bundle(series.out, read_manifest(old))
+    losses, which = check_bundle(series.bundle, read_manifest(old))
     after_kill = find_versions(series)
-    losses += look_at_versions(series, after_kill - registered)
-    left = count_left(series)
+    losses += check_versions(series, after_kill - registered)
+    left = count_leftovers(series)
     step = watched.events[-1].name
     try:
-        _, second_s = _finish(series, NEW_SEED)
+        _, second_s = _run_to_end(series, NEW_SEED)
     except click.ClickException as error:
         losses.append(f"the second run failed: {error.message}")
         second_s = 0.0
-    problems, now = look_at_bundle(series.out, read_manifest(old))
+    problems, now = check_bundle(series.bundle, read_manifest(old))
     losses += problems + ([] if now == "new" else [f"the second run left the {now} bundle"])
     again = find_versions(series) - after_kill
-    losses += look_at_versions(series, again)
+    losses += check_versions(series, again)
     if series.job == "main" and len(again) != 1:
         losses.append(f"the second run registered {len(again)} versions")
     return {
@@ -301,13 +301,13 @@ def _kill_once(series: Series, moment: Moment, slowness: float, old: Path) -> di
         "registered": len(after_kill - registered),
         "left": left,
         "second_s": round(second_s, 1),
-        "left_after": count_left(series),
+        "left_after": count_leftovers(series),
         "losses": losses,
     }
 
 
-def look_at_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
-    """What is wrong with a bundle, and whether it is the older one, byte for byte, or a new one."""
+def check_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
+    """Return the problems of a bundle and which one it is: "old" (byte for byte), "new", "other" or "broken"."""
     try:
         manifest = read_manifest(out)
         check_files(out, manifest)
@@ -315,19 +315,19 @@ def look_at_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
         wanted = OLD_SEED if which == "old" else NEW_SEED
         if read_metadata(out).provenance["seed"] != wanted:
             return [f"the bundle is of seed {read_metadata(out).provenance['seed']}"], "other"
-        return _ask(PlantClassifier.load(out, threads=1)), which
+        return _check_answer(PlantClassifier.load(out, threads=1)), which
     except (PlantModelsError, OSError) as error:
         return [f"the bundle is broken: {error}"], "broken"
 
 
-def _ask(classifier: PlantClassifier) -> list[str]:
-    """What is wrong with its answer to a grey picture."""
+def _check_answer(classifier: PlantClassifier) -> list[str]:
+    """Return the problems of the classifier's answer to a grey image."""
     (row,) = classifier.predict(np.full((1, 64, 64, 3), 128, np.uint8))
     return [] if row.error is None and row.species is not None else [f"it does not answer: {row.error}"]
 
 
 def find_versions(series: Series) -> set[str]:
-    """Numbers of all registered versions; none of an export's series."""
+    """Return the numbers of all registered versions; a series of exports has none."""
     if series.job != "main" or not (series.store / "mlflow.db").exists():
         return set()
     return {version.version for version in _client(series).search_model_versions(f"name = '{NAME}'")}
@@ -339,8 +339,8 @@ def _client(series: Series) -> MlflowClient:
     return MlflowClient(uri)
 
 
-def look_at_versions(series: Series, numbers: set[str]) -> list[str]:
-    """What is wrong with registered versions: a file that is not there or another, or a model that does not load."""
+def check_versions(series: Series, numbers: set[str]) -> list[str]:
+    """Return the problems of registered versions: missing or changed files, or a model that does not load."""
     problems = []
     for number in sorted(numbers):
         version = _client(series).get_model_version(NAME, number)
@@ -350,15 +350,15 @@ def look_at_versions(series: Series, numbers: set[str]) -> list[str]:
             check_files(bundle, read_manifest(bundle))
             if version.status != "READY" or str(model.status) != "READY":
                 problems.append(f"version {number} is {version.status}, its model {model.status}")
-            problems += _ask(mlflow.pyfunc.load_model(f"models:/{NAME}/{number}").get_raw_model())
+            problems += _check_answer(mlflow.pyfunc.load_model(f"models:/{NAME}/{number}").get_raw_model())
         except (PlantModelsError, mlflow.MlflowException, OSError) as error:
             problems.append(f"version {number} is broken: {error}")
     return problems
 
 
-def count_left(series: Series) -> dict[str, int]:
-    """What lies where nothing should once no job runs."""
-    beside = [path for path in series.out.parent.iterdir() if path != series.out]
+def count_leftovers(series: Series) -> dict[str, int]:
+    """Count everything that should not exist while no job runs."""
+    beside = [path for path in series.bundle.parent.iterdir() if path != series.bundle]
     names = [path.name for path in series.temporary.iterdir()]
     left = {
         "staging folders": sum(path.is_dir() for path in beside),
@@ -377,15 +377,18 @@ def count_left(series: Series) -> dict[str, int]:
 @click.command()
 @click.argument("job", type=click.Choice(list(JOBS)))
 @click.option("--moments", default=25, show_default=True, type=click.IntRange(min=1))
-@click.option("--seed", default=0, show_default=True, help="Of the moments.")
+@click.option("--seed", default=0, show_default=True, help="Seed of the moments.")
 @click.option("--checkpoint", type=PATH, required=True)
 @click.option("--data", type=PATH, required=True)
 @click.option("--non-plants", type=PATH)
-@click.option("--out", type=PATH, help="JSON file of the result.")
+@click.option("--out", type=PATH, help="Write the result to this JSON file.")
 def main(
     job: str, moments: int, seed: int, checkpoint: Path, data: Path, non_plants: Path | None, out: Path | None
 ) -> None:
-    """Kill JOB at random moments: no bundle and no version may be lost, and the next run leaves nothing behind."""
+    """Kill JOB at random moments.
+
+    A kill must lose no bundle and no version, and the next run must leave nothing behind.
+    """
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
         others = None if non_plants is None else non_plants.resolve()
         result = run_series(Series(job, Path(temporary), checkpoint.resolve(), data.resolve(), others), moments, seed)

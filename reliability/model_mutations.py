@@ -1,10 +1,11 @@
-"""Damaged and invented models for `reliability.fuzz`: ONNX files, checkpoints and MLmodel.
+"""Damaged and invented models for `reliability.fuzz`: ONNX files, checkpoints and MLmodel files.
 
-Every function takes a `random.Random` and draws from nothing else, so that a case is known by its seed.
+A `random.Random` is the only source of randomness, so a seed identifies a case.
 """
 
 import io
 import itertools
+import math
 import pickletools
 import warnings
 import zipfile
@@ -78,7 +79,7 @@ _SUBGRAPHS: Final = ("body", "then_branch", "else_branch")
 
 
 def onnx_models() -> list[onnx.ModelProto]:
-    """A head, packed heads of three species, and a small network of the operators of an exported Swin."""
+    """Return a head, packed heads of three species, and a small network with the operators of an exported Swin."""
     random = np.random.default_rng(5)
     head = [_random_head(random, classes) for classes in (2, 3)]
     return [int8_head_model(head[1]), packed_heads_model({0: head[0], 2: head[1]}, species=3, dim=8), _network(random)]
@@ -137,7 +138,7 @@ def _network(random: np.random.Generator) -> onnx.ModelProto:
 
 
 def damage_onnx(model: onnx.ModelProto, others: Sequence[bytes], random: Random) -> bytes:
-    """An ONNX file of other operators, attributes, tensors, names, types or versions; or damaged bytes of one."""
+    """Return an ONNX file with changed operators, attributes, tensors, names, types or versions, or damaged bytes."""
     content = model.SerializeToString()
     if random.random() < 0.3:
         return damage(content, others, random)
@@ -145,7 +146,8 @@ def damage_onnx(model: onnx.ModelProto, others: Sequence[bytes], random: Random)
     for _ in range(random.choice((1, 1, 2, 3, 5))):
         if model.graph.node:
             random.choice(_ONNX_CHANGES)(model, random)
-    return model.SerializeToString()
+    damaged: bytes = model.SerializeToString()
+    return damaged
 
 
 def _change_operator(model: onnx.ModelProto, random: Random) -> None:
@@ -241,8 +243,8 @@ _ONNX_CHANGES: Final[tuple[Callable[[onnx.ModelProto, Random], None], ...]] = (
 
 
 def checkpoints() -> list[bytes]:
-    """The files of a very small checkpoint, as Lightning writes it and as torch wrote it before version 1.6."""
-    import torch  # takes seconds, and the other readers do without
+    """Return a very small checkpoint in two formats: Lightning's, and PyTorch's before version 1.6."""
+    import torch  # takes seconds, and the other readers do not need it
 
     shapes = {"backbone.a": (4,), "projection.weight": (4, 3), "projection.bias": (4,), "species_head.weight": (3, 4)}
     shapes |= {"species_head.bias": (3,), "disease_heads.Rose.weight": (2, 4), "disease_heads.Rose.bias": (2,)}
@@ -256,7 +258,7 @@ def checkpoints() -> list[bytes]:
         "species": ["Rose", "Mint", "Fig"],
         "diseases": {"Rose": ["rust", "healthy"]},
     }
-    state = {name: torch.arange(np.prod(shape), dtype=torch.float32).reshape(shape) for name, shape in shapes.items()}
+    state = {name: torch.arange(math.prod(shape), dtype=torch.float32).reshape(shape) for name, shape in shapes.items()}
     half = {name: tensor.half() for name, tensor in state.items()}
     files = []
     for tensors, as_zip in ((state, True), (half, True), (state, False)):
@@ -268,7 +270,7 @@ def checkpoints() -> list[bytes]:
 
 
 def damage_checkpoint(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """A checkpoint whose pickle says other sizes or opcodes, whose archive holds other members, or of damaged bytes."""
+    """Return a checkpoint with other sizes or opcodes in its pickle, other members in its archive, or damaged bytes."""
     kind = random.randrange(10)
     if kind < 2 or not zipfile.is_zipfile(io.BytesIO(data)):
         return damage_pickle(data, others, random) if kind == 2 else damage(data, others, random)
@@ -286,7 +288,7 @@ def damage_checkpoint(data: bytes, others: Sequence[bytes], random: Random) -> b
 
 
 def _change_numbers(content: bytes, random: Random) -> bytes:
-    """The pickle with one to three of its integers replaced: sizes, strides, offsets, lengths of storages."""
+    """Return the pickle with one to three of its integers replaced: sizes, strides, offsets, lengths of storages."""
     operations = list(pickletools.genops(content))
     starts = [start or 0 for _, _, start in operations] + [len(content)]
     parts = [content[start:end] for start, end in itertools.pairwise(starts)]
@@ -380,7 +382,7 @@ _YAML_LINES: Final = (
 
 
 def descriptions() -> list[bytes]:
-    """MLmodel as MLflow writes it for a version, in two styles."""
+    """Return MLmodel files as MLflow writes them for a version, in two styles."""
     document = {
         "artifact_path": "model",
         "flavors": {
@@ -396,7 +398,7 @@ def descriptions() -> list[bytes]:
 
 
 def damage_yaml(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """YAML whose lines are others, moved, doubled or gone, deeper or not as deep; or of damaged bytes."""
+    """Return YAML with lines replaced, moved, doubled, removed or indented differently, or with damaged bytes."""
     if random.random() < 0.3:
         return damage(data, others, random)
     lines = data.decode().split("\n")

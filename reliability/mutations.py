@@ -1,6 +1,6 @@
-"""Damaged and invented files for `reliability.fuzz`: bytes, pickles, JSON documents and photographs.
+"""Damaged and invented files for `reliability.fuzz`: bytes, pickles, JSON documents and images.
 
-Every function takes a `random.Random` and draws from nothing else, so that a case is known by its seed.
+A `random.Random` is the only source of randomness, so a seed identifies a case.
 """
 
 import base64
@@ -21,7 +21,7 @@ _NUMBERS: Final = (0, 1, 2, 7, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFF, 0x7FFFF
 
 
 def damage(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """One to eight changes: bits, bytes, numbers, slices taken out, doubled, moved, or of another file."""
+    """Return `data` after one to eight changes: other bits, bytes or numbers; slices removed, doubled or inserted."""
     content = bytearray(data)
     for _ in range(random.choice((1, 1, 1, 2, 2, 4, 8))):
         place = random.randrange(len(content) + 1)
@@ -82,7 +82,7 @@ _PICKLE_PARTS: Final = (
 
 
 def damage_pickle(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """A pickle of other opcodes: some taken out, doubled, moved, put in; or bytes of one changed; or one made up."""
+    """Return a pickle with opcodes removed, doubled, moved or inserted, damaged bytes, or only random opcodes."""
     kind = random.randrange(4)
     if kind == 0:
         return damage(data, others, random)
@@ -109,7 +109,7 @@ def damage_pickle(data: bytes, others: Sequence[bytes], random: Random) -> bytes
 
 
 def detector_pickles(document: dict[str, Any]) -> list[bytes]:
-    """A detector's document by every protocol that a bundle may hold."""
+    """Return the pickle of a detector by every protocol that a bundle may have."""
     return [pickle.dumps(document, protocol=protocol) for protocol in (2, 3, 4, 5)]
 
 
@@ -122,7 +122,7 @@ _ODD_VALUES: Final[tuple[Callable[[], Any], ...]] = (
 
 
 def damage_json(document: Any, others: Sequence[bytes], random: Random) -> bytes:
-    """The text of a document in which values and keys are others, moved, doubled or gone, or of damaged bytes."""
+    """Return JSON with values and keys replaced, moved, doubled or removed, or with damaged bytes."""
     document = json.loads(json.dumps(document))
     for _ in range(random.choice((0, 1, 1, 2, 4))):
         _change_value(document, random)
@@ -139,7 +139,7 @@ def damage_json(document: Any, others: Sequence[bytes], random: Random) -> bytes
 
 
 def _change_value(document: Any, random: Random) -> None:
-    """Follows random keys downwards and changes what is there."""
+    """Follow random keys downwards and change the value there."""
     place = document
     while True:
         keys = list(place) if isinstance(place, dict) else range(len(place))
@@ -162,8 +162,8 @@ def _change_value(document: Any, random: Random) -> None:
         return
 
 
-def photographs() -> list[bytes]:
-    """Small pictures in the forms that telephones, editors and scanners write, and some that nobody should send."""
+def make_images() -> list[bytes]:
+    """Return small images in the formats that telephones, editors and scanners write, and in some unusual ones."""
     random = np.random.default_rng(8)
     colours = Image.fromarray(random.integers(0, 256, (40, 56, 3), dtype=np.uint8)).resize((48, 64))
     exif = Image.Exif()
@@ -196,10 +196,10 @@ def photographs() -> list[bytes]:
     return written
 
 
-def damage_photograph(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
-    """A photograph with damaged bytes, or with whole parts of its format changed and the checksums right again.
+def damage_image(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
+    """Return an image with damaged bytes, or with parts of its format changed and valid checksums.
 
-    One in ten claims another size in its header.
+    One in ten images has another size in its header.
     """
     kind = random.randrange(10)
     change = _claim_size if kind == 0 else _shuffle
@@ -220,7 +220,7 @@ _Parts = list[tuple[bytes, bytes]]
 
 
 def _shuffle(parts: _Parts, others: Sequence[bytes], random: Random) -> _Parts:
-    """Named parts of a file, some damaged within, doubled, gone or moved."""
+    """Return the named parts of a file with some of them damaged, doubled, removed or moved."""
     for _ in range(random.choice((1, 1, 2, 3))):
         place = random.randrange(len(parts)) if parts else 0
         change = random.randrange(6)
@@ -244,9 +244,12 @@ _SIZE_FIELDS: Final = {
     b"\xc0": (3, ">HH"),  # JPEG, baseline
     b"\xc2": (3, ">HH"),  # JPEG, progressive
     b"VP8 ": (6, "<HH"),  # WebP
-    b"VP8X": (4, "<IH"),  # WebP; three bytes each, of which these are the first and the last two
+    b"VP8X": (
+        4,
+        "<IH",
+    ),  # WebP: two fields of three bytes, and this is the first byte of one and the last two of the other
 }
-"""Where a part of each format says how large the picture is."""
+"""Offset and struct format of the image size in the parts of each format that state it."""
 
 
 def _claim_size(parts: _Parts, others: Sequence[bytes], random: Random) -> _Parts:
@@ -274,7 +277,7 @@ def _png_chunk(name: bytes, body: bytes) -> bytes:
 
 
 def _jpeg_parts(data: bytes) -> _Parts:
-    """Segments by their marker, each body with its length in front; the last holds the coded pixels."""
+    """Return the segments with their markers; each body begins with its length, and the last one holds the pixels."""
     parts, place = [], 2
     while place + 4 <= len(data) and data[place] == 0xFF and data[place + 1] != 0xDA:
         (length,) = struct.unpack(">H", data[place + 2 : place + 4])

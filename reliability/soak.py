@@ -1,4 +1,4 @@
-"""A long run of a serving process: threads that ask one handle while versions change and one of them is broken.
+"""Run a serving process for long: threads ask one handle while its version changes and one version is broken.
 
 python -m reliability.soak public/models leaves/val --minutes 60
 """
@@ -18,7 +18,7 @@ from typing import Final
 import click
 import numpy as np
 
-from benchmarks.driver import find_photographs, run_child
+from benchmarks.driver import find_images, run_child
 from benchmarks.machine import read_memory
 from benchmarks.serving import MODULE, PATH, own_store
 from mlflow_plugins.loading.handle import ModelHandle
@@ -26,46 +26,46 @@ from mlflow_plugins.loading.native import open_artifacts
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.serve.classifier import Prediction
 
-PHOTOGRAPHS: Final = 64
+IMAGES: Final = 64
 MARKS: Final = 20
 ALIAS_MOVES: Final = 24
 EACH_BAD: Final = 50
-"""Every so many requests hold a photograph that was cut off."""
+"""Every 50th request holds an image that was cut off."""
 
 VERSIONS: Final = ("1", "2", "3")
 BROKEN: Final = "3"
-"""One byte of its species model is another: it must never answer."""
+"""The number of the version with one wrong byte in its species model; it must never answer."""
 
 
 @click.command()
 @click.argument("bundle", type=PATH)
 @click.argument("images", type=PATH)
 @click.option("--minutes", default=60.0, show_default=True, type=click.FloatRange(min=0.01))
-@click.option("--threads", default=8, show_default=True, help="That ask at the same time.")
-@click.option("--out", type=PATH, help="JSON file of the result.")
+@click.option("--threads", default=8, show_default=True, help="Number of threads that ask at the same time.")
+@click.option("--out", type=PATH, help="Write the result to this JSON file.")
 def main(bundle: Path, images: Path, minutes: float, threads: int, out: Path | None) -> None:
-    """Ask one ModelHandle from many threads; the alias moves on all the time, every third time to a broken version."""
-    photographs = [path.read_bytes() for path in find_photographs(images)[:PHOTOGRAPHS]]
+    """Ask one ModelHandle from many threads while the alias moves; every third move leads to a broken version."""
+    encoded = [path.read_bytes() for path in find_images(images)[:IMAGES]]
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
         environment = own_store(temporary)
         for _ in VERSIONS:
             run_child(MODULE, ["register", str(bundle), temporary], environment)
         os.environ.update(environment)
-        result = _soak(photographs, minutes * 60, threads)
+        result = _soak(encoded, minutes * 60, threads)
     text = json.dumps(result, indent=1)
     click.echo(text)
     if out is not None:
         out.write_text(text, encoding="utf-8")
 
 
-def _soak(photographs: list[bytes], seconds: float, threads: int) -> dict[str, object]:
+def _soak(encoded: list[bytes], seconds: float, threads: int) -> dict[str, object]:
     _move_alias(VERSIONS[0])
     _break(BROKEN)
     count: Counter[str] = Counter()
     refusals: set[str] = set()
     lock, failed = threading.Lock(), []
     with ModelHandle("models:/bench@production", interval_s=0.5, threads=1) as handle:
-        expected = handle.predict(photographs)
+        expected = handle.predict(encoded)
         marks = [{"minutes": 0.0, **read_memory()}]
         start = time.monotonic()
 
@@ -74,12 +74,12 @@ def _soak(photographs: list[bytes], seconds: float, threads: int) -> dict[str, o
             while time.monotonic() < start + seconds:
                 which += 1
                 bad = which % EACH_BAD == 0
-                wanted = expected[which % len(photographs)]
-                photograph = photographs[which % len(photographs)]
+                wanted = expected[which % len(encoded)]
+                image = encoded[which % len(encoded)]
                 try:
                     version = handle.current.version
-                    row = handle.predict([photograph[: len(photograph) // 3] if bad else photograph])[0]
-                except Exception as error:  # whatever it is, it is counted
+                    row = handle.predict([image[: len(image) // 3] if bad else image])[0]
+                except Exception as error:  # every error is counted
                     with lock:
                         count["raised"] += 1
                         failed.append(repr(error)[:200])
@@ -87,7 +87,7 @@ def _soak(photographs: list[bytes], seconds: float, threads: int) -> dict[str, o
                 right = row.error is not None and row.species is None if bad else _is_same(row, wanted)
                 with lock:
                     count["predictions"] += 1
-                    count["bad photographs"] += bad
+                    count["cut-off images"] += bad
                     count["wrong"] += not right
                     count[f"version {version}"] += 1
 
@@ -132,7 +132,7 @@ def _break(version: str) -> None:
 
 
 def _is_same(row: Prediction, wanted: Prediction) -> bool:
-    """Equal but for the last bits of the score, which a matrix product on other threads may round otherwise."""
+    """Return whether two rows are equal; the last bits of the scores may differ, as rounding depends on the threads."""
     return (
         dataclasses.replace(row, ood_score=None) == dataclasses.replace(wanted, ood_score=None)
         and row.ood_score is not None

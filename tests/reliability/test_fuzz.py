@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from click.testing import CliRunner
 
-from reliability.fuzz import fuzz, main, table
+from reliability.fuzz import fuzz, main, render_table
 from reliability.fuzz_targets import TARGETS
 
 CASES = {
@@ -23,11 +23,11 @@ CASES = {
 
 @pytest.mark.parametrize(("name", "cases"), CASES.items())
 def test_damaged_files_are_read_or_refused_and_nothing_else(name: str, cases: int) -> None:
-    outcome = fuzz(name, seed=1, seconds=600, cases=cases, hang_after_s=30)
+    result = fuzz(name, seed=1, seconds=1500, cases=cases, hang_after_s=30)
 
-    assert (outcome.cases, outcome.crashes, outcome.hangs, outcome.side_effects) == (cases, [], [], [])
-    assert min(outcome.accepted, outcome.refused) > 0
-    assert outcome.accepted + outcome.refused == cases
+    assert (result.cases, result.crashes, result.hangs, result.side_effects) == (cases, [], [], [])
+    assert min(result.accepted, result.refused) > 0
+    assert result.accepted + result.refused == cases
 
 
 def test_every_reader_is_tried() -> None:
@@ -65,6 +65,6 @@ def test_one_case_is_shown_again() -> None:
 
 
 def test_the_table_has_a_line_a_reader() -> None:
-    outcomes = {"pickle": fuzz("pickle", seed=2, seconds=60, cases=3, hang_after_s=30)}
+    results = {"pickle": fuzz("pickle", seed=2, seconds=60, cases=3, hang_after_s=30)}
 
-    assert table(outcomes).splitlines()[2].startswith("| pickle | 3 |")
+    assert render_table(results).splitlines()[2].startswith("| pickle | 3 |")

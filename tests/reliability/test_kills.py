@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from plantmodels.bundle.manifest import read_manifest, write_manifest
-from reliability.kills import Event, Series, draw_moments, look_at_bundle, run_series
+from reliability.kills import Event, Series, check_bundle, draw_moments, run_series
 
 EVENTS = [Event("start", 0.0), Event("read", 2.0), Event("swapped", 9.9)]
 
@@ -24,12 +24,12 @@ def test_a_loss_would_be_noticed(tiny_bundle, tmp_path):
     (older / "gate-report.json").write_text("{}")
     write_manifest(older)
     old = read_manifest(older)
-    assert look_at_bundle(tiny_bundle.bundle, old) == ([], "new")
-    assert look_at_bundle(older, old) == (["the bundle is of seed 0"], "other"), "older bundles have another seed"
+    assert check_bundle(tiny_bundle.bundle, old) == ([], "new")
+    assert check_bundle(older, old) == (["the bundle is of seed 0"], "other"), "older bundles have another seed"
     (older / "ood-detector.pkl").write_bytes(b"torn")
-    (problem,), which = look_at_bundle(older, old)
+    (problem,), which = check_bundle(older, old)
     assert "changed: ood-detector.pkl" in problem and which == "broken"
-    assert look_at_bundle(tmp_path / "none", old)[1] == "broken"
+    assert check_bundle(tmp_path / "none", old)[1] == "broken"
 
 
 @pytest.mark.slow

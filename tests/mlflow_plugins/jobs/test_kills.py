@@ -8,7 +8,7 @@ from mlflow import MlflowClient
 
 from benchmarks.serving import own_store
 from mlflow_plugins.jobs.main import run_register
-from reliability.kills import NAME, Series, count_left, find_versions, look_at_versions
+from reliability.kills import NAME, Series, check_versions, count_leftovers, find_versions
 
 
 @pytest.fixture
@@ -25,10 +25,10 @@ def series(tmp_path: Path, verified_bundle: Path, monkeypatch: pytest.MonkeyPatc
 def test_a_whole_version_is_no_loss_and_a_damaged_one_is(series: Series) -> None:
     versions = find_versions(series)
     assert versions == {"1"} or versions == {1}
-    assert look_at_versions(series, versions) == []
-    assert count_left(series) == {}
+    assert check_versions(series, versions) == []
+    assert count_leftovers(series) == {}
     next(series.store.rglob("ood-detector.pkl")).write_bytes(b"torn")
-    (problem,) = look_at_versions(series, versions)
+    (problem,) = check_versions(series, versions)
     assert "version 1 is broken" in problem and "changed: ood-detector.pkl" in problem
 
 
@@ -40,7 +40,7 @@ def test_what_a_dead_run_left_is_counted(series: Series) -> None:
     (series.temporary / "tmpx").mkdir()
     (series.out.parent / ".models.staging-abcdefgh").mkdir()
     (series.out.parent / ".models.lock").touch()
-    assert count_left(series) == {
+    assert count_leftovers(series) == {
         "staging folders": 1,
         "lock files": 1,
         "our temporary folders": 1,
