@@ -18,7 +18,7 @@ DATA ?= $(DEMO)/data
 NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
 UNSEEN_PLANTS ?=
 NAME ?= plant-disease
-OUT ?= public/models
+BUNDLE ?= public/models
 POLICY ?= gates.toml
 # more options for `make bench`, such as BENCH=--quick
 BENCH ?=
@@ -35,17 +35,17 @@ ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
 	python -m examples.drawn_leaves $(DEMO)
 endif
 	mlflow run . --env-manager local -P checkpoint='$(CHECKPOINT)' -P data='$(DATA)' -P non_plants='$(NON_PLANTS)' \
-	  -P unseen_plants='$(UNSEEN_PLANTS)' -P name='$(NAME)' -P out='$(OUT)' -P policy='$(POLICY)'
-	python -m mlflow_plugins.cli show --name '$(NAME)' --data '$(DATA)' --non-plants '$(NON_PLANTS)'
+	  -P unseen_plants='$(UNSEEN_PLANTS)' -P name='$(NAME)' -P bundle='$(BUNDLE)' -P policy='$(POLICY)'
+	python -m mlflow_plugins.jobs show --name '$(NAME)' --data '$(DATA)' --non-plants '$(NON_PLANTS)'
 
 # The demo's database behind the gated registry, and MLflow's UI on it.
 server: setup
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)' \
 	  --registry-store-uri 'plantmodels:$(MLFLOW_TRACKING_URI)' --artifacts-destination mlartifacts
 
-# Ours beside its peers, and what everything costs: make bench CHECKPOINT=last.ckpt DATA=leaves OUT=public/models
+# Ours beside its peers, and what everything costs: make bench CHECKPOINT=last.ckpt DATA=leaves BUNDLE=public/models
 bench: $(BENCH_READY)
-	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(OUT)' $(BENCH)
+	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(BUNDLE)' $(BENCH)
 
 test: develop
 	python -m pytest -n 2 --dist loadfile

@@ -34,8 +34,8 @@ from plantmodels.serve.classifier import PlantClassifier
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 JOBS: Final[Mapping[str, tuple[str, ...]]] = {
-    "export": ("-c", "from plantmodels.cli import main; main()", "export"),
-    "main": ("-m", "mlflow_plugins.cli", "run"),
+    "export": ("-m", "plantmodels", "export"),
+    "main": ("-m", "mlflow_plugins.jobs", "run"),
 }
 OLD_SEED, NEW_SEED = 1, 0
 NAME: Final = "plant-disease"
@@ -93,7 +93,7 @@ class Series:
 
     def start(self, seed: int) -> subprocess.Popen[str]:
         """Start the job as the leader of a process group."""
-        arguments = ["--checkpoint", self.checkpoint, "--data", self.data, "--out", self.bundle, "--seed", str(seed)]
+        arguments = ["--checkpoint", self.checkpoint, "--data", self.data, "--bundle", self.bundle, "--seed", str(seed)]
         if self.non_plants is not None:
             arguments += ["--non-plants", self.non_plants]
         paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])

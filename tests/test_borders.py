@@ -39,7 +39,7 @@ PLUGIN_ROOMS = {
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "loading", "registry"}),
     "registry_store": (set(), {"registry"}),
     "checking": (SERVING | {"verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
-    "jobs": ({*ROOMS}, {"_mlflow_compat", "loading", "flavor", "jobs"}),
+    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "loading", "flavor", "jobs"}),
 }
 """Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""
 
@@ -73,8 +73,9 @@ def test_the_ground_floor_needs_numpy_only() -> None:
     assert "numpy" in loaded
 
 
-def test_help_is_quick_because_the_command_line_loads_no_room_but_the_ground_floor() -> None:
-    assert not loaded_by("plantmodels.cli") & (HEAVY | {"onnxruntime"})
+@pytest.mark.parametrize("program", ["plantmodels.cli", "mlflow_plugins.cli", "mlflow_plugins.jobs.__main__"])
+def test_help_is_quick_because_the_command_lines_load_nothing_heavy(program: str) -> None:
+    assert not loaded_by(program) & (HEAVY | {"onnxruntime", "tqdm"})
 
 
 @pytest.mark.slow

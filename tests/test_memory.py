@@ -16,8 +16,8 @@ import torch
 from click.testing import CliRunner
 
 from plantmodels.bundle.manifest import build_manifest
-from plantmodels.cli import KnownErrors
 from plantmodels.cli import main as cli
+from plantmodels.cli.errors import KnownErrors
 from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.export.lock import lock_bundle
 from plantmodels.report import describe as inspect
@@ -99,7 +99,7 @@ def test_it_is_one_line_that_says_where_and_status_1(
         raise error
 
     monkeypatch.setattr(inspect, "check_files", fail)
-    result = CliRunner().invoke(cli, ["inspect", str(bundle_copy)])
+    result = CliRunner().invoke(cli, ["inspect", "--bundle", str(bundle_copy)])
     assert result.exit_code == 1 and result.stderr.splitlines() == [f"Error: memory ran out: {words}"]
 
 
@@ -147,9 +147,8 @@ def test_a_process_without_memory_leaves_the_bundle_as_it_was(
     before = build_manifest(bundle_copy)
     modules = {"verify": "plantmodels.verify.run, plantmodels.verify.parity", "export": "plantmodels.export.bundle"}
     inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data]
-    target = "--bundle" if command == "verify" else "--out"
     code = LIMITED.format(modules=modules[command])
-    arguments = [str(room * 2**20), command, target, bundle_copy, *inputs]
+    arguments = [str(room * 2**20), command, "--bundle", bundle_copy, *inputs]
     ran = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False
     )

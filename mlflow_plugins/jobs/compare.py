@@ -1,8 +1,4 @@
-"""Two registered versions side by side, by the reports that lie in them.
-
->>> compare_versions("plant-disease", "@production", "7").summary  # doctest: +SKIP
-'Better in B: OOD recall. Worse in B: nothing. …'
-"""
+"""Compares two registered versions by their gate reports; no model is downloaded."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,24 +16,24 @@ from plantmodels.compare.model import Comparison
 
 
 def compare_versions(name: str, a: str, b: str) -> Comparison:
-    """Compares two versions of a registered model; of their files only reports and descriptions are read.
+    """Compare two versions of a registered model; only their reports and descriptions are read.
 
     Args:
-        name: registered model.
-        a: version to compare with: a number, "@alias" or a stage.
-        b: version in question, likewise.
+        name: the registered model.
+        a: the version to compare with: a number, "@alias" or a stage.
+        b: the version in question: a number, "@alias" or a stage.
 
     Raises:
         RegistrationError: no such version, or its files cannot be read.
-        BundleError: a version that was not verified, or whose reports are not those of its manifest.
+        BundleError: a version was not verified, or its reports differ from its manifest.
     """
-    uris = _resolve(name, a), _resolve(name, b)
-    with _reports(uris[0]) as first, _reports(uris[1]) as second:
+    uris = _resolve_version(name, a), _resolve_version(name, b)
+    with _download_reports(uris[0]) as first, _download_reports(uris[1]) as second:
         return compare_bundles(first, second, names=uris)
 
 
-def _resolve(name: str, version: str) -> str:
-    """The URI by number of what an alias or a stage names now."""
+def _resolve_version(name: str, version: str) -> str:
+    """Return the URI by number of the version that an alias or a stage names now."""
     uri = f"models:/{name}{version}" if version.startswith("@") else f"models:/{name}/{version}"
     with to_one_line(f"{uri} is not in the registry {mlflow.get_registry_uri()}"):
         found, number = resolve_models_uri(uri)
@@ -45,8 +41,8 @@ def _resolve(name: str, version: str) -> str:
 
 
 @contextmanager
-def _reports(uri: str) -> Iterator[Path]:
-    """A folder with what a comparison reads of a version's bundle."""
+def _download_reports(uri: str) -> Iterator[Path]:
+    """Give a folder with the files of a version's bundle that a comparison reads."""
     manifest_files = (DESCRIPTION_FILE, f"{BUNDLE_FOLDER}/{MANIFEST_FILE}")
     with to_one_line(f"{uri} cannot be read"), open_artifacts(uri, manifest_files) as folder:
         listed = read_recorded_manifest(folder).files

@@ -1,9 +1,12 @@
-"""Which process a run belongs to, and whether it is certain that this one is dead.
+"""Identifies the process that a run belongs to, and says whether that process is certainly dead.
 
-Certain is: a process of this boot and process namespace whose id is free or belongs to one that started at another
-time, or one of an earlier boot of this machine. Other machines' and other containers' processes are never dead.
+A process is certainly dead in two cases: it belongs to this boot and process namespace, and its id is free or belongs
+to a process that started at another time; or it belongs to an earlier boot of this machine. Processes of other machines
+and containers are never taken for dead.
 
->>> Process.from_json(tag).is_dead(Process.current())  # doctest: +SKIP
+>>> process = Process(machine=None, boot="b", namespace="n", pid=7, started=1)
+>>> Process.from_json(process.to_json()) == process
+True
 """
 
 import hashlib
@@ -17,24 +20,24 @@ from typing import Final
 from plantmodels.bundle.serialization import decode_text
 
 _MAIN_NAMESPACE: Final = "pid:[4026531836]"
-"""Linux's name for the process namespace that it boots with; a container has one of its own."""
+"""Linux's name for the process namespace that it boots with; each container has another."""
 
 _MAX_PID: Final = 2**31
 
 _ENDED: Final = ("Z", "X")
-"""States in /proc of a process that was killed and that its parent has not asked for yet."""
+"""States in /proc of a process that has ended but that its parent has not waited for yet."""
 
 
 @dataclass(frozen=True)
 class Process:
-    """One process, told apart from every other one before and after it.
+    """One process, distinguished from every other, earlier or later.
 
     Attributes:
-        machine: digest of the machine's id and name; None where it has no id.
+        machine: digest of the machine's id and name; None if the machine has no id.
         boot: the kernel's id of this boot.
-        namespace: in which `pid` counts.
+        namespace: process namespace in which `pid` is valid.
         pid: process id.
-        started: clock ticks between boot and its start, so that the clock may be set.
+        started: clock ticks between boot and the start of the process, which do not change when the clock is set.
     """
 
     machine: str | None
@@ -45,18 +48,18 @@ class Process:
 
     @classmethod
     def current(cls) -> "Process | None":
-        """This one; None where the system does not tell."""
+        """Return this process; None where the system has no /proc."""
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
             namespace, pid = str(Path("/proc/self/ns/pid").readlink()), os.getpid()
             _, started = _read_state(pid)
         except (OSError, ValueError, IndexError):
             return None
-        return cls(_machine(), boot, namespace, pid, started)
+        return cls(_digest_machine(), boot, namespace, pid, started)
 
     @classmethod
     def from_json(cls, text: str) -> "Process | None":
-        """Reads a tag's value; None when it is not one that `to_json` wrote."""
+        """Read a tag's value; None if `to_json` did not write it."""
         try:
             process = decode_text(cls, text, "process")
         except ValueError:
@@ -64,11 +67,15 @@ class Process:
         return process if 0 < process.pid < _MAX_PID else None
 
     def to_json(self) -> str:
-        """The tag's value."""
+        """Return the tag's value."""
         return json.dumps(asdict(self))
 
     def is_dead(self, here: "Process") -> bool:
-        """Whether it is certain that it is gone, asked by a process of this machine."""
+        """Return whether the process is certainly dead.
+
+        Args:
+            here: this process.
+        """
         if self.boot != here.boot:
             same = self.machine is not None and self.machine == here.machine
             return same and self.namespace == here.namespace == _MAIN_NAMESPACE
@@ -88,8 +95,8 @@ class Process:
         return started == self.started and state not in _ENDED
 
 
-def _machine() -> str | None:
-    """A machine's id is no secret that leaves it: systemd asks to publish digests only."""
+def _digest_machine() -> str | None:
+    """Return a digest of this machine's id, because systemd asks not to publish the id itself."""
     try:
         machine_id = Path("/etc/machine-id").read_text().strip()
     except OSError:
@@ -98,6 +105,6 @@ def _machine() -> str | None:
 
 
 def _read_state(pid: int) -> tuple[str, int]:
-    """State and start of a process: fields 3 and 22 of /proc/PID/stat, behind the name, which may hold anything."""
+    """Return state and start time of a process, which follow its name, of any text, in /proc/PID/stat."""
     fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     return fields[0], int(fields[19])

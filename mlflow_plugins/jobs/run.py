@@ -1,12 +1,9 @@
-"""The MLflow run that a job works in.
-
->>> with job("export"):  # doctest: +SKIP
-...     mlflow.log_metric("seconds.export", 3.5)
-"""
+"""The MLflow run that a job works in: `with job_run("export"): ...`."""
 
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -22,38 +19,48 @@ from mlflow_plugins.jobs.processes import Process
 from plantmodels.errors import PlantModelsError, RegistrationError
 
 PREFIX: Final = "plantmodels."
-"""Of this project's run params and tags: `mlflow run` logs its own parameters under their plain names."""
+"""Prefix of this project's run params and tags; `mlflow run` logs its own parameters under their plain names."""
 
 FAILURE_TAG: Final = f"{PREFIX}failure"
 PROCESS_TAG: Final = f"{PREFIX}process"
 _MAX_TAG: Final = 5000
-_PREFLIGHT: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_SHORT_TIMEOUTS: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 SERVER_ERRORS: Final = (MlflowException, requests.RequestException, sqlalchemy.exc.SQLAlchemyError, OSError)
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 
+def hide_bars_in_files() -> None:
+    """Turn MLflow's own progress bars off unless standard error is a terminal."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+
 @contextmanager
-def job(kind: str) -> Iterator[mlflow.ActiveRun]:
-    """An MLflow run: that of `mlflow run` when there is one, else a new one; FAILED on any error.
+def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
+    """Work in the run that `mlflow run` started, or else in a new one, and mark it FAILED on any error.
 
     Runs of this experiment whose process was killed are ended first (`end_abandoned_runs`).
+
+    Args:
+        kind: name of the job, which becomes a tag.
 
     Raises:
         RegistrationError: the tracking server cannot be reached.
     """
+    hide_bars_in_files()
     process = Process.current()
     tags = {f"{PREFIX}job": kind} | ({} if process is None else {PROCESS_TAG: process.to_json()})
-    with preflight(), to_one_line("the tracking server"):
+    with short_timeouts(), to_one_line("the tracking server"):
         run = mlflow.start_run(tags=tags)
     try:
         if process is not None:
-            with preflight(), contextlib.suppress(*SERVER_ERRORS):
+            with short_timeouts(), contextlib.suppress(*SERVER_ERRORS):
                 end_abandoned_runs(run.info.experiment_id, process)
         with to_one_line("the job was cut short"):
             yield run
     except BaseException as error:
-        with preflight():
+        with short_timeouts():
             with contextlib.suppress(*SERVER_ERRORS):
                 if isinstance(error, PlantModelsError):
                     mlflow.set_tag(FAILURE_TAG, " ".join(str(error).split())[:_MAX_TAG])
@@ -67,13 +74,13 @@ def job(kind: str) -> Iterator[mlflow.ActiveRun]:
 
 
 def end_abandoned_runs(experiment_id: str, here: Process) -> None:
-    """Ends runs of an experiment whose process is certainly dead as KILLED, and their unfinished models as FAILED.
+    """Mark the runs whose process is certainly dead as KILLED, and their unfinished models as FAILED.
 
     A run that this user may not change stays as it is.
 
     Args:
-        experiment_id: where to look.
-        here: the process that asks.
+        experiment_id: the experiment whose runs are looked at.
+        here: this process.
 
     Raises:
         MlflowException: runs cannot be listed.
@@ -87,7 +94,7 @@ def end_abandoned_runs(experiment_id: str, here: Process) -> None:
 
 
 def _end_abandoned(client: MlflowClient, run: Run, process: Process) -> None:
-    """Each step can be repeated; the status, by which such runs are found, comes last."""
+    """End one run; the status comes last, so that an interrupted call can be repeated."""
     run_id = run.info.run_id
     for model in _list_models(client, run):
         if model.status == LoggedModelStatus.PENDING:
@@ -118,7 +125,7 @@ def _list_models(client: MlflowClient, run: Run) -> Iterator[LoggedModel]:
 
 @contextmanager
 def to_one_line(what: str) -> Iterator[None]:
-    """Turns what a server or a disk does wrong into a `RegistrationError` of one line that starts with `what`."""
+    """Turn an error of a server or a disk into a `RegistrationError` of one line that starts with `what`."""
     try:
         yield
     except SERVER_ERRORS as error:
@@ -127,10 +134,10 @@ def to_one_line(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def preflight() -> Iterator[None]:
-    """Within it a server that does not answer is given up after seconds, not after MLflow's minutes."""
-    before = {name: os.environ.get(name) for name in _PREFLIGHT}
-    os.environ.update(_PREFLIGHT)
+def short_timeouts() -> Iterator[None]:
+    """Let MLflow give up a server that does not answer after seconds instead of minutes."""
+    before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
+    os.environ.update(_SHORT_TIMEOUTS)
     try:
         yield
     finally:

@@ -1,23 +1,15 @@
-"""The job `score`: any number of images on Spark, through `mlflow.pyfunc.spark_udf`.
+"""The job `score`: scores any number of images on Spark, through `mlflow.pyfunc.spark_udf`.
 
-A Spark Structured Streaming query reads what is there, batch by batch, and ends. Its checkpoint, which lies beside
-the scores, is what a stopped job resumes from: a batch is written as one folder, and a batch that was cut off is
-written anew in its place, so that no image is ever scored into two rows. One machine is `local[*]`; on a cluster
-each worker needs mlflow, numpy, onnxruntime, pandas, pillow and pyarrow, and sees `images` and `output`.
-
->>> run_score(ScoreRequest("models:/plant-disease@production", "photographs", "scores.parquet"))  # doctest: +SKIP
-Scores(images=2000, errors=20, rejected=31, scored_now=2000, batches=2)
+A Spark Structured Streaming query reads what is there, batch by batch, and ends. A stopped job resumes from the
+query's checkpoint, which lies beside the scores. Each batch is written as one folder, and a batch that was cut off is
+written again in its place, so no image is scored into two rows. One machine is `local[*]`. On a cluster each worker
+needs mlflow, numpy, onnxruntime, pandas, pillow and pyarrow, and must see `images` and `output`.
 """
 
 import json
 import logging
-import os
 import re
-import shutil
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,75 +17,52 @@ from typing import TYPE_CHECKING, Any, Final
 import mlflow
 
 from mlflow_plugins._mlflow_compat import resolve_models_uri
-from mlflow_plugins.jobs.run import PREFIX, job, to_one_line
+from mlflow_plugins.jobs.requests import ScoreRequest
+from mlflow_plugins.jobs.run import PREFIX, job_run, to_one_line
+from mlflow_plugins.jobs.spark import (
+    MAX_IMAGE_BYTES,
+    escape_pattern,
+    open_hadoop_path,
+    spark_errors,
+    spark_session,
+    to_absolute,
+)
 from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN
 from plantmodels.errors import ScoringError
-from plantmodels.serve.classifier import CHUNK
-from plantmodels.serve.routing import Routing
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-MAX_IMAGE_BYTES: Final = 128 * 2**20
-"""A larger file, and an empty one, is a row with `error`; it is not read."""
-
 _ANY_AGE: Final = "36500d"
-"""By default Spark passes over files that are a week older than the newest it has seen."""
+"""By default Spark skips files that are a week older than the newest it has seen."""
 
 _SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 _IMAGE_NAME: Final = re.compile(rf"\.({'|'.join(_SUFFIXES)})$", re.IGNORECASE)
 _IMAGE_FILES: Final = f"*.{{{','.join(''.join(f'[{c}{c.upper()}]' for c in suffix) for suffix in _SUFFIXES)}}}"
-"""What a folder is searched for, at any depth. Spark passes over names that start with a dot or an underscore."""
+"""The files that are scored, at any depth. Spark skips names that start with a dot or an underscore."""
 
 _BATCH: Final = "batch"
 _MODEL: Final = "model"
 _STATE: Final = "_state"
-"""Spark and Arrow pass over it when they read the scores: the request, and the query's checkpoint."""
+"""Holds the request and the query's checkpoint; Spark and Arrow skip it when they read the scores."""
 
 _UNREAD: Final = -1
-"""The batch of the files that no stream delivers: empty, too large, or not readable."""
-
-_SETTINGS: Final = {
-    "spark.sql.execution.arrow.maxRecordsPerBatch": str(CHUNK),
-    "spark.sql.execution.arrow.maxBytesPerBatch": str(MAX_IMAGE_BYTES),
-    "spark.sql.parquet.columnarReaderBatchSize": str(CHUNK),
-    "spark.sql.files.openCostInBytes": "65536",  # else thirty photographs make a task, and each task loads the model
-    "spark.sql.files.ignoreMissingFiles": "true",  # one that was deleted meanwhile would stop every later try
-    "spark.sql.streaming.schemaInference": "true",
-    "spark.sql.shuffle.partitions": "1",
-    "spark.ui.showConsoleProgress": "false",
-}
-
-
-@dataclass(frozen=True)
-class ScoreRequest:
-    """What a person asks of the job `score`.
-
-    Attributes:
-        model: `models:/` URI; an alias or stage means the version that it names when the job starts.
-        images: folder of image files, or a Parquet table (a name that ends in .parquet) with the binary column
-            `image`, whose other columns go to the scores. A path, or a URI that the cluster's Hadoop knows.
-        output: folder of Parquet files; one that a stopped job left is completed.
-        spark_master: such as "local[*]" or "spark://host:7077".
-        partition_by: columns of the scores that become folders, outermost first.
-        images_per_batch: what a stop loses at most, in files; of a table, in Parquet files of it.
-        routing: "hard" or "soft".
-    """
-
-    model: str
-    images: str
-    output: str
-    spark_master: str = "local[*]"
-    partition_by: tuple[str, ...] = ()
-    images_per_batch: int = 2000
-    routing: Routing = "hard"
+"""The number of the batch with the files that no stream delivers: empty, too large or unreadable files."""
 
 
 @dataclass(frozen=True)
 class Scores:
-    """What lies in the output in the end; `scored_now` and `batches` count what this job added."""
+    """What a job left in the output.
+
+    Attributes:
+        images: rows in the output.
+        errors: rows of images that could not be classified.
+        rejected: rows of images that were rejected as out-of-distribution.
+        scored_now: rows that this job added.
+        batches: batches that this job added.
+    """
 
     images: int
     errors: int
@@ -103,28 +72,28 @@ class Scores:
 
 
 def run_score(request: ScoreRequest) -> Scores:
-    """Scores every image that the output does not have yet.
+    """Score every image that the output does not have yet.
 
     Raises:
-        ScoringError: no such images, output of another request, or a Spark that does not start or fails; the batches
-            that were complete stay.
+        ScoringError: no such images, the output belongs to another request, or Spark does not start or fails.
+            Complete batches stay.
         RegistrationError: no such model version.
     """
-    with job("score"):
+    with job_run("score"):
+        images, output = to_absolute(request.images), to_absolute(request.output)
+        _check_folders(images, output)
         with to_one_line(request.model):
             name, version = resolve_models_uri(request.model)
         model = f"models:/{name}/{version}"
         mlflow.log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
-        images, output = _locate(request.images), _locate(request.output)
-        _check_folders(images, output)
-        with _spark_errors(), _session(request.spark_master) as spark:
+        with spark_errors(), spark_session(request.spark_master) as spark:
             scorer = _Scorer(spark, request, model, images, output)
-            scorer.agree()
+            scorer.check_same_request()
             return scorer.run()
 
 
 class _Scorer:
-    """One request on one Spark session."""
+    """Carries out one request on one Spark session."""
 
     def __init__(self, spark: "SparkSession", request: ScoreRequest, model: str, images: str, output: str) -> None:
         self.spark = spark
@@ -135,8 +104,12 @@ class _Scorer:
         self.scored_now = 0
         self.batches = 0
 
-    def agree(self) -> None:
-        """Compares the request with the one that the output was begun with, or notes it down there."""
+    def check_same_request(self) -> None:
+        """Compare the request with the one that the output was begun with; a new output records it.
+
+        Raises:
+            ScoringError: the output was begun with another request.
+        """
         from pyspark.errors import AnalysisException
 
         asked = {
@@ -147,7 +120,7 @@ class _Scorer:
         }
         path = f"{self.output}/{_STATE}/request"
         try:
-            lines = [row.value for row in self.spark.read.text(_escape(path)).collect()]
+            lines = [row.value for row in self.spark.read.text(escape_pattern(path)).collect()]
         except AnalysisException:
             lines = []
         if not lines:  # a new output, or one that was cut off before anything was scored
@@ -163,16 +136,17 @@ class _Scorer:
                 )
 
     def run(self) -> Scores:
-        """Scores all batches, then what no stream delivers.
+        """Score all batches, then add rows for the files that no stream delivers.
 
-        Files are listed before the stream looks for them: one that comes later is in neither, and no file in both.
+        Files are listed before the stream looks for them, so no file is scored twice; a file that comes later is left
+        to the next job.
         """
         files = None if self._is_table else self._list_files()
         scored = self._score(self._read(self.spark.readStream))
         if unknown := [name for name in self.request.partition_by if name not in scored.columns]:
             raise ScoringError(f"cannot partition by {', '.join(unknown)}: expected {', '.join(scored.columns)}")
         query = (
-            scored.writeStream.foreachBatch(self._write)
+            scored.writeStream.foreachBatch(self._write_batch)
             .option("checkpointLocation", f"{self.output}/{_STATE}/checkpoint")
             .trigger(availableNow=True)
             .start()
@@ -180,7 +154,7 @@ class _Scorer:
         query.awaitTermination()
         if files is not None:
             self._write_unread(files, scored)
-        images, errors, rejected = self._count(self.output, scored)
+        images, errors, rejected = self._count_rows(self.output, scored)
         if not images:
             raise ScoringError(f"{self.images}: holds no image to score")
         mlflow.log_metrics({"images": images, "errors": errors, "rejected": rejected})
@@ -191,20 +165,20 @@ class _Scorer:
         return self.images.endswith(".parquet")
 
     def _read(self, reader: Any) -> "DataFrame":
-        """The images, a row each, with the column `image`, from a batch or stream reader."""
+        """Return the images, one row each, with the column `image`, from a batch or a stream reader."""
         from pyspark.sql.functions import col
         from pyspark.sql.types import BinaryType
 
         reader = reader.option("maxFilesPerTrigger", self.request.images_per_batch).option("maxFileAge", _ANY_AGE)
         if not self._is_table:
             files = reader.format("binaryFile").option("recursiveFileLookup", "true")
-            found: DataFrame = files.option("pathGlobFilter", _IMAGE_FILES).load(_escape(self.images))
+            found: DataFrame = files.option("pathGlobFilter", _IMAGE_FILES).load(escape_pattern(self.images))
             return found.select("path", "length", col("content").alias(IMAGE_COLUMN))
-        system, path = self._hadoop(self.images)
-        if system.isFile(path):  # a stream reads folders, and whatever is a pattern
-            rows: DataFrame = reader.parquet(f"{_escape(self.images[:-1])}[{self.images[-1]}]")
+        system, path = open_hadoop_path(self.spark, self.images)
+        if system.isFile(path):  # a stream reads folders and patterns only, so the file becomes a pattern
+            rows: DataFrame = reader.parquet(f"{escape_pattern(self.images[:-1])}[{self.images[-1]}]")
         else:
-            rows = reader.option("basePath", self.images).parquet(_escape(self.images))
+            rows = reader.option("basePath", self.images).parquet(escape_pattern(self.images))
         kinds = {field.name: field.dataType for field in rows.schema.fields}
         if kinds.get(IMAGE_COLUMN) != BinaryType():
             columns = ", ".join(f"{name} {kind.simpleString()}" for name, kind in kinds.items())
@@ -231,11 +205,11 @@ class _Scorer:
         answers = rows.select(*given, predict(struct(IMAGE_COLUMN))[STRUCT_COLUMN].alias(STRUCT_COLUMN))
         return answers.select(*given, f"{STRUCT_COLUMN}.*", lit(self.model).alias(_MODEL))
 
-    def _write(self, scored: "DataFrame", batch: int) -> None:
+    def _write_batch(self, scored: "DataFrame", batch: int) -> None:
         start = time.monotonic()
         folder = f"{self.output}/{_BATCH}={batch}"
-        self._save(scored, folder)
-        images, errors, _ = self._count(folder, scored)
+        self._write_parquet(scored, folder)
+        images, errors, _ = self._count_rows(folder, scored)
         self.scored_now += images
         self.batches += 1
         speed = images / (time.monotonic() - start)
@@ -246,8 +220,8 @@ class _Scorer:
         )
 
     def _list_files(self) -> "DataFrame":
-        """Path and length of every image file there; Spark lists none that is empty, and opens none for this."""
-        system, root = self._hadoop(self.images)
+        """Return path and length of every image file; Spark does not list empty files, so Hadoop is asked for them."""
+        system, root = open_hadoop_path(self.spark, self.images)
         empty = []
         files = system.listFiles(root, True)
         while files.hasNext():
@@ -265,14 +239,14 @@ class _Scorer:
         )
 
     def _write_unread(self, files: "DataFrame", scored: "DataFrame") -> None:
-        """Rows for the files that have none: Spark passes over them without a word.
+        """Add a row with an error for each file that has no row, because Spark skipped it silently.
 
-        A file is scored once, as it was when it was met.
+        A file is scored once, as it was when the job first met it.
         """
         from pyspark.sql.functions import col, concat, format_number, lit, when
 
         folder = f"{self.output}/{_BATCH}={_UNREAD}"
-        known = self.spark.read.schema(scored.schema).parquet(_escape(self.output)).select("path")
+        known = self.spark.read.schema(scored.schema).parquet(escape_pattern(self.output)).select("path")
         size = concat(
             lit("a file of "), format_number("length", 0), lit(f" bytes: at most {MAX_IMAGE_BYTES:,} are read")
         )
@@ -282,78 +256,21 @@ class _Scorer:
         columns = [values.get(f.name, lit(None)).cast(f.dataType).alias(f.name) for f in scored.schema.fields]
         unread = files.join(known, "path", "left_anti").select(*columns).persist()
         if count := unread.count():
-            self._save(unread, folder, mode="append")
+            self._write_parquet(unread, folder, mode="append")
             self.scored_now += count
             _LOGGER.info("%s files are empty, too large or cannot be read", f"{count:,}")
         unread.unpersist()
 
-    def _hadoop(self, path: str) -> tuple[Any, Any]:
-        """Hadoop's file system of a path, and its path, as py4j hands them over."""
-        context = self.spark.sparkContext
-        found = context._jvm.org.apache.hadoop.fs.Path(path)  # type: ignore[union-attr]
-        return found.getFileSystem(context._jsc.hadoopConfiguration()), found
-
-    def _save(self, rows: "DataFrame", folder: str, mode: str = "overwrite") -> None:
+    def _write_parquet(self, rows: "DataFrame", folder: str, mode: str = "overwrite") -> None:
         rows.repartition(1).write.mode(mode).partitionBy(*self.request.partition_by).parquet(folder)
 
-    def _count(self, folder: str, scored: "DataFrame") -> tuple[int, int, int]:
-        """Rows, errors and rejected images that lie in a folder."""
+    def _count_rows(self, folder: str, scored: "DataFrame") -> tuple[int, int, int]:
+        """Return the numbers of rows, errors and rejected images in a folder of scores."""
         from pyspark.sql.functions import count, count_if
 
-        rows = self.spark.read.schema(scored.schema).parquet(_escape(folder))
+        rows = self.spark.read.schema(scored.schema).parquet(escape_pattern(folder))
         (counts,) = rows.agg(count("*"), count("error"), count_if("rejected")).collect()
         return int(counts[0]), int(counts[1]), int(counts[2])
-
-
-@contextmanager
-def _session(master: str) -> Iterator["SparkSession"]:
-    try:
-        from pyspark.sql import SparkSession
-    except ImportError as error:
-        raise ScoringError(f"bulk scoring needs pyspark, which conda.yaml pins ({error})") from error
-    if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
-        raise ScoringError("Spark needs Java 17 (Debian: apt-get install openjdk-17-jre-headless)")
-    if master.startswith("local"):
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.master(master).appName("plantmodels score")
-    for name, value in _SETTINGS.items():
-        builder = builder.config(name, value)
-    spark = builder.getOrCreate()
-    try:
-        spark.sparkContext.setLogLevel("ERROR")
-        yield spark
-    finally:
-        spark.stop()
-
-
-@contextmanager
-def _spark_errors() -> Iterator[None]:
-    try:
-        from py4j.protocol import Py4JError
-        from pyspark.errors import PySparkException
-    except ImportError:
-        yield  # `_session` says so
-        return
-    try:
-        yield
-    except (PySparkException, Py4JError) as error:
-        raise ScoringError(f"Spark: {_reason(str(error))}") from error
-
-
-def _reason(message: str) -> str:
-    """The last error that a message of Spark's tells of: the cause, which it wraps several times over."""
-    causes = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", message, flags=re.MULTILINE)
-    return " ".join((causes[-1] if causes else message).split())[:500]
-
-
-def _locate(path: str) -> str:
-    """A URI as it is, a path as an absolute one."""
-    return path if "://" in path else str(Path(path).resolve())
-
-
-def _escape(path: str) -> str:
-    """Takes their meaning from the characters by which Hadoop would search for other paths."""
-    return re.sub(r"([\\*?\[\]{}])", r"\\\1", path)
 
 
 def _check_folders(images: str, output: str) -> None:

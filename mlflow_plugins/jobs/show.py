@@ -1,7 +1,4 @@
-"""What a registered version says of itself: loaded back by its URI, as a consumer would.
-
->>> print(describe_version("plant-disease", "", Path("DATA"), None))  # doctest: +SKIP
-"""
+"""Shows a registered version: loads it back by its URI, as a consumer would, and asks it about a few images."""
 
 from pathlib import Path
 from typing import Final
@@ -10,6 +7,8 @@ import mlflow
 import pandas as pd
 from mlflow import MlflowClient
 
+from mlflow_plugins.jobs.registration import suggest_promotion
+from mlflow_plugins.jobs.run import hide_bars_in_files
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
 from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN
 from plantmodels.bundle.metadata import read_metadata
@@ -23,30 +22,33 @@ _LEAVES: Final = 3
 
 
 def describe_version(name: str, version: str, data: Path, non_plants: Path | None) -> str:
-    """Gate table, URI, and predictions by `mlflow.pyfunc.load_model(uri)`.
+    """Return the gate table, the URI, and answers of `mlflow.pyfunc.load_model(uri)`.
 
     Args:
-        name: registered model.
-        version: its number; "" for the latest.
-        data: leaf folders, of which three leaves of different species are asked about.
-        non_plants: folder of which the first image is asked about; None for none.
+        name: the registered model.
+        version: its number; "" for the latest version.
+        data: leaf folders; the model is asked about three validation leaves of different species.
+        non_plants: folder of images that show no plant; the model is asked about the first one. None for no image.
 
     Raises:
         RegistrationError: no such version.
     """
-    uri = f"models:/{name}/{version or _latest_version(name)}"
+    hide_bars_in_files()
+    number = version or _latest_version(name)
+    uri = f"models:/{name}/{number}"
     bundle = Path(mlflow.artifacts.download_artifacts(artifact_uri=f"{uri}/{BUNDLE_FOLDER}"))
     taxonomy = read_metadata(bundle).taxonomy
-    asked = {_label(taxonomy, sample): sample.path for sample in _spread(data, taxonomy)}
+    asked = {_name_classes(taxonomy, sample): sample.path for sample in _pick_leaves(data, taxonomy)}
     if non_plants is not None:
         images = read_non_plants(non_plants)
         asked[f"no plant ({images.source_of(images.paths[0])})"] = images.paths[0]
-    photographs = pd.DataFrame({IMAGE_COLUMN: [path.read_bytes() for path in asked.values()]})
-    answers = mlflow.pyfunc.load_model(uri).predict(photographs)
+    images_to_ask = pd.DataFrame({IMAGE_COLUMN: [path.read_bytes() for path in asked.values()]})
+    answers = mlflow.pyfunc.load_model(uri).predict(images_to_ask)
     rows = "\n".join(
-        f"  {label:<44} → {_describe(row)}" for label, row in zip(asked, answers.to_dict("records"), strict=True)
+        f"  {label:<44} → {_describe_answer(row)}" for label, row in zip(asked, answers.to_dict("records"), strict=True)
     )
-    return f"{read_report(bundle).table()}\n\n{uri}\n\n{rows}"
+    report = read_report(bundle)
+    return f"{report.table()}\n\n{uri}\n\n{rows}\n\n{suggest_promotion(name, number, report)}"
 
 
 def _latest_version(name: str) -> str:
@@ -56,20 +58,20 @@ def _latest_version(name: str) -> str:
     return str(max(int(version.version) for version in versions))
 
 
-def _spread(data: Path, taxonomy: Taxonomy) -> list[LeafSample]:
+def _pick_leaves(data: Path, taxonomy: Taxonomy) -> list[LeafSample]:
     first_of = {sample.species_index: sample for sample in reversed(read_leaves(data, "val", taxonomy).samples)}
     samples = [first_of[index] for index in sorted(first_of)]
     return samples[:: max(1, len(samples) // _LEAVES)][:_LEAVES]
 
 
-def _label(taxonomy: Taxonomy, sample: LeafSample) -> str:
+def _name_classes(taxonomy: Taxonomy, sample: LeafSample) -> str:
     species = taxonomy.species[sample.species_index]
     if sample.disease_index is None:
         return species
     return f"{species}, {taxonomy.diseases_of(sample.species_index)[sample.disease_index]}"
 
 
-def _describe(row: dict[str, object]) -> str:
+def _describe_answer(row: dict[str, object]) -> str:
     if row["error"] is not None:
         return f"error: {row['error']}"
     verdict = "REJECTED, " if row["rejected"] else ""

@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final, Literal, get_args
 
 FORMAT_VERSION: Final = 1
@@ -12,6 +13,10 @@ FORMAT_VERSION: Final = 1
 
 Precision = Literal["int8", "fp16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+DEFAULT_PRECISION: Final[Precision] = "int8"
+
+DEFAULT_BUNDLE: Final = Path("public/models")
+"""The bundle's folder in every command that is not told another one."""
 
 SPECIES_FILES: Final[dict[Precision, str]] = {"int8": "swin-species-int8.onnx", "fp16": "swin-species.onnx"}
 PACKED_HEADS_FILE: Final = "disease-heads-packed.onnx"

@@ -16,6 +16,7 @@ import pandas as pd
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import hash_to_fraction
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest
+from plantmodels.data.inputs import check_data
 from plantmodels.errors import DataError
 
 Split = Literal["train", "val"]
@@ -72,8 +73,7 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
     Raises:
         DataError: the split is missing or empty, the checkpoint does not know a class, or the manifest lacks a column.
     """
-    if not data.exists():
-        raise DataError(f"{data}: no such data folder or manifest")
+    check_data(data, split)
     labelled = _read_folders(data, split, taxonomy) if data.is_dir() else _read_manifest(data, split)
     known = {
         (name, disease): (species_index, disease_index)
@@ -104,8 +104,7 @@ def list_classes(data: Path) -> Taxonomy:
         DataError: the split is missing or empty, or the manifest lacks a column.
         TaxonomyError: the names of the classes cannot form a taxonomy.
     """
-    if not data.exists():
-        raise DataError(f"{data}: no such data folder or manifest")
+    check_data(data, "train")
     if data.is_dir():
         labelled = {
             (species, disease)
@@ -139,10 +138,7 @@ def _read_folders(data: Path, split: Split, taxonomy: Taxonomy) -> Iterator[tupl
 
 
 def _list_class_folders(data: Path, split: Split) -> Iterator[Path]:
-    folder = data / split
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
-    return (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return (path for path in (data / split).iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def _list_images(folder: Path) -> Iterator[Path]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from plantmodels.data.digests import digest_content, hash_to_fraction
 from plantmodels.data.image_files import IMAGE_SUFFIXES
+from plantmodels.data.inputs import check_image_folder
 from plantmodels.errors import DataError
 
 
@@ -54,8 +55,7 @@ def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
     Raises:
         DataError: the folder does not exist or contains no image.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of {kind}")
+    check_image_folder(folder, kind)
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
     if not paths:
         raise DataError(f"{folder}: holds no images of type {', '.join(IMAGE_SUFFIXES)}")

@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
-from tqdm import tqdm
-
 _LOGGER: Final = logging.getLogger(__name__)
 
 _Item = TypeVar("_Item")
@@ -40,7 +38,11 @@ class _StandardError(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record."""
         try:
-            tqdm.write(self.format(record), file=sys.stderr)
+            line = self.format(record)
+            if bars := sys.modules.get("tqdm"):
+                bars.tqdm.write(line, file=sys.stderr)
+            else:
+                print(line, file=sys.stderr)
         except Exception:
             self.handleError(record)
 
@@ -57,6 +59,8 @@ def show_bar(description: str, *, total: int | None = None, unit: str = "step") 
     Yields:
         A function to call after each item.
     """
+    from tqdm import tqdm  # what only serves an image does without it
+
     layout = "{desc} ..." if total is None else None
     with tqdm(total=total, desc=description, unit=unit, leave=False, disable=None, bar_format=layout) as bar:
         yield bar.update

@@ -8,7 +8,10 @@
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+DEFAULT_SEED: Final = 0
+"""Seed of an export and of a training that is not told another one."""
 
 _Sample = TypeVar("_Sample")
 

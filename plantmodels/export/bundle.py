@@ -37,7 +37,7 @@ from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
-from plantmodels.data.sampling import pick_each_class, thin_out
+from plantmodels.data.sampling import DEFAULT_SEED, pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibrate import fit_temperatures
@@ -108,7 +108,7 @@ class _Inputs:
 
 
 def export_bundle(
-    checkpoint: Path, data: Path, out: Path, *, non_plants: Path | None = None, seed: int = 0
+    checkpoint: Path, data: Path, out: Path, *, non_plants: Path | None = None, seed: int = DEFAULT_SEED
 ) -> ExportSummary:
     """Exports a checkpoint to a bundle, fitting the detector on the training leaves.
 

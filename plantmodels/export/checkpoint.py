@@ -21,6 +21,7 @@ import torch
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.inputs import check_checkpoint
 from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
 
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
@@ -99,6 +100,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             memory than the file's size accounts for, a missing or surplus head, names and shapes that disagree, or
             NaN weights.
     """
+    check_checkpoint(path)
     try:
         sha256 = digest_file(path.resolve()).sha256  # Lightning's last.ckpt is a link
     except BundleError as error:

@@ -23,6 +23,7 @@ from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
 from plantmodels.report.statistics import Interval
+from plantmodels.report.summary import describe_accuracy
 
 REPORT_FORMAT_VERSION: Final = 2
 """Of `gate-report.json` alone; only this one is read. 2 brought paired counts, classes, calibration and routing."""
@@ -236,7 +237,12 @@ class GateReport:
         lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
         notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
-        return "\n".join((*lines, "", *notes, verdict))
+        return "\n".join((*lines, "", *notes, self.accuracy_sentence, verdict))
+
+    @property
+    def accuracy_sentence(self) -> str:
+        """How often the INT8 model is right, in a sentence."""
+        return describe_accuracy(self.accuracy)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON form, with the verdicts spelled out.

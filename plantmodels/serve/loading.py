@@ -25,6 +25,7 @@ import onnxruntime as ort
 
 from plantmodels.bundle.detector import OODDetector, parse_detector
 from plantmodels.bundle.layout import (
+    DEFAULT_PRECISION,
     DETECTOR_FILE,
     HEADS_LIST_FILE,
     MANIFEST_FILE,
@@ -57,7 +58,7 @@ class LoadOptions:
         public_key: file of the public key that must have signed the manifest; None accepts any bundle.
     """
 
-    precision: Precision = "int8"
+    precision: Precision = DEFAULT_PRECISION
     threads: int | None = None
     workers: int = 1
     providers: Sequence[Provider] = (CPU,)

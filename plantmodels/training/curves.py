@@ -8,6 +8,7 @@ b'\x89PNG'
 
 from collections.abc import Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Final
 
 from matplotlib.axes import Axes
@@ -72,3 +73,8 @@ def _style_axes(axes: Axes, records: Sequence[EpochRecord]) -> None:
             axes.axvline(later.epoch - 0.5, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
             label = f" {later.image_size} px"
             axes.text(later.epoch - 0.5, 0.03, label, transform=axes.get_xaxis_transform(), fontsize=7.5, color=MUTED)
+
+
+def curves_path(out: Path) -> Path:
+    """Return the path of the plot of a training's curves, beside its checkpoint."""
+    return out.with_name(out.name + ".png")

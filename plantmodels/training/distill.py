@@ -18,13 +18,14 @@ from plantmodels.data.progress import log_step
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
+from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.dataset import LeafImages
 from plantmodels.training.loop import BatchLoss, TrainingTask, pick_device, run_training
 from plantmodels.training.losses import DistillWeights, NetworkOutputs, distillation_loss, label_loss
 from plantmodels.training.patch_sizes import resize_patches, resize_spec
 from plantmodels.training.recipe import Observer, Recipe
+from plantmodels.training.requests import DistillRequest, check_writable
 from plantmodels.training.students import (
-    MAX_INT8_BYTES,
     check_size,
     find_student,
     fit_projection_,
@@ -34,7 +35,6 @@ from plantmodels.training.students import (
 from plantmodels.training.train import (
     TrainingSet,
     TrainReport,
-    check_writable,
     digest_values,
     read_training_set,
     select_labels,
@@ -72,15 +72,39 @@ class DistillReport:
         )
 
 
+def run_distill(request: DistillRequest, observer: Observer | None = None) -> DistillReport:
+    """Distill a teacher into a student, and draw the curves beside the checkpoint.
+
+    Args:
+        request: options of the command.
+        observer: function that is called with the record of each epoch.
+
+    Raises:
+        TrainingError: stages cannot be parsed or do not end with the teacher's image size, or as in `distill_network`.
+        DataError, CheckpointError, ExportError: as in `distill_network`.
+    """
+    report = distill_network(
+        request.teacher,
+        request.data,
+        request.out,
+        request.make_recipe(),
+        student=request.student,
+        max_bytes=request.max_bytes,
+        observer=observer,
+    )
+    write_bytes(curves_path(request.out), draw_curves(report.training.records, report.training.best))
+    return report
+
+
 def distill_network(
     teacher: Path,
     data: Path,
     out: Path,
     recipe: Recipe,
     *,
-    student: str = "swin",
+    student: str = DistillRequest.student,
     weights: DistillWeights | None = None,
-    max_bytes: int = MAX_INT8_BYTES,
+    max_bytes: int = DistillRequest.max_bytes,
     observer: Observer | None = None,
 ) -> DistillReport:
     """Train a student of `teacher` on the split "train", and write its checkpoint, which has a projection.

@@ -7,6 +7,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from plantmodels.data.sampling import DEFAULT_SEED
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -44,7 +46,7 @@ class Recipe:
     stages: tuple[Stage, ...]
     batch_size: int = 32
     learning_rate: float = 4e-3
-    seed: int = 0
+    seed: int = DEFAULT_SEED
     scale_patches: bool = False
     patience: int = 0
     held_out: float = 0.1

@@ -22,9 +22,6 @@ from plantmodels.export.quantize import quantize_int8
 from plantmodels.training.dataset import LeafImages
 from plantmodels.training.patch_sizes import needs_image_size, resize_patches
 
-MAX_INT8_BYTES: Final = 5_000_000
-"""The default limit of the gate `species_size`."""
-
 _SWIN: Final = "swin_tiny_patch4_window7_224"
 _RIDGE: Final = 1e-3
 """Ridge penalty, as a share of the mean diagonal of the Gram matrix."""

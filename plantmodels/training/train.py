@@ -7,7 +7,6 @@ resume. The same seed, data, machine and number of threads give the same weights
 import hashlib
 import io
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,17 +14,23 @@ from typing import Any, Final
 import torch
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.data.digests import digest_leaves
-from plantmodels.data.leaves import LeafSet, read_leaves, split_by_name
+from plantmodels.data.leaves import LeafSet, list_classes, read_leaves, split_by_name
 from plantmodels.data.streaming import UnreadableImage
-from plantmodels.errors import CheckpointError, DataError
+from plantmodels.errors import DataError
 from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
+from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.dataset import LeafImages, load_images
 from plantmodels.training.loop import BatchLoss, TrainingResult, TrainingTask, pick_device, run_training
 from plantmodels.training.losses import Labels, NetworkOutputs, label_loss
 from plantmodels.training.optimizer import pick_dtype
 from plantmodels.training.recipe import EpochRecord, Observer, Recipe, describe_epoch
+from plantmodels.training.requests import TrainRequest, check_writable
+
+IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
+IMAGENET_STD: Final = (0.229, 0.224, 0.225)
 
 STATE_SUFFIX: Final = ".state"
 """Added to the name of a checkpoint, it names the file from which a stopped training resumes."""
@@ -87,6 +92,30 @@ class TrainingSet:
     unreadable: tuple[UnreadableImage, ...]
 
 
+def run_train(request: TrainRequest, observer: Observer | None = None) -> TrainReport:
+    """Train on the classes of the split "train" in alphabetical order, and draw the curves beside the checkpoint.
+
+    Args:
+        request: options of the command.
+        observer: function that is called with the record of each epoch.
+
+    Raises:
+        TrainingError: stages or backbone arguments cannot be parsed, or as in `train_network`.
+        DataError, TaxonomyError, CheckpointError: as in `train_network` and `list_classes`.
+    """
+    recipe = request.make_recipe()
+    spec = NetworkSpec(
+        backbone=request.backbone,
+        backbone_kwargs=request.parse_backbone_kwargs(),
+        embedding_dim=request.embedding_dim,
+        preprocessing=Preprocessing(recipe.stages[-1].image_size, IMAGENET_MEAN, IMAGENET_STD),
+        taxonomy=list_classes(request.data),
+    )
+    report = train_network(request.data, request.out, spec, recipe, observer=observer)
+    write_bytes(curves_path(request.out), draw_curves(report.records, report.best))
+    return report
+
+
 def train_network(
     data: Path,
     out: Path,
@@ -126,16 +155,6 @@ def train_network(
     fingerprint = digest_values(_list_hyper_parameters(spec), asdict(recipe), leaves.digest, projection)
     task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint)
     return write_result(run_training(network, task, recipe, state=state_path(out), observer=observer), leaves, out)
-
-
-def check_writable(out: Path) -> None:
-    """Raise an error if the checkpoint cannot be written; called before the training.
-
-    Raises:
-        CheckpointError: the folder of `out` does not exist or is not writable.
-    """
-    if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
-        raise CheckpointError(f"{out}: {out.parent} is not a folder that can be written to")
 
 
 def state_path(out: Path) -> Path:

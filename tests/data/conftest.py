@@ -20,6 +20,8 @@ def progress_lines() -> Iterator[list[str]]:
     level = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
+    logger.propagate = False  # a command line that ran before in this process prints what arrives above
     yield handler.lines
     logger.removeHandler(handler)
     logger.setLevel(level)
+    logger.propagate = True

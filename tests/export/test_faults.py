@@ -139,8 +139,8 @@ def test_another_writer_is_told_before_anything_is_read(tiny_bundle, tmp_path: P
 
 @pytest.mark.slow
 def test_of_two_exports_at_once_one_wins_and_the_other_says_so(tiny_bundle, tmp_path: Path) -> None:
-    inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--out", tmp_path / "models"]
-    command = [sys.executable, "-c", "from plantmodels.cli import main; main()", "export", *map(str, inputs)]
+    inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--bundle", tmp_path / "models"]
+    command = [sys.executable, "-m", "plantmodels", "export", *map(str, inputs)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as winner:
         assert winner.stderr is not None and winner.stderr.readline().startswith("read: ")
         winner.send_signal(signal.SIGSTOP)  # however slow the other one is to start

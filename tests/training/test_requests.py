@@ -6,16 +6,11 @@ from PIL import Image
 
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import read_checkpoint
-from plantmodels.training.curves import draw_curves
+from plantmodels.training.curves import curves_path, draw_curves
+from plantmodels.training.distill import run_distill
 from plantmodels.training.recipe import EpochRecord, Stage
-from plantmodels.training.requests import (
-    DistillRequest,
-    TrainRequest,
-    curves_path,
-    parse_stages,
-    run_distill,
-    run_train,
-)
+from plantmodels.training.requests import DistillRequest, TrainRequest, parse_stages
+from plantmodels.training.train import run_train
 
 
 def record(epoch: int, side: int, disease: float | None = 0.5) -> EpochRecord:

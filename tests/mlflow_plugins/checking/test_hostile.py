@@ -61,7 +61,7 @@ def bundle_of(model: Path) -> Path:
 
 
 def inspect(bundle: Path) -> None:
-    result = CliRunner().invoke(main, ["inspect", str(bundle)])
+    result = CliRunner().invoke(main, ["inspect", "--bundle", str(bundle)])
     if result.exit_code:
         assert result.exit_code == 1, result.output
         raise PlantModelsError(result.output)

@@ -15,8 +15,9 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, Run
 
 from mlflow_plugins.flavor import BUNDLE_FOLDER
-from mlflow_plugins.jobs.main import Request, run_main_job, run_register
+from mlflow_plugins.jobs.main import run_main_job, run_register
 from mlflow_plugins.jobs.processes import Process
+from mlflow_plugins.jobs.requests import JobRequest
 from mlflow_plugins.jobs.run import FAILURE_TAG, PROCESS_TAG
 from mlflow_plugins.loading.native import load_model
 from plantmodels.bundle.layout import PACKED_HEADS_FILE
@@ -92,7 +93,7 @@ def test_an_upload_with_hiccups_is_one_whole_version(proxy, name: str, good_bund
 def start(*arguments: object, **variables: str) -> subprocess.Popen[str]:
     """A job of its own process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "mlflow_plugins.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mlflow_plugins.jobs", *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -112,8 +113,8 @@ def test_the_next_job_ends_what_killed_jobs_left(
     proxy.on("PUT", PACKED_HEADS_FILE, proxy.first(lambda: killed["register"].kill()), times=1)
     proxy.on("POST", "runs/set-tag", proxy.first(lambda: killed["verify"].kill()), times=1)
     data = ("--data", tiny_bundle.data, "--checkpoint", tiny_bundle.checkpoint)
-    killed["register"] = start("register", "--out", good_bundle, "--name", name)
-    killed["verify"] = start("verify", "--out", bundle_copy, *data, MLFLOW_RUN_ID=attached)
+    killed["register"] = start("register", "--bundle", good_bundle, "--name", name)
+    killed["verify"] = start("verify", "--bundle", bundle_copy, *data, MLFLOW_RUN_ID=attached)
     for kind, process in killed.items():
         output, _ = process.communicate(timeout=300)
         assert process.returncode == -signal.SIGKILL, (kind, output)
@@ -136,13 +137,13 @@ def test_the_next_job_ends_what_killed_jobs_left(
 
 
 @pytest.fixture
-def request_(tiny_bundle, tmp_path: Path, name: str) -> Request:
+def request_(tiny_bundle, tmp_path: Path, name: str) -> JobRequest:
     data = (tiny_bundle.checkpoint, tiny_bundle.data, tiny_bundle.non_plants)
-    return Request(*data, out=tmp_path / "models", name=name)
+    return JobRequest(*data, bundle=tmp_path / "models", name=name)
 
 
 def test_a_main_job_goes_on_when_its_server_comes_back(
-    proxy, request_: Request, wait_for, answers, monkeypatch: pytest.MonkeyPatch
+    proxy, request_: JobRequest, wait_for, answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at the end of verification; with as many tries as MLflow has by default."""
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
@@ -161,7 +162,9 @@ def test_a_main_job_goes_on_when_its_server_comes_back(
     load_model(f"models:/{request_.name}/{version.version}")
 
 
-def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(proxy, request_: Request, wait_for, answers) -> None:
+def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(
+    proxy, request_: JobRequest, wait_for, answers
+) -> None:
     proxy.on("PUT", PACKED_HEADS_FILE, proxy.first(proxy.server.kill))
     try:
         with pytest.raises(RegistrationError, match=r"could not be uploaded: .*Connection aborted") as caught:
@@ -170,8 +173,8 @@ def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(proxy, reques
         proxy.server.kill()
         proxy.server.start(wait_for, answers)
     assert "\n" not in str(caught.value)
-    check_files(request_.out, read_manifest(request_.out))
-    assert read_report(request_.out).gates
+    check_files(request_.bundle, read_manifest(request_.bundle))
+    assert read_report(request_.bundle).gates
     assert versions(request_.name) == [] and mlflow.active_run() is None
 
 
@@ -182,7 +185,7 @@ def test_two_registrations_at_once_are_two_whole_versions(proxy, name: str, good
     """The first waits with its version until the second one makes its own."""
     together = threading.Barrier(2)
     proxy.on("POST", "model-versions/create", proxy.first(lambda: together.wait(120)), times=2)
-    other = start("register", "--out", good_bundle, "--name", name)
+    other = start("register", "--bundle", good_bundle, "--name", name)
     run_register(good_bundle, name, None)
     output, _ = other.communicate(timeout=300)
     assert other.returncode == 0, output
@@ -196,8 +199,8 @@ def test_two_main_jobs_at_once_are_two_whole_versions(tiny_bundle, tmp_path: Pat
     """On one sqlite file, that of the test."""
     MlflowClient().search_experiments()  # makes its tables
     data = ("--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--name", "plants")
-    other = start("run", *data, "--out", tmp_path / "other")
-    ours = run_main_job(Request(tiny_bundle.checkpoint, tiny_bundle.data, out=tmp_path / "ours", name="plants"))
+    other = start("run", *data, "--bundle", tmp_path / "other")
+    ours = run_main_job(JobRequest(tiny_bundle.checkpoint, tiny_bundle.data, bundle=tmp_path / "ours", name="plants"))
     output, _ = other.communicate(timeout=400)
     assert other.returncode == 0, output
     assert versions("plants") == [1, 2]

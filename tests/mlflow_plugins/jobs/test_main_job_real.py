@@ -10,8 +10,9 @@ import pytest
 import requests
 
 from mlflow_plugins.flavor import load_model
-from mlflow_plugins.jobs.main import Request, run_main_job
-from mlflow_plugins.jobs.scoring import ScoreRequest, run_score
+from mlflow_plugins.jobs.main import run_main_job
+from mlflow_plugins.jobs.requests import JobRequest, ScoreRequest
+from mlflow_plugins.jobs.scoring import run_score
 from mlflow_plugins.loading.pyfunc import PREDICTION_COLUMNS
 from plantmodels.bundle.layout import PRECISIONS
 from plantmodels.report.gate_report import read_report
@@ -36,7 +37,7 @@ def test_real_swin_becomes_one_version(real_paths, embedded_mlflow: str, tmp_pat
     link_subset(real_paths.leaves / "val", tmp_path / "leaves" / "val", VAL)
     link_subset(real_paths.non_plants, tmp_path / "others", NON_PLANTS)
     version = run_main_job(
-        Request(real_paths.checkpoint, tmp_path / "leaves", tmp_path / "others", out=tmp_path / "models")
+        JobRequest(real_paths.checkpoint, tmp_path / "leaves", tmp_path / "others", bundle=tmp_path / "models")
     )
     report = read_report(tmp_path / "models")
     for name in ("parity", "loads", "heads_complete", "head_size", "latency"):

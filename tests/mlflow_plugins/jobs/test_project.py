@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import mlflow
 import pandas as pd
 import pyarrow.dataset
@@ -14,7 +15,7 @@ import yaml
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
-from mlflow_plugins.cli import main
+from mlflow_plugins.jobs.__main__ import main
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.report.gate_report import read_report
 from plantmodels.serve.classifier import PlantClassifier
@@ -29,14 +30,41 @@ def mlflow_run(tracking_uri: str, *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_every_entry_point_names_a_command_and_its_options() -> None:
-    project = yaml.safe_load((ROOT / "MLproject").read_text())
-    for name, entry in project["entry_points"].items():
-        command = main.commands["run" if name == "main" else name]
-        options = {flag for option in command.params for flag in option.opts}
-        words = entry["command"].split()
-        assert {word for word in words if word.startswith("--")} <= options
-        assert {word.strip("{}") for word in words if word.startswith("{")} == set(entry["parameters"])
+ENTRY_POINTS = yaml.safe_load((ROOT / "MLproject").read_text())["entry_points"]
+
+OWN_DEFAULTS = {("main", "policy"), ("verify", "policy"), ("distill", "out")}
+"""Parameters whose default is a file of this project's folder, where `mlflow run` works: gates.toml, public/."""
+
+
+def options_of(entry_point: str) -> dict[str, click.Option]:
+    command = main.commands["run" if entry_point == "main" else entry_point]
+    return {option.name: option for option in command.params if isinstance(option, click.Option) and option.name}
+
+
+@pytest.mark.parametrize("name", ENTRY_POINTS)
+def test_every_entry_point_passes_every_option_of_its_command(name: str) -> None:
+    entry, options = ENTRY_POINTS[name], options_of(name)
+    assert list(entry["parameters"]) and set(entry["parameters"]) == set(options)
+    words = entry["command"].split()
+    assert words[:3] == ["python", "-m", "mlflow_plugins.jobs"]
+    passed = dict(zip(words[4::2], words[5::2], strict=True))
+    assert passed == {option.opts[0]: f"{{{parameter}}}" for parameter, option in options.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "parameter"),
+    [(name, parameter) for name in ENTRY_POINTS for parameter in ENTRY_POINTS[name]["parameters"]],
+)
+def test_every_parameter_has_the_default_of_its_option(name: str, parameter: str) -> None:
+    declared, option = ENTRY_POINTS[name]["parameters"][parameter], options_of(name)[parameter]
+    if (name, parameter) in OWN_DEFAULTS:
+        assert isinstance(declared["default"], str)
+    elif option.required:
+        assert declared == "string"
+    else:
+        context = click.Context(main.commands["train"])
+        read = option.type_cast_value(context, declared["default"])
+        assert read == option.type_cast_value(context, option.default)
 
 
 def test_every_requirement_is_pinned_under_pip() -> None:
@@ -53,7 +81,7 @@ def test_main_job_by_mlflow_run(embedded_mlflow: str, tiny_bundle, tmp_path: Pat
     run = mlflow_run(
         embedded_mlflow,
         *("-P", f"checkpoint={tiny_bundle.checkpoint}", "-P", f"data={tmp_path / 'my leaves'}"),
-        *("-P", f"non_plants={tiny_bundle.non_plants}", "-P", f"out={tmp_path / 'models'}"),
+        *("-P", f"non_plants={tiny_bundle.non_plants}", "-P", f"bundle={tmp_path / 'models'}"),
     )
     assert run.returncode == 0, run.stderr
     assert read_report(tmp_path / "models").table() in run.stdout
@@ -110,7 +138,7 @@ def test_training_by_mlflow_run(embedded_mlflow: str, tiny_data: Path, tmp_path:
 @pytest.mark.slow
 def test_failed_job_leaves_a_failed_run_with_its_reason(embedded_mlflow: str, tiny_bundle, tmp_path: Path) -> None:
     run = mlflow_run(
-        embedded_mlflow, "-P", "checkpoint=/absent.ckpt", "-P", f"data={tiny_bundle.data}", "-P", f"out={tmp_path}/m"
+        embedded_mlflow, "-P", "checkpoint=/absent.ckpt", "-P", f"data={tiny_bundle.data}", "-P", f"bundle={tmp_path}/m"
     )
     assert run.returncode != 0 and "Error: no checkpoint there: /absent.ckpt" in run.stderr
     (entry,) = MlflowClient().search_runs(["0"])

@@ -18,8 +18,9 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
-from mlflow_plugins.jobs import scoring
-from mlflow_plugins.jobs.scoring import ScoreRequest, run_score
+from mlflow_plugins.jobs import spark
+from mlflow_plugins.jobs.requests import ScoreRequest
+from mlflow_plugins.jobs.scoring import run_score
 from mlflow_plugins.loading import pyfunc as pyfunc_model
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
@@ -133,7 +134,7 @@ def test_a_table_keeps_its_columns(model, photographs, verified_bundle, tmp_path
 
 
 def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    command = [*prefix, sys.executable, "-m", "mlflow_plugins.cli", "score", *arguments]
+    command = [*prefix, sys.executable, "-m", "mlflow_plugins.jobs", "score", *arguments]
     with log.open("ab") as file:
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
@@ -147,7 +148,7 @@ def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, photograph
     (images / "locked 100%.png").chmod(0)
     (images / "empty.jpg").touch()
     with (images / "large.jpg").open("wb") as file:
-        file.truncate(scoring.MAX_IMAGE_BYTES + 1)
+        file.truncate(spark.MAX_IMAGE_BYTES + 1)
     (images / "late 100%.png").rename(tmp_path / "late")
     arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
     without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()  # root may read
@@ -302,5 +303,5 @@ def test_refusals(model, photographs, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_the_cause_is_told_and_not_its_wrappings() -> None:
     message = "[STREAM_FAILED] Query\nTraceback\npyspark.errors.PythonException: thrown\nValueError: no\n SQLSTATE: 1"
-    assert scoring._reason(message) == "ValueError: no"
-    assert scoring._reason("[PATH_NOT_FOUND] it is\nnot there") == "[PATH_NOT_FOUND] it is not there"
+    assert spark._find_cause(message) == "ValueError: no"
+    assert spark._find_cause("[PATH_NOT_FOUND] it is\nnot there") == "[PATH_NOT_FOUND] it is not there"

@@ -1,0 +1,229 @@
+"""The commands of `plantmodels`, all of which work without MLflow.
+
+Each command checks the paths it was given before it imports anything slow. The exit status is 0 if the command
+succeeded, 1 if a gate failed or an expected error was met, and 2 if the command was used wrongly.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plantmodels import __version__
+from plantmodels.bundle.layout import GATE_REPORT_FILE, Precision
+from plantmodels.cli import next_steps
+from plantmodels.cli.errors import KnownErrors
+from plantmodels.cli.options import (
+    PATH,
+    bundle_option,
+    checkpoint_option,
+    data_option,
+    distill_options,
+    format_option,
+    html_option,
+    non_plants_option,
+    policy_option,
+    precision_option,
+    private_key_option,
+    public_key_option,
+    reference_checkpoint_option,
+    seed_option,
+    top_k_option,
+    train_options,
+    unseen_plants_option,
+)
+from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
+from plantmodels.data.progress import log_to_terminal
+from plantmodels.errors import PlantModelsError
+from plantmodels.training.requests import DistillRequest, TrainRequest
+
+if TYPE_CHECKING:
+    from plantmodels.compare.model import Comparison
+
+
+@click.group(cls=KnownErrors)
+@click.version_option(__version__)
+def main() -> None:
+    """Turn a trained hierarchical plant classifier into one verified bundle, and classify images with it.
+
+    To register, promote and audit model versions in MLflow, use plantmodels-registry.
+    """
+    log_to_terminal()
+
+
+@main.command()
+@checkpoint_option
+@data_option
+@non_plants_option
+@bundle_option
+@seed_option
+def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, seed: int) -> None:
+    """Write the bundle of a checkpoint: species models, disease heads, detector and manifest."""
+    from plantmodels.export.staging import check_replaceable
+
+    check_checkpoint(checkpoint)
+    check_data(data, "train")
+    if non_plants is not None:
+        check_image_folder(non_plants, "non-plants")
+    check_replaceable(bundle)
+    from plantmodels.export.bundle import export_bundle
+
+    was_verified = (bundle / GATE_REPORT_FILE).exists()
+    summary = export_bundle(checkpoint, data, bundle, non_plants=non_plants, seed=seed)
+    click.echo(summary.describe())
+    if was_verified:
+        click.echo(f"\n{next_steps.LOST_REPORT}")
+    click.echo(next_steps.suggest_verify(bundle, data, checkpoint, non_plants))
+
+
+@main.command()
+@bundle_option
+@data_option
+@reference_checkpoint_option
+@non_plants_option
+@unseen_plants_option
+@policy_option
+def verify(
+    bundle: Path,
+    data: Path,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    unseen_plants: Path | None,
+    policy: Path | None,
+) -> None:
+    """Measure every gate on validation images and write the report into the bundle."""
+    from plantmodels.bundle.manifest import read_manifest
+    from plantmodels.report.policy import read_policy
+
+    read_manifest(bundle)
+    check_data(data, "val")
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+    if non_plants is not None:
+        check_image_folder(non_plants, "non-plants")
+    if unseen_plants is not None:
+        check_image_folder(unseen_plants, "unseen plants")
+    limits = read_policy(policy)
+    from plantmodels.verify.run import verify_bundle
+
+    report = verify_bundle(
+        bundle, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants, policy=limits
+    )
+    click.echo(report.table())
+    click.echo(next_steps.suggest_register(report, bundle))
+    sys.exit(0 if report.passed else 1)
+
+
+@main.command()
+@bundle_option
+@public_key_option
+def inspect(bundle: Path, public_key: Path | None) -> None:
+    """Check a bundle's digests and, given a key, its signature, and describe what it contains."""
+    from plantmodels.report.describe import describe_bundle
+    from plantmodels.report.gate_report import read_report
+
+    click.echo(describe_bundle(bundle, public_key))
+    if (bundle / GATE_REPORT_FILE).exists():
+        click.echo(next_steps.suggest_register(read_report(bundle), bundle))
+    else:
+        click.echo("\nThis bundle was never verified: no gate was measured.")
+        click.echo(next_steps.suggest_verify(bundle))
+
+
+@main.command()
+@click.argument("a", type=PATH)
+@click.argument("b", type=PATH)
+@html_option
+@format_option
+def compare(a: Path, b: Path, html: Path | None, output_format: str) -> None:
+    """Say what is better or worse in bundle B than in bundle A, beyond noise.
+
+    Both must be verified: their gate reports are compared. The comparison only informs; the exit status is 0 whatever
+    it finds.
+    """
+    from plantmodels.compare.compare import compare_bundles
+
+    show_comparison(compare_bundles(a, b), html, output_format)
+
+
+def show_comparison(comparison: "Comparison", html: Path | None, output_format: str) -> None:
+    """Print a comparison and, given a file, write it as an HTML page.
+
+    Raises:
+        PlantModelsError: the page cannot be written.
+    """
+    from plantmodels.bundle.files import write_bytes
+    from plantmodels.compare.render import render_page, render_text
+
+    if html is not None:
+        try:
+            write_bytes(html, render_page(comparison).encode())
+        except OSError as error:
+            raise PlantModelsError(f"{html}: cannot be written ({error.strerror})") from error
+    document = json.dumps(comparison.to_dict(), ensure_ascii=False, indent=1)
+    click.echo(document if output_format == "json" else render_text(comparison))
+
+
+@main.command()
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@bundle_option
+@precision_option
+@top_k_option
+@public_key_option
+def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int, public_key: Path | None) -> None:
+    """Classify image files and print one JSON object for each.
+
+    An image that cannot be read gives an object whose "error" says why.
+    """
+    from plantmodels.serve.classifier import PlantClassifier
+
+    classifier = PlantClassifier.load(bundle, precision=precision, allow_paths=True, public_key=public_key)
+    for path in images:
+        (prediction,) = classifier.predict([path], top_k=top_k)
+        row = {name: value for name, value in dataclasses.asdict(prediction).items() if name != "embedding"}
+        click.echo(json.dumps({"path": str(path), **row}, ensure_ascii=False))
+
+
+@main.command()
+@bundle_option
+@private_key_option
+def sign(bundle: Path, private_key: Path) -> None:
+    """Sign a bundle with your own key, after verify (which rewrites the manifest) and before registering it.
+
+    If the key is encrypted, its password is read from PLANTMODELS_KEY_PASSWORD or asked for. Signing needs the package
+    model-signing.
+    """
+    from plantmodels.bundle.signature import is_encrypted, sign_bundle
+
+    password = None
+    if is_encrypted(private_key):
+        password = os.environ.get("PLANTMODELS_KEY_PASSWORD") or click.prompt("Password of the key", hide_input=True)
+    click.echo(f"wrote {sign_bundle(bundle, private_key, password=password)}")
+
+
+@main.command()
+@train_options
+def train(**options: Any) -> None:
+    """Train a hierarchical network from scratch on the leaves of split train."""
+    request = TrainRequest(**options)
+    request.check_paths()
+    from plantmodels.training.train import run_train
+
+    click.echo(run_train(request).describe())
+    click.echo(next_steps.suggest_export(request.out, request.data))
+
+
+@main.command()
+@distill_options
+def distill(**options: Any) -> None:
+    """Train a small student of a teacher, with the same embedding size and heads, that fits into a size limit."""
+    request = DistillRequest(**options)
+    request.check_paths()
+    from plantmodels.training.distill import run_distill
+
+    click.echo(run_distill(request).describe())
+    click.echo(next_steps.suggest_export(request.out, request.data))

@@ -1,0 +1,38 @@
+"""How a command line reports errors: expected errors are one line and exit status 1, bugs keep their traceback."""
+
+from traceback import walk_tb
+from typing import Any, Final
+
+import click
+
+from plantmodels.errors import PlantModelsError, is_out_of_memory
+
+_PACKAGES: Final = ("plantmodels.", "mlflow_plugins.")
+
+
+class KnownErrors(click.Group):
+    """Turns `PlantModelsError` and lack of memory into one line on standard error and exit status 1.
+
+    If a thread of a library gets no memory, the library may end the process before this code can report it.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except PlantModelsError as error:
+            prefix = "memory ran out: " if is_out_of_memory(error) else ""
+            raise click.ClickException(prefix + " ".join(str(error).split())) from error
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            place = f"{ctx.invoked_subcommand}, in {_find_place(error)}"
+            raise click.ClickException(f"memory ran out: {place} ({reason[:300]})") from error
+
+
+def _find_place(error: BaseException) -> str:
+    """Return the name of the innermost function of this project that the error passed through."""
+    frames = (frame for frame, _ in walk_tb(error.__traceback__))
+    places = [f"{frame.f_globals.get('__name__', '')}.{frame.f_code.co_name}" for frame in frames]
+    return [__name__, *(place for place in places if place.startswith(_PACKAGES))][-1]
