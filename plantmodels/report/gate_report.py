@@ -237,7 +237,7 @@ class GateReport:
         lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
         notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
-        return "\n".join((*lines, "", *notes, self.accuracy_sentence, verdict))
+        return "\n".join((*lines, "", self.accuracy_sentence, *notes, verdict))
 
     @property
     def accuracy_sentence(self) -> str:

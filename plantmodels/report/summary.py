@@ -13,10 +13,10 @@ def describe_accuracy(accuracy: Accuracy | None) -> str:
     if accuracy is None:
         return "The models could not be run, so their accuracy is unknown."
     int8 = accuracy.int8
-    disease = ""
-    if int8.disease.images:
-        disease = f"the disease, given the species, of {format_percent(int8.disease.value, 1)}, "
-    return (
+    sentence = (
         f"INT8 names the species of {format_percent(int8.species.value, 1)} of {int8.species.images:,} validation "
-        f"leaves, {disease}species and disease of {format_percent(int8.end_to_end.value, 1)}."
+        f"leaves, species and disease of {format_percent(int8.end_to_end.value, 1)}"
     )
+    if int8.disease.images:
+        sentence += f"; given the right species, the disease of {format_percent(int8.disease.value, 1)}"
+    return f"{sentence}."
