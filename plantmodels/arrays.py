@@ -1,7 +1,7 @@
-"""Names for the arrays that functions exchange; each says what a row is, and its dtype.
+"""Names for the arrays that functions exchange.
 
-numpy's types cannot state a shape, so the comment below each name does: N images, S species, C classes, D numbers of
-an embedding, P pixels a side.
+NumPy's types cannot state a shape, so the text below each name does. N is the number of images, S of species, C of
+classes, D of numbers in an embedding, and P of pixels on each side of the network's input.
 """
 
 import numpy as np
@@ -11,16 +11,16 @@ Pixels = NDArray[np.uint8]
 """(H, W, 3) RGB, or (N, H, W, 3)."""
 
 Inputs = NDArray[np.float32]
-"""(N, 3, P, P): images, resized and normalized; what the species model reads."""
+"""(N, 3, P, P): resized and normalized images, which the species model reads."""
 
 Embeddings = NDArray[np.float32]
-"""(N, D): one row an image; what the disease heads and the detector read."""
+"""(N, D): one row per image, which the disease heads and the detector read."""
 
 Embedding = NDArray[np.float32]
 """(D,): the embedding of one image."""
 
 Logits = NDArray[np.float32]
-"""(N, S) of species, or (N, C) of diseases; −inf at classes that a species lacks."""
+"""(N, S) for species, or (N, C) for diseases, with −inf at classes that a species lacks."""
 
 Probabilities = NDArray[np.float64]
 """(N, C): rows that sum to 1."""
@@ -32,4 +32,4 @@ Labels = NDArray[np.int64]
 """(N,): class indices."""
 
 Mask = NDArray[np.bool_]
-"""(N,): which rows."""
+"""(N,): true for the selected rows."""

@@ -1,7 +1,25 @@
-"""Every error that a user can meet with correct code; all derive from `PlantModelsError`.
+"""Every error that a user can meet with correct code. Catching `PlantModelsError` catches all of them and no bug.
 
-Each message names the file, the value that was met and what was expected. Errors whose data a caller may
-want to act on carry it as attributes.
+```
+PlantModelsError
+├── CheckpointError             a checkpoint cannot be read, or its names and tensors disagree
+├── TaxonomyError               species or diseases have names that no taxonomy can hold
+├── DataError                   leaf folders or image folders do not follow contract 2
+├── ImageError                  one image cannot be used
+├── DetectorError               a detector cannot be fitted, or its file is unsafe or malformed
+├── TrainingError               a training cannot start, go on or be used
+├── ExportError                 a bundle cannot be made from a checkpoint, or cannot be written
+├── PolicyError                 a gates.toml is malformed
+├── BundleError                 a bundle's files are not what contract 3 says
+│   ├── ManifestMismatchError   files differ from the manifest
+│   └── SignatureError          a signature is missing or wrong, or cannot be made
+├── RegistrationError           a model version cannot be registered
+├── ScoringError                images cannot be scored in bulk
+└── RegistryError               a waiver, an audit or a repair was refused or failed
+```
+
+Each message names the file, the value that was found and what was expected. Data that a caller may act on is in
+attributes too. Wrong arguments raise ValueError or TypeError instead.
 """
 
 import errno
@@ -9,47 +27,47 @@ from typing import Final
 
 
 class PlantModelsError(Exception):
-    """Base of the family: catching it catches every expected failure and no bug."""
+    """Base class of every expected failure."""
 
 
 class CheckpointError(PlantModelsError):
-    """A checkpoint that cannot be read, or whose names and tensors disagree."""
+    """A checkpoint cannot be read, or its names and tensors disagree."""
 
 
 class TaxonomyError(PlantModelsError):
-    """Species or diseases that cannot form a taxonomy: duplicates, empty names, colliding slugs."""
+    """Species or diseases cannot form a taxonomy: duplicates, empty names, or two species with one file name."""
 
 
 class DataError(PlantModelsError):
-    """Leaf folders, manifests or image folders that do not follow contract 2."""
+    """Leaf folders, manifests or image folders do not follow contract 2."""
 
 
 class ImageError(PlantModelsError):
-    """One image that cannot be used; neighbours are unaffected."""
+    """One image cannot be used; the other images are not affected."""
 
 
 class DetectorError(PlantModelsError):
-    """An out-of-distribution detector that cannot be fitted, or whose file is not one."""
+    """An out-of-distribution detector cannot be fitted, or its file is unsafe or malformed."""
 
 
 class TrainingError(PlantModelsError):
-    """A training that diverged, cannot be resumed, or whose network could not be used."""
+    """A training diverged, cannot be resumed, or made a network that cannot be used."""
 
 
 class ExportError(PlantModelsError):
-    """A bundle that cannot be made from this checkpoint, or not be written there."""
+    """A bundle cannot be made from this checkpoint, or cannot be written to its folder."""
 
 
 class PolicyError(PlantModelsError):
-    """A `gates.toml` that is not a gate policy."""
+    """A `gates.toml` is not a valid gate policy."""
 
 
 class BundleError(PlantModelsError):
-    """A bundle whose files or JSON documents are not what contract 3 says."""
+    """A bundle's files are not what contract 3 says."""
 
 
 class ManifestMismatchError(BundleError):
-    """Files that differ from the manifest.
+    """Files differ from the manifest.
 
     Attributes:
         missing: names that the manifest lists and the folder lacks.
@@ -60,7 +78,7 @@ class ManifestMismatchError(BundleError):
     def __init__(
         self, message: str, *, missing: tuple[str, ...], changed: tuple[str, ...], unexpected: tuple[str, ...]
     ) -> None:
-        """Keeps the three lists beside the message."""
+        """Keep the three lists beside the message."""
         super().__init__(message)
         self.missing = missing
         self.changed = changed
@@ -68,36 +86,36 @@ class ManifestMismatchError(BundleError):
 
 
 class SignatureError(BundleError):
-    """A bundle that is not signed by the key that was asked for, or cannot be signed or checked."""
+    """A bundle is not signed by the expected key, or a signature cannot be made or checked."""
 
 
 class RegistrationError(PlantModelsError):
-    """A model version that could not be registered; nothing was."""
+    """A model version could not be registered; the registry is unchanged."""
 
 
 class ScoringError(PlantModelsError):
-    """Images that cannot be scored in bulk; what was scored before stays."""
+    """Images cannot be scored in bulk; rows that were written before stay."""
 
 
 class RegistryError(PlantModelsError):
-    """A waiver, audit or repair that the gated registry refused or could not carry out."""
+    """The registry refused a waiver, an audit or a repair, or could not do it."""
 
 
 _NO_MEMORY: Final = (
     "bad_alloc",
     "bad allocation",
-    "allocate memory",  # "Cannot …" is the system's, "can't …" PyTorch's, "Failed to …" ONNX Runtime's
+    "allocate memory",  # "Cannot …" by the system, "can't …" by PyTorch, "Failed to …" by ONNX Runtime
     "not enough memory",
     "failed to map segment from shared object",
     "can't start new thread",
 )
 
 _NO_PRIMITIVE: Final = "could not create a primitive"
-"""All that PyTorch's oneDNN says; "… a primitive descriptor for …" is another error."""
+"""The whole message of PyTorch's oneDNN; "… a primitive descriptor for …" is a different error."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it was raised from, says that memory ran out, which each library says its own way."""
+    """Return whether an error, or one that it was raised from, says that memory ran out, in any library's words."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM):

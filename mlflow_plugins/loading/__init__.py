@@ -1,1 +1,1 @@
-"""Loads registered versions: the native loader, the handle that reloads, and pyfunc."""
+"""Loading of model versions: native, with hot reload, and as pyfunc. Internal: use the names of `mlflow_plugins`."""

@@ -1,1 +1,1 @@
-"""Ground floor: what lies on disk in a bundle. Needs numpy only."""
+"""What lies in a bundle, and how it is read, checked, signed and written. Internal; needs NumPy only."""

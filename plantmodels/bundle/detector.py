@@ -1,14 +1,19 @@
-"""The out-of-distribution detector: arrays, score, and its file.
+"""The out-of-distribution detector: its arrays, its score and its file.
 
-With `d(f, m, P) = sqrt((f - m) · P · (f - m))`, the Mahalanobis distance, the score of an embedding `f`, L2-normalised
-first when `normalize` is true, is by `method`:
+Let `d(f, m, P) = sqrt((f - m) · P · (f - m))`, the Mahalanobis distance. An embedding `f` is L2-normalized first if
+`normalize` is true. The score depends on `method`:
 
-- "mahalanobis": `d(f, mean, inv_cov)`, scipy's `mahalanobis` and the classic detector;
-- "class_mahalanobis": `min_c d(f, mean_c, inv_cov)`, a mean for each class and one tied covariance;
-- "gaussian_ratio": `min_c d(f, mean_c, inv_cov)² - d(f, other_mean, other_inv_cov)²`, twice the log-likelihood ratio
-  of a Gaussian of known non-plants and the nearest class of plants, constants aside (outlier exposure).
+- "mahalanobis": `d(f, mean, inv_cov)`, the classic detector, equal to SciPy's `mahalanobis`;
+- "class_mahalanobis": `min_c d(f, mean_c, inv_cov)`, with a mean per class and one covariance for all classes;
+- "gaussian_ratio": `min_c d(f, mean_c, inv_cov)² - d(f, other_mean, other_inv_cov)²`. Up to constants, this is twice
+  the log-likelihood ratio between a Gaussian of known non-plants and the nearest class of plants (outlier exposure).
 
-Higher means more out-of-distribution; `score > threshold` rejects.
+A higher score means more out-of-distribution; `score > threshold` rejects.
+
+>>> detector = OODDetector("mahalanobis", mean=np.zeros(2), inv_cov=np.eye(2), threshold=3.0)
+>>> scores = detector.score(np.array([[0.0, 1.0], [3.0, 4.0]]))
+>>> scores.tolist(), detector.rejects(scores).tolist()
+([1.0, 5.0], [False, True])
 
 References:
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018.
@@ -26,6 +31,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Mask, Probabilities, Scores
 from plantmodels.bundle.files import read_bytes, write_bytes
 from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.plain_pickle import load_plain_pickle
@@ -35,7 +41,7 @@ Method = Literal["mahalanobis", "class_mahalanobis", "gaussian_ratio"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
 FORMAT_VERSION: Final = 2
-"""1 had neither "gaussian_ratio" nor the scores of held-out plants."""
+"""Version 1 had neither "gaussian_ratio" nor the scores of held-out plants."""
 
 MAX_PICKLE_BYTES: Final = 256 * 2**20
 _PICKLE_PROTOCOL: Final = 4
@@ -44,18 +50,19 @@ _LARGEST: Final = float(np.finfo(np.float64).max)
 
 @dataclass(frozen=True)
 class OODDetector:
-    """Arrays of a fitted detector; D is the length of the embedding.
+    """A fitted detector; D is the length of the embedding.
 
     Attributes:
-        method: how it scores (see the module).
-        mean: (C, D) float64, one row for each class of plants; one row for "mahalanobis".
-        inv_cov: (D, D) float32 or float64, symmetric and positive definite.
+        method: how embeddings are scored (see the module).
+        mean: (C, D) float64, one row per class of plants; a single row for "mahalanobis".
+        inv_cov: (D, D) float32 or float64, inverse covariance of plants, symmetric and positive definite.
         threshold: scores above it are rejected.
-        normalize: whether embeddings are L2-normalised before scoring.
-        other_mean: (D,) float64, of non-plants; for "gaussian_ratio" alone.
-        other_inv_cov: (D, D) as `inv_cov`, of non-plants; for "gaussian_ratio" alone.
-        plant_scores: (n,) float64, ascending: scores of plants that it was not fitted on, for `p_values`; may be empty.
-        fit: how it was fitted, plain numbers and text for people; not used in scoring.
+        normalize: whether embeddings are L2-normalized before scoring.
+        other_mean: (D,) float64, mean of non-plants; only for "gaussian_ratio".
+        other_inv_cov: (D, D), inverse covariance of non-plants; only for "gaussian_ratio".
+        plant_scores: (n,) float64, ascending scores of plants that were held out from fitting, for `p_values`; may be
+            empty.
+        fit: numbers and text that say how the detector was fitted, for people; not used in scoring.
     """
 
     method: Method
@@ -65,14 +72,14 @@ class OODDetector:
     normalize: bool = False
     other_mean: NDArray[np.float64] | None = None
     other_inv_cov: NDArray[np.floating] | None = None
-    plant_scores: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    plant_scores: Scores = field(default_factory=lambda: np.empty(0))
     fit: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Checks shapes, finiteness and definiteness.
+        """Check shapes, finiteness and definiteness.
 
         Raises:
-            DetectorError: naming the field, what it holds and what is required.
+            DetectorError: names the field, its value and what is required.
         """
         if not isinstance(self.method, str) or self.method not in METHODS:
             raise DetectorError(f"method must be one of {', '.join(METHODS)}, got {self.method!r}")
@@ -90,10 +97,10 @@ class OODDetector:
         for name, value in (("mean", mean), ("inv_cov", inv_cov), ("plant_scores", plant_scores)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "threshold", float(self.threshold))
-        self._take_others()
-        _ = self._form
+        self._set_non_plants()
+        _ = self._quadratic_form
 
-    def _take_others(self) -> None:
+    def _set_non_plants(self) -> None:
         given = [self.other_mean is not None, self.other_inv_cov is not None]
         if given != [self.method == "gaussian_ratio"] * 2:
             raise DetectorError(
@@ -114,14 +121,14 @@ class OODDetector:
 
     @property
     def embedding_dim(self) -> int:
-        """D, the length of the embeddings that it scores."""
+        """D, the length of the embeddings that the detector scores."""
         return int(self.mean.shape[1])
 
     def check_length(self, embedding_dim: int) -> None:
-        """Whether it scores embeddings of this length.
+        """Raise unless the detector scores embeddings of a given length.
 
         Raises:
-            DetectorError: of another.
+            DetectorError: the length differs.
         """
         if self.embedding_dim != embedding_dim:
             raise DetectorError(
@@ -129,8 +136,8 @@ class OODDetector:
             )
 
     @cached_property
-    def _form(self) -> "_QuadraticForm":
-        """Every squared distance and their difference are one quadratic form, around the first mean."""
+    def _quadratic_form(self) -> "_QuadraticForm":
+        """The squared distances and their difference as one quadratic form around the first mean."""
         means = self.mean - self.mean[0]
         matrix = self.inv_cov.astype(np.float64)
         spread = _check_definite(matrix, "inv_cov")
@@ -140,46 +147,43 @@ class OODDetector:
             spread = max(spread, _check_definite(other, "other_inv_cov"))
             pulled = other @ mean
             matrix, slopes, constants = matrix - other, slopes + 2 * pulled, constants - mean @ pulled
-        return _QuadraticForm.of(matrix, slopes, constants, np.float32 if spread < _FLOAT32_SPREAD else np.float64)
+        return _QuadraticForm.build(matrix, slopes, constants, np.float32 if spread < _FLOAT32_SPREAD else np.float64)
 
-    def score(self, features: NDArray[np.floating]) -> NDArray[np.float64]:
-        """How far each embedding is from plants; higher means more out-of-distribution.
+    def score(self, features: NDArray[np.floating]) -> Scores:
+        """Return the score of each embedding, (N,) float64; higher means more out-of-distribution.
 
-        A row's score does not depend on the other rows. Computed in float32 (a relative error of 1e-4 at most of the
-        squared distances) where the covariances are conditioned well enough for that, in float64 otherwise.
+        A row's score does not depend on the other rows. If the covariances are well conditioned, scores are computed
+        in float32, and the squared distances have a relative error of at most 1e-4; otherwise in float64.
 
         Args:
-            features: (N, D) any float dtype. NaN gives NaN.
-
-        Returns:
-            (N,) float64.
+            features: (N, D) embeddings of any float dtype. NaN gives NaN.
 
         Raises:
-            ValueError: another shape.
+            ValueError: the shape differs.
         """
         features = np.asarray(features, dtype=np.float64)
         if features.ndim != 2 or features.shape[1] != self.embedding_dim:
             raise ValueError(f"features must be (N, {self.embedding_dim}), got {features.shape}")
         if self.normalize:
             features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        scores = self._form.evaluate(features - self.mean[0])
+        scores = self._quadratic_form.evaluate(features - self.mean[0])
         return scores if self.method == "gaussian_ratio" else np.sqrt(np.maximum(scores, 0))
 
-    def rejects(self, scores: NDArray[np.float64]) -> NDArray[np.bool_]:
-        """Whether each score is above the threshold; a NaN is rejected."""
+    def rejects(self, scores: Scores) -> Mask:
+        """Return whether each score is above the threshold; NaN is rejected."""
         return ~(scores <= self.threshold)
 
-    def p_values(self, scores: NDArray[np.float64]) -> NDArray[np.float64] | None:
-        """Conformal p-value of "this is a plant like those held out": `(1 + #{held-out ≥ score}) / (1 + n)`.
+    def p_values(self, scores: Scores) -> Probabilities | None:
+        """Return the conformal p-value of "this is a plant": `(1 + #{held-out plants ≥ score}) / (1 + n)`.
 
-        Of plants exchangeable with those held out, a share of at most `p` gets a value of at most `p`, whatever the
-        scores' distribution.
+        If an image is a plant like those that were held out, its p-value is at most `p` with a probability of at most
+        `p`, whatever the distribution of scores.
 
         Args:
-            scores: (N,) from `score`.
+            scores: (N,) float64, from `score`.
 
         Returns:
-            (N,) in (0, 1]; None without `plant_scores` to compare with.
+            (N,) float64 in (0, 1]; None if the detector has no `plant_scores`.
         """
         count = len(self.plant_scores)
         if not count:
@@ -194,15 +198,14 @@ def _to_float(matrix: object) -> NDArray[np.floating]:
 
 
 _FLOAT32_SPREAD: Final = 1e5
-"""Ratio of the largest to the smallest conditional variance up to which float32 is exact enough; 768 features of a
-trained Swin have 1e4."""
+"""Largest ratio of conditional variances at which float32 is exact enough. 768 features of a trained Swin have 1e4."""
 
 
 def _check_definite(matrix: NDArray[np.float64], name: str) -> float:
-    """How unequal the squared diagonal of the Cholesky factor is: a lower bound of the condition number.
+    """Return a lower bound of a matrix's condition number: how unequal the Cholesky factor's squared diagonal is.
 
     Raises:
-        DetectorError: not symmetric, or not positive definite.
+        DetectorError: the matrix is not symmetric and positive definite.
     """
     if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * float(np.abs(matrix).max())):
         raise DetectorError(f"{name} must be symmetric")
@@ -214,7 +217,7 @@ def _check_definite(matrix: NDArray[np.float64], name: str) -> float:
 
 
 _BLOCK: Final = 96
-"""Rows of a symmetric matrix that are taken together."""
+"""Number of rows of a symmetric matrix in one block."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +225,8 @@ class _QuadraticForm:
     """`min_c (x · A · x + slope_c · x + constant_c)` for a symmetric A.
 
     Attributes:
-        blocks: rows of the upper triangle of A, `_BLOCK` at a time, what lies right of the diagonal blocks doubled:
-            the lower triangle, nearly half of what would be read, is passed over.
+        blocks: the upper triangle of A in blocks of `_BLOCK` rows, with everything right of a diagonal block doubled.
+            The lower triangle, nearly half of the memory traffic, is thus never read.
         slopes: (C, D).
         constants: (C,) float64.
     """
@@ -233,14 +236,14 @@ class _QuadraticForm:
     constants: NDArray[np.float64]
 
     @classmethod
-    def of(
+    def build(
         cls,
         matrix: NDArray[np.float64],
         slopes: NDArray[np.float64],
         constants: NDArray[np.float64],
         dtype: type[np.float32] | type[np.float64],
     ) -> "_QuadraticForm":
-        """Lays the arrays out for `evaluate`."""
+        """Return the form with its arrays laid out for `evaluate`."""
         blocks: list[NDArray[np.floating]] = []
         for start in range(0, len(matrix), _BLOCK):
             block = matrix[start : start + _BLOCK, start:].copy()
@@ -248,10 +251,10 @@ class _QuadraticForm:
             blocks.append(block.astype(dtype))
         return cls(tuple(blocks), slopes.astype(dtype), constants)
 
-    def evaluate(self, rows: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Values (N,) at rows (N, D), on the calling thread alone.
+    def evaluate(self, rows: NDArray[np.float64]) -> Scores:
+        """Return the values (N,) at rows (N, D), computed on the calling thread only.
 
-        `rows @ matrix` wakes BLAS's own threads, which then spin beside ONNX Runtime's: with both, a whole prediction
+        `rows @ matrix` would wake the threads of BLAS, which then spin beside those of ONNX Runtime: a whole prediction
         took up to twice as long.
         """
         rows = rows.astype(self.slopes.dtype)
@@ -260,15 +263,15 @@ class _QuadraticForm:
             right = rows[:, number * _BLOCK :]
             squared += np.einsum("nm,nm->n", right[:, :_BLOCK], np.einsum("nd,md->nm", right, block))
         linear = np.einsum("nd,cd->nc", rows, self.slopes) + self.constants
-        values: NDArray[np.float64] = squared + linear.min(axis=1)
+        values: Scores = squared + linear.min(axis=1)
         return values
 
 
 def write_detector(path: Path, detector: OODDetector) -> None:
-    """Writes the detector as a pickle of one dict of plain arrays, numbers and text.
+    """Write a detector as a pickle of one dict of plain arrays, numbers and text.
 
-    A reader that knows only `mean`, `inv_cov` and `threshold` gets the classic decision when `method` is
-    "mahalanobis": `mean` is then one-dimensional.
+    For the method "mahalanobis", `mean` is written one-dimensional, so that a reader that knows only `mean`, `inv_cov`
+    and `threshold` gets the classic detector.
     """
     classic = detector.method == "mahalanobis"
     document = {
@@ -288,13 +291,13 @@ def write_detector(path: Path, detector: OODDetector) -> None:
 
 
 def read_detector(path: Path) -> OODDetector:
-    """Reads a detector pickle without running anything that it names (`load_plain_pickle`).
+    """Read a detector's pickle without running anything that it names (`load_plain_pickle`).
 
-    Check the file's digest against the manifest before, all the same.
+    Compare the file's digest with the manifest first all the same.
 
     Raises:
-        DetectorError: not such a pickle, anything in it beyond plain arrays, numbers and text, or arrays that
-            are no detector.
+        DetectorError: the pickle cannot be read, holds anything but plain arrays, numbers and text, or its arrays do
+            not make a detector.
     """
     try:
         content = read_bytes(path, MAX_PICKLE_BYTES)
@@ -304,7 +307,7 @@ def read_detector(path: Path) -> OODDetector:
 
 
 def parse_detector(path: Path, content: bytes) -> OODDetector:
-    """The same for a file whose bytes are at hand; the path only names it.
+    """Return the detector in a file's content; the path is used only in errors.
 
     Raises:
         DetectorError: as `read_detector`.

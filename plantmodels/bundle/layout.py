@@ -1,4 +1,4 @@
-"""File names inside a bundle (contract 3), in one place.
+"""The names of the files in a bundle, and of the models' inputs and outputs (contract 3).
 
 >>> head_file("tomato")
 'disease-heads/tomato-int8.onnx'
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, Literal, get_args
 
 FORMAT_VERSION: Final = 1
-"""Version of contract 3 that this code writes; a newer one is refused on reading."""
+"""Version of contract 3 that this code writes. Reading refuses a newer one."""
 
 Precision = Literal["int8", "fp16"]
 PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
@@ -30,10 +30,10 @@ IMAGES_FILE: Final = "gate-images.csv"
 PLOTS_FOLDER: Final = "plots"
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.json.sig"
-"""Of the manifest, and through it of every file; the one file beside it that it does not list."""
+"""Signs the manifest and thereby every file. The manifest lists every file but itself and this one."""
 
 REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER)
-"""What `verify` adds to an exported bundle; all other names are what it measures."""
+"""What `verify` adds to an exported bundle; it measures all other files."""
 
 IMAGE_INPUT: Final = "input"
 SPECIES_OUTPUT: Final = "species_logits"
@@ -43,27 +43,27 @@ DISEASE_OUTPUT: Final = "disease_logits"
 
 
 def head_file(slug: str) -> str:
-    """Name of the ONNX file of one species' disease head."""
+    """Return the name of the ONNX file of one species' disease head."""
     return f"{HEADS_FOLDER}/{slug}-int8.onnx"
 
 
 def is_single_head(name: str) -> bool:
-    """Whether a bundle file is one species' disease head; the packed file is not."""
+    """Return whether a file is the disease head of a single species; the packed file is not."""
     return name.startswith(f"{HEADS_FOLDER}/")
 
 
 def describe_sizes(sizes: Mapping[str, int]) -> list[str]:
-    """One line a file with its size in bytes, for terminals; all single heads share the last line."""
+    """Return one line per file with its size in bytes, for terminals; all single heads share the last line."""
     heads = [size for name, size in sizes.items() if is_single_head(name)]
     lines = [f"{size:>12,}  {name}" for name, size in sizes.items() if not is_single_head(name)]
     return [*lines, f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})"]
 
 
 def is_report(name: str) -> bool:
-    """Whether a bundle file is part of the gate report and not of the model."""
+    """Return whether a file belongs to the gate report and not to the model."""
     return name.split("/", 1)[0] in REPORT_NAMES
 
 
 def serving_files(precision: Precision) -> tuple[str, ...]:
-    """The files by which a precision answers: not the other species model, the single heads, or the reports."""
+    """Return the files that a precision needs: no other species model, no single heads and no reports."""
     return (METADATA_FILE, HEADS_LIST_FILE, DETECTOR_FILE, SPECIES_FILES[precision], PACKED_HEADS_FILE)

@@ -1,7 +1,12 @@
-"""Sizes and SHA-256 of every file of a bundle: what makes a bundle tamper-evident and complete.
+"""The manifest: size and SHA-256 of every file, by which a changed or incomplete bundle is noticed.
 
->>> write_manifest(folder)          # doctest: +SKIP
->>> check_files(folder, read_manifest(folder))  # raises when anything differs   # doctest: +SKIP
+>>> check_files(bundle, read_manifest(bundle))
+>>> (bundle / "ood-detector.pkl").unlink()
+>>> try:
+...     check_files(bundle, read_manifest(bundle))
+... except ManifestMismatchError as error:
+...     error.missing
+('ood-detector.pkl',)
 """
 
 import hashlib
@@ -21,10 +26,10 @@ from plantmodels.errors import BundleError, ManifestMismatchError
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 MAX_ONNX_BYTES: Final = 2**31
-"""Protobuf messages end there."""
+"""The largest size of a protobuf message, which every ONNX file is."""
 
 _MAX_BYTES: Final = {".json": MAX_JSON_BYTES, ".pkl": MAX_PICKLE_BYTES, ".onnx": MAX_ONNX_BYTES}
-"""By the end of a name, what is read into memory at most."""
+"""The largest file that is read into memory, by the end of its name."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +42,16 @@ class FileDigest:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Every file of a bundle but the manifest and its signature, by its POSIX name relative to the bundle."""
+    """Every file of a bundle except the manifest and its signature, by POSIX name relative to the bundle."""
 
     files: Mapping[str, FileDigest]
 
     def __post_init__(self) -> None:
-        """Refuses names that could leave the folder or stand for two files.
+        """Refuse names that could leave the folder or stand for two files.
 
         Raises:
-            BundleError: an absolute, upward, unnormalised or case-twin name, or a digest of another form.
+            BundleError: a name is absolute, points upwards, is not normalized or differs from another one in case
+                only; or a digest is malformed.
         """
         object.__setattr__(self, "files", MappingProxyType(dict(sorted(self.files.items()))))
         folded: dict[str, str] = {}
@@ -58,16 +64,16 @@ class Manifest:
                 raise BundleError(f"{MANIFEST_FILE}: {name!r} needs a size and 64 lower-case hex digits, got {entry}")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, names sorted."""
+        """Return the JSON form, with sorted names."""
         files = {name: {"size_bytes": e.size_bytes, "sha256": e.sha256} for name, e in self.files.items()}
         return {"format_version": FORMAT_VERSION, "files": files}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Manifest":
-        """Reads the JSON form.
+        """Return the manifest of a JSON form.
 
         Raises:
-            BundleError: another format version or shape.
+            BundleError: the format version is unknown, or an entry is malformed.
         """
         version = document.get("format_version")
         if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
@@ -89,10 +95,10 @@ def _check_name(name: str) -> None:
 
 
 def digest_file(path: Path) -> FileDigest:
-    """Size and SHA-256 of a regular file, read in blocks.
+    """Return size and SHA-256 of a regular file, which is read in blocks.
 
     Raises:
-        BundleError: a symbolic link, not a regular file, or unreadable.
+        BundleError: the path is a symbolic link or not a regular file, or the file cannot be read.
     """
     if path.is_symlink() or not path.is_file():
         raise BundleError(f"{path}: expected a regular file")
@@ -105,10 +111,10 @@ def digest_file(path: Path) -> FileDigest:
 
 
 def list_files(folder: Path) -> tuple[str, ...]:
-    """Names of all files below a bundle but its manifest and the signature of that, sorted.
+    """Return the sorted names of all files in a bundle, except the manifest and its signature.
 
     Raises:
-        BundleError: no such folder, or it holds a symbolic link or another thing that is no plain file.
+        BundleError: the folder does not exist, or holds a symbolic link or a special file.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder")
@@ -122,12 +128,12 @@ def list_files(folder: Path) -> tuple[str, ...]:
 
 
 def build_manifest(folder: Path) -> Manifest:
-    """Digests every file that lies in a bundle folder now."""
+    """Return the digests of every file that lies in a bundle's folder now."""
     return Manifest({name: digest_file(folder / name) for name in list_files(folder)})
 
 
 def write_manifest(folder: Path) -> Manifest:
-    """Digests every file and writes `manifest.json`, replacing an older one, whose signature is removed."""
+    """Digest every file and write `manifest.json`. An older manifest is replaced, and its signature removed."""
     manifest = build_manifest(folder)
     (folder / SIGNATURE_FILE).unlink(missing_ok=True)
     write_json(folder / MANIFEST_FILE, manifest.to_dict())
@@ -135,19 +141,19 @@ def write_manifest(folder: Path) -> Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Reads `manifest.json`; looks at no other file.
+    """Read `manifest.json`; looks at no other file.
 
     Raises:
-        BundleError: absent, or not a manifest.
+        BundleError: the manifest is missing or malformed.
     """
     return parse_manifest(folder, read_manifest_bytes(folder))
 
 
 def read_manifest_bytes(folder: Path) -> bytes:
-    """The content of `manifest.json`.
+    """Return the content of `manifest.json`.
 
     Raises:
-        BundleError: absent, or too large.
+        BundleError: the manifest is missing or too large.
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder")
@@ -155,10 +161,10 @@ def read_manifest_bytes(folder: Path) -> bytes:
 
 
 def parse_manifest(folder: Path, content: bytes) -> Manifest:
-    """The manifest whose content is at hand; the folder only names it.
+    """Return the manifest with a given content; the folder is used only in errors.
 
     Raises:
-        BundleError: not a manifest.
+        BundleError: the content is malformed.
     """
     return Manifest.from_dict(parse_json(folder / MANIFEST_FILE, content))
 
@@ -170,16 +176,16 @@ def check_files(
     *,
     digest: Callable[[Path], FileDigest] = digest_file,
 ) -> None:
-    """Compares files with the manifest, size and SHA-256.
+    """Raise unless files have the size and SHA-256 that the manifest lists.
 
     Args:
         folder: the bundle.
-        manifest: what it should hold.
-        names: check only these, which the manifest must list; None checks all, and that nothing else is there.
-        digest: reads one file; another than the default may remember what it read.
+        manifest: the manifest to compare with.
+        names: the files to check, which the manifest must list; None checks all files and that there are no others.
+        digest: reads one file; the caller may pass a function that keeps what it read.
 
     Raises:
-        ManifestMismatchError: naming what is missing, changed or unexpected.
+        ManifestMismatchError: names the files that are missing, changed or unexpected.
     """
     wanted = tuple(manifest.files) if names is None else tuple(names)
     unexpected = set(list_files(folder)) - set(manifest.files) if names is None else set(wanted) - set(manifest.files)
@@ -190,23 +196,23 @@ def check_files(
         elif name in manifest.files and digest(folder / name) != manifest.files[name]:
             changed.append(name)
     if missing or changed or unexpected:
-        raise _mismatch(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
+        raise _build_mismatch_error(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
 
 
 def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, every_file: bool) -> dict[str, bytes]:
-    """Reads files once and gives back the very bytes that were compared with the manifest.
+    """Read files once, and return the very bytes that were compared with the manifest.
 
-    Whatever is written into the folder meanwhile is not what the caller uses: no private copy is needed.
+    What is written into the folder afterwards does not reach the caller, so that no private copy is needed.
 
     Args:
         folder: the bundle.
-        manifest: what it should hold.
-        names: the files whose bytes are wanted, which the manifest must list.
-        every_file: whether to check every other file of the manifest as well, and that nothing else is there.
+        manifest: the manifest to compare with.
+        names: the files to return, which the manifest must list.
+        every_file: whether to check all other files of the manifest too, and that there are no others.
 
     Raises:
-        ManifestMismatchError: naming what is missing, changed or unexpected.
-        BundleError: a file that is no regular one, or too large to be what its name says.
+        ManifestMismatchError: names the files that are missing, changed or unexpected.
+        BundleError: a file is not a regular file, or too large for its kind.
     """
     wanted = {folder / name: name for name in names}
     contents: dict[str, bytes] = {}
@@ -221,7 +227,7 @@ def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, ever
     return contents
 
 
-def _mismatch(
+def _build_mismatch_error(
     folder: Path, missing: tuple[str, ...], changed: tuple[str, ...], unexpected: tuple[str, ...]
 ) -> ManifestMismatchError:
     groups = {"missing": missing, "changed": changed, "not in the manifest": unexpected}

@@ -1,8 +1,8 @@
-"""What a bundle says of itself: `onnx-metadata.json` and `disease-heads-list.json`.
+"""The metadata of a bundle: `onnx-metadata.json`, and the `disease-heads-list.json` that must agree with it.
 
->>> metadata = read_metadata(folder)  # doctest: +SKIP
->>> metadata.taxonomy.species[0], metadata.preprocessing.image_size  # doctest: +SKIP
-('Apple', 224)
+>>> metadata = read_metadata(bundle)
+>>> metadata.preprocessing.image_size, metadata.embedding_dim
+(224, 32)
 """
 
 from collections.abc import Callable, Mapping
@@ -28,13 +28,13 @@ Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
 MAX_IMAGE_SIZE: Final = 2048
 MIN_CROP_PCT: Final = 0.1
-"""Bounds the resized picture; timm's own configs go down to 0.85."""
+"""Bounds the size of the resized image. timm's own configs go down to 0.85."""
 
 MIN_TEMPERATURE: Final = 1e-3
 MAX_TEMPERATURE: Final = 1e3
 
 KNOWN_SESSION_OPTIONS: Final = frozenset({"session.set_denormal_as_zero", "session.intra_op.allow_spinning"})
-"""What a bundle may ask of ONNX Runtime; other entries can name files to read and write."""
+"""Options that a bundle may set. Other options of ONNX Runtime can name files to read and write."""
 
 _LARGEST: Final = float(np.finfo(np.float32).max)
 _TEMPERATURES: Final = ("species_temperature", "disease_temperature")
@@ -43,14 +43,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a photograph becomes the network's input; the same for fitting, verifying and serving.
+    """How an image becomes the network's input, in the same way for fitting, verifying and serving.
 
     Attributes:
-        image_size: side of the square input in pixels.
-        mean: per channel, subtracted after scaling to 0..1.
-        std: per channel, divided by after that.
+        image_size: side of the square input, in pixels.
+        mean: mean of each channel, subtracted after pixels were scaled to 0..1.
+        std: standard deviation of each channel, by which the difference is divided.
         interpolation: filter of the resize.
-        crop_pct: the centre crop's share of the resized shorter side, `MIN_CROP_PCT` to 1.
+        crop_pct: side of the central crop, as a fraction of the resized shorter side; from `MIN_CROP_PCT` to 1.
     """
 
     image_size: int
@@ -60,10 +60,10 @@ class Preprocessing:
     crop_pct: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks every value.
+        """Check every value.
 
         Raises:
-            ValueError: naming the field, what it must be and what came.
+            ValueError: names the field, what it must be and what came.
         """
         if type(self.image_size) is not int or not 1 <= self.image_size <= MAX_IMAGE_SIZE:
             raise ValueError(f"image_size must be an integer from 1 to {MAX_IMAGE_SIZE}, got {self.image_size!r}")
@@ -86,17 +86,17 @@ class Metadata:
     """The content of `onnx-metadata.json`.
 
     Attributes:
-        taxonomy: all classes in logit order.
-        preprocessing: what the network's input was trained with.
+        taxonomy: all species and diseases, in logit order.
+        preprocessing: how images become the network's input, as in training.
         embedding_dim: D, the length of the embedding.
-        session_options: ONNX Runtime session configuration entries that every session of this bundle needs.
-        models: file name to its precision, inputs, outputs, opset and recipe.
-        provenance: checkpoint digest, git commit, data digest, seed, backbone.
-        versions: library versions that made the bundle.
-        cpu: what the exporting machine's CPU supports.
-        species_temperature: divides species logits before they become probabilities, which changes no label; 1.0 in
-            bundles from before there was one.
-        disease_temperature: the same for the logits of a disease head.
+        session_options: ONNX Runtime's session configuration entries, which every session of this bundle needs.
+        models: precision, inputs, outputs, opset and recipe of each ONNX file, by its name.
+        provenance: digests of checkpoint and data, git commit, seed and backbone.
+        versions: versions of the libraries that made the bundle.
+        cpu: features of the exporting machine's CPU.
+        species_temperature: divides the species logits before they become probabilities, which changes no label; 1.0 in
+            bundles that were made before temperatures existed.
+        disease_temperature: divides the logits of a disease head before they become probabilities.
     """
 
     taxonomy: Taxonomy
@@ -111,10 +111,10 @@ class Metadata:
     disease_temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        """Checks the temperatures.
+        """Check the temperatures.
 
         Raises:
-            ValueError: naming the field, what it must be and what came.
+            ValueError: names the field, what it must be and what came.
         """
         for name in _TEMPERATURES:
             value = getattr(self, name)
@@ -124,12 +124,12 @@ class Metadata:
                 )
 
     def rows_per_run(self, precision: Precision) -> int | None:
-        """Images that one run of a species model may hold; None for any number."""
+        """Return the largest number of images in one run of a species model; None for any number."""
         rows: int | None = self.models.get(SPECIES_FILES[precision], {}).get("rows_per_run")
         return rows
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the class-order digest."""
+        """Return the JSON form, with the class-order digest."""
         return {
             "format_version": FORMAT_VERSION,
             "embedding_dim": self.embedding_dim,
@@ -147,12 +147,12 @@ class Metadata:
 
 
 def write_metadata(folder: Path, metadata: Metadata) -> None:
-    """Writes `onnx-metadata.json` and the `disease-heads-list.json` that follows from it."""
+    """Write `onnx-metadata.json`, and the `disease-heads-list.json` that follows from it."""
     write_json(folder / METADATA_FILE, metadata.to_dict())
-    write_json(folder / HEADS_LIST_FILE, _heads_list(metadata.taxonomy))
+    write_json(folder / HEADS_LIST_FILE, _build_heads_list(metadata.taxonomy))
 
 
-def _heads_list(taxonomy: Taxonomy) -> dict[str, Any]:
+def _build_heads_list(taxonomy: Taxonomy) -> dict[str, Any]:
     return {
         str(i): {
             "file": head_file(taxonomy.slugs[i]),
@@ -165,18 +165,18 @@ def _heads_list(taxonomy: Taxonomy) -> dict[str, Any]:
 
 
 def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> Metadata:
-    """Reads `onnx-metadata.json`, and checks that `disease-heads-list.json` tells the same class order.
+    """Read `onnx-metadata.json`, and check that `disease-heads-list.json` has the same class order.
 
     Args:
         folder: the bundle.
-        contents: the bytes of both files by name, where they are at hand; the folder then only names them.
+        contents: the bytes of both files by name, if the caller has read them; the folder is then used only in errors.
 
     Raises:
-        BundleError: absent or malformed documents, a class-order digest that does not fit the taxonomy, or a
-            heads list that disagrees with it.
+        BundleError: a file is missing or malformed, the class-order digest does not fit the taxonomy, or the list of
+            heads disagrees with the taxonomy.
     """
     path = folder / METADATA_FILE
-    document = _read(path, contents)
+    document = _read_document(path, contents)
     version = document.get("format_version")
     if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
         raise BundleError(f"{path}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
@@ -192,13 +192,13 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
     taxonomy = _parse(path, lambda: Taxonomy.from_dict(document["taxonomy"]))
     if document.get("class_order_digest") != taxonomy.digest:
         raise BundleError(
-            f"{path}: class_order_digest {document.get('class_order_digest')!r} is not that of the taxonomy "
-            f"({taxonomy.digest}): the class order was changed"
+            f"{path}: class_order_digest {document.get('class_order_digest')!r} does not fit the taxonomy "
+            f"(digest {taxonomy.digest}): the class order was changed"
         )
     embedding_dim = document.get("embedding_dim")
     if type(embedding_dim) is not int or embedding_dim < 1:
         raise BundleError(f"{path}: embedding_dim must be a positive integer, got {embedding_dim!r}")
-    _check_heads_list(folder / HEADS_LIST_FILE, _read(folder / HEADS_LIST_FILE, contents), taxonomy)
+    _check_heads_list(folder / HEADS_LIST_FILE, _read_document(folder / HEADS_LIST_FILE, contents), taxonomy)
     preprocessing = _parse(path, lambda: Preprocessing(**document["preprocessing"]))
     return _parse(
         path,
@@ -213,7 +213,7 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
     )
 
 
-def _read(path: Path, contents: Mapping[str, bytes] | None) -> dict[str, Any]:
+def _read_document(path: Path, contents: Mapping[str, bytes] | None) -> dict[str, Any]:
     return read_json(path) if contents is None else parse_json(path, contents[path.name])
 
 
@@ -234,7 +234,7 @@ def _parse(path: Path, build: Callable[[], _T]) -> _T:
 
 
 def _check_heads_list(path: Path, found: Mapping[str, Any], taxonomy: Taxonomy) -> None:
-    expected = _heads_list(taxonomy)
+    expected = _build_heads_list(taxonomy)
     if found == expected:
         return
     for key in sorted(set(found) | set(expected), key=lambda k: (len(k), k)):

@@ -1,8 +1,9 @@
 """Reads a pickle of plain dicts, numbers, text and numeric arrays without running anything that it names.
 
-The opcodes are scanned against a list first; the few numpy names that plain arrays need are answered by inert
+First, every opcode is compared with a list. Then the few NumPy names that plain arrays need are replaced by inert
 stand-ins.
 
+>>> import pickle
 >>> load_plain_pickle(pickle.dumps({"threshold": 2.5}))
 {'threshold': 2.5}
 """
@@ -26,14 +27,14 @@ _ALLOWED_OPCODES: Final = frozenset(
     "EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT DICT SETITEM SETITEMS "
     "GLOBAL STACK_GLOBAL REDUCE BUILD".split()
 )
-"""What pickles of plain dicts and arrays consist of, protocols 2 to 4 (5 in band). No extension registry, no
-persistent ids, no instances (INST, OBJ, NEWOBJ)."""
+"""The opcodes in pickles of plain dicts and arrays, of protocols 2 to 4 (and 5 in band). No extension registry, no
+persistent ids and no instances (INST, OBJ, NEWOBJ)."""
 
 _SHAREABLE: Final = frozenset(
     "GLOBAL STACK_GLOBAL REDUCE SHORT_BINUNICODE BINUNICODE SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8".split()
 )
-"""Opcodes whose result the memo may hand out again. A dict or tuple that is used twice is refused: sixty nested
-tuples, each used twice, take forever to hash, and dicts of dicts of dicts any memory."""
+"""Opcodes whose result may be used again through the memo. A dict or tuple that is used twice is refused: sixty nested
+tuples, each used twice, take forever to hash, and nested dicts take any amount of memory."""
 
 _PICKLE_ERRORS: Final = (
     pickle.UnpicklingError,
@@ -49,10 +50,10 @@ _PICKLE_ERRORS: Final = (
 
 
 def load_plain_pickle(data: bytes) -> dict[str, Any]:
-    """Reads a pickle of a dict of numbers, text, dicts of these, and numeric numpy arrays; nothing else.
+    """Return the dict in a pickle: numbers, text, numeric NumPy arrays, dicts of these, and nothing else.
 
     Raises:
-        DetectorError: naming the opcode, global or value that is refused.
+        DetectorError: names the opcode, global or value that is refused.
     """
     _scan_opcodes(data)
     try:
@@ -86,7 +87,7 @@ def _scan_opcodes(data: bytes) -> None:
 
 
 def _check_memo(opcode: str, argument: Any, previous: str, memo: dict[int, bool]) -> None:
-    """Follows in `memo` which of its entries may be used again, and refuses the use of any other."""
+    """Record in `memo` which of its entries may be used again, and refuse the use of any other entry."""
     if opcode in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
         index = len(memo) if opcode == "MEMOIZE" else argument
         if index > MAX_PICKLE_OPCODES:
@@ -97,7 +98,7 @@ def _check_memo(opcode: str, argument: Any, previous: str, memo: dict[int, bool]
 
 
 class _Inert:
-    """Base of the stand-ins: a pickle can neither set state on them nor give them attributes."""
+    """Base class of the stand-ins. A pickle can neither set their state nor give them attributes."""
 
     __slots__ = ()
 
@@ -112,7 +113,7 @@ class _NdarrayToken(_Inert):
 
 
 class _Dtype:
-    """A numeric dtype by its name; the state that numpy adds may only give the byte order."""
+    """A numeric dtype, given by its name. The state that NumPy adds may only set the byte order."""
 
     __slots__ = ("dtype",)
 
@@ -128,7 +129,7 @@ class _Dtype:
 
 
 class _Array:
-    """An array under construction; becomes a `numpy.ndarray` in `_unwrap` only."""
+    """An array under construction; only `_unwrap` makes it a `numpy.ndarray`."""
 
     __slots__ = ("value",)
 
@@ -184,7 +185,7 @@ class _MakeDtype(_Inert):
 
 
 class _Encode(_Inert):
-    """Text to bytes, as protocol 2 stores them; in all no more than the file holds, so that none multiplies."""
+    """Turns text into bytes, as protocol 2 stores them; never more in total than the file's size."""
 
     __slots__ = ("_left",)
 
@@ -216,7 +217,7 @@ _STAND_INS: Final[dict[tuple[str, str], _Inert]] = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Answers the exact names of `_STAND_INS` and no other; the real callables are never handed out."""
+    """Resolves only the names in `_STAND_INS`, and never to the real callables."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))

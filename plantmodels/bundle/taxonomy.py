@@ -1,6 +1,6 @@
-"""Species in training order, their diseases in logit order, and the digest that pins both.
+"""The taxonomy: species and their diseases in the order of the network's logits, and a digest of that order.
 
-Order is never sorted, inferred or repaired: it is the order of the network's logits.
+The order is never sorted, inferred or repaired.
 
 >>> taxonomy = Taxonomy(("Pepper, bell", "Rose"), {"Pepper, bell": ("healthy", "Bacterial spot")})
 >>> taxonomy.slugs
@@ -22,17 +22,17 @@ from typing import Any, Final
 from plantmodels.errors import TaxonomyError
 
 MAX_SLUG: Final = 200
-"""File systems allow 255 bytes, the ending included."""
+"""Characters. File systems allow 255 bytes, including the file's ending."""
 
 _ALIKE_SCRIPTS: Final = {"LATIN", "GREEK", "CYRILLIC"}
-"""Scripts with letters that look the same."""
+"""Scripts that share letters of the same look."""
 
 
 def slugify(name: str) -> str:
-    """File-name form of a species: lower-case ASCII letters and digits joined by single hyphens.
+    """Return a species' name as part of a file name: lower-case ASCII letters and digits joined by single hyphens.
 
     Raises:
-        TaxonomyError: nothing of the name is left, or more than `MAX_SLUG` characters.
+        TaxonomyError: the result is empty or has more than `MAX_SLUG` characters.
     """
     ascii_name = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     slug = re.sub(r"[^a-z0-9]+", "-", ascii_name.lower()).strip("-")
@@ -59,23 +59,22 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """The two levels of classes of one network.
+    """The species and diseases that a network tells apart.
 
     Attributes:
         species: names in the order of the species logits.
-        diseases: species name to disease names in the order of that head's logits; a species without a
-            head is absent.
+        diseases: each species' disease names in the order of its head's logits. A species without a head has no entry.
     """
 
     species: tuple[str, ...]
     diseases: Mapping[str, tuple[str, ...]]
 
     def __post_init__(self) -> None:
-        """Refuses what cannot name files and logits unambiguously.
+        """Refuse names that cannot name files and logits unambiguously.
 
         Raises:
-            TaxonomyError: no species, empty, repeated or look-alike names, diseases of an unknown species,
-                an empty disease list, or two species with one slug.
+            TaxonomyError: there are no species; a name is empty, repeated or easily confused with another one; diseases
+                belong to an unknown species; a list of diseases is empty; or two species have the same slug.
         """
         object.__setattr__(self, "species", tuple(self.species))
         object.__setattr__(self, "diseases", MappingProxyType({k: tuple(v) for k, v in self.diseases.items()}))
@@ -100,34 +99,34 @@ class Taxonomy:
 
     @cached_property
     def slugs(self) -> tuple[str, ...]:
-        """File-name form of each species, in species order; all different."""
+        """The file-name form of each species, in species order; all are different."""
         return tuple(slugify(name) for name in self.species)
 
     @cached_property
     def species_with_head(self) -> tuple[int, ...]:
-        """Indices of the species that have a disease head, ascending."""
+        """The ascending indices of the species that have a disease head."""
         return tuple(i for i, name in enumerate(self.species) if name in self.diseases)
 
     @property
     def max_diseases(self) -> int:
-        """Length of the longest disease list; 0 when no species has a head."""
+        """The length of the longest list of diseases; 0 if no species has a head."""
         return max((len(names) for names in self.diseases.values()), default=0)
 
     def diseases_of(self, species_index: int) -> tuple[str, ...]:
-        """Disease names of one species in logit order; empty when it has no head."""
+        """Return the disease names of a species in logit order; empty if it has no head."""
         return self.diseases.get(self.species[species_index], ())
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form: `{"species": [...], "diseases": {species: [...]}}`, diseases in species order."""
+        """Return the JSON form, `{"species": [...], "diseases": {species: [...]}}`, with diseases in species order."""
         diseases = {name: list(self.diseases[name]) for name in self.species if name in self.diseases}
         return {"species": list(self.species), "diseases": diseases}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "Taxonomy":
-        """Reads the JSON form.
+        """Return the taxonomy of a JSON form.
 
         Raises:
-            TaxonomyError: the document has another shape, or the names are refused.
+            TaxonomyError: the document has another shape, or names are refused.
         """
         species, diseases = document.get("species"), document.get("diseases")
         if not isinstance(species, list) or not isinstance(diseases, dict):
@@ -138,7 +137,7 @@ class Taxonomy:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) of names and order of all classes; equal exactly when the class order is equal."""
+        """The SHA-256 (hex) of all names in order; equal if and only if the class order is equal."""
         pairs = [[name, list(self.diseases.get(name, ()))] for name in self.species]
         canonical = json.dumps(pairs, ensure_ascii=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,1 +1,1 @@
-"""Images to predictions: numpy, onnxruntime and pillow; never torch, timm, onnx or scipy."""
+"""From images to predictions, with NumPy, ONNX Runtime and Pillow only. Internal: use `plantmodels.PlantClassifier`."""

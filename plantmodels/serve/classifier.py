@@ -340,7 +340,7 @@ class PlantClassifier:
             species_logits: (N, S) float32.
             embedding: (N, D) float32.
         """
-        return self._mixture.answer(
+        return self._mixture.name_diseases(
             species_logits,
             embedding,
             self.disease_logits,

@@ -1,11 +1,15 @@
-"""Refuses ONNX files that could run for ever, or do worse, from their bytes, before ONNX Runtime sees them.
+"""Refuses dangerous ONNX files by their bytes, before ONNX Runtime sees them.
 
-What a bundle needs is one flat graph. `Loop` and its kind need no end, and functions that call one another twice each
-grow without bound when ONNX Runtime puts them in place, which it does on opening. Where ORT_LOAD_CONFIG_FROM_MODEL is
-set, the property `ort_config` of a model replaces all options of its session, and can have files written. A
-LayerNormalization whose bias is there and has no name ends the process (ONNX Runtime 1.32, found by fuzzing).
+A bundle needs only one flat graph of plain operators. Refused are:
 
->>> check_graph(Path("swin-species-int8.onnx"), content)  # doctest: +SKIP
+- operators with a graph of their own, such as `Loop`, which may never end;
+- functions: two functions that call each other twice grow without bound when ONNX Runtime inlines them while opening;
+- the property `ort_config`: if ORT_LOAD_CONFIG_FROM_MODEL is set, it replaces all options of the session and can make
+  ONNX Runtime write files;
+- a LayerNormalization whose bias has an empty name, which ends the process (ONNX Runtime 1.32, found by fuzzing).
+
+>>> path = bundle / "swin-species-int8.onnx"
+>>> check_graph(path, path.read_bytes())
 """
 
 from collections.abc import Iterator
@@ -23,26 +27,26 @@ _NODE_INPUT: Final = 1
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
 _ATTRIBUTE_GRAPHS: Final = frozenset({6, 11})
-"""Field numbers of onnx.proto: `g` and `graphs`."""
+"""Field numbers of `g` and `graphs` in onnx.proto."""
 
 _VARINT: Final = 0
 _LENGTH: Final = 2
 _FIXED: Final = {1: 8, 5: 4}
-"""Bytes of a field by its wire type."""
+"""Size in bytes of a field, by its wire type."""
 
 _MAX_VARINT: Final = 10
 
 
 def check_graph(path: Path, content: bytes) -> None:
-    """Looks through the nodes of a model; weights are stepped over.
+    """Raise if a model could run for ever or harm the process. Weights are skipped.
 
     Args:
-        path: only names the bytes.
+        path: the file's path, used only in errors.
         content: the file's bytes.
 
     Raises:
-        BundleError: not the wire format of ONNX, functions, session options, an operator that runs a graph of its own,
-            or a LayerNormalization with an input that has no name.
+        BundleError: the bytes are not in the wire format of ONNX, or the model has functions, session options, an
+            operator with a graph of its own, or a LayerNormalization with an unnamed input.
     """
     try:
         for number, part in _read_fields(memoryview(content)):
@@ -60,7 +64,7 @@ def _check_nodes(path: Path, graph: memoryview) -> None:
     for number, node in _read_fields(graph):
         if number != _GRAPH_NODE:
             continue
-        operators = _read_texts(node, _NODE_OPERATOR)  # of several the last counts
+        operators = _read_texts(node, _NODE_OPERATOR)  # protobuf uses the last of several
         attributes = [value for field, value in _read_fields(node) if field == _NODE_ATTRIBUTE]
         if any(field in _ATTRIBUTE_GRAPHS for attribute in attributes for field, _ in _read_fields(attribute)):
             name = b"".join(operators[-1:]).decode(errors="replace")
@@ -74,7 +78,7 @@ def _read_texts(message: memoryview, number: int) -> list[bytes]:
 
 
 def _read_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Number and content of each length-delimited field of a protobuf message."""
+    """Yield number and content of each length-delimited field of a protobuf message."""
     position = 0
     while position < len(message):
         tag, position = _read_varint(message, position)

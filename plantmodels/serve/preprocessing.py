@@ -1,10 +1,10 @@
-"""Encoded photographs to the network's input: the one preprocessing of fitting, verifying and serving.
+"""From an encoded image to the network's input, in the same way for fitting, verifying and serving.
 
-It equals timm's evaluation transform of the same config: resize the shorter side, centre crop, scale,
-normalise. EXIF orientation is honoured; CMYK, palette, grey, alpha and 16-bit images become 8-bit RGB.
+The result equals timm's evaluation transform with the same config: resize the shorter side, crop the centre, scale,
+normalize. EXIF orientation is applied. CMYK, palette, grey, alpha and 16-bit images become 8-bit RGB.
 
->>> pixels = preprocess(decode_image(data), preprocessing)  # doctest: +SKIP
->>> pixels.shape  # doctest: +SKIP
+>>> from plantmodels.bundle.metadata import read_metadata
+>>> preprocess(decode_image(image.read_bytes()), read_metadata(bundle).preprocessing).shape
 (3, 224, 224)
 """
 
@@ -19,35 +19,35 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from plantmodels.arrays import Inputs
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
-"""Pillow opens MPO, which many telephones write into a .jpg, as JPEG; its first picture is the photograph."""
+"""Many phones write MPO into a .jpg. Pillow opens it as JPEG, and its first image is the one that was taken."""
 
 _MAGIC: Final = (b"\xff\xd8", b"\x89PNG", b"RIFF")
 
 MAX_SCANS: Final = 100
-"""Passes over the picture of a progressive JPEG: cameras and programs write some ten, and each costs time for all of
-its pixels and some ten bytes of the file."""
+"""Scans of a progressive JPEG. Cameras and programs write about ten. A scan takes only some ten bytes of the file, but
+decoding it takes time for every pixel, so a small file could otherwise keep the process busy for minutes."""
 
 _JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)
-"""In the data of a scan 0xFF is stuffed with a zero, and restart markers have no length."""
+"""A marker with a length: 0xFF inside a scan's data is followed by a zero, and restart markers have no length."""
 
 _END_OF_IMAGE: Final = b"\xd9"
 _START_OF_SCAN: Final = b"\xda"
 
 MAX_PIXELS: Final = 120_000_000
-"""Above every telephone's 108 megapixels; a larger header is taken for a decompression bomb."""
+"""More than the 108 megapixels of phones. A header with more is treated as a decompression bomb."""
 
 MAX_ASPECT: Final = 32
-"""Long side over short side; bounds the resized picture, and no photograph of a leaf is a ribbon."""
+"""Long side divided by short side. Bounds the size of the resized image."""
 
 MIN_SIDE: Final = 16
-"""Pixels; below it a picture cannot show a leaf."""
+"""Pixels. A smaller image cannot show a leaf."""
 
 _RESAMPLING: Final[dict[Interpolation, Image.Resampling]] = {
     "nearest": Image.Resampling.NEAREST,
@@ -65,7 +65,7 @@ _TURNS: Final = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""By EXIF orientation. `ImageOps.exif_transpose` writes the EXIF data anew, which damaged data do not survive."""
+"""Keys are EXIF orientations. `ImageOps.exif_transpose` would rewrite the EXIF data, which fails for damaged data."""
 
 _PILLOW_ERRORS: Final = (
     ArithmeticError,
@@ -80,24 +80,24 @@ _PILLOW_ERRORS: Final = (
     struct.error,
     zlib.error,
 )
-"""What Pillow raises for damaged files. Its warnings are left to the caller's filters: to silence them here would
-change the filters of the whole process, and two threads that do so at once leave it silent for good."""
+"""What Pillow raises for damaged files. Pillow's warnings are left to the caller's filters: silencing them here would
+change the filters of the whole process, and two threads that do so at once can leave them changed for good."""
 
 
 def decode_image(data: bytes | str) -> Image.Image:
-    """Decodes one still photograph to upright 8-bit RGB.
+    """Return one still image as upright 8-bit RGB.
 
     The size is checked on the header, before any pixel is decoded.
 
     Args:
-        data: an encoded image, or the base64 text of one (as text or as ASCII bytes: MLflow's scoring server
-            hands `instances` and `inputs` over undecoded).
+        data: an encoded image or its base64 text. Base64 may come as bytes too: MLflow's scoring server passes
+            `instances` and `inputs` on without decoding them.
 
     Raises:
-        ImageError: empty, of another format, truncated, animated, of a size outside the limits, or of more than
-            `MAX_SCANS` scans.
+        ImageError: the image is empty, truncated, animated, of another format, of a size outside the limits, or has
+            more than `MAX_SCANS` scans.
     """
-    data = _encoded_bytes(data)
+    data = _decode_base64(data)
     if not data:
         raise ImageError("zero bytes: expected an encoded image")
     if (scans := _count_scans(data)) > MAX_SCANS:
@@ -114,7 +114,7 @@ def decode_image(data: bytes | str) -> Image.Image:
 
 
 def _count_scans(data: bytes) -> int:
-    """Scans of the first picture of a JPEG file; 0 for other files."""
+    """Return the number of scans in the first image of a JPEG file; 0 for other files."""
     if not data.startswith(b"\xff\xd8"):
         return 0
     scans, position = 0, 2
@@ -125,10 +125,10 @@ def _count_scans(data: bytes) -> int:
 
 
 def read_file(path: str | os.PathLike[str]) -> bytes:
-    """Reads an encoded image from a regular file.
+    """Return the content of an image's file.
 
     Raises:
-        ImageError: no such file, no regular file, or one that cannot be read.
+        ImageError: the file is missing, is not a regular file, or cannot be read.
     """
     try:
         if not Path(path).is_file():
@@ -138,7 +138,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         raise ImageError(f"cannot be read: {str(path)[:200]!r} ({error})") from error
 
 
-def _encoded_bytes(data: bytes | str) -> bytes:
+def _decode_base64(data: bytes | str) -> bytes:
+    """Return the bytes behind base64 text; bytes that are an image, or no base64, are returned as they are."""
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if raw.startswith(_MAGIC):
         return raw
@@ -152,12 +153,12 @@ def _encoded_bytes(data: bytes | str) -> bytes:
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
-    """Turns a Pillow image into upright 8-bit RGB.
+    """Return a Pillow image as upright 8-bit RGB.
 
     The size is checked on the header, before any pixel is decoded.
 
     Raises:
-        ImageError: truncated, animated, of a size outside the limits, or of a mode that has no RGB.
+        ImageError: the image is truncated, animated, of a size outside the limits, or has a mode without RGB.
     """
     try:
         _check_header(image)
@@ -176,11 +177,11 @@ def _check_header(image: Image.Image) -> None:
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ImageError(f"{image.width}x{image.height} pixels, one side is over {MAX_ASPECT} times the other")
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise ImageError(f"animated with {getattr(image, 'n_frames', 0)} frames: expected one still photograph")
+        raise ImageError(f"animated with {getattr(image, 'n_frames', 0)} frames: expected one still image")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Converts any Pillow mode to 8-bit RGB; 16-bit grey keeps its upper byte, alpha is dropped."""
+    """Return an image of any Pillow mode as 8-bit RGB. 16-bit grey keeps its upper byte; alpha is dropped."""
     if image.mode.startswith("I"):
         upper = np.asarray(image) >> 8
         grey = np.empty(upper.shape, np.uint8)
@@ -192,14 +193,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resizes the shorter side to `image_size / crop_pct` and cuts out the centre square.
+    """Resize the shorter side to `image_size / crop_pct` pixels and return the central square of `image_size` pixels.
 
     Args:
-        image: RGB.
-        preprocessing: size, filter and crop.
-
-    Returns:
-        RGB image of image_size × image_size.
+        image: an RGB image.
+        preprocessing: size, resize filter and crop.
     """
     size = preprocessing.image_size
     shorter = math.floor(size / preprocessing.crop_pct)
@@ -212,12 +210,8 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
     return image.resize(resized, _RESAMPLING[preprocessing.interpolation]).crop((left, top, left + size, top + size))
 
 
-def preprocess(image: Image.Image, preprocessing: Preprocessing) -> NDArray[np.float32]:
-    """Turns an RGB image into the network's input.
-
-    Returns:
-        (3, S, S) float32, `(pixel / 255 - mean) / std` for each channel.
-    """
+def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Inputs:
+    """Return the network's input for an RGB image: (3, P, P) float32, `(pixel / 255 - mean) / std` per channel."""
     pixels = np.asarray(resize_and_crop(image, preprocessing), dtype=np.float32)
     pixels /= np.float32(255)
     pixels -= np.asarray(preprocessing.mean, dtype=np.float32)

@@ -1,8 +1,16 @@
-"""Soft routing: the probability of a disease, summed over every species that may have it.
+"""Routing: which species' heads name the disease of an image.
 
->>> mixture = DiseaseMixture(taxonomy)  # doctest: +SKIP
->>> mixture.answer(species_logits, embedding, heads, species_temperature=0.8, disease_temperature=0.5)  # doctest: +SKIP
-[('Late blight', 0.93)]
+Hard routing asks the head of one species. Soft routing sums the probability of a disease over every species that may
+have it.
+
+>>> from plantmodels.bundle.taxonomy import Taxonomy
+>>> taxonomy = Taxonomy(("Apple", "Pear"), {"Apple": ("healthy", "scab"), "Pear": ("scab", "rust")})
+>>> mixture = DiseaseMixture(taxonomy)
+>>> mixture.names
+('healthy', 'scab', 'rust')
+>>> heads = np.zeros((2, 2), np.float32)  # the logits of both species: every disease is equally likely
+>>> mixture.name_diseases(np.zeros((1, 2), np.float32), np.zeros((1, 4), np.float32), lambda _, index: heads[index])
+[('scab', 0.5)]
 """
 
 from collections.abc import Callable, Sequence
@@ -11,95 +19,98 @@ from typing import Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.arrays import Labels, Logits
+from plantmodels.arrays import Embeddings, Labels, Logits, Probabilities
 from plantmodels.bundle.taxonomy import Taxonomy
 
 Routing = Literal["hard", "soft"]
 ROUTINGS: Final[tuple[Routing, ...]] = get_args(Routing)
-"""By whose head a disease is named: that of the top species, or those of all (`DiseaseMixture`)."""
+"""Whose head names the disease: "hard", of the most probable species; "soft", of all species (`DiseaseMixture`)."""
 
 MIN_SPECIES_PROBABILITY: Final = 1e-6
-"""A species less probable than this adds nothing; S species leave out less than S times it."""
+"""A less probable species is left out of the sum, so S species lose less than S times this probability."""
 
 _PAIRS_AT_ONCE: Final = 256
-"""(image, species) pairs in one run of the heads, each of which gathers one head's weights: bounds memory."""
+"""(image, species) pairs in one run of the heads. Each pair gathers the weights of a head, so this bounds memory."""
 
-RunHeads = Callable[[NDArray[np.float32], NDArray[np.int64]], NDArray[np.float32]]
-"""Embeddings (P, D) and species (P,) to logits (P, max diseases), −inf at classes that a species lacks."""
+RunHeads = Callable[[Embeddings, Labels], Logits]
+"""Runs the packed heads: embeddings (P, D) and species indices (P,) to logits (P, max diseases)."""
 
 
 class DiseaseMixture:
-    """P(disease) = Σ over species of P(species) · P(disease | species); diseases of one name are one disease."""
+    """Soft routing: P(disease) = Σ over species of P(species) · P(disease | species).
+
+    Diseases with the same name are the same disease.
+    """
 
     def __init__(self, taxonomy: Taxonomy) -> None:
-        """Takes the classes of all heads."""
+        """Collect the diseases of all species."""
         self.names = tuple(dict.fromkeys(name for i in taxonomy.species_with_head for name in taxonomy.diseases_of(i)))
-        place = {name: i for i, name in enumerate(self.names)}
+        column = {name: i for i, name in enumerate(self.names)}
         self._has_head = np.zeros(len(taxonomy.species), dtype=bool)
-        self._place = np.zeros((len(taxonomy.species), max(1, taxonomy.max_diseases)), dtype=np.int64)
+        self._columns = np.zeros((len(taxonomy.species), max(1, taxonomy.max_diseases)), dtype=np.int64)
         for i in taxonomy.species_with_head:
             self._has_head[i] = True
             diseases = taxonomy.diseases_of(i)
-            self._place[i, : len(diseases)] = [place[name] for name in diseases]
+            self._columns[i, : len(diseases)] = [column[name] for name in diseases]
 
-    def answer(
+    def name_diseases(
         self,
-        species_logits: NDArray[np.float32],
-        embedding: NDArray[np.float32],
+        species_logits: Logits,
+        embedding: Embeddings,
         run_heads: RunHeads,
         *,
         species_temperature: float = 1.0,
         disease_temperature: float = 1.0,
     ) -> list[tuple[str | None, float | None]]:
-        """Names the disease of each of N images, with its probability; None where no head can answer.
+        """Return each image's most probable disease and its probability; None if no head can answer.
 
-        The name is the one of the highest probability at temperature 1, whatever the temperatures are: these
-        change the weights of a sum, and with them which term is the largest.
+        The disease is chosen at temperature 1, whatever the temperatures are. A temperature changes the weights of a
+        sum, and could so change which disease is the most probable.
 
         Args:
-            species_logits: (N, S).
+            species_logits: (N, S) float32.
             embedding: (N, D) float32.
-            run_heads: the packed heads.
-            species_temperature: of the probability that is returned, for P(species).
-            disease_temperature: the same for P(disease | species).
+            run_heads: runs the packed heads.
+            species_temperature: temperature of P(species) in the probability that is returned.
+            disease_temperature: temperature of P(disease | species) in that probability.
         """
         temperatures = [(1.0, 1.0), (species_temperature, disease_temperature)]
         if temperatures[0] == temperatures[1]:
             temperatures.pop()
-        mixed = self.mix(species_logits, embedding, run_heads, temperatures)
+        mixed = self.compute_probabilities(species_logits, embedding, run_heads, temperatures)
         return [
             (self.names[best := int(plain.argmax())], float(tempered[best])) if plain.any() else (None, None)
             for plain, tempered in zip(mixed[0], mixed[-1], strict=True)
         ]
 
-    def mix(
+    def compute_probabilities(
         self,
-        species_logits: NDArray[np.float32],
-        embedding: NDArray[np.float32],
+        species_logits: Logits,
+        embedding: Embeddings,
         run_heads: RunHeads,
         temperatures: Sequence[tuple[float, float]] = ((1.0, 1.0),),
-    ) -> NDArray[np.float64]:
-        """Computes P(disease) for N images, at several temperatures for one run of the heads.
+    ) -> Probabilities:
+        """Return P(disease) of N images, at several temperatures from one run of the heads.
 
         Args:
-            species_logits: (N, S).
+            species_logits: (N, S) float32.
             embedding: (N, D) float32.
-            run_heads: the packed heads.
-            temperatures: pairs of species' and diseases' temperature, T of them.
+            run_heads: runs the packed heads.
+            temperatures: T pairs of a temperature of P(species) and one of P(disease | species).
 
         Returns:
-            (T, N, names) float64. A row sums to the probability of the species that have a head.
+            (T, N, len(names)) float64. A row sums to the probability that the species has a head.
         """
-        chances = np.stack([softmax(species_logits, species) for species, _ in temperatures])
-        chances[(chances < MIN_SPECIES_PROBABILITY) | ~self._has_head] = 0
-        rows, species = np.nonzero(chances.any(axis=0))
+        species_probability = np.stack([softmax(species_logits, species) for species, _ in temperatures])
+        species_probability[(species_probability < MIN_SPECIES_PROBABILITY) | ~self._has_head] = 0
+        rows, species = np.nonzero(species_probability.any(axis=0))
         mixed = np.zeros((len(temperatures), len(embedding), len(self.names)))
         for start in range(0, len(rows), _PAIRS_AT_ONCE):
             row, index = rows[start : start + _PAIRS_AT_ONCE], species[start : start + _PAIRS_AT_ONCE]
             logits = run_heads(embedding[row], index)
-            for total, chance, (_, temperature) in zip(mixed, chances, temperatures, strict=True):
-                weighted = softmax(logits, temperature) * chance[row, index, None]
-                np.add.at(total, (row[:, None], self._place[index]), weighted)  # classes that a species lacks add 0
+            for total, weights, (_, temperature) in zip(mixed, species_probability, temperatures, strict=True):
+                weighted = softmax(logits, temperature) * weights[row, index, None]
+                np.add.at(total, (row[:, None], self._columns[index]), weighted)  # a class that is lacking adds 0
         return mixed
 
 
@@ -125,9 +136,9 @@ def route_hard(
     return found
 
 
-def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> NDArray[np.float64]:
-    """Probabilities of `logits / temperature` along the last axis, computed in float64."""
+def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Probabilities:
+    """Return the probabilities of `logits / temperature` along the last axis, computed in float64."""
     shifted = (logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)) / temperature
     exponents = np.exp(shifted)
-    probabilities: NDArray[np.float64] = exponents / exponents.sum(axis=-1, keepdims=True)
+    probabilities: Probabilities = exponents / exponents.sum(axis=-1, keepdims=True)
     return probabilities

@@ -1,6 +1,8 @@
-"""The one place that makes an ONNX Runtime session.
+"""The one place that opens an ONNX Runtime session.
 
->>> session = open_session(folder / "swin-species-int8.onnx", options=metadata.session_options)  # doctest: +SKIP
+>>> session = open_session(bundle / "swin-species-int8.onnx", threads=1)
+>>> [value.name for value in session.get_inputs()], list_running_providers(session)
+(['input'], ('CPUExecutionProvider',))
 """
 
 import ctypes
@@ -18,23 +20,23 @@ from plantmodels.errors import BundleError
 from plantmodels.serve.onnx_guard import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
-"""Recorded in the metadata of every bundle. timm's shifted-window mask is -100 and exp(-100) is a denormal
-float32, on which the attention products run at a third of the speed. The first session of a process decides for
-the thread that opens it: numpy there flushes denormals too, and beside an earlier foreign session the speed-up is
-lost."""
+"""Recorded in the metadata of every bundle. timm's shifted-window mask is -100, and exp(-100) is a denormal float32
+number, with which the attention products run at a third of the speed. The first session of a process decides for the
+thread that opens it: NumPy then flushes denormals in this thread too, and if other code opened a session earlier, the
+speed-up is lost."""
 
 CPU: Final = "CPUExecutionProvider"
 
 _BATCH_AXIS: Final = "batch"
-"""What every model of ours calls the axis of rows."""
+"""Name of the first axis in every model that this project exports."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
 _RECORD_NODES: Final = "session.record_ep_graph_assignment_info"
-"""Lets a session tell by which provider each node runs; costs no time or memory that could be measured."""
+"""Lets a session say which provider runs each node, at no measurable cost in time or memory."""
 
 Provider = str | tuple[str, Mapping[str, str]]
-"""An execution provider's name, or its name and its options."""
+"""The name of an execution provider, or a pair of its name and its options."""
 
 RUN_ERRORS: Final = (
     ort.capi.onnxruntime_pybind11_state.Fail,
@@ -42,30 +44,30 @@ RUN_ERRORS: Final = (
     ort.capi.onnxruntime_pybind11_state.RuntimeException,
     UnicodeDecodeError,
 )
-"""What a model raises that opens but does not run; names that are not UTF-8 in place of what ONNX Runtime says."""
+"""What a model raises that opens but does not run. Names that are not UTF-8 make a UnicodeDecodeError of any error."""
 
 _ERROR_LEVEL: Final = 3
 
 _FORMAT: Final = {"session.load_model_format": "ONNX"}
-"""Else ONNX Runtime takes its own ORT format too, which skips most checks of a graph."""
+"""Without it, ONNX Runtime also accepts its own ORT format, which skips most checks of a graph."""
 
 _SPEED: Final = {"session.dynamic_block_base": "1"}
-"""Threads share an operator in large blocks: 2 % of a Swin-Tiny where cores are far apart, elsewhere nothing."""
+"""Threads divide an operator into large blocks. This saves 2 % for a Swin-Tiny on distant cores, and never costs."""
 
 _SLOWER: Final = ("SkipLayerNormFusion",)
-"""Optimizers left out: that operator computes one number at a time, seven times as long as addition and norm."""
+"""Optimizers that are switched off. The fused operator computes one number at a time, in seven times the time."""
 
 _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_path"
-"""Where ONNX Runtime looks for weights that a model in memory keeps in other files; else in the working directory."""
+"""Where ONNX Runtime looks for weights in other files; without this option, in the working directory."""
 
 
 def count_cores() -> int:
-    """Cores that this process may use: what bulk work has workers for."""
+    """Return the number of cores that this process may use; bulk work uses one worker per core."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _threads_of_environment() -> int:
-    """0 when OMP_NUM_THREADS does not say; of a list, one number a nesting level, the first."""
+    """Return OMP_NUM_THREADS, or 0 if it is not set. Of a list with a number per nesting level, return the first."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() else 0
 
@@ -79,26 +81,26 @@ def open_session(
     providers: Sequence[Provider] = (CPU,),
     rows_per_run: int | None = None,
 ) -> ort.InferenceSession:
-    """Opens one ONNX file.
+    """Open one ONNX file as a session.
 
     Args:
         path: the file.
-        content: its bytes, where they are at hand: nothing is then read, and the path only names them. Weights in
-            other files are refused in either case.
+        content: the file's bytes, if the caller has read them; the path is then used only in errors. Weights in other
+            files are refused in either case.
         options: session configuration entries, from the bundle's metadata.
-        threads: threads inside an operator; None takes OMP_NUM_THREADS, which Spark gives its workers, else all cores.
-        providers: execution providers in order of preference. ONNX Runtime keeps on the CPU those operators that a
-            provider lacks. Where the CPU is the last of the list, the rest of it answers, with a logged warning, for
-            what is not there, does not start or has none of the operators.
-        rows_per_run: rows that one run may hold, from the metadata; None for any number. Where that is 1, what hangs on
-            their number, such as a Swin's masks of windows, is computed once, here, and the session's shapes say 1 in
-            place of "batch".
+        threads: number of threads inside an operator. None uses OMP_NUM_THREADS, which Spark sets for its workers, or
+            else all cores.
+        providers: execution providers in order of preference. ONNX Runtime runs the operators that a provider lacks on
+            the CPU. If a provider is missing, fails to start or runs no operator, loading fails. If the CPU provider
+            is last in the list, a warning is logged instead.
+        rows_per_run: the largest number of rows in one run, from the metadata; None for any number. For 1, everything
+            that depends on it, such as a Swin's window masks, is computed once while the session opens, and the
+            session's shapes say 1 in place of "batch".
 
     Raises:
-        BundleError: a provider that this ONNX Runtime lacks or cannot start, or providers of which none has an
-            operator of the model, and the CPU is not the last; a file that `check_graph` refuses; or a file or an
-            option that ONNX Runtime refuses.
-        ValueError: no provider at all, or threads or providers of another form.
+        BundleError: a provider is missing, fails to start or runs no operator, and the CPU provider is not last; or
+            `check_graph` or ONNX Runtime refuses the file or an option.
+        ValueError: `providers` is empty, or `threads` or `providers` have another form.
     """
     wanted = check_providers(providers)
     check_threads(threads)
@@ -114,15 +116,15 @@ def open_session(
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
     settings.intra_op_num_threads = threads or _threads_of_environment() or count_cores()
-    # A pattern is a block as large as all that a run needs, one for each batch size, beside the arena that the first
-    # run of that size filled: for one image of a Swin-Tiny 38 MB, which no run is the quicker for.
+    # A memory pattern adds, for each batch size, a block as large as everything that a run needs, beside the arena
+    # that the first run has filled: 38 MB for one image of a Swin-Tiny, and no run gets faster.
     settings.enable_mem_pattern = False
     if rows_per_run == 1:
         settings.add_free_dimension_override_by_name(_BATCH_AXIS, 1)
     try:
         for name, value in {**_FORMAT, **_SPEED, **options, _RECORD_NODES: "1"}.items():
             settings.add_session_config_entry(name, value)
-        settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # below it nothing can lie
+        settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # no file can lie below it
         session = ort.InferenceSession(
             content,
             settings,
@@ -135,31 +137,32 @@ def open_session(
     if problem := _find_fallback(session, list(wanted)):
         if list(wanted)[-1] != CPU:
             raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")
-        _LOGGER.warning("%s: %s; the rest of the list answers", path.name, problem)
+        _LOGGER.warning("%s: %s; the other providers of the list run the model", path.name, problem)
     _forget_content(session)
     return session
 
 
 def _decode_names(session: ort.InferenceSession) -> None:
-    """Asks for all names of inputs, outputs and axes, which nobody checked to be UTF-8 before.
+    """Read the names of all inputs, outputs and axes: nothing before this checks that they are UTF-8.
 
     Raises:
-        UnicodeDecodeError: one is not.
+        UnicodeDecodeError: a name is not UTF-8.
     """
     for value in (*session.get_inputs(), *session.get_outputs()):
         str(value)
 
 
 def _forget_content(session: ort.InferenceSession) -> None:
-    """Frees the file's bytes, which ONNX Runtime keeps to open the session again on other providers."""
+    """Free the file's bytes, which ONNX Runtime keeps to open the session again on other providers."""
     session.disable_fallback()
     session._model_bytes = None
 
 
 def release_free_memory() -> None:
-    """Returns to the system what opening sessions allocated and freed: for a Swin-Tiny 16 MB.
+    """Return freed memory to the system: 16 MB after a Swin-Tiny has been opened.
 
-    The C library keeps it for later otherwise, and serving hardly allocates. Does nothing where that is not glibc.
+    The C library keeps it for later allocations, and serving makes hardly any. Does nothing if the C library is not
+    glibc.
     """
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
@@ -167,9 +170,12 @@ def release_free_memory() -> None:
 
 
 def list_running_providers(session: ort.InferenceSession) -> tuple[str, ...]:
-    """The execution providers that run nodes of a session of `open_session`, in order of preference.
+    """Return the execution providers that run nodes of a session, in order of preference.
 
-    ONNX Runtime before 1.24 tells only which were started.
+    ONNX Runtime before 1.24 says only which providers were started; these are then returned.
+
+    Args:
+        session: what `open_session` returned.
     """
     started = tuple(session.get_providers())
     if not hasattr(session, "get_provider_graph_assignment_info"):
@@ -179,7 +185,7 @@ def list_running_providers(session: ort.InferenceSession) -> tuple[str, ...]:
 
 
 def _find_fallback(session: ort.InferenceSession, names: Sequence[str]) -> str | None:
-    """Which of the providers asked for leave their work to the CPU, and why; None where they do it."""
+    """Return why the requested providers leave their work to the CPU; None if they run operators."""
     others = [name for name in names if name != CPU]
     if stopped := [name for name in others if name not in session.get_providers()]:
         has = ", ".join(ort.get_available_providers())

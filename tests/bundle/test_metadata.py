@@ -96,7 +96,7 @@ def swap_diseases(document: dict[str, Any]) -> None:
 def test_a_changed_class_order_does_not_fit_the_digest(folder: Path, edit) -> None:
     edit_json(folder / METADATA_FILE, edit)
 
-    with pytest.raises(BundleError, match=r"class_order_digest '[0-9a-f]{64}' is not that of the taxonomy"):
+    with pytest.raises(BundleError, match=r"class_order_digest '[0-9a-f]{64}' does not fit the taxonomy"):
         read_metadata(folder)
 
 
@@ -157,7 +157,7 @@ def test_absent_documents_are_refused(folder: Path) -> None:
         (lambda d: d["taxonomy"].pop("species"), 'needs "species"'),
         (lambda d: d["taxonomy"]["species"].append("Mint"), "'Mint' is named more than once"),
         (lambda d: d["taxonomy"]["diseases"].update(Fig=["rot"]), "given for 'Fig'"),
-        (lambda d: d.pop("class_order_digest"), "class_order_digest None is not"),
+        (lambda d: d.pop("class_order_digest"), "class_order_digest None does not fit"),
         (lambda d: d.update(embedding_dim=0), "embedding_dim must be a positive integer, got 0"),
         (lambda d: d.update(embedding_dim=32.0), "embedding_dim must be a positive integer, got 32.0"),
         (lambda d: d.update(embedding_dim=True), "embedding_dim must be a positive integer, got True"),

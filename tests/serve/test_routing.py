@@ -48,7 +48,7 @@ def test_probabilities_are_summed_by_name(count: int, temperatures: tuple[tuple[
 
     embedding = np.abs(rng.normal(size=(count, 4))).astype(np.float32)
     mixture = DiseaseMixture(TAXONOMY)
-    mixed = mixture.mix(species_logits, embedding, run_heads, temperatures)
+    mixed = mixture.compute_probabilities(species_logits, embedding, run_heads, temperatures)
     assert mixture.names == ("scab", "healthy", "rust")
     assert sum(runs) == 2 * count and max(runs, default=0) <= 256
     for found, (species_temperature, disease_temperature) in zip(mixed, temperatures, strict=True):
@@ -73,7 +73,7 @@ def test_no_temperature_changes_a_name(
     embedding = np.zeros((4, 1), np.float32)
 
     def answer(**temperatures: float) -> list[tuple[str | None, float | None]]:
-        return mixture.answer(logits, embedding, lambda _, species: heads[species], **temperatures)
+        return mixture.name_diseases(logits, embedding, lambda _, species: heads[species], **temperatures)
 
     plain = answer()
     tempered = answer(species_temperature=species_temperature, disease_temperature=disease_temperature)
@@ -92,7 +92,7 @@ def test_improbable_species_are_not_asked() -> None:
         return np.zeros((len(species), 3), dtype=np.float32)
 
     tiny = MIN_SPECIES_PROBABILITY / 2
-    DiseaseMixture(TAXONOMY).mix(
+    DiseaseMixture(TAXONOMY).compute_probabilities(
         np.log(np.array([[1 - 2 * tiny, tiny, tiny]])), np.zeros((1, 4), np.float32), run_heads
     )
     assert asked == [0]
@@ -101,8 +101,14 @@ def test_improbable_species_are_not_asked() -> None:
 def test_without_a_head_nobody_answers() -> None:
     mixture = DiseaseMixture(Taxonomy(("fern",), {}))
     assert mixture.names == ()
-    assert mixture.mix(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")).shape == (1, 2, 0)
-    assert mixture.answer(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")) == [(None, None)] * 2
+    assert mixture.compute_probabilities(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")).shape == (
+        1,
+        2,
+        0,
+    )
+    assert (
+        mixture.name_diseases(np.ones((2, 1)), np.zeros((2, 4)), lambda *_: pytest.fail("asked")) == [(None, None)] * 2
+    )
 
 
 def test_the_classifier_mixes_what_the_single_heads_say(tiny_bundle) -> None:

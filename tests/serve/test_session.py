@@ -97,7 +97,7 @@ def test_the_cpu_at_the_end_stands_in_for_an_absent_provider(model_file: Path, c
     assert list_running_providers(opened) == ("CPUExecutionProvider",)
     assert re.search(
         r"neg.onnx: execution provider MagicProvider could not be started; this ONNX Runtime has .*CPUExecutionProvider"
-        "; the rest of the list answers",
+        "; the other providers of the list run the model",
         caplog.text,
     )
 
@@ -116,7 +116,7 @@ def test_a_provider_that_runs_nothing_is_an_error_unless_the_cpu_is_the_last(mod
     assert not caplog.records
     opened = open_session(model_file, providers=["AzureExecutionProvider", "CPUExecutionProvider"])
     assert list_running_providers(opened) == ("CPUExecutionProvider",)
-    assert re.search(f"{message}; the rest of the list answers", caplog.text)
+    assert re.search(f"{message}; the other providers of the list run the model", caplog.text)
 
 
 def test_an_older_onnx_runtime_tells_what_was_started() -> None:
