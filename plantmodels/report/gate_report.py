@@ -1,11 +1,11 @@
-"""The gate report: nine verdicts, what they rest on, and the digests of the files that were measured.
+"""The gate report: nine verdicts, the measurements they rest on, and the digests of the measured files.
 
-`gate-report.json` holds no timestamp and no path of the machine: the same inputs give the same report but for
-latency. It vouches for the files whose digests it names and for no others; `read_report` checks that.
+`gate-report.json` holds neither a timestamp nor a path, so the same inputs give the same report except for latency.
+It vouches only for the files whose digests it names; `read_report` checks that these are the bundle's files.
 
->>> report = read_report(Path("public/models"))  # doctest: +SKIP
->>> report.passed, report.failed  # doctest: +SKIP
-(False, ('species_size',))
+>>> report = read_report(bundle)
+>>> len(report.gates), report.gate("loads").status
+(9, 'passed')
 """
 
 from collections.abc import Mapping
@@ -26,14 +26,20 @@ from plantmodels.report.statistics import Interval
 from plantmodels.report.summary import describe_accuracy
 
 REPORT_FORMAT_VERSION: Final = 2
-"""Of `gate-report.json` alone; only this one is read. 2 brought paired counts, classes, calibration and routing."""
+"""Version of `gate-report.json` that is written and read. 2 added paired counts, classes, calibration and routing."""
 
 Source = Literal["train", "val", "non-plants", "unseen-plants"]
 
 
 @dataclass(frozen=True)
 class UnreadableFile:
-    """An image that was skipped: which set it is of, its name below that set's folder, and why."""
+    """An image that was skipped.
+
+    Attributes:
+        source: set that the image belongs to.
+        name: its name below the folder of the set.
+        reason: why it could not be read.
+    """
 
     source: Source
     name: str
@@ -42,11 +48,11 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that were given.
+    """A set of images that was given.
 
     Attributes:
-        images: how many there are, readable or not.
-        measured: how many the gates rest on.
+        images: number of images, readable or not.
+        measured: number of images that the gates rest on.
         sha256: digest of all names and contents.
     """
 
@@ -60,11 +66,11 @@ class Inputs:
     """What a report was measured on.
 
     Attributes:
-        checkpoint_sha256: of the checkpoint that parity was measured against; None when none was given.
-        class_order_digest: of the bundle's taxonomy.
-        val: validation leaves.
-        non_plants: None when none were given.
-        unseen_plants: None when none were given.
+        checkpoint_sha256: digest of the checkpoint that parity was measured against; None when none was given.
+        class_order_digest: digest of the bundle's taxonomy.
+        val: the validation leaves.
+        non_plants: the images without plants; None when none were given.
+        unseen_plants: the plants of unknown species; None when none were given.
     """
 
     checkpoint_sha256: str | None
@@ -76,7 +82,13 @@ class Inputs:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it was measured: processor architecture, its name for itself, and its INT8 features."""
+    """The machine that measured.
+
+    Attributes:
+        architecture: processor architecture, such as "x86_64".
+        cpu: name of the processor; "" when the system does not tell it.
+        features: features of the processor that speed up INT8.
+    """
 
     architecture: str
     cpu: str
@@ -84,19 +96,21 @@ class Machine:
 
 
 class GatesNotPassedError(PlantModelsError):
-    """A bundle that does not pass every gate.
+    """A bundle does not pass every gate.
 
     Attributes:
         report: the whole report.
     """
 
     def __init__(self, report: "GateReport") -> None:
-        """Names the gates that did not pass."""
-        super().__init__("not passed: " + ", ".join(_describe(gate) for gate in report.gates if not gate.passed))
+        """Name the gates that did not pass."""
+        super().__init__(
+            "not passed: " + ", ".join(_describe_failure(gate) for gate in report.gates if not gate.passed)
+        )
         self.report = report
 
 
-def _describe(gate: GateResult) -> str:
+def _describe_failure(gate: GateResult) -> str:
     if gate.status == "not measured":
         return f"{gate.name} (not measured: {gate.detail})"
     return f"{gate.name} ({gate.measured_text}, limit {gate.limit_text})"
@@ -107,18 +121,18 @@ class GateReport:
     """Everything that `verify` found.
 
     Attributes:
-        gates: the nine of contract 5, in its order.
+        gates: the nine gates of contract 5, in its order.
         policy: the limits that were in force, and the digest of the file that set them.
-        accuracy: None when the models could not be run.
-        parity: None without a checkpoint.
-        rejection: None when the models could not be run.
-        latency: None when the models could not be run.
-        problems: gate to everything that it counted, for `loads` and `heads_complete`.
+        accuracy: accuracy of both precisions; None when the models could not be run.
+        parity: differences from PyTorch; None without a checkpoint or when the models could not be run.
+        rejection: rejection of plants and non-plants; None when the models could not be run.
+        latency: time for one image; None when the models could not be run.
+        problems: name of a gate to the problems that it counted, for `loads` and `heads_complete`.
         unreadable: images that were skipped.
-        inputs: checkpoint, data and class order.
-        files: every file of the bundle that was measured, all but the report itself.
-        versions: of the libraries that measured.
-        machine: where it was measured.
+        inputs: checkpoint, data and class order that were measured.
+        files: name to digest of every measured file of the bundle, which are all but the reports.
+        versions: name to version of the libraries that measured.
+        machine: the machine that measured.
     """
 
     gates: tuple[GateResult, ...]
@@ -135,10 +149,10 @@ class GateReport:
     machine: Machine
 
     def __post_init__(self) -> None:
-        """Refuses a report that lacks a gate or judged by other limits than its policy's.
+        """Check that every gate is there and was judged by the limit of the policy.
 
         Raises:
-            ValueError: naming the gates expected, or the gate and both limits.
+            ValueError: a gate is missing or misplaced, or was judged by a different limit.
         """
         names = tuple(gate.name for gate in self.gates)
         if names != tuple(GATES):
@@ -146,7 +160,9 @@ class GateReport:
         for gate in self.gates:
             limit = self.policy.limit_of(gate.name)
             if gate.limit != limit:
-                raise ValueError(f"gate {gate.name} was judged by {gate.limit}, the policy's limit is {limit}")
+                raise ValueError(
+                    f"gate {gate.name} was judged by the limit {gate.limit}, but the policy's limit is {limit}"
+                )
 
     @property
     def passed(self) -> bool:
@@ -159,12 +175,12 @@ class GateReport:
         return tuple(gate.name for gate in self.gates if not gate.passed)
 
     def gate(self, name: str) -> GateResult:
-        """One gate by its name."""
+        """Return one gate by its name."""
         return self.gates[list(GATES).index(name)]
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Gates that are shares or differences of images to the 95 % interval of their value; gates ignore it."""
+        """Name of a gate to the 95 % interval of its measured value, where there is one. Verdicts ignore it."""
         values = {
             "int8_accuracy": None
             if self.accuracy is None or self.accuracy.worst is None
@@ -175,22 +191,22 @@ class GateReport:
         return {name: interval for name, interval in values.items() if interval is not None}
 
     def raise_for_failure(self) -> None:
-        """Does nothing when every gate passed.
+        """Raise an error that names the gates that did not pass; do nothing when all passed.
 
         Raises:
-            GatesNotPassedError: naming those that did not.
+            GatesNotPassedError: at least one gate failed or was not measured.
         """
         if not self.passed:
             raise GatesNotPassedError(self)
 
     def stale_files(self, manifest: Manifest) -> tuple[str, ...]:
-        """Names of files that were measured with another content than the manifest lists, or not at all."""
+        """Return the names of files that were measured with other contents than the manifest lists, or not at all."""
         listed = {name: entry for name, entry in manifest.files.items() if not is_report(name)}
         names = sorted(set(listed) | set(self.files))
         return tuple(name for name in names if listed.get(name) != self.files.get(name))
 
     def metrics(self) -> dict[str, float]:
-        """Every number worth plotting over versions, by a dotted name; what was not measured is absent."""
+        """Return every number worth plotting over versions by a dotted name. What was not measured is absent."""
         values: dict[str, float | None] = {f"gate.{gate.name}": gate.measured for gate in self.gates}
         values["gates_passed"] = sum(gate.passed for gate in self.gates)
         if self.accuracy is not None:
@@ -223,7 +239,7 @@ class GateReport:
         return {name: float(value) for name, value in values.items() if value is not None}
 
     def table(self) -> str:
-        """The gates as aligned plain text, for terminals."""
+        """Return the gates, how often INT8 is right, and the verdict as plain text for a terminal."""
         rows = [
             (
                 gate.name,
@@ -237,18 +253,18 @@ class GateReport:
         lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
         notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
-        return "\n".join((*lines, "", self.accuracy_sentence, *notes, verdict))
+        return "\n".join((*lines, "", self.accuracy_sentence, "", *notes, verdict))
 
     @property
     def accuracy_sentence(self) -> str:
-        """How often the INT8 model is right, in a sentence."""
+        """A sentence that says how often the INT8 model, which is served, is right on validation images."""
         return describe_accuracy(self.accuracy)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON form, with the verdicts spelled out.
+        """Return the JSON form, with the verdicts spelled out.
 
         Raises:
-            ValueError: a number that is not finite.
+            ValueError: a number is not finite.
         """
         document: dict[str, Any] = {"format_version": REPORT_FORMAT_VERSION, "passed": self.passed} | encode(self)
         for gate, entry in zip(self.gates, document["gates"], strict=True):
@@ -257,11 +273,11 @@ class GateReport:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "GateReport":
-        """Reads the JSON form.
+        """Read the JSON form.
 
         Raises:
-            BundleError: another format version than `REPORT_FORMAT_VERSION`, a value that is missing, surplus or of
-                another type, or verdicts that their own numbers contradict.
+            BundleError: the format version is not `REPORT_FORMAT_VERSION`; a value is missing, unknown or of the wrong
+                type; or the verdicts contradict their own numbers.
         """
         version = document.get("format_version")
         if type(version) is not int or version != REPORT_FORMAT_VERSION:
@@ -270,7 +286,7 @@ class GateReport:
             )
         body = {name: value for name, value in document.items() if name not in ("format_version", "passed")}
         try:
-            verdicts, body["gates"] = _take_verdicts(body.get("gates"))
+            verdicts, body["gates"] = _split_verdicts(body.get("gates"))
             report = decode(cls, body, "report")
         except ValueError as error:
             raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
@@ -300,19 +316,22 @@ _LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
 _STATUS_TEXT = {"failed": "FAILED", "not measured": "NOT MEASURED"}
 
 
-def _take_verdicts(gates: object) -> tuple[list[object], object]:
-    """Parts the derived "passed" of each gate from what a `GateResult` is made of."""
+def _split_verdicts(gates: object) -> tuple[list[object], object]:
+    """Return the derived "passed" of every gate, and the gates without it, as `GateResult` reads them."""
     if not isinstance(gates, list) or not all(isinstance(gate, dict) for gate in gates):
         return [], gates
-    rest = [{name: value for name, value in gate.items() if name != "passed"} for gate in gates]
-    return [gate.get("passed") for gate in gates], rest
+    results = [{name: value for name, value in gate.items() if name != "passed"} for gate in gates]
+    return [gate.get("passed") for gate in gates], results
 
 
 def read_report(bundle: Path) -> GateReport:
-    """Reads the gate report of a bundle, if it is about the files that the bundle's manifest lists.
+    """Read the gate report of a bundle, and check that it is about the files that the manifest lists.
+
+    Args:
+        bundle: folder of the bundle.
 
     Raises:
-        BundleError: absent, malformed, or measured on other files.
+        BundleError: the report is absent or malformed, or was measured on different files.
     """
     path = bundle / GATE_REPORT_FILE
     if not path.is_file():

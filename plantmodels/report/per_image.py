@@ -1,9 +1,10 @@
-"""`gate-images.csv`: what was answered to every image that gates rest on, for paired tests between two versions.
+"""`gate-images.csv`: the answers to every image that the gates rest on, for paired tests between two versions.
 
-Numbers are written so that they are read back exactly.
+Numbers are written with all their digits, so that reading returns them exactly.
 
->>> write_image_rows(path, rows)  # doctest: +SKIP
->>> read_image_rows(path) == tuple(rows)  # doctest: +SKIP
+>>> rows = read_image_rows(bundle / "gate-images.csv")
+>>> write_image_rows(tmp / "copy.csv", rows)
+>>> read_image_rows(tmp / "copy.csv") == rows
 True
 """
 
@@ -23,23 +24,24 @@ IMAGE_SETS: Final[tuple[ImageSetName, ...]] = get_args(ImageSetName)
 
 @dataclass(frozen=True)
 class ImageRow:
-    """One image and the answers to it; names are empty where there is no such class or it was not asked.
+    """One image and the answers to it. A name is empty when there is no such class or the question was not asked.
 
     Attributes:
-        set: "val" for validation leaves.
-        source: "<species>___<disease>" of a leaf, the species alone where it has no head; else the image's folder.
-        name: its name below the folder of its set.
-        species: the truth.
-        disease: the truth.
-        fp16_species: answer of the FP16 species model.
-        fp16_disease: given the true species.
-        int8_species: answer of the INT8 species model, which is served.
-        int8_disease: given the true species.
-        int8_routed_disease: hard routing, by the head of `int8_species`.
-        int8_soft_disease: soft routing.
-        species_probability: of `int8_species`, as served.
-        ood_score: of the INT8 embedding.
-        rejected: whether the score is over the threshold.
+        set: set of the image; "val" for validation leaves.
+        source: "<species>___<disease>" for a leaf, its species alone when that has no disease head; otherwise the
+            folder of the image.
+        name: name of the image below the folder of its set.
+        species: true species.
+        disease: true disease.
+        fp16_species: species answered by the FP16 model.
+        fp16_disease: disease answered by the FP16 model, given the true species.
+        int8_species: species answered by the INT8 model, which is served.
+        int8_disease: disease answered by the INT8 model, given the true species.
+        int8_routed_disease: disease answered by the head of `int8_species` (hard routing).
+        int8_soft_disease: disease with the highest probability over all species (soft routing).
+        species_probability: calibrated probability of `int8_species`.
+        ood_score: out-of-distribution score of the INT8 embedding.
+        rejected: whether the score exceeds the threshold.
     """
 
     set: ImageSetName
@@ -67,15 +69,15 @@ COLUMNS: Final = tuple(field.name for field in fields(ImageRow))
 
 
 def write_image_rows(path: Path, rows: Iterable[ImageRow]) -> None:
-    """Writes the rows in their order, below one line of column names; UTF-8, bytes of odd file names as they are."""
+    """Write the rows in their order below a line of column names, in UTF-8. Other bytes in file names are kept."""
     text = io.StringIO(newline="")
-    writer = csv.writer(text)  # ends lines with CRLF, and so quotes a name that holds either
+    writer = csv.writer(text)  # ends lines with CRLF, and so quotes a name that contains CR or LF
     writer.writerow(COLUMNS)
-    writer.writerows(map(_write_row, rows))
+    writer.writerows(map(_format_row, rows))
     write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
 
 
-def _write_row(row: ImageRow) -> Iterator[str]:
+def _format_row(row: ImageRow) -> Iterator[str]:
     for value in astuple(row):
         if isinstance(value, bool):
             yield "true" if value else "false"
@@ -84,10 +86,11 @@ def _write_row(row: ImageRow) -> Iterator[str]:
 
 
 def read_image_rows(path: Path) -> tuple[ImageRow, ...]:
-    """Reads what `write_image_rows` wrote.
+    """Read what `write_image_rows` wrote.
 
     Raises:
-        BundleError: absent, not UTF-8, other columns, or a value of another kind; the line is named.
+        BundleError: the file is absent, or a line has other columns or a value of the wrong type; the error names the
+            line.
     """
     try:
         text = path.read_bytes().decode(errors="surrogateescape")

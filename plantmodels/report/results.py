@@ -1,19 +1,10 @@
 """What was measured, as values: counts, differences and times, and the rates that follow from them.
 
-Nothing here measures, and nothing but the standard library is imported: whoever reads a report needs neither
-the networks nor their libraries.
+Nothing here measures anything. Whoever reads a report needs neither the networks nor their libraries.
 
->>> Proportion(24, 25).value
-0.96
->>> "%.3f to %.3f" % Proportion(24, 25).interval
-'0.805 to 0.993'
-
-References:
-    Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
-    McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
-    Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample design",
-    Statistics in Medicine 1998.
-    Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+>>> accuracy = ClassRow(images=12, fp16=11, int8=10)
+>>> accuracy.is_small
+True
 """
 
 import math
@@ -24,7 +15,7 @@ from typing import Final
 from plantmodels.report.statistics import Z_95, Interval, PairedCounts, Proportion
 
 SMALL_CLASS: Final = 20
-"""A class of fewer images is named as small: one image is 5 points or more of its accuracy."""
+"""A class with fewer images is called small, because a single image changes its accuracy by 5 points or more."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +23,10 @@ class PrecisionAccuracy:
     """What one precision gets right.
 
     Attributes:
-        species: of all images.
-        disease: given the true species, of the images whose species has a head.
-        end_to_end: species and disease both right; species alone where there is no head.
+        species: images with the right species, of all images.
+        disease: images with the right disease given the true species, of the images whose species has a disease head.
+        end_to_end: images with the right species and disease, of all images. Without a disease head, the species
+            alone counts.
     """
 
     species: Proportion
@@ -44,12 +36,12 @@ class PrecisionAccuracy:
 
 @dataclass(frozen=True)
 class ClassRow:
-    """One class: how many images, and how many each precision is right on.
+    """How many images of a class each precision gets right.
 
     Attributes:
-        images: of the class.
-        fp16: right in FP16.
-        int8: right in INT8.
+        images: number of images of the class.
+        fp16: number of images that FP16 gets right.
+        int8: number of images that INT8 gets right.
     """
 
     images: int
@@ -58,18 +50,18 @@ class ClassRow:
 
     @property
     def is_small(self) -> bool:
-        """Whether it has fewer than `SMALL_CLASS` images, too few to say much of it."""
+        """Whether the class has fewer than `SMALL_CLASS` images, too few to say much about it."""
         return self.images < SMALL_CLASS
 
 
 @dataclass(frozen=True)
 class Bin:
-    """Images of about the same confidence.
+    """Images whose answers have about the same probability.
 
     Attributes:
-        images: how many.
-        right: how many of these the answer is right on.
-        confidence: mean probability of the answer; 0 without images.
+        images: number of images.
+        right: number of these images with the right answer.
+        confidence: mean probability of the answers; 0 without images.
     """
 
     images: int
@@ -79,11 +71,11 @@ class Bin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """Probabilities of answers against how often these are right.
+    """Probabilities of answers against how often the answers are right.
 
     Attributes:
-        bins: of equal width, from 0 to 1.
-        nll: mean of −log P(true class); None without images.
+        bins: bins of equal width from probability 0 to 1.
+        nll: negative log-likelihood, the mean of −log P(true class); None without images or when it is infinite.
     """
 
     bins: tuple[Bin, ...]
@@ -91,7 +83,11 @@ class Reliability:
 
     @property
     def ece(self) -> float | None:
-        """Expected calibration error: `Σ |right − images · confidence| / Σ images` over bins; None without images."""
+        """Expected calibration error: `Σ |right − images · confidence| / Σ images` over the bins; None without images.
+
+        References:
+            Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
+        """
         images = sum(row.images for row in self.bins)
         gaps = sum(abs(row.right - row.images * row.confidence) for row in self.bins)
         return gaps / images if images else None
@@ -99,12 +95,12 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Probabilities before and after logits are divided by a temperature.
+    """Calibration before and after the logits are divided by a temperature.
 
     Attributes:
-        temperature: the bundle's.
-        before: at temperature 1.
-        after: as served.
+        temperature: temperature of the bundle.
+        before: calibration at temperature 1.
+        after: calibration at `temperature`, as served.
     """
 
     temperature: float
@@ -114,23 +110,24 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """FP16, of its species model with the bundle's heads, beside INT8, which is served, on the same images.
+    """Accuracy of FP16 (its species model with the bundle's heads) and INT8 (which is served) on the same images.
 
     Attributes:
-        species: species right, first FP16 and second INT8, of all images.
-        disease: disease right given the true species, first FP16 and second INT8, of the images whose species has
-            a head.
-        end_to_end: species and disease both right, first FP16 and second INT8, species alone where there is no head.
-        routing: the same of INT8, first by hard and second by soft routing.
-        disease_routing: the disease's name right in INT8, whatever the species answered, first by hard and second by
-            soft routing, of the images whose species has a head.
-        species_flips: images to which the two precisions give different species, right or wrong.
-        disease_flips: images to which they give different diseases, given the true species.
-        by_species: species name to its row, of species right; species without images are absent.
-        by_disease: "<species>___<disease>" to its row, of disease right given the true species; likewise.
-        confusions: true species to the other species that INT8 gives its images, with how many; without empty entries.
-        species_calibration: of INT8's species probability.
-        disease_calibration: of INT8's disease probability given the true species, where that has several diseases.
+        species: species right; first FP16, second INT8; on all images.
+        disease: disease right given the true species; first FP16, second INT8; on images whose species has a head.
+        end_to_end: species and disease right, or species alone without a head; first FP16, second INT8; on all images.
+        routing: species and disease right in INT8; first by hard, second by soft routing; on all images.
+        disease_routing: name of the disease right in INT8, whatever the species; first by hard, second by soft
+            routing; on images whose species has a head.
+        species_flips: number of images for which the two precisions answer different species.
+        disease_flips: number of images for which they answer different diseases, given the true species.
+        by_species: species to its counts of right species. Species without images are absent.
+        by_disease: "<species>___<disease>" to its counts of right diseases, given the true species. Classes without
+            images are absent.
+        confusions: true species to each wrong species that INT8 answered, with the number of images.
+        species_calibration: calibration of INT8's species probability.
+        disease_calibration: calibration of INT8's disease probability given the true species, for species with several
+            diseases.
     """
 
     species: PairedCounts
@@ -158,24 +155,24 @@ class Accuracy:
 
     @property
     def worst(self) -> PairedCounts | None:
-        """Species or disease, whichever loses more from FP16 to INT8; None without images."""
+        """Counts of species or disease, whichever loses more accuracy from FP16 to INT8; None without images."""
         measured = [paired for paired in (self.species, self.disease) if paired.images]
         return max(measured, key=lambda paired: paired.difference or 0.0, default=None)
 
     @property
     def worst_drop(self) -> float | None:
-        """The gated value: the larger of the two drops that exist; negative when INT8 is better at both."""
+        """Value of the gate `int8_accuracy`: the larger drop of the two; negative when INT8 is better at both."""
         return None if self.worst is None else self.worst.difference
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """Species logits of the same images and classes, evenly spaced among all; for a picture.
+    """Some species logits of the same images and classes, evenly spaced among all; for a plot.
 
     Attributes:
-        pytorch: the checkpoint's network.
-        fp16: FP16 in ONNX Runtime.
-        int8: as served.
+        pytorch: logits of the checkpoint's network in PyTorch.
+        fp16: logits of the FP16 model in ONNX Runtime.
+        int8: logits of the INT8 model, as served.
     """
 
     pytorch: tuple[float, ...]
@@ -183,10 +180,10 @@ class Scatter:
     int8: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        """Refuses lists of unequal length.
+        """Check that the lists are equally long.
 
         Raises:
-            ValueError: naming the lengths.
+            ValueError: their lengths differ.
         """
         lengths = (len(self.pytorch), len(self.fp16), len(self.int8))
         if len(set(lengths)) > 1:
@@ -198,16 +195,16 @@ class Parity:
     """Largest absolute differences from PyTorch; None where an answer is missing or not finite.
 
     Attributes:
-        images: how many real images.
-        heads: how many disease heads.
-        logits: FP16 species logits.
-        embedding: FP16 embedding.
-        head_logits: float heads in ONNX Runtime on PyTorch's embeddings.
-        by_batch_size: batch size to the larger of `logits` and `embedding`.
-        int8_logits: as served, for information.
-        int8_embedding: as served, for information.
-        int8_head_logits: packed heads on PyTorch's embeddings, for information.
-        scatter: some of the species logits; None where some are missing or not finite.
+        images: number of real images.
+        heads: number of disease heads.
+        logits: difference of the FP16 species logits.
+        embedding: difference of the FP16 embedding.
+        head_logits: difference of the float heads in ONNX Runtime, on PyTorch's embeddings.
+        by_batch_size: batch size to the larger difference of FP16 logits and embedding.
+        int8_logits: difference of the INT8 species logits, for information.
+        int8_embedding: difference of the INT8 embedding, for information.
+        int8_head_logits: difference of the packed INT8 heads on PyTorch's embeddings, for information.
+        scatter: some of the species logits; None when some are missing or not finite.
     """
 
     images: int
@@ -223,20 +220,23 @@ class Parity:
 
     @property
     def worst(self) -> float | None:
-        """The gated value: the largest of logits, embedding and heads; None when one is not finite."""
+        """Value of the gate `parity`: the largest difference of FP16 logits, embedding and float heads.
+
+        None when one of them is missing or not finite.
+        """
         values = (self.logits, self.embedding, self.head_logits)
         return None if None in values else max(value for value in values if value is not None)
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of OOD scores in common bins; scores that are not finite are left out.
+    """Numbers of images by out-of-distribution score, in common bins. Scores that are not finite are left out.
 
     Attributes:
         edges: bin edges, ascending, one more than there are bins; empty without scores.
-        plants: count in each bin.
-        non_plants: count in each bin.
-        unseen_plants: count in each bin.
+        plants: number of plants in each bin.
+        non_plants: number of non-plants in each bin.
+        unseen_plants: number of plants of unknown species in each bin.
     """
 
     edges: tuple[float, ...]
@@ -245,10 +245,10 @@ class Histogram:
     unseen_plants: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Refuses counts that do not fit the edges.
+        """Check that there is one count for each bin.
 
         Raises:
-            ValueError: naming the lengths.
+            ValueError: a list of counts is too long or too short.
         """
         bins = max(0, len(self.edges) - 1)
         found = [len(counts) for counts in (self.plants, self.non_plants, self.unseen_plants)]
@@ -258,7 +258,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % bootstrap interval."""
+    """A value and both ends of its 95 % bootstrap interval."""
 
     value: float
     low: float
@@ -267,11 +267,11 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Separation:
-    """How well the scores tell other images from plants, whatever the threshold.
+    """How well the scores separate other images from plants, whatever the threshold.
 
     Attributes:
         auroc: area under the ROC curve.
-        fpr_at_95_recall: share of plants rejected where 95 % of the others are.
+        fpr_at_95_recall: proportion of plants rejected by the threshold that rejects 95 % of the other images.
     """
 
     auroc: Estimate
@@ -280,23 +280,25 @@ class Separation:
 
 @dataclass(frozen=True)
 class Rejection:
-    """Plants, non-plants and plants of unseen species against the threshold.
+    """How many plants, non-plants and plants of unknown species the threshold rejects.
 
     Attributes:
-        threshold: scores above it are rejected.
-        plants: rejected, of all plants measured.
-        non_plants: rejected, of all non-plants measured; of none when none were given.
-        unseen_plants: rejected, of plants that are of no known species; of none when none were given. Not gated.
-        held_out: whether the non-plants are the half that no detector was chosen on.
-        by_source: folder of non-plants to its share rejected.
-        by_unseen_source: folder of unseen plants to its share rejected.
-        by_species: species to its share of leaves rejected, which are false alarms.
-        flips: precision to the images that it decides otherwise than INT8, which is served, of all compared.
-        separation: of all non-plants; None without plants or non-plants of finite scores.
-        separation_by_source: folder of non-plants to its own.
-        separation_by_unseen_source: folder of unseen plants to its own.
-        roc: (share of plants rejected, share of non-plants rejected), ascending; empty where `separation` is None.
-        histogram: of the scores.
+        threshold: an image whose score exceeds this value is rejected.
+        plants: rejected plants, of all plants that were measured; these are false alarms.
+        non_plants: rejected non-plants, of all that were measured; 0 of 0 when none were given.
+        unseen_plants: rejected plants of unknown species, of all that were measured; 0 of 0 when none were given. No
+            gate looks at them.
+        held_out: whether the non-plants are the half that was not used to choose the detector.
+        by_source: folder of non-plants to its rejected images.
+        by_unseen_source: folder of plants of unknown species to its rejected images.
+        by_species: species to its rejected leaves, which are false alarms.
+        flips: precision to the images that it decides differently from INT8, of all that were compared.
+        separation: separation of all non-plants from plants; None without finite scores of both.
+        separation_by_source: folder of non-plants to its separation from plants.
+        separation_by_unseen_source: folder of plants of unknown species to its separation from plants.
+        roc: points (proportion of plants rejected, proportion of non-plants rejected), ascending; empty when
+            `separation` is None.
+        histogram: histogram of the scores.
     """
 
     threshold: float
@@ -316,24 +318,28 @@ class Rejection:
 
     @property
     def recall(self) -> float | None:
-        """Share of the non-plants that is rejected; None without non-plants."""
+        """Proportion of non-plants that are rejected; None without non-plants."""
         return self.non_plants.value
 
     @property
     def false_alarm_rate(self) -> float | None:
-        """Share of the plants that is rejected; None without plants."""
+        """Proportion of plants that are rejected; None without plants."""
         return self.plants.value
 
     @property
     def precision(self) -> float | None:
-        """`recall / (recall + false_alarm_rate)`: precision at equal numbers of plants and non-plants.
+        """Precision at equal numbers of plants and non-plants: `recall / (recall + false_alarm_rate)`.
 
-        None when either rate is unknown, or nothing at all is rejected: it is then not defined.
+        None when one of the rates is unknown, or when nothing is rejected.
         """
         return self.precision_of(self.non_plants)
 
     def precision_of(self, rejected: Proportion) -> float | None:
-        """The same of other images than all non-plants, such as those of one source."""
+        """Return the precision at equal numbers of plants and other images, such as the non-plants of one source.
+
+        Args:
+            rejected: rejected images, of all images of that kind.
+        """
         recall, false_alarms = rejected.value, self.false_alarm_rate
         if recall is None or false_alarms is None or recall + false_alarms == 0:
             return None
@@ -341,16 +347,16 @@ class Rejection:
 
     @property
     def precision_interval(self) -> Interval | None:
-        """95 % interval of the precision: Wald's on the log of recall / false-alarm rate, half an image added to each.
+        """95 % interval of the precision; None when the precision is None.
 
-        None where the precision is.
+        Wald's interval of `log(recall / false_alarm_rate)`, with half an image added to every count.
 
         References:
             Katz et al., "Obtaining Confidence Intervals for the Risk Ratio in Cohort Studies", 1978.
         """
         if self.precision is None:
             return None
-        parts = [(share.count + 0.5, share.images + 0.5) for share in (self.non_plants, self.plants)]
+        parts = [(rejected.count + 0.5, rejected.images + 0.5) for rejected in (self.non_plants, self.plants)]
         log_ratio = math.log(parts[0][0] / parts[0][1]) - math.log(parts[1][0] / parts[1][1])
         error = Z_95 * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
         low, high = (1 / (1 + math.exp(-(log_ratio + side * error))) for side in (-1, 1))
@@ -359,18 +365,19 @@ class Rejection:
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds of one image at a time, after warm-up.
+    """Time for one image at a time, after a warm-up.
 
     Attributes:
-        runs: measurements of each kind.
-        threads: inside an operator.
-        cpu: the processor's name for itself.
-        load: the machine's load average over the last minute before; other work slows every run. None where
-            the system has none.
-        median_ms: preprocessed tensor to species, OOD score and disease; the gated value.
-        p95_ms: 95th percentile of the same.
-        encoded_median_ms: encoded photograph to a whole prediction, for information.
-        encoded_p95_ms: 95th percentile of that.
+        runs: number of measurements of each kind.
+        threads: number of threads within an operator.
+        cpu: name of the processor.
+        load: load average of the machine over the minute before, because other work slows every run; None when the
+            system does not tell it.
+        median_ms: median time in milliseconds from a preprocessed tensor to species, score and disease; the value of
+            the gate `latency`.
+        p95_ms: 95th percentile of the same time, in milliseconds.
+        encoded_median_ms: median time in milliseconds from an encoded image to a prediction, for information.
+        encoded_p95_ms: 95th percentile of the time from an encoded image, in milliseconds.
     """
 
     runs: int

@@ -1,6 +1,7 @@
-"""Whether two shares differ beyond noise: what chance alone would make of the same images, or of as many others.
+"""Intervals and tests for proportions of images: whether two accuracies differ by more than chance.
 
-The first of two is always A and the second B, and every difference is B minus A.
+The formulas are written out here, although SciPy has some of them, because reading a report must not need SciPy. The
+tests compare every formula with SciPy or with published values.
 
 >>> low, high = difference_interval(Proportion(80, 100), Proportion(95, 100))
 >>> round(low, 3), round(high, 3)
@@ -18,35 +19,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 ALPHA: Final = 0.05
-"""Differences that chance alone makes more seldom than this are beyond noise."""
+"""A difference is beyond noise when chance alone makes it less often than this."""
 
 _DRAWS: Final = 20_000
+"""Enough draws that the ends of an interval are stable to a tenth of a percentage point."""
 
 Interval = tuple[float, float]
 """Lower and upper end of a 95 % confidence interval."""
 
-
 Z_95: Final = 1.959963984540054
-"""The normal distribution's 97.5 % quantile."""
+"""The 97.5 % quantile of the standard normal distribution."""
 
 
 @dataclass(frozen=True)
 class Proportion:
-    """How many of how many images.
+    """How many of how many images are right, or rejected.
 
     Attributes:
-        count: images that are right, or rejected.
-        images: images that were counted.
+        count: number of images that are right, or rejected.
+        images: number of all images.
     """
 
     count: int
     images: int
 
     def __post_init__(self) -> None:
-        """Refuses a share that is no share.
+        """Check that `0 ≤ count ≤ images`.
 
         Raises:
-            ValueError: outside 0 ≤ count ≤ images.
+            ValueError: the count is outside this range.
         """
         if not 0 <= self.count <= self.images:
             raise ValueError(f"count must be from 0 to images, got {self.count} of {self.images}")
@@ -58,7 +59,11 @@ class Proportion:
 
     @property
     def interval(self) -> Interval | None:
-        """Wilson's 95 % interval of the share; None without images."""
+        """Wilson's 95 % interval of the proportion; None without images.
+
+        References:
+            Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+        """
         if not self.images:
             return None
         total, weight = self.images + Z_95**2, Z_95**2 / 2
@@ -72,13 +77,13 @@ class Proportion:
 
 @dataclass(frozen=True)
 class PairedCounts:
-    """Two answers to each of the same images: how often both are right, one alone, or none.
+    """Two answers to each image: how often both are right, only one is, or neither is.
 
     Attributes:
-        both: images that both are right on.
-        only_first: images that the first alone is right on.
-        only_second: images that the second alone is right on.
-        neither: images that both are wrong on.
+        both: number of images that both get right.
+        only_first: number of images that only the first gets right.
+        only_second: number of images that only the second gets right.
+        neither: number of images that both get wrong.
     """
 
     both: int
@@ -87,10 +92,10 @@ class PairedCounts:
     neither: int
 
     def __post_init__(self) -> None:
-        """Refuses counts below 0.
+        """Check that every count is at least 0.
 
         Raises:
-            ValueError: naming the counts.
+            ValueError: a count is negative.
         """
         counts = (self.both, self.only_first, self.only_second, self.neither)
         if min(counts) < 0:
@@ -98,33 +103,38 @@ class PairedCounts:
 
     @property
     def images(self) -> int:
-        """All images."""
+        """Number of all images."""
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
     def first(self) -> Proportion:
-        """What the first is right on."""
+        """Images that the first gets right."""
         return Proportion(self.both + self.only_first, self.images)
 
     @property
     def second(self) -> Proportion:
-        """What the second is right on."""
+        """Images that the second gets right."""
         return Proportion(self.both + self.only_second, self.images)
 
     @property
     def difference(self) -> float | None:
-        """Accuracy of the first minus that of the second; None without images."""
+        """Accuracy of the first minus accuracy of the second; None without images."""
         return (self.only_first - self.only_second) / self.images if self.images else None
 
     @property
     def interval(self) -> Interval | None:
-        """Tango's 95 % score interval of the difference, the one that inverts McNemar's test; None without images."""
+        """Tango's 95 % score interval of the difference, which inverts McNemar's test; None without images.
+
+        References:
+            Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
+            design", Statistics in Medicine 1998.
+        """
         if not self.images:
             return None
         return self._find_end(-1.0), self._find_end(1.0)
 
     def _find_end(self, towards: float) -> float:
-        """Bisects between the difference and ±1 for where the score is `Z_95`."""
+        """Find by bisection between the difference and ±1 where the score is `Z_95`."""
         inside, outside = self.difference or 0.0, towards
         for _ in range(60):
             middle = (inside + outside) / 2
@@ -135,7 +145,7 @@ class PairedCounts:
         return inside
 
     def _score(self, delta: float) -> float:
-        """Tango's statistic for a true difference of `delta`, between −1 and 1."""
+        """Return Tango's statistic for a true difference of `delta`, between −1 and 1."""
         images, change = self.images, self.only_first + self.only_second
         b = (2 * images - self.only_first + self.only_second) * delta - change
         c = -self.only_second * delta * (1 - delta)
@@ -146,9 +156,13 @@ class PairedCounts:
 
     @property
     def p_value(self) -> float:
-        """Exact two-sided McNemar: how likely so uneven a split of the images that one alone is right on is by chance.
+        """P-value of McNemar's exact two-sided test.
 
-        Twice the lower tail of a binomial distribution of probability 1/2, at most 1.
+        It says how often chance alone splits the images that only one gets right at least so unevenly: twice the lower
+        tail of a binomial distribution with probability 1/2, at most 1.
+
+        References:
+            McNemar, "Note on the sampling error of the difference between correlated proportions", Psychometrika 1947.
         """
         split, fewer = self.only_first + self.only_second, min(self.only_first, self.only_second)
         if self.only_first == self.only_second:
@@ -166,17 +180,17 @@ class PairedCounts:
 
 
 def difference_interval(a: Proportion, b: Proportion) -> tuple[float, float]:
-    """95 % interval of B's share minus A's, of different images (independent samples).
+    """Return the 95 % interval of B minus A for proportions of different images (independent samples).
 
     Raises:
-        ValueError: a share of no images.
+        ValueError: one of the proportions has no images.
 
     References:
-        Newcombe, Interval estimation for the difference between independent proportions (1998), method 10:
-        the Wilson intervals of both, combined by square and add.
+        Newcombe, "Interval estimation for the difference between independent proportions", Statistics in Medicine
+        1998, method 10: the Wilson intervals of both, combined by the square root of the sum of squares.
     """
     if a.value is None or b.value is None or a.interval is None or b.interval is None:
-        raise ValueError(f"both shares need images, got {a.images} and {b.images}")
+        raise ValueError(f"both proportions need images, got {a.images} and {b.images}")
     (low_a, high_a), (low_b, high_b) = a.interval, b.interval
     difference = b.value - a.value
     return (
@@ -186,7 +200,7 @@ def difference_interval(a: Proportion, b: Proportion) -> tuple[float, float]:
 
 
 def difference_p_value(a: Proportion, b: Proportion) -> float:
-    """Fisher's exact two-sided p-value that two shares of different images are the same."""
+    """Return the p-value of Fisher's exact two-sided test that two proportions of different images are equal."""
     right, images = a.count + b.count, a.images + b.images
     total = _log_choose(images, right)
 
@@ -203,10 +217,12 @@ def _log_choose(n: int, k: int) -> float:
 
 
 def correct_for_many(p_values: Sequence[float]) -> list[float]:
-    """p-values corrected for being so many: one below 0.05 is seldom chance, however many are looked at.
+    """Return p-values corrected for their number by Holm's method.
+
+    However many are tested, one below `ALPHA` is rarely due to chance.
 
     References:
-        Holm, A simple sequentially rejective multiple test procedure (1979).
+        Holm, "A simple sequentially rejective multiple test procedure", Scandinavian Journal of Statistics 1979.
     """
     corrected = [1.0] * len(p_values)
     worst = 0.0
@@ -219,13 +235,14 @@ def correct_for_many(p_values: Sequence[float]) -> list[float]:
 def precision_difference_interval(
     plants: PairedCounts | tuple[Proportion, Proportion], others: PairedCounts | tuple[Proportion, Proportion]
 ) -> tuple[float, float]:
-    """95 % interval of B's precision at equal numbers minus A's: `recall / (recall + false alarms)`.
+    """Return the 95 % interval of B minus A for the precision at equal numbers of plants and non-plants.
 
-    A quantile of draws from what both rates may be, given the counts and Jeffreys' prior; always the same draws.
+    Precision is `recall / (recall + false-alarm rate)`. Both rates are drawn from their posterior under Jeffreys'
+    prior, always with the same seed, and the ends are quantiles of the differences.
 
     Args:
-        plants: rejected by A and B, on the same plants (paired) or on different ones.
-        others: the same of non-plants.
+        plants: plants rejected by A and B: paired counts on the same plants, or one proportion each.
+        others: non-plants rejected by A and B: paired counts on the same images, or one proportion each.
     """
     rng = np.random.default_rng(0)
     alarms, recalls = _draw(plants, rng), _draw(others, rng)
@@ -235,7 +252,7 @@ def precision_difference_interval(
 
 
 def _draw(counts: PairedCounts | tuple[Proportion, Proportion], rng: np.random.Generator) -> NDArray[np.float64]:
-    """(2, draws) rates of A and of B."""
+    """Return draws of the rates of A and B, (2, draws) float64."""
     if isinstance(counts, PairedCounts):
         cells = np.array([counts.both, counts.only_first, counts.only_second, counts.neither])
         both, first, second, _ = rng.dirichlet(cells + 0.5, _DRAWS).T

@@ -255,7 +255,7 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("gates.3.passed", ..., "'passed' does not follow from the gates' status"),
         ("gates.3.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
         ("gates.3.measured", None, "gate ood_recall is 'passed', but None ≥ 0.95"),
-        ("gates.3.limit", 0.1, "gate ood_recall was judged by 0.1, the policy's limit is 0.95"),
+        ("gates.3.limit", 0.1, "gate ood_recall was judged by the limit 0.1, but the policy's limit is 0.95"),
         ("gates.3.status", "fine", r"report\.gates\[3\]\.status: expected one of 'passed', 'failed', 'not measured'"),
         ("gates", [], "gates must be parity, int8_accuracy, .* in this order, got none"),
         ("gates", None, r"report\.gates: expected a list, got None"),

@@ -29,7 +29,7 @@ def test_the_interval_is_the_published_one(a: tuple[int, int], b: tuple[int, int
 
 
 def test_the_interval_needs_images() -> None:
-    with pytest.raises(ValueError, match="both shares need images, got 0 and 3"):
+    with pytest.raises(ValueError, match="both proportions need images, got 0 and 3"):
         difference_interval(Proportion(0, 0), Proportion(1, 3))
 
 
