@@ -1,56 +1,91 @@
-"""What a bundle holds, in words, after its digests were checked.
+"""What a bundle holds, in words for a terminal.
 
->>> print(describe_bundle(Path("public/models")))  # doctest: +SKIP
+>>> print(describe_bundle(bundle).splitlines()[-1])
+not passed: species_size, latency
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from plantmodels.bundle.detector import read_detector
+from plantmodels.bundle.detector import OODDetector, read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, SIGNATURE_FILE, describe_sizes
-from plantmodels.bundle.manifest import check_files
-from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.manifest import Manifest, check_files
+from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.signature import read_trusted_manifest
-from plantmodels.report.gate_report import read_report
+from plantmodels.report.gate_report import GateReport, read_report
 
 
 def describe_bundle(bundle: Path, public_key: Path | None = None) -> str:
-    """Classes, files and sizes, detector, provenance, and the gate table when it was verified.
+    """Return the classes, detector, origin and files of a bundle, its gates and its accuracy.
+
+    Every file is checked against the manifest first. A bundle that was never verified says so.
 
     Args:
-        bundle: its folder.
-        public_key: file of the key whose signature it must bear; None for any.
+        bundle: folder of the bundle.
+        public_key: file of the key that must have signed the bundle; None to skip the check of the signature.
 
     Raises:
         SignatureError: the bundle is not signed by that key.
-        BundleError: the files are not those of the manifest, or documents that disagree.
-        DetectorError: an unsafe or malformed detector pickle, or one of embeddings of another length.
+        BundleError: the files differ from the manifest, or the bundle's documents contradict each other.
+        DetectorError: the detector pickle is unsafe or malformed, or is made for embeddings of a different length.
     """
     manifest = read_trusted_manifest(bundle, public_key)
     check_files(bundle, manifest)
     metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
     detector.check_length(metadata.embedding_dim)
-    taxonomy = metadata.taxonomy
+    report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
     lines = [
         f"{bundle}: {len(manifest.files)} files, all as in the manifest",
-        f"classes     {len(taxonomy.species)} species, {len(taxonomy.species_with_head)} with a disease head, "
-        f"at most {taxonomy.max_diseases} diseases; class order {taxonomy.digest[:12]}",
-        f"input       {metadata.preprocessing.image_size}x{metadata.preprocessing.image_size}, "
-        f"{metadata.preprocessing.interpolation}; embedding of {metadata.embedding_dim}",
-        f"temperature {metadata.species_temperature:g} of species, {metadata.disease_temperature:g} of diseases",
-        f"detector    {detector.method}, {len(detector.mean)} mean(s), threshold {detector.threshold:.3f}; "
-        + ", ".join(f"{name} {value:.4g}" for name, value in detector.fit.items()),
+        *_describe_model(metadata),
+        *_describe_detector(detector),
         f"made from   checkpoint {metadata.provenance.get('checkpoint_sha256', '')[:12]}, "
         f"commit {metadata.provenance.get('git_commit')}",
         f"signature   {_describe_signature(bundle, public_key)}",
+        f"verified    {_describe_verification(report)}",
         "",
-        *describe_sizes({name: entry.size_bytes for name, entry in manifest.files.items()}),
+        *_describe_files(manifest),
     ]
-    if GATE_REPORT_FILE in manifest.files:
-        lines += ["", read_report(bundle).table()]
+    if report is not None:
+        lines += ["", report.table()]
     return "\n".join(lines)
+
+
+def _describe_model(metadata: Metadata) -> Iterator[str]:
+    taxonomy, preprocessing = metadata.taxonomy, metadata.preprocessing
+    species, heads, side = len(taxonomy.species), len(taxonomy.species_with_head), preprocessing.image_size
+    yield f"classes     {species} species, {heads} with a disease head of at most {taxonomy.max_diseases} diseases"
+    yield f"class order {taxonomy.digest[:12]}"
+    yield f"input       images of {side} x {side} pixels, {preprocessing.interpolation} interpolation"
+    yield f"embedding   {metadata.embedding_dim} numbers"
+    yield (
+        f"temperature {metadata.species_temperature:.4g} for species, {metadata.disease_temperature:.4g} for diseases"
+    )
+
+
+def _describe_detector(detector: OODDetector) -> Iterator[str]:
+    means = len(detector.mean)
+    yield f"detector    {detector.method}, {means} mean{'' if means == 1 else 's'}, threshold {detector.threshold:.3f}"
+    if detector.fit:
+        values = (
+            f"{name} {value if isinstance(value, str) else f'{value:.4g}'}" for name, value in detector.fit.items()
+        )
+        yield f"fitted      {', '.join(values)}"
 
 
 def _describe_signature(bundle: Path, public_key: Path | None) -> str:
     if public_key is not None:
         return f"by the key of {public_key}"
     return "not checked, no public key was given" if (bundle / SIGNATURE_FILE).exists() else "none"
+
+
+def _describe_verification(report: GateReport | None) -> str:
+    if report is None:
+        return "never; run `plantmodels verify` to measure gates and accuracy"
+    if report.passed:
+        return "yes, all gates passed"
+    return f"yes, {len(report.gates) - len(report.failed)} of {len(report.gates)} gates passed"
+
+
+def _describe_files(manifest: Manifest) -> Iterator[str]:
+    yield f"{'bytes':>12}  file"
+    yield from describe_sizes({name: entry.size_bytes for name, entry in manifest.files.items()})
