@@ -1,8 +1,7 @@
-"""Reads a training checkpoint (contract 1) without running what its pickle says.
+"""Reads a training checkpoint (contract 1) without running the code that its pickle may contain.
 
->>> checkpoint = read_checkpoint(Path("last.ckpt"))  # doctest: +SKIP
->>> checkpoint.spec.taxonomy.species  # doctest: +SKIP
-('Apple', 'Blueberry', ...)
+>>> read_checkpoint(checkpoint).spec.backbone
+'swin_tiny_patch4_window7_224'
 """
 
 import pickle
@@ -27,6 +26,7 @@ from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
 _ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
+
 READ_ERRORS: Final = (
     ArithmeticError,
     AssertionError,
@@ -41,24 +41,24 @@ READ_ERRORS: Final = (
     pickle.UnpicklingError,
     struct.error,
 )
-"""What torch's restricted unpickler raises for files that are none: it takes any bytes for opcodes."""
+"""Errors of torch's restricted unpickler for files that are not checkpoints: it takes any bytes for opcodes."""
 
 _ALLOCATING: Final = re.compile(r"(builtins|__builtin__) bytearray|_codecs encode|torch[\w.]* \w*Tensor")
-"""Globals that torch's restricted unpickler calls with any size or any number of times: a kilobyte makes gigabytes."""
+"""Globals that torch's restricted unpickler calls with any size: a file of a kilobyte can allocate gigabytes."""
 
 _MAX_EXPANSION: Final = 2
-"""Bytes of all tensors over bytes of the file: more than once only where tensors share a storage."""
+"""Largest ratio of the bytes of all tensors to the bytes of the file; it exceeds 1 if tensors share a storage."""
 
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """What `hyper_parameters` says of a network.
+    """The description of a network in `hyper_parameters`.
 
     Attributes:
         backbone: timm model name.
         backbone_kwargs: further arguments of `timm.create_model`.
         embedding_dim: D, the length of the embedding that the heads read.
-        preprocessing: what the network was trained with.
+        preprocessing: how images became inputs in training.
         taxonomy: all classes in logit order.
     """
 
@@ -71,16 +71,16 @@ class NetworkSpec:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint whose names and head shapes agree.
+    """A checkpoint whose class names and head shapes agree.
 
     Attributes:
-        path: where it was read.
+        path: file that was read.
         sha256: digest of the file.
-        spec: what network it is of.
-        backbone: `backbone.*` tensors, float32 (integer buffers as they are), by timm's names.
-        projection: weight (D, F) and bias (D,), or None when the backbone's features are the embedding.
+        spec: description of the network.
+        backbone: timm's name of each backbone tensor, and the tensor in float32; integer buffers keep their dtype.
+        projection: weight (D, F) and bias (D,), or None if the features of the backbone are the embedding.
         species_head: weight (S, D) and bias (S,).
-        disease_heads: species index to weight (N, D) and bias (N,).
+        disease_heads: index of each species with a head, and weight (N, D) and bias (N,).
     """
 
     path: Path
@@ -93,19 +93,21 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Reads and checks a checkpoint file; the backbone's own names are checked when the network is built.
+    """Read and check a checkpoint file.
+
+    The names of the backbone's tensors are only checked when the network is built.
 
     Raises:
-        CheckpointError: no such file, not a checkpoint, content that `weights_only` refuses or that would take more
-            memory than the file's size accounts for, a missing or surplus head, names and shapes that disagree, or
-            NaN weights.
+        CheckpointError: the file does not exist or is not a checkpoint, its content is refused by `weights_only` or
+            needs more memory than its size explains, a head is missing or surplus, names and shapes disagree, or a
+            weight is NaN or infinite.
     """
     check_checkpoint(path)
     try:
         sha256 = digest_file(path.resolve()).sha256  # Lightning's last.ckpt is a link
     except BundleError as error:
         raise CheckpointError(f"no checkpoint there: {error}") from error
-    document = _load(path)
+    document = _load_document(path)
     spec = _read_spec(path, document["hyper_parameters"])
     state = _strip_prefix(path, document["state_dict"])
     _check_tensors(path, state)
@@ -124,7 +126,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuses what would take more memory than the file has bytes, before torch reads it."""
+    """Raise an error, before torch reads the file, if its content would take more memory than the file has bytes."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -162,7 +164,7 @@ def _check_globals(path: Path, content: bytes) -> None:
             )
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load_document(path: Path) -> dict[str, Any]:
     _check_archive(path)
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -208,7 +210,7 @@ def _read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
 
 
 def _to_tuple(name: str, values: object) -> tuple[Any, ...]:
-    """Of lists alone: a tensor's shape may claim any number of elements."""
+    """Return a list as a tuple. Tensors are refused, because their shape may claim any number of elements."""
     if not isinstance(values, list | tuple):
         raise ValueError(f"{name} must be a list, got {type(values).__name__}")
     return tuple(values)

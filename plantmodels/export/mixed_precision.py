@@ -1,13 +1,10 @@
-"""Which products of a species model become INT8: all that can, without losing answers.
+"""Chooses which products of a species model become INT8: as many as possible without losing accuracy.
 
-Each product in INT8 is faster than in float, so candidates are tried from the fastest on: all products, then with
-those whose rounding moves the embedding most kept in float, one in sixteen at first. The first that holds the limit
-on training leaves is taken, and everything in float if nothing else holds. What is taken follows from the answers
-alone, never from how long anything took: a busy machine makes the same file.
-
->>> choice = choose_int8(model, leaves, reduce_range=False)  # doctest: +SKIP
->>> [trial.passed for trial in choice.trials]                # doctest: +SKIP
-[True]
+A product is faster in INT8 than in float, so candidates are tried from the fastest to the slowest. The first has all
+products in INT8. The next keep one sixteenth, one eighth, one quarter and half of the products in float, namely those
+whose rounding moves the embedding most. The last keeps all in float. The first candidate that holds the limit on
+training leaves is taken. The choice depends on the outputs only and never on time, so a busy machine writes the same
+file.
 """
 
 import math
@@ -24,6 +21,7 @@ import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Mask
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
 from plantmodels.data.progress import track
 from plantmodels.errors import ExportError
@@ -31,43 +29,45 @@ from plantmodels.export.quantize import find_products, quantize_int8
 from plantmodels.serve.session import count_cores, open_session
 
 MAX_DROP: Final = 0.01
-"""Share of right answers, of species and of diseases, that INT8 may lose; the gate `int8_accuracy`'s default."""
+"""Accuracy of species and of diseases that INT8 may lose, as a share; the default limit of the gate `int8_accuracy`."""
 
 FLOAT_SHARES: Final = (1 / 16, 1 / 8, 1 / 4, 1 / 2)
-"""Of the products, how many stay float in one candidate after another; then all."""
+"""Shares of the products that stay float in the candidates between the first (none) and the last (all)."""
 
 _RANKING_IMAGES: Final = 4
+"""Enough to rank the products; every product takes one more quantization and one run of the model."""
+
 _TIMED_RUNS: Final = 9
 
 
 @dataclass(frozen=True)
 class LabelledImages:
-    """Leaves that candidates are judged on.
+    """Leaves on which candidates are compared with the float model.
 
     Attributes:
-        pixels: (N, 3, S, S) float32, normalised.
-        species: (N,) true species.
-        diseases: (N,) true disease among that species' own, −1 where it has none.
-        heads: species to its float disease head, (classes, D) and (classes,).
+        pixels: (N, 3, P, P) input of the species model.
+        species: (N,) index of the true species.
+        diseases: (N,) index of the true disease among those of the species, −1 without a disease.
+        heads: index of each species with a head, and its float weights (C, D) and bias (C,).
     """
 
-    pixels: NDArray[np.float32]
-    species: NDArray[np.int64]
-    diseases: NDArray[np.int64]
+    pixels: Inputs
+    species: Labels
+    diseases: Labels
     heads: Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A candidate and what was measured of it.
+class QuantizationTrial:
+    """What was measured on one candidate.
 
     Attributes:
-        float_products: products that it keeps in float, of all that INT8 could take.
-        species_drop: share of right species that it loses against float; below 0, gains.
-        disease_drop: the same of diseases given the true species.
-        changed: share of images whose species or disease is another than float's, right or wrong.
-        embedding_error: root mean square difference of the embedding, relative to the embedding's own.
-        passed: whether both drops are at most `MAX_DROP`.
+        float_products: number of products that it keeps in float.
+        species_drop: species accuracy of the float model minus the candidate's; negative if the candidate is better.
+        disease_drop: the same difference in disease accuracy, given the true species.
+        changed: share of the images whose predicted species or disease differs from the float model's.
+        embedding_error: root mean square error of the embedding, divided by the root mean square of the embedding.
+        passed: whether both drops are at most `MAX_DROP` and the error is finite.
     """
 
     float_products: int
@@ -79,21 +79,21 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The candidate that was taken.
+class QuantizationResult:
+    """The INT8 model that was chosen.
 
     Attributes:
-        model: the INT8 form.
+        model: the INT8 model.
         kept_float: names of the products that stay float.
-        products: how many there are in all.
-        trials: what was tried, in order; the last was taken.
-        milliseconds: one image through the float model and through each trial, on all cores; medians.
+        products: number of all products.
+        trials: the candidates in the order in which they were tried; the last one was taken.
+        milliseconds: median time of one image on all cores, of the float model and then of each candidate.
     """
 
     model: onnx.ModelProto
     kept_float: tuple[str, ...]
     products: int
-    trials: tuple[Trial, ...]
+    trials: tuple[QuantizationTrial, ...]
     milliseconds: tuple[float, ...]
 
     def describe(self) -> list[str]:
@@ -115,104 +115,106 @@ def _to_points(change: float) -> str:
     return text[1:] if float(text) == 0 else text
 
 
-def choose_int8(model: onnx.ModelProto, leaves: LabelledImages, *, reduce_range: bool) -> Choice:
-    """Tries candidates until one holds `MAX_DROP`.
+def choose_int8(model: onnx.ModelProto, leaves: LabelledImages, *, reduce_range: bool) -> QuantizationResult:
+    """Try candidates until one holds `MAX_DROP`, and return it.
 
     Args:
-        model: float32.
+        model: species model in float32.
         leaves: labelled training leaves.
-        reduce_range: see `quantize_int8`.
+        reduce_range: whether weights have 7 bits (see `quantize_int8`).
 
     Raises:
         ExportError: the float model itself gives NaN or infinity.
     """
     products = find_products(model)
-    reference, float_ms = _run(model, leaves.pixels)
+    reference, float_ms = _run_and_time(model, leaves.pixels)
     if not np.isfinite(reference[1]).all():
         raise ExportError("an embedding holds NaN or infinity on training leaves: the network is broken")
     candidates = [0, *(math.ceil(share * len(products)) for share in FLOAT_SHARES), len(products)]
     ranked: list[str] = []
-    trials: list[Trial] = []
+    trials: list[QuantizationTrial] = []
     milliseconds = [float_ms]
     for count in sorted(set(candidates)):
         if 0 < count < len(products):
             ranked = ranked or _rank_by_loss(model, products, leaves.pixels[:_RANKING_IMAGES], reduce_range)
         kept = tuple(ranked[:count]) if count < len(products) else tuple(products)
         quantized = quantize_int8(model, reduce_range=reduce_range, keep_float=kept)
-        outputs, elapsed_ms = _run(quantized, leaves.pixels)
-        trials.append(_judge(outputs, reference, leaves, len(kept)))
+        outputs, elapsed_ms = _run_and_time(quantized, leaves.pixels)
+        trials.append(_measure_trial(outputs, reference, leaves, len(kept)))
         milliseconds.append(elapsed_ms)
         if trials[-1].passed:
             break
-    return Choice(quantized, kept, len(products), tuple(trials), tuple(milliseconds))
+    return QuantizationResult(quantized, kept, len(products), tuple(trials), tuple(milliseconds))
 
 
-_Outputs = tuple[NDArray[np.float32], NDArray[np.float32]]
+_Outputs = tuple[Logits, Embeddings]
 _OUTPUTS: Final = [SPECIES_OUTPUT, EMBEDDING]
 
 
-def _run(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> tuple[_Outputs, float]:
-    """Species logits and embedding, and milliseconds of one image on all cores."""
-    session = _open(model)
+def _run_and_time(model: onnx.ModelProto, pixels: Inputs) -> tuple[_Outputs, float]:
+    """Return species logits and embedding, and the median time of one image on all cores in milliseconds."""
+    session = _open_session(model)
     times = []
     for _ in range(_TIMED_RUNS):
         start = time.perf_counter()
         session.run(_OUTPUTS, {IMAGE_INPUT: pixels[:1]})
         times.append(1000 * (time.perf_counter() - start))
-    return _answer(model, pixels), median(times)
+    return _run_single_images(model, pixels), median(times)
 
 
-def _answer(model: onnx.ModelProto, pixels: NDArray[np.float32]) -> _Outputs:
-    """Species logits and embedding, image by image as INT8 is served, and the same bits on any number of cores."""
-    session = _open(model, threads=1)
+def _run_single_images(model: onnx.ModelProto, pixels: Inputs) -> _Outputs:
+    """Return species logits and embedding, computed image by image: as INT8 is served, on any number of cores."""
+    session = _open_session(model, threads=1)
     with ThreadPoolExecutor(count_cores()) as pool:
         rows = list(pool.map(lambda i: session.run(_OUTPUTS, {IMAGE_INPUT: pixels[i : i + 1]}), range(len(pixels))))
     return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
 
 
-def _open(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
+def _open_session(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
     return open_session(Path("candidate.onnx"), model.SerializeToString(), threads=threads, rows_per_run=1)
 
 
-def _judge(outputs: _Outputs, reference: _Outputs, leaves: LabelledImages, float_products: int) -> Trial:
+def _measure_trial(
+    outputs: _Outputs, reference: _Outputs, leaves: LabelledImages, float_products: int
+) -> QuantizationTrial:
     species, expected = outputs[0].argmax(axis=1), reference[0].argmax(axis=1)
     with np.errstate(invalid="ignore"):  # a candidate may overflow; its error is then not finite
-        diseases, expected_diseases = (_answer_diseases(embedding, leaves) for embedding in (outputs[1], reference[1]))
-    named = leaves.diseases >= 0
+        diseases, expected_diseases = (_predict_diseases(embedding, leaves) for embedding in (outputs[1], reference[1]))
+    diseased = leaves.diseases >= 0
     drops = (
-        _drop(expected == leaves.species, species == leaves.species),
-        _drop((expected_diseases == leaves.diseases)[named], (diseases == leaves.diseases)[named]),
+        _measure_drop(expected == leaves.species, species == leaves.species),
+        _measure_drop((expected_diseases == leaves.diseases)[diseased], (diseases == leaves.diseases)[diseased]),
     )
     changed = (species != expected) | (diseases != expected_diseases)
     size = float(np.sqrt(np.mean(reference[1].astype(np.float64) ** 2)))
     error = float(np.sqrt(np.mean((outputs[1].astype(np.float64) - reference[1]) ** 2)))
     passed = max(drops) <= MAX_DROP and math.isfinite(error)
-    return Trial(float_products, drops[0], drops[1], float(changed.mean()), error / max(size, 1e-12), passed)
+    return QuantizationTrial(
+        float_products, drops[0], drops[1], float(changed.mean()), error / max(size, 1e-12), passed
+    )
 
 
-def _drop(right_before: NDArray[np.bool_], right_after: NDArray[np.bool_]) -> float:
-    """Share of right answers lost."""
+def _measure_drop(right_before: Mask, right_after: Mask) -> float:
+    """Return by how much the share of right predictions falls."""
     return float(right_before.mean() - right_after.mean()) if len(right_before) else 0.0
 
 
-def _answer_diseases(embedding: NDArray[np.float32], leaves: LabelledImages) -> NDArray[np.int64]:
-    """The disease that the true species' head names, −1 where there is none."""
-    answers = np.full(len(embedding), -1, np.int64)
+def _predict_diseases(embedding: Embeddings, leaves: LabelledImages) -> Labels:
+    """Return the disease that the true species' head predicts, −1 for leaves without a disease."""
+    diseases = np.full(len(embedding), -1, np.int64)
     for i, (row, species, disease) in enumerate(zip(embedding, leaves.species, leaves.diseases, strict=True)):
         if disease >= 0:
             weight, bias = leaves.heads[int(species)]
-            answers[i] = int(np.argmax(weight @ row + bias))
-    return answers
+            diseases[i] = int(np.argmax(weight @ row + bias))
+    return diseases
 
 
-def _rank_by_loss(
-    model: onnx.ModelProto, products: Sequence[str], pixels: NDArray[np.float32], reduce_range: bool
-) -> list[str]:
-    """Products by how far the embedding moves when each alone is INT8, most first."""
-    _, reference = _answer(model, pixels)
+def _rank_by_loss(model: onnx.ModelProto, products: Sequence[str], pixels: Inputs, reduce_range: bool) -> list[str]:
+    """Return the products, sorted by how far the embedding moves when only this product is INT8, farthest first."""
+    _, reference = _run_single_images(model, pixels)
     losses: dict[str, float] = {}
     for name in track(products, "rank products", unit="product"):
         alone = quantize_int8(model, reduce_range=reduce_range, keep_float=set(products) - {name})
-        _, embedding = _answer(alone, pixels)
+        _, embedding = _run_single_images(alone, pixels)
         losses[name] = float(np.nan_to_num(np.mean((embedding - reference) ** 2), nan=np.inf))
     return sorted(products, key=lambda name: -losses[name])

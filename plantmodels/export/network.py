@@ -1,7 +1,10 @@
-"""The PyTorch network of a checkpoint: the reference that every exported file is held against.
+"""Builds the PyTorch network of a checkpoint, with which all exported files are compared.
 
->>> network = load_network(read_checkpoint(path))  # doctest: +SKIP
->>> species_logits, embedding = network(images)    # (B, 3, S, S) → (B, species), (B, D)  # doctest: +SKIP
+>>> from plantmodels.export.checkpoint import read_checkpoint
+>>> network = load_network(read_checkpoint(checkpoint))
+>>> species_logits, embedding = network(torch.zeros(2, 3, 224, 224))
+>>> len(species_logits), len(embedding)
+(2, 2)
 """
 
 from typing import Final
@@ -13,8 +16,8 @@ from torch import nn
 from plantmodels.errors import CheckpointError
 from plantmodels.export.checkpoint import Checkpoint, NetworkSpec
 
-_OURS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
-"""Arguments of timm that a checkpoint cannot set: all weights are its own, and nothing is downloaded."""
+_FIXED_ARGUMENTS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
+"""Arguments of timm that a checkpoint cannot set: all weights come from the checkpoint, and nothing is downloaded."""
 
 _BUILD_ERRORS: Final = (
     ArithmeticError,
@@ -25,22 +28,22 @@ _BUILD_ERRORS: Final = (
     TypeError,
     ValueError,
 )
-"""What timm's constructors raise for arguments that do not fit."""
+"""Errors that timm's constructors raise for arguments that do not fit."""
 
 
 class HierarchicalNetwork(nn.Module):
-    """Backbone, optional projection, species head, and one disease head a species, keyed by slug."""
+    """Backbone, optional projection, species head, and one disease head per species, by the slug of the species."""
 
     def __init__(self, spec: NetworkSpec, *, projection: bool) -> None:
-        """Builds the layers with random weights.
+        """Build the layers with random weights.
 
         Args:
             spec: backbone, embedding size and classes.
-            projection: whether a linear layer maps backbone features to the embedding.
+            projection: whether a linear layer maps the features of the backbone to the embedding.
 
         Raises:
-            CheckpointError: timm does not know the backbone or refuses its arguments, or its features are not
-                the embedding although there is no projection.
+            CheckpointError: timm does not know the backbone or refuses its arguments, or there is no projection and
+                the number of features is not the length of the embedding.
         """
         super().__init__()
         self.spec = spec
@@ -60,25 +63,25 @@ class HierarchicalNetwork(nn.Module):
         )
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Computes species logits and embedding.
+        """Compute the species logits and the embedding.
 
         Args:
-            images: (B, 3, S, S) float32, normalised.
+            images: (B, 3, P, P) float32, normalized.
 
         Returns:
-            (B, species) and (B, D).
+            Species logits (B, S), and embedding (B, D).
         """
         embedding = self.projection(self.backbone(images))
         return self.species_head(embedding), embedding
 
 
 def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
-    """The backbone and the number of features that it gives, which is not `num_features` in every timm model."""
+    """Return the backbone and the number of its features, which is not `num_features` in every timm model."""
     if not timm.is_model(spec.backbone):
         raise CheckpointError(f"timm {timm.__version__} knows no backbone {spec.backbone!r}")
     size = spec.preprocessing.image_size
     try:
-        backbone = timm.create_model(spec.backbone, **{**spec.backbone_kwargs, **_OURS})
+        backbone = timm.create_model(spec.backbone, **{**spec.backbone_kwargs, **_FIXED_ARGUMENTS})
         with torch.inference_mode():
             features = backbone.eval()(torch.zeros(1, 3, size, size))
     except _BUILD_ERRORS as error:
@@ -93,19 +96,19 @@ def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
 
 
 def load_network(checkpoint: Checkpoint) -> HierarchicalNetwork:
-    """Builds the network of a checkpoint with its weights, in evaluation mode.
+    """Return the network of a checkpoint with its weights, in evaluation mode.
 
     Raises:
-        CheckpointError: tensors missing from, surplus to, or of another shape than the network.
+        CheckpointError: the checkpoint lacks tensors of the network, has more, or has tensors of another shape.
     """
     network = HierarchicalNetwork(checkpoint.spec, projection=checkpoint.projection is not None)
     _load_backbone(network.backbone, checkpoint)
-    _fill(checkpoint, "species_head", network.species_head, checkpoint.species_head)
+    _load_linear(checkpoint, "species_head", network.species_head, checkpoint.species_head)
     if checkpoint.projection is not None:
-        _fill(checkpoint, "projection", network.projection, checkpoint.projection)
+        _load_linear(checkpoint, "projection", network.projection, checkpoint.projection)
     for index, head in checkpoint.disease_heads.items():
         slug = checkpoint.spec.taxonomy.slugs[index]
-        _fill(checkpoint, f"disease_heads.{slug}", network.disease_heads[slug], head)
+        _load_linear(checkpoint, f"disease_heads.{slug}", network.disease_heads[slug], head)
     return network.eval()
 
 
@@ -131,7 +134,9 @@ def _load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
     backbone.load_state_dict(dict(found))
 
 
-def _fill(checkpoint: Checkpoint, name: str, layer: nn.Module, values: tuple[torch.Tensor, torch.Tensor]) -> None:
+def _load_linear(
+    checkpoint: Checkpoint, name: str, layer: nn.Module, values: tuple[torch.Tensor, torch.Tensor]
+) -> None:
     state = dict(zip(("weight", "bias"), values, strict=True))
     shape = tuple(layer.state_dict()["weight"].shape)
     if tuple(values[0].shape) != shape:

@@ -1,7 +1,8 @@
-"""Writes an ONNX graph node by node: constants stored once and small, names that follow from the order of calls.
+"""Builds an ONNX graph node by node; the names of the tensors follow from the order of the calls.
 
 >>> graph = GraphBuilder(opset=23)
->>> shifted = graph.apply("Add", "x", graph.constant(np.ones(3, np.float32)))
+>>> graph.apply("Add", "x", graph.constant(np.ones(3, np.float32)))
+'add_0'
 """
 
 import hashlib
@@ -14,21 +15,30 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 IR_VERSION: Final = 10
-"""The first with opset 20 and later; ONNX Runtime 1.22 reads it."""
+"""The lowest version that allows opset 20 and later; ONNX Runtime 1.22 reads it."""
 
 
 class GraphBuilder:
-    """Nodes and constants of a graph under construction."""
+    """A graph under construction. Equal constants are stored once."""
 
     def __init__(self, *, opset: int) -> None:
-        """Starts empty."""
+        """Start without nodes.
+
+        Args:
+            opset: version of ONNX's operators.
+        """
         self._opset = opset
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._named: dict[str, str] = {}
 
     def constant(self, values: NDArray[Any], name: str | None = None) -> str:
-        """Name of a constant; without a given name, one of the same type, shape and bytes is stored once."""
+        """Store a constant and return its name.
+
+        Args:
+            values: array of any shape and dtype.
+            name: name to give it. Without a name, equal arrays are stored once.
+        """
         values = np.ascontiguousarray(values)
         key = name or hashlib.sha256(f"{values.dtype} {values.shape} ".encode() + values.tobytes()).hexdigest()
         if key not in self._named:
@@ -37,16 +47,26 @@ class GraphBuilder:
         return self._named[key]
 
     def indices(self, values: NDArray[np.integer[Any]]) -> str:
-        """Name of int32 values, stored in the smallest unsigned type; ONNX Runtime casts them once, at start."""
+        """Store indices in the smallest unsigned type, and return the name of their cast to int32.
+
+        ONNX Runtime casts them once, when a session opens.
+        """
         stored = self.constant(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
         return self.apply("Cast", stored, to=TensorProto.INT32)
 
     def shape(self, *sizes: int) -> str:
-        """Name of a shape, for Reshape and the like."""
+        """Store a shape, as Reshape and similar operators read it, and return its name."""
         return self.constant(np.array(sizes, np.int64))
 
     def apply(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
-        """Adds a node of one output and returns the output's name."""
+        """Add a node with one output, and return the name of the output.
+
+        Args:
+            operator: name of an ONNX operator.
+            inputs: names of its inputs.
+            output: name to give the output; by default the operator and the number of the node.
+            attributes: attributes of the node.
+        """
         name = output or f"{operator.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
@@ -54,7 +74,13 @@ class GraphBuilder:
     def build(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]
     ) -> onnx.ModelProto:
-        """The model."""
+        """Return the finished model.
+
+        Args:
+            name: name of the graph.
+            inputs: inputs of the graph.
+            outputs: outputs of the graph.
+        """
         graph = helper.make_graph(self._nodes, name, inputs, outputs, list(self._constants.values()))
         return helper.make_model(
             graph,

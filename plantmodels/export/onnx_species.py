@@ -1,11 +1,7 @@
-"""The species model as ONNX, held against PyTorch before anyone sees it.
+"""Exports the species model to ONNX, and compares its outputs with PyTorch's.
 
-Swin has a form of its own (`swin`), which a CPU runs twice as fast; whatever it does not know, and any other timm
-backbone, is traced by PyTorch's exporter.
-
->>> graph = export_species(network, images)  # doctest: +SKIP
->>> graph.form, graph.difference             # doctest: +SKIP
-('swin', 2.3e-06)
+For Swin backbones the graph is built directly (`onnx_swin`), because a CPU runs it twice as fast. All other backbones
+are traced by PyTorch's exporter.
 """
 
 import contextlib
@@ -20,8 +16,8 @@ from typing import Final, Literal
 import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 
+from plantmodels.arrays import Inputs
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
 from plantmodels.errors import ExportError
 from plantmodels.export.network import HierarchicalNetwork
@@ -29,16 +25,17 @@ from plantmodels.export.onnx_swin import build_swin, is_supported
 from plantmodels.serve.session import open_session
 
 OPSET: Final = 20
-"""Of traced graphs: the first with a Gelu operator, below it every GELU is five operators."""
+"""Opset of traced graphs: the first with a Gelu operator; before, each GELU becomes five operators."""
 
-Form = Literal["swin", "traced"]
+GraphKind = Literal["swin", "traced"]
+"""How a graph was made."""
 
-TOLERANCE: Final[dict[Form, float]] = {"swin": 1e-5, "traced": 1e-3}
-"""Largest difference from PyTorch, of outputs no larger than one; of larger ones, relative to the largest. A traced
-graph is PyTorch's own, so that only a broken one is beyond its bound."""
+TOLERANCE: Final[dict[GraphKind, float]] = {"swin": 1e-5, "traced": 1e-3}
+"""Largest difference from PyTorch, relative to the largest output if that is above 1. A traced graph comes from
+PyTorch's own exporter; its limit only catches broken graphs."""
 
 _TRACE_BATCH: Final = 2
-"""A batch of one would be taken for a constant."""
+"""The exporter would take a batch of one for a constant."""
 
 _NOISE_IMAGES: Final = 3
 
@@ -46,49 +43,50 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class SpeciesGraph:
-    """A float32 species model.
+class ExportedSpecies:
+    """A species model in float32.
 
     Attributes:
-        model: `input` (batch, 3, S, S) → `species_logits` (batch, species), `embedding` (batch, D).
-        form: "swin" or "traced".
-        difference: largest absolute difference of any output from PyTorch's, relative to the largest output where
-            that is above one.
+        model: `input` (batch, 3, P, P) → `species_logits` (batch, S), `embedding` (batch, D).
+        kind: how the graph was made.
+        difference: largest difference of any output from PyTorch's, relative to the largest output if that is above 1.
     """
 
     model: onnx.ModelProto
-    form: Form
+    kind: GraphKind
     difference: float
 
 
-def export_species(network: HierarchicalNetwork, images: NDArray[np.float32]) -> SpeciesGraph:
-    """Exports backbone, projection and species head in float32, and compares the answers with PyTorch's.
+def export_species(network: HierarchicalNetwork, images: Inputs) -> ExportedSpecies:
+    """Export backbone, projection and species head in float32, and compare the outputs with PyTorch's.
 
-    A Swin whose own form does not give PyTorch's answers is traced instead, with a warning.
+    If the directly built graph of a Swin gives other outputs than PyTorch, the network is traced, with a warning.
 
     Args:
-        network: in evaluation mode.
-        images: (N, 3, S, S) real ones, normalised: random images alone can hide what trained weights show.
+        network: network in evaluation mode.
+        images: (N, 3, P, P) real images. With trained weights, some errors do not show on random images.
 
     Raises:
-        ExportError: PyTorch cannot export this backbone, or the graph does not give its answers.
+        ExportError: PyTorch cannot export this backbone, or the graph gives other outputs.
     """
     side = network.spec.preprocessing.image_size
     noise = np.random.default_rng(0).standard_normal((_NOISE_IMAGES, 3, side, side)).astype(np.float32)
-    forms: tuple[Form, ...] = ("swin", "traced") if is_supported(network) else ("traced",)
-    for form in forms:
-        model = build_swin(network) if form == "swin" else _trace(network)
+    kinds: tuple[GraphKind, ...] = ("swin", "traced") if is_supported(network) else ("traced",)
+    for kind in kinds:
+        model = build_swin(network) if kind == "swin" else _trace(network)
         difference = max(_measure_difference(model, network, batch) for batch in (images, noise))
-        if difference <= TOLERANCE[form]:
-            return SpeciesGraph(model, form, difference)
-        _LOGGER.warning("the %s graph differs from PyTorch by %.2g, at most %.0e", form, difference, TOLERANCE[form])
+        if difference <= TOLERANCE[kind]:
+            return ExportedSpecies(model, kind, difference)
+        _LOGGER.warning(
+            "the %s graph differs from PyTorch by %.2g, at most %.0e is accepted", kind, difference, TOLERANCE[kind]
+        )
     raise ExportError(
         f"the ONNX graph of {network.spec.backbone!r} differs from PyTorch by {difference:.2g} of its largest output, "
-        f"at most {TOLERANCE[form]:.0e} is accepted"
+        f"at most {TOLERANCE[kind]:.0e} is accepted"
     )
 
 
-def _measure_difference(model: onnx.ModelProto, network: HierarchicalNetwork, images: NDArray[np.float32]) -> float:
+def _measure_difference(model: onnx.ModelProto, network: HierarchicalNetwork, images: Inputs) -> float:
     session = open_session(Path("species.onnx"), model.SerializeToString())
     outputs = session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: images})
     with torch.inference_mode():
@@ -104,7 +102,7 @@ def _trace(network: HierarchicalNetwork) -> onnx.ModelProto:
     side = network.spec.preprocessing.image_size
     example = torch.zeros(_TRACE_BATCH, 3, side, side)
     try:
-        with _quiet():
+        with _silence_exporter():
             program = torch.onnx.export(
                 network,
                 (example,),
@@ -124,11 +122,11 @@ def _trace(network: HierarchicalNetwork) -> onnx.ModelProto:
         ) from error
     if program is None:
         raise ExportError(f"PyTorch {torch.__version__} gave no ONNX program for {network.spec.backbone!r}")
-    return _without_traces(program.model_proto)
+    return _strip_traces(program.model_proto)
 
 
-def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Drops source positions and stack traces: they hold paths of this machine and change the bytes."""
+def _strip_traces(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Remove source positions and stack traces: they contain paths of this machine, and change the bytes."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -142,8 +140,8 @@ def _without_traces(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps the exporter's chatter (deprecations inside PyTorch, progress lines) off the terminal."""
+def _silence_exporter() -> Iterator[None]:
+    """Keep the exporter's deprecation warnings and progress lines off the terminal."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,15 +1,16 @@
-"""Smaller species models: weights stored in FP16, and INT8.
+"""Makes species models smaller: FP16 weights, and INT8 products.
 
-FP16 here means weights STORED in float16 and computed in float32: computing in float16 throughout moves a
-trained Swin-Tiny by more than the parity gate allows (0.0127), storing does not, and the file is as small.
+FP16 means that weights are stored in float16 and that everything is computed in float32. Computing in float16 moves
+the logits of a trained Swin-Tiny by 0.0127, more than the parity gate allows, and the file would be no smaller.
 
-INT8 quantizes the products over tokens: weights once, to int8 with a scale an output channel, activations at run
-time, to uint8 with one scale a tensor. A tensor that several products read is quantized once, and before it is
-gathered or reshaped, while there is a quarter of it to move. LayerNorm, Softmax, GELU, the patch convolution (alone
-it flipped three times as many answers) and the products on one row an image stay float.
+INT8 quantizes the products over tokens: weights once to int8, with one scale per output channel, and activations at
+run time to uint8, with one scale per tensor. A tensor that several products read is quantized once, before it is
+gathered or reshaped, because then a quarter of the bytes are moved. LayerNorm, Softmax, GELU, the patch convolution
+and products with one row per image stay in float. With the patch convolution in INT8 too, three times as many
+predictions changed.
 
->>> model = store_weights_fp16(onnx.load("model.onnx"))  # doctest: +SKIP
->>> model = quantize_int8(onnx.load("model.onnx"), reduce_range=False)  # doctest: +SKIP
+>>> quantize_weight(np.array([[1.0, -2.0], [0.5, 1.0]], np.float32))[0].tolist()
+[[127, -127], [64, 64]]
 """
 
 from collections.abc import Collection
@@ -23,26 +24,26 @@ from onnx import TensorProto, helper, numpy_helper
 from plantmodels.errors import ExportError
 
 MIN_FP16_ELEMENTS: Final = 16
-"""Smaller constants (epsilons, scales) stay float32: nothing is gained."""
+"""Smaller constants (epsilons, scales) stay in float32, because they take no space."""
 
 _RUNTIME_DOMAIN: Final = "com.microsoft"
-"""ONNX Runtime's own operators; MatMulIntegerToFloat is an integer product, its scales and its bias in one."""
+"""Domain of ONNX Runtime's own operators, such as MatMulIntegerToFloat: an integer product with scales and bias."""
 
 _MOVING: Final = ("Gather", "Reshape")
-"""Operators that move numbers without changing them, so that they may as well move quantized ones."""
+"""Operators that move values without changing them; they can move quantized values instead."""
 
 
 def store_weights_fp16(model: onnx.ModelProto, *, min_rank: int = 0) -> onnx.ModelProto:
-    """Returns a copy whose float32 weights are stored in float16 and cast back in the graph.
+    """Return a copy whose float32 weights are stored in float16, and cast back in the graph.
 
-    ONNX Runtime folds the casts once, when a session opens.
+    ONNX Runtime runs the casts once, when a session opens.
 
     Args:
-        model: left unchanged.
-        min_rank: 2 leaves vectors (biases, scales) as they are.
+        model: model in float32; not changed.
+        min_rank: smallest number of dimensions of a weight to store in float16; with 2, vectors stay as they are.
 
     Raises:
-        ExportError: a weight beyond float16's range, named.
+        ExportError: a weight is beyond the range of float16; the message names it.
     """
     result = onnx.ModelProto()
     result.CopyFrom(model)
@@ -63,14 +64,14 @@ def store_weights_fp16(model: onnx.ModelProto, *, min_rank: int = 0) -> onnx.Mod
 
 
 def quantize_weight(weight: NDArray[np.float32], *, bits: int = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Rounds the weights of a product to int8, one symmetric scale an output channel.
+    """Round the weights of a product to int8, with one symmetric scale per output channel.
 
     Args:
         weight: (in, out) float32.
-        bits: 7 for CPUs whose INT8 products saturate.
+        bits: 8, or 7 for CPUs whose INT8 products saturate.
 
     Returns:
-        (in, out) int8 and (out,) float32; the float weight is their product.
+        Weights (in, out) int8, and scales (out,) float32. Their product is the float weight.
     """
     largest = 2 ** (bits - 1) - 1
     step = np.abs(weight).max(axis=0) / largest
@@ -79,7 +80,7 @@ def quantize_weight(weight: NDArray[np.float32], *, bits: int = 8) -> tuple[NDAr
 
 
 def find_products(model: onnx.ModelProto) -> list[str]:
-    """Names of the nodes that `quantize_int8` quantizes: products with constant weights on rows of tokens."""
+    """Return the names of the nodes that `quantize_int8` can quantize: products of tokens with constant weights."""
     inferred = onnx.shape_inference.infer_shapes(model)
     values = (*inferred.graph.value_info, *inferred.graph.input)
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in values}
@@ -95,15 +96,15 @@ def find_products(model: onnx.ModelProto) -> list[str]:
 
 
 def quantize_int8(model: onnx.ModelProto, *, reduce_range: bool, keep_float: Collection[str] = ()) -> onnx.ModelProto:
-    """Returns the INT8 form of a float model; matrices that stay float are stored in FP16.
+    """Return the INT8 form of a float model; matrices that stay in float are stored in FP16.
 
     Args:
-        model: float32, nodes in topological order, with names.
-        reduce_range: 7-bit weights, for CPUs without VNNI, whose INT8 products saturate.
-        keep_float: names of products that are not quantized.
+        model: model in float32, whose nodes have names and are in topological order; not changed.
+        reduce_range: whether weights have 7 bits, for CPUs without VNNI, whose INT8 products saturate.
+        keep_float: names of the products to keep in float.
 
     Raises:
-        ExportError: a weight that stays float and is beyond float16's range, named.
+        ExportError: a weight that stays in float is beyond the range of float16; the message names it.
     """
     chosen = set(find_products(model)) - set(keep_float)
     result = onnx.ModelProto()
@@ -114,7 +115,7 @@ def quantize_int8(model: onnx.ModelProto, *, reduce_range: bool, keep_float: Col
 
 
 class _Quantizer:
-    """Rewrites the nodes of one graph."""
+    """Rewrites one graph in place."""
 
     def __init__(self, graph: onnx.GraphProto, chosen: Collection[str], bits: int) -> None:
         self._graph = graph
@@ -134,19 +135,24 @@ class _Quantizer:
         merged: set[str] = set()
         for node in self._graph.node:
             if node.name in self._chosen:
-                nodes += self._product(node, merged)
+                nodes += self._quantize_product(node, merged)
             elif node.name not in merged:
                 nodes.append(node)
         del self._graph.node[:]
-        self._graph.node.extend(_without_dead_ends(nodes, {value.name for value in self._graph.output}))
+        self._graph.node.extend(_remove_unused(nodes, {value.name for value in self._graph.output}))
         used = {name for node in self._graph.node for name in node.input}
         kept = [tensor for tensor in (*self._graph.initializer, *self._added.values()) if tensor.name in used]
         del self._graph.initializer[:]
         self._graph.initializer.extend(kept)
 
-    def _product(self, node: onnx.NodeProto, merged: set[str]) -> list[onnx.NodeProto]:
-        """The integer form of a product, and of the addition of its bias when that follows."""
-        nodes, (values, scale, zero) = self._quantize(node.input[0])
+    def _quantize_product(self, node: onnx.NodeProto, merged: set[str]) -> list[onnx.NodeProto]:
+        """Return the nodes of an integer product, which includes the addition of a bias if one follows.
+
+        Args:
+            node: the float product.
+            merged: names of additions that products include; the name of this one is added.
+        """
+        nodes, (values, scale, zero) = self._quantize_activation(node.input[0])
         name = node.input[1]
         if f"{name}.int8" not in self._added:
             weight, weight_scale = quantize_weight(numpy_helper.to_array(self._constants[name]), bits=self._bits)
@@ -170,8 +176,11 @@ class _Quantizer:
         is_bias = len(operands) == 1 and list(getattr(self._constants.get(operands[0]), "dims", ())) == [width]
         return followers[0] if is_bias else None
 
-    def _quantize(self, name: str) -> tuple[list[onnx.NodeProto], tuple[str, str, str]]:
-        """Nodes that quantize a tensor, none where that was done before, and names of values, scale and zero point."""
+    def _quantize_activation(self, name: str) -> tuple[list[onnx.NodeProto], tuple[str, str, str]]:
+        """Return the nodes that quantize a tensor, and the names of its values, scale and zero point.
+
+        There are no nodes if the tensor was quantized before.
+        """
         source = name
         moves: list[onnx.NodeProto] = []
         while (producer := self._producers.get(source)) is not None and producer.op_type in _MOVING:
@@ -195,8 +204,8 @@ class _Quantizer:
         return nodes, (values, outputs[1], outputs[2])
 
 
-def _without_dead_ends(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
-    """Nodes whose results are used."""
+def _remove_unused(nodes: list[onnx.NodeProto], outputs: set[str]) -> list[onnx.NodeProto]:
+    """Return the nodes whose results are used."""
     needed, kept = set(outputs), []
     for node in reversed(nodes):
         if needed & set(node.output):

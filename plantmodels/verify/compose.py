@@ -23,7 +23,7 @@ from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
-from plantmodels.export.cpu import describe_cpu
+from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
 from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
 from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows

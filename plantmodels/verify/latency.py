@@ -11,7 +11,7 @@ from typing import Final
 
 import numpy as np
 
-from plantmodels.export.cpu import describe_cpu
+from plantmodels.export.provenance import describe_cpu
 from plantmodels.report.results import Latency
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.preprocessing import decode_image, preprocess

@@ -1,8 +1,6 @@
 """The whole export: exactly the files of contract 3, and an older bundle untouched by every failure."""
 
 import json
-import re
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,11 +19,11 @@ from plantmodels.data.leaves import read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import PlantModelsError
 from plantmodels.export import bundle as export_module
-from plantmodels.export.bundle import export_bundle, read_git_commit
+from plantmodels.export.bundle import export_bundle
 from plantmodels.export.calibrate import fit_temperature
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
-from plantmodels.export.onnx_species import SpeciesGraph
+from plantmodels.export.onnx_species import ExportedSpecies
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.preprocessing import decode_image, preprocess
 
@@ -42,7 +40,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def ready_model(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skips PyTorch's exporter: the tiny species model of the session's bundle is used again."""
     model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
-    monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
+    monkeypatch.setattr(export_module, "export_species", lambda *_: ExportedSpecies(model, "swin", 0.0))
 
 
 @pytest.fixture
@@ -371,7 +369,7 @@ class TestFailure:
         model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(3e38, np.float32), "huge"))
         for source, target in (("finite", "larger"), ("larger", "embedding")):
             model.graph.node.append(onnx.helper.make_node("Mul", [source, "huge"], [target]))
-        monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
+        monkeypatch.setattr(export_module, "export_species", lambda *_: ExportedSpecies(model, "swin", 0.0))
         before = snapshot(old_bundle)
 
         with pytest.raises(PlantModelsError, match="an embedding holds NaN or infinity"):
@@ -384,7 +382,7 @@ class TestFailure:
         weight = onnx.numpy_helper.from_array(np.full(16, 1e5, np.float32), "giant")
         model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
         model.graph.initializer.append(weight)
-        monkeypatch.setattr(export_module, "export_species", lambda *_: SpeciesGraph(model, "swin", 0.0))
+        monkeypatch.setattr(export_module, "export_species", lambda *_: ExportedSpecies(model, "swin", 0.0))
         before = snapshot(old_bundle)
 
         with pytest.raises(PlantModelsError, match=r"weight 'giant' holds 1e\+05, beyond float16's 65504"):
@@ -411,18 +409,3 @@ class TestFailure:
             export_bundle(tiny_bundle.checkpoint, tiny_bundle.data, old_bundle)
         assert snapshot(old_bundle) == before
         assert [path.name for path in old_bundle.parent.iterdir()] == ["models"]
-
-
-class TestGitCommit:
-    def test_is_a_commit_of_this_checkout_or_none(self) -> None:
-        commit = read_git_commit()
-
-        assert commit is None or re.fullmatch(r"[0-9a-f]{40}(-dirty)?", commit)
-
-    @pytest.mark.parametrize("error", [FileNotFoundError("git"), subprocess.CalledProcessError(128, ["git"])])
-    def test_is_none_without_git_or_a_checkout(self, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-        def fail(*_: object, **__: object) -> None:
-            raise error
-
-        monkeypatch.setattr(export_module.subprocess, "run", fail)
-        assert read_git_commit() is None

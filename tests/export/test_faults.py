@@ -33,7 +33,7 @@ WRITTEN = (
 )
 """Files of an export in the order in which they are written; of the heads, the first."""
 
-COMPUTED = ("export_species", "choose_int8", "_embed", "select_detector", "fit_temperatures")
+COMPUTED = ("export_species", "choose_int8", "_embed_images", "select_detector", "fit_temperatures")
 PAGE = 4096
 
 

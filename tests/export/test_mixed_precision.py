@@ -1,4 +1,4 @@
-"""The search takes the fastest candidate that keeps the answers, and always ends with one."""
+"""The fastest candidate that keeps the accuracy is taken, and there always is one."""
 
 import dataclasses
 import itertools
@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from plantmodels.export import mixed_precision as search
+from plantmodels.export import mixed_precision
 from plantmodels.export.mixed_precision import LabelledImages, choose_int8
 from plantmodels.export.quantize import find_products
 
@@ -57,7 +57,7 @@ def make_leaves(model: onnx.ModelProto, tmp_path: Path) -> LabelledImages:
     """Images that the float model names rightly; their true species' head tells two diseases apart."""
     rng = np.random.default_rng(5)
     pixels = rng.normal(size=(120, 3, SIDE, SIDE)).astype(np.float32)
-    (logits, embedding), _ = search._run(model, pixels)
+    (logits, embedding), _ = mixed_precision._run_and_time(model, pixels)
     species = logits.argmax(axis=1)
     head = (rng.normal(size=(2, WIDTH)).astype(np.float32), np.zeros(2, np.float32))
     diseases = np.where(species == 3, -1, (embedding @ head[0].T).argmax(axis=1))
@@ -66,24 +66,24 @@ def make_leaves(model: onnx.ModelProto, tmp_path: Path) -> LabelledImages:
 
 def test_a_model_that_rounding_does_not_hurt_is_wholly_int8(tmp_path: Path) -> None:
     model = make_model(1.0)
-    choice = choose_int8(model, make_leaves(model, tmp_path), reduce_range=False)
+    result = choose_int8(model, make_leaves(model, tmp_path), reduce_range=False)
     assert find_products(model) == ["product0", "product1", "product2", "product3"]
-    assert choice.kept_float == () and choice.products == 4
-    assert [trial.float_products for trial in choice.trials] == [0] and choice.trials[0].passed
-    assert sum(node.op_type == "MatMulIntegerToFloat" for node in choice.model.graph.node) == 4
-    assert len(choice.describe()) == 2 and choice.describe()[1].endswith("taken")
+    assert result.kept_float == () and result.products == 4
+    assert [trial.float_products for trial in result.trials] == [0] and result.trials[0].passed
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in result.model.graph.node) == 4
+    assert len(result.describe()) == 2 and result.describe()[1].endswith("taken")
 
 
 def test_the_product_that_loses_answers_stays_float(tmp_path: Path) -> None:
     model = make_model(1000.0)
     leaves = make_leaves(model, tmp_path)
-    choice = choose_int8(model, leaves, reduce_range=False)
-    assert choice.kept_float == ("product2",)
-    first, last = choice.trials
-    assert not first.passed and max(first.species_drop, first.disease_drop) > search.MAX_DROP
+    result = choose_int8(model, leaves, reduce_range=False)
+    assert result.kept_float == ("product2",)
+    first, last = result.trials
+    assert not first.passed and max(first.species_drop, first.disease_drop) > mixed_precision.MAX_DROP
     assert last.passed and last.embedding_error < first.embedding_error / 10
     # by a count of its own
-    (logits, embedding), _ = search._run(choice.model, leaves.pixels)
+    (logits, embedding), _ = mixed_precision._run_and_time(result.model, leaves.pixels)
     wrong = np.mean(logits.argmax(axis=1) != leaves.species)
     assert last.species_drop == pytest.approx(wrong)
     named = [i for i in range(120) if leaves.diseases[i] >= 0]
@@ -98,7 +98,7 @@ def test_a_slow_machine_takes_what_a_quick_one_takes(tmp_path: Path, monkeypatch
     quick = choose_int8(model, leaves, reduce_range=False)
     clock = itertools.count(step=1e6)
     for name in ("time", "monotonic", "perf_counter"):
-        monkeypatch.setattr(search.time, name, lambda: float(next(clock)))
+        monkeypatch.setattr(mixed_precision.time, name, lambda: float(next(clock)))
     slow = choose_int8(model, leaves, reduce_range=False)
     assert slow.model.SerializeToString() == quick.model.SerializeToString() and slow.trials == quick.trials
     assert slow.milliseconds[0] >= 1e9
@@ -108,7 +108,7 @@ def test_the_heads_have_a_say_in_which_products_are_int8(tmp_path: Path) -> None
     """So that another head may change the species file: rarely, and the metadata then tells what was tried."""
     model = make_model(1.0)
     leaves = make_leaves(model, tmp_path)
-    (_, embedding), _ = search._run(model, leaves.pixels)
+    (_, embedding), _ = mixed_precision._run_and_time(model, leaves.pixels)
     close = np.random.default_rng(7).normal(size=(500, WIDTH)).astype(np.float32), np.zeros(500, np.float32)
     diseases = np.where(leaves.species == 0, (embedding @ close[0].T).argmax(axis=1), leaves.diseases)
     swapped = dataclasses.replace(leaves, diseases=diseases, heads={**leaves.heads, 0: close})
@@ -119,8 +119,8 @@ def test_the_heads_have_a_say_in_which_products_are_int8(tmp_path: Path) -> None
 
 def test_it_ends_with_a_model_when_nothing_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make_model(1.0)
-    monkeypatch.setattr(search, "MAX_DROP", -1.0)
-    choice = choose_int8(model, make_leaves(model, tmp_path), reduce_range=False)
-    assert [trial.passed for trial in choice.trials] == [False] * len(choice.trials)
-    assert len(choice.kept_float) == 4
-    onnx.checker.check_model(choice.model)
+    monkeypatch.setattr(mixed_precision, "MAX_DROP", -1.0)
+    result = choose_int8(model, make_leaves(model, tmp_path), reduce_range=False)
+    assert [trial.passed for trial in result.trials] == [False] * len(result.trials)
+    assert len(result.kept_float) == 4
+    onnx.checker.check_model(result.model)

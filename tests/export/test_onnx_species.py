@@ -14,7 +14,7 @@ import timm
 import torch
 
 from plantmodels.errors import ExportError
-from plantmodels.export import onnx_species as species
+from plantmodels.export import onnx_species
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 from plantmodels.export.onnx_species import TOLERANCE, export_species
@@ -54,7 +54,7 @@ def test_a_swin_equals_pytorch(model: onnx.ModelProto, network: HierarchicalNetw
     check_parity(model, network)
 
 
-def test_the_interface_is_that_of_contract_3(model: onnx.ModelProto) -> None:
+def test_the_interface_follows_contract_3(model: onnx.ModelProto) -> None:
     onnx.checker.check_model(model, full_check=True)
     values = (*model.graph.input, *model.graph.output)
     shapes = {
@@ -83,7 +83,7 @@ def test_nothing_of_this_machine_is_in_the_file(model: onnx.ModelProto) -> None:
         b".venv",
         b"/home",
         b"/root",
-        b"plantmodels.build",
+        b"plantmodels.",
         b".py",
         b"stack_trace",
     ):
@@ -109,7 +109,7 @@ def test_a_convolutional_backbone_equals_pytorch(tiny_checkpoint_factory) -> Non
     network = load_network(read_checkpoint(tiny_checkpoint_factory(plain_backbone("resnet10t"))))
     graph = export_species(network, REAL[:, :, :64, :64])
     model = graph.model
-    assert graph.form == "traced" and graph.difference < 1e-5
+    assert graph.kind == "traced" and graph.difference < 1e-5
     onnx.checker.check_model(model, full_check=True)
 
     check_parity(model, network)
@@ -143,7 +143,7 @@ def test_exporting_leaves_warnings_and_logging_alone(network: HierarchicalNetwor
         raise RuntimeError("first line\nsecond line")
 
     monkeypatch.setattr(torch.onnx, "export", fail)
-    monkeypatch.setattr(species, "is_supported", lambda _: False)
+    monkeypatch.setattr(onnx_species, "is_supported", lambda _: False)
     with pytest.raises(ExportError, match=r"\(RuntimeError: first line\)$"):
         export_species(network, REAL)
     assert warnings.filters == filters
@@ -152,10 +152,10 @@ def test_exporting_leaves_warnings_and_logging_alone(network: HierarchicalNetwor
 
 
 def test_a_swin_is_not_traced(network: HierarchicalNetwork, monkeypatch) -> None:
-    monkeypatch.setattr(species, "_trace", lambda _: pytest.fail("traced"))
+    monkeypatch.setattr(onnx_species, "_trace", lambda _: pytest.fail("traced"))
     graph = export_species(network, REAL)
 
-    assert graph.form == "swin" and 0 < graph.difference <= TOLERANCE["swin"] == 1e-5
+    assert graph.kind == "swin" and 0 < graph.difference <= TOLERANCE["swin"] == 1e-5
 
 
 @pytest.fixture
@@ -164,24 +164,24 @@ def wrong(tiny_checkpoint: Path) -> onnx.ModelProto:
     other = load_network(read_checkpoint(tiny_checkpoint))
     with torch.no_grad():
         other.species_head.bias += 0.5
-    return species.build_swin(other)
+    return onnx_species.build_swin(other)
 
 
 def test_a_graph_with_other_answers_is_traced_instead(
     network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch, caplog
 ) -> None:
-    monkeypatch.setattr(species, "build_swin", lambda _: wrong)
+    monkeypatch.setattr(onnx_species, "build_swin", lambda _: wrong)
     graph = export_species(network, REAL)
 
-    assert graph.form == "traced"
+    assert graph.kind == "traced"
     assert "the swin graph differs from PyTorch by 0." in caplog.text
     check_parity(graph.model, network)
 
 
 def test_real_images_are_compared_as_well(network: HierarchicalNetwork, monkeypatch) -> None:
     seen = []
-    measure = species._measure_difference
-    monkeypatch.setattr(species, "_measure_difference", lambda *a: seen.append(a[2]) or measure(*a))
+    measure = onnx_species._measure_difference
+    monkeypatch.setattr(onnx_species, "_measure_difference", lambda *a: seen.append(a[2]) or measure(*a))
     export_species(network, REAL)
 
     assert any(images is REAL for images in seen) and len(seen) == 2
@@ -190,8 +190,8 @@ def test_real_images_are_compared_as_well(network: HierarchicalNetwork, monkeypa
 def test_other_answers_than_pytorchs_are_an_error(
     network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch
 ) -> None:
-    monkeypatch.setattr(species, "build_swin", lambda _: wrong)
-    monkeypatch.setattr(species, "_trace", lambda _: wrong)
+    monkeypatch.setattr(onnx_species, "build_swin", lambda _: wrong)
+    monkeypatch.setattr(onnx_species, "_trace", lambda _: wrong)
 
     with pytest.raises(ExportError, match=r"'swin_tiny.*differs from PyTorch by 0\..*at most 1e-03 is accepted"):
         export_species(network, REAL)

@@ -1,7 +1,5 @@
 """FP16 storage and dynamic INT8 of float models, and what the machine's CPU says of itself."""
 
-from pathlib import Path
-
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,8 +7,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.errors import ExportError
-from plantmodels.export import quantize
-from plantmodels.export.cpu import describe_cpu
 from plantmodels.export.quantize import find_products, quantize_int8, quantize_weight, store_weights_fp16
 
 DIM = 64
@@ -261,56 +257,3 @@ class TestInt8:
         for reduce_range, largest in ((False, 127), (True, 63)):
             tensors = {t.name: t for t in quantize_int8(block, reduce_range=reduce_range).graph.initializer}
             assert np.abs(numpy_helper.to_array(tensors["w0.int8"]).astype(int)).max() == largest
-
-
-INTEL = """processor\t: 0
-vendor_id\t: GenuineIntel
-model name\t: Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz
-flags\t\t: fpu sse avx avx2 avx512f avx512_vnni amx_bf16 amx_tile amx_int8
-
-processor\t: 1
-model name\t: another one
-flags\t\t: fpu
-"""
-OLD_INTEL = "processor\t: 0\nmodel name\t: Intel(R) Core(TM) i5-4590\nflags\t\t: fpu sse avx avx2 fma\n"
-ALDER_LAKE = "model name\t: i9\nflags\t\t: avx2 avx_vnni\n"
-ARM = """processor\t: 0
-BogoMIPS\t: 243.75
-Features\t: fp asimd evtstrm aes crc32 atomics asimddp sve i8mm bf16
-CPU implementer\t: 0x41
-"""
-
-
-@pytest.mark.parametrize(
-    ("machine", "text", "name", "features", "has_int8_dot_product"),
-    [
-        (
-            "x86_64",
-            INTEL,
-            "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz",
-            ("avx2", "avx512f", "avx512_vnni", "amx_int8", "amx_bf16"),
-            True,
-        ),
-        ("x86_64", OLD_INTEL, "Intel(R) Core(TM) i5-4590", ("avx2",), False),
-        ("x86_64", ALDER_LAKE, "i9", ("avx2", "avx_vnni"), True),
-        ("aarch64", ARM, "", ("asimddp", "i8mm"), True),
-        ("x86_64", "", "", (), False),
-        ("x86_64", "no colon here\n::\n: x\nflags\n", "", (), False),
-        ("AMD64", "", "", (), False),
-        ("i686", OLD_INTEL, "Intel(R) Core(TM) i5-4590", ("avx2",), False),
-        ("arm64", "", "", (), True),
-    ],
-)
-def test_describe_cpu(tmp_path: Path, monkeypatch, machine, text, name, features, has_int8_dot_product) -> None:
-    monkeypatch.setattr(quantize.platform, "machine", lambda: machine)
-    (tmp_path / "cpuinfo").write_text(text)
-    cpu = describe_cpu(tmp_path / "cpuinfo")
-
-    assert (cpu.architecture, cpu.model, cpu.features) == (machine, name, features)
-    assert cpu.has_int8_dot_product is has_int8_dot_product
-
-
-def test_a_machine_without_cpuinfo_has_no_known_features(tmp_path: Path) -> None:
-    cpu = describe_cpu(tmp_path / "none")
-
-    assert (cpu.model, cpu.features) == ("", ())
