@@ -17,9 +17,19 @@ exclude_patterns = ["_build"]
 html_theme = "furo"
 html_title = f"plantmodels {__version__}"
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
-    "light_css_variables": {"color-brand-primary": "#2c6e49", "color-brand-content": "#2c6e49"},
-    "dark_css_variables": {"color-brand-primary": "#74c69d", "color-brand-content": "#74c69d"},
+    "light_css_variables": {
+        "color-brand-primary": "#2c6e49",
+        "color-brand-content": "#2c6e49",
+        "color-api-name": "#2c6e49",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#74c69d",
+        "color-brand-content": "#74c69d",
+        "color-api-name": "#74c69d",
+    },
 }
 
 myst_heading_anchors = 3  # links to headings work here as on GitHub
