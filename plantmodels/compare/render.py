@@ -161,9 +161,9 @@ def _drop_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 
 def _count_verdicts(section: Section) -> str:
     counts = Counter(measure.verdict for measure in section.measures)
-    listed = ", ".join(f"{counts[verdict]:,} {verdict}" for verdict in VERDICTS if counts[verdict])
+    listed = " ".join(f"{verdict.capitalize()}: {counts[verdict]:,}." for verdict in VERDICTS if counts[verdict])
     small = [f"{measure.name} ({measure.b_images:,})" for measure in section.measures if measure.is_small]
-    return f"{listed}." + (f" Too few images to tell much: {', '.join(small)}." if small else "")
+    return listed + (f" Too few images to tell much: {', '.join(small)}." if small else "")
 
 
 def format_measure(measure: MeasurePair) -> MeasureRow:
@@ -211,7 +211,7 @@ def _format_change(change: float, measure: MeasurePair) -> str:
         case "ms":
             return f"{format_number(change, 1, sign=True)} ms"
         case _:
-            return f"{change:+.2g}".replace("-", "−") if change else "0"
+            return f"{change:+.3g}".replace("-", "−") if change else "0"
 
 
 def _shorten(text: str | None) -> str:

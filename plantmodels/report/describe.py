@@ -1,7 +1,7 @@
 """What a bundle holds, in words for a terminal.
 
->>> print(describe_bundle(bundle).splitlines()[-1])
-not passed: species_size, latency
+>>> print(describe_bundle(bundle).splitlines()[1].split(",")[0])
+classes     5 species
 """
 
 from collections.abc import Iterator

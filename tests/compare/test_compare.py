@@ -1,4 +1,4 @@
-"""Two verified bundles side by side: hand-made reports and answers to each image, and what is said of them."""
+"""Comparisons of two verified bundles, whose reports and answers to every image are made by hand."""
 
 import dataclasses
 import json
@@ -231,7 +231,7 @@ def test_a_disease_that_got_worse_is_named_and_small_classes_too(compare: Callab
     assert measure(comparison, "Accuracy", "end to end, INT8").verdict == "worse"
     assert "Apple___scab (each disease)" in comparison.summary
     text = render_text(comparison)
-    assert "1 worse, 3 no difference beyond noise. Too few images to tell much: Rose___healthy (19)." in text
+    assert "Worse: 1. No difference beyond noise: 3. Too few images to tell much: Rose___healthy (19)." in text
     assert "Too few images to tell much: Mint (12)." in text
 
 
@@ -297,7 +297,7 @@ def test_latency_is_told_apart_where_the_spreads_are(
 
 
 @pytest.mark.parametrize("change", [{"cpu": "Another"}, {"threads": 8}])
-def test_latency_of_another_place_is_not_comparable(
+def test_latency_of_another_machine_is_not_comparable(
     compare: Callable[..., Comparison], report: Make, change: dict[str, Any]
 ) -> None:
     base = report().latency

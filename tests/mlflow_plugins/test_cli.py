@@ -23,7 +23,7 @@ def test_register_names_the_version_its_gates_and_the_next_step(verified_bundle:
     result = run("register", "--bundle", verified_bundle, "--name", "leaves")
     assert result.exit_code == 0, result.output
     assert "registered models:/leaves/1; gates not passed: " in result.stdout
-    assert "INT8 names the species of " in result.stdout
+    assert "The INT8 model names the right species for " in result.stdout
     assert "plantmodels-registry waive leaves 1 " in result.stdout
     assert 'set_registered_model_alias("leaves", "production", "1")' in result.stdout
 

@@ -11,7 +11,7 @@ from plantmodels.report.gate_report import read_report
 def test_a_bundle_that_was_never_verified_says_so(tiny_bundle) -> None:
     text = describe_bundle(tiny_bundle.bundle)
     assert "verified    never; run `plantmodels verify` to measure gates and accuracy" in text.splitlines()
-    assert "INT8 names" not in text and "ood_recall" not in text
+    assert "The INT8 model" not in text and "ood_recall" not in text
 
 
 def test_a_verified_bundle_shows_its_gates_and_its_accuracy(verified_bundle: Path) -> None:

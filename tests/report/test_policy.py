@@ -82,7 +82,7 @@ def test_a_stricter_limit_is_not_looser(tmp_path: Path) -> None:
         ("[parity\n", "not a TOML file"),
     ],
 )
-def test_a_file_that_is_no_policy_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
+def test_a_malformed_policy_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PolicyError, match=message):
         read_policy(write(tmp_path, text))
 

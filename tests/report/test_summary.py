@@ -6,8 +6,8 @@ from plantmodels.report.summary import describe_accuracy
 
 def test_every_share_is_named_with_what_it_counts(report: Callable[..., GateReport]) -> None:
     assert report().accuracy_sentence == (
-        "INT8 names the species of 95.0 % of 100 validation leaves, species and disease of 88.0 %; given the right "
-        "species, the disease of 87.5 %."
+        "The INT8 model names the right species for 95.0 % of 100 validation images, and the right species and disease "
+        "for 88.0 %. Given the true species, it names the right disease for 87.5 %."
     )
 
 

@@ -1,7 +1,9 @@
-r"""How every picture looks: of a training and of the report.
+r"""The style of every plot, in reports and of training runs.
 
->>> figure, axes = new_axes(2.6)  # doctest: +SKIP
->>> to_png(figure)[:4]  # doctest: +SKIP
+No global state of matplotlib is used or changed.
+
+>>> figure, axes = new_axes(2.6)
+>>> to_png(figure)[:4]
 b'\x89PNG'
 """
 
@@ -24,20 +26,25 @@ _DPI: Final = 200
 
 
 def to_png(figure: Figure) -> bytes:
-    """The picture's bytes: equal for equal figures."""
+    """Return a figure as PNG. Equal figures give equal bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
 def new_axes(height_inches: float) -> tuple[Figure, Axes]:
-    """One panel as wide as the page."""
+    """Return a figure with one panel, as wide as the page."""
     figure, (axes,) = new_panels(height_inches, (1,))
     return figure, axes
 
 
 def new_panels(height_inches: float, widths: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """Panels side by side, of these relative widths."""
+    """Return a figure with panels side by side.
+
+    Args:
+        height_inches: height of the figure in inches.
+        widths: relative widths of the panels.
+    """
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
     panels = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
     for axes in panels.flat:
@@ -50,11 +57,11 @@ def new_panels(height_inches: float, widths: Sequence[float]) -> tuple[Figure, l
 
 
 def label_axes(axes: Axes, x: str, y: str = "") -> None:
-    """Names of the axes."""
+    """Set the labels of both axes."""
     axes.set_xlabel(x, fontsize=8.5, color=MUTED)
     axes.set_ylabel(y, fontsize=8.5, color=MUTED)
 
 
 def title_panel(axes: Axes, text: str, *, above: float = 9) -> None:
-    """One line so many points above a panel, at its left edge."""
+    """Set the title of a panel at its left edge, `above` points above it."""
     axes.set_title(text, loc="left", fontsize=9.5, color=INK, pad=above)

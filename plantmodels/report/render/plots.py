@@ -1,6 +1,7 @@
-r"""The report's pictures, drawn from the report alone: the same report gives the same bytes.
+r"""The plots of a report, drawn from the report alone, so that equal reports give equal bytes.
 
->>> draw_plots(report)["ood-scores.png"][:4]  # doctest: +SKIP
+>>> from plantmodels.report.gate_report import read_report
+>>> draw_plots(read_report(bundle))["ood-scores.png"][:4]
 b'\x89PNG'
 """
 
@@ -29,14 +30,14 @@ from plantmodels.report.render.plots_rejection import draw_rejection
 from plantmodels.report.results import Latency, Scatter
 
 _SMALLEST_GAP: Final = 1e-8
-"""Equal logits are drawn here: a logarithmic axis has no 0."""
+"""Where equal logits are drawn, because a logarithmic axis has no 0."""
 
 
 def draw_plots(report: GateReport) -> dict[str, bytes]:
-    """Draws every picture that the report has numbers for.
+    """Draw every plot that the report has numbers for.
 
     Returns:
-        File name to PNG, in the order in which they are shown.
+        File name to PNG, in the order in which the page shows the plots.
     """
     figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
     if report.rejection is not None:
@@ -50,7 +51,7 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
 
 
 def _draw_parity(scatter: Scatter, limit: float) -> Figure:
-    """Logits against PyTorch's, and how far they are apart, which the first panel is too coarse to show."""
+    """Plot the logits against those of PyTorch, and their differences, which the first panel is too coarse to show."""
     figure, (values, gaps) = new_panels(3.3, (1, 1.25))
     series = ((scatter.int8, "INT8", OTHER), (scatter.fp16, "FP16, gated", PLANT))
     low, high = min(scatter.pytorch), max(scatter.pytorch)
@@ -83,15 +84,15 @@ def _draw_parity(scatter: Scatter, limit: float) -> Figure:
     label_axes(values, "species logit in PyTorch", "in ONNX Runtime")
     label_axes(gaps, "species logit in PyTorch", "absolute difference, logarithmic")
     title_panel(values, "logits")
-    title_panel(gaps, "how far apart")
+    title_panel(gaps, "differences")
     return figure
 
 
 def _draw_latency(latency: Latency, limit: float) -> Figure:
-    """The median as a dot and the 95th percentile as the end of its line, with the limit as an upright tick."""
+    """Plot the median as a dot, the 95th percentile as the end of a line, and the limit as an upright tick."""
     rows = [
         ("preprocessed tensor, gated", latency.median_ms, latency.p95_ms),
-        ("encoded photograph", latency.encoded_median_ms, latency.encoded_p95_ms),
+        ("encoded image", latency.encoded_median_ms, latency.encoded_p95_ms),
     ]
     figure, axes = new_axes(1.25)
     for row, (_, median, p95) in enumerate(rows):
@@ -122,12 +123,12 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
     axes.set_xticks([t for e in range(-3, 6) for t in (10.0**e, 2 * 10.0**e, 5 * 10.0**e) if low <= t <= high])
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g} ms")
     axes.minorticks_off()
-    label_axes(axes, "time of one image, logarithmic; the upright tick is the limit")
+    label_axes(axes, "time for one image, logarithmic; the upright tick is the limit")
     return figure
 
 
 def _draw_sizes(report: GateReport) -> Figure:
-    """A dot a file on a logarithmic scale, with the limit as a tick where there is one."""
+    """Plot the size of each file as a dot on a logarithmic scale, and its limit as a tick."""
     rows = _list_sizes(report)
     figure, axes = new_axes(0.6 + 0.3 * len(rows))
     for row, (_, size_bytes, limit) in enumerate(rows):
@@ -140,7 +141,7 @@ def _draw_sizes(report: GateReport) -> Figure:
         axes.plot(size_bytes, row, "o", color=colour, markersize=7, zorder=4)
         left = limit is not None and not missed
         axes.annotate(
-            _write_size(size_bytes),
+            _format_size(size_bytes),
             (size_bytes, row),
             xytext=(-8 if left else 8, 0),
             textcoords="offset points",
@@ -156,14 +157,14 @@ def _draw_sizes(report: GateReport) -> Figure:
     axes.set_xlim(min(sizes) / 8, max(sizes) * 5)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
-    axes.xaxis.set_major_formatter(lambda value, _: _write_size(value))
+    axes.xaxis.set_major_formatter(lambda value, _: _format_size(value))
     axes.minorticks_off()
     axes.set_xlabel("file size, logarithmic; the upright tick is the limit", fontsize=8.5, color=MUTED)
     return figure
 
 
 def _list_sizes(report: GateReport) -> list[tuple[str, float, float | None]]:
-    """Label, bytes and limit of each row."""
+    """Return label, bytes and limit of each row; the limit is None when there is none."""
     sizes = {name: float(entry.size_bytes) for name, entry in report.files.items()}
     heads = [size for name, size in sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
     rows: list[tuple[str, float, float | None]] = [
@@ -175,7 +176,7 @@ def _list_sizes(report: GateReport) -> list[tuple[str, float, float | None]]:
     return [row for row in rows if row[1]] or [("no files", 1.0, None)]
 
 
-def _write_size(size_bytes: float) -> str:
+def _format_size(size_bytes: float) -> str:
     for unit, scale in (("GB", 1e9), ("MB", 1e6), ("KB", 1e3)):
         if size_bytes >= scale:
             return f"{size_bytes / scale:.3g} {unit}"

@@ -1,8 +1,9 @@
-"""Pictures of accuracy: the worst classes, who is taken for whom, and how far probabilities can be trusted.
+"""Plots of accuracy: the worst classes, the confusion matrix and the calibration.
 
->>> figures = draw_accuracy(report.accuracy)  # doctest: +SKIP
->>> list(figures)  # doctest: +SKIP
-['worst-classes.png', 'confusion.png', 'calibration.png']
+>>> from plantmodels.report.gate_report import read_report
+>>> figures = draw_accuracy(read_report(bundle).accuracy)
+>>> "worst-classes.png" in figures and "calibration.png" in figures
+True
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,7 +32,7 @@ from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliabil
 from plantmodels.report.statistics import Proportion
 
 MAX_MATRIX: Final = 40
-"""Species of which a matrix can still be read; more are shown as a table of the worst confusions."""
+"""Largest number of species whose matrix can be read; with more, the page has a table of the worst confusions."""
 
 WORST_SPECIES: Final = 8
 WORST_DISEASES: Final = 14
@@ -40,7 +41,7 @@ _MOST_LABEL: Final = 46
 
 
 def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
-    """Draws what there are numbers for: file name to figure, in the order in which they are shown."""
+    """Draw what there are numbers for; return file name to figure in the order in which the page shows them."""
     figures = {}
     if accuracy.by_species:
         figures["worst-classes.png"] = _draw_worst(accuracy)
@@ -58,31 +59,31 @@ def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
 
 @dataclass(frozen=True)
 class WorstClass:
-    """A class and INT8's share of right answers."""
+    """A class with its name and its counts of right answers."""
 
     name: str
     row: ClassRow
 
     @property
-    def share(self) -> Proportion:
-        """Right in INT8."""
+    def right(self) -> Proportion:
+        """Images that INT8 gets right."""
         return Proportion(self.row.int8, self.row.images)
 
 
 def list_worst(rows: Mapping[str, ClassRow], at_most: int) -> list[WorstClass]:
-    """The classes of the lowest INT8 accuracy, the worst first; of equal ones those of more images first."""
+    """Return the classes with the lowest INT8 accuracy, worst first; among equals, larger classes first."""
     order = sorted(rows.items(), key=lambda item: (item[1].int8 / max(1, item[1].images), -item[1].images, item[0]))
     return [WorstClass(name, row) for name, row in order[:at_most] if row.images]
 
 
 def shorten(name: str, at_most: int = _MOST_LABEL) -> str:
-    """A class's name for a label; what matplotlib would take for a formula is taken as it is."""
+    """Return a class's name for a label. A dollar sign does not start a formula."""
     text = spell_class(name).replace("$", r"\$")
     return text if len(text) <= at_most else text[: at_most - 1] + "…"
 
 
 def _draw_worst(accuracy: Accuracy) -> Figure:
-    """A dot a class with its interval; FP16 as an upright tick; small classes hollow."""
+    """Plot INT8 as a dot with its interval for every class, hollow for small classes, and FP16 as an upright tick."""
     groups = {
         "species": list_worst(accuracy.by_species, WORST_SPECIES),
         "disease, given the true species": list_worst(accuracy.by_disease, WORST_DISEASES),
@@ -106,13 +107,13 @@ def _draw_worst(accuracy: Accuracy) -> Figure:
     axes.set_xlim(-2, 119)
     axes.set_xticks(range(0, 101, 20), [f"{value} %" for value in range(0, 101, 20)])
     axes.grid(axis="x", color=LINE, linewidth=0.6)
-    label_axes(axes, "right in INT8 with its 95 % interval; upright tick: FP16; hollow: a small class")
+    label_axes(axes, "accuracy of INT8 with its 95 % interval; upright tick: FP16; hollow: small class")
     return figure
 
 
 def _draw_class(axes: Axes, place: float, worst: WorstClass) -> None:
-    low, high = worst.share.interval or (0.0, 1.0)
-    value, row = worst.share.value or 0.0, worst.row
+    low, high = worst.right.interval or (0.0, 1.0)
+    value, row = worst.right.value or 0.0, worst.row
     axes.plot([100 * low, 100 * high], [place, place], color=PLANT, linewidth=1.6, alpha=0.45, zorder=2)
     fp16 = 100 * row.fp16 / row.images
     axes.plot([fp16, fp16], [place - 0.3, place + 0.3], color=INK, linewidth=1.3, zorder=3)
@@ -123,13 +124,13 @@ def _draw_class(axes: Axes, place: float, worst: WorstClass) -> None:
 
 
 def _list_species(accuracy: Accuracy) -> list[str]:
-    """Species with images, in their order, then those that are only answered."""
+    """Return the species with images in their order, then the species that were only answered."""
     answers = (name for row in accuracy.confusions.values() for name in row)
     return list(dict.fromkeys([*accuracy.by_species, *answers]))
 
 
 def _draw_confusion(accuracy: Accuracy) -> Figure:
-    """A row a true species, as shares of its images; right answers green, wrong ones brown."""
+    """Plot the confusion matrix, coloured by the share of a row's images: right answers green, wrong ones brown."""
     names = _list_species(accuracy)
     place = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)), np.int64)
@@ -164,7 +165,7 @@ def _draw_confusion(accuracy: Accuracy) -> Figure:
 
 
 def _draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Confidence against accuracy in bins, a panel each; a dot's area is its bin's share of the images."""
+    """Plot accuracy against confidence in bins, one panel each. The area of a dot is its bin's share of the images."""
     figure, panels = new_panels(4.1, (1,) * len(calibrations) if len(calibrations) > 1 else (1, 1))
     for axes in panels[len(calibrations) :]:
         axes.set_visible(False)
@@ -193,4 +194,4 @@ def _draw_reliability(axes: Axes, reliability: Reliability, colour: str, name: s
     error = reliability.ece or 0.0
     axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.55, zorder=2)
     axes.scatter(xs, ys, s=areas, color=colour, alpha=0.75, linewidth=0, zorder=3)
-    axes.plot([], [], "o-", color=colour, markersize=5, linewidth=1, label=f"{name}: error {100 * error:.1f} %")
+    axes.plot([], [], "o-", color=colour, markersize=5, linewidth=1, label=f"{name}: ECE {100 * error:.1f} %")

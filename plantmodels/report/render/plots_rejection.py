@@ -1,6 +1,7 @@
-"""The report's pictures of rejection: scores with the threshold, and the ROC curve with the gates.
+"""Plots of out-of-distribution rejection: the scores with the threshold, and the ROC curve with the gates.
 
->>> sorted(draw_rejection(report.rejection))  # doctest: +SKIP
+>>> from plantmodels.report.gate_report import read_report
+>>> sorted(draw_rejection(read_report(bundle).rejection))
 ['ood-roc.png', 'ood-scores.png']
 """
 
@@ -13,11 +14,11 @@ from plantmodels.report.results import Rejection
 
 UNSEEN: Final = "#7a6ba8"
 _SMALLEST_ALARM: Final = 3e-4
-"""Points without a false alarm are drawn here: a logarithmic axis has no 0."""
+"""Where points without a false alarm are drawn, because a logarithmic axis has no 0."""
 
 
 def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
-    """Draws what there are numbers for.
+    """Draw what there are numbers for.
 
     Returns:
         File name to figure.
@@ -31,13 +32,13 @@ def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
 
 
 def _draw_scores(rejection: Rejection) -> Figure:
-    """Histograms as shares of their own group, so that unequal numbers can be compared."""
+    """Plot histograms in percent of each group, so that groups of different sizes can be compared."""
     figure, axes = new_axes(2.6)
     histogram = rejection.histogram
     groups = (
         (histogram.plants, "plants", PLANT),
         (histogram.non_plants, "non-plants", OTHER),
-        (histogram.unseen_plants, "unseen plants", UNSEEN),
+        (histogram.unseen_plants, "plants of unknown species", UNSEEN),
     )
     for counts, label, colour in groups:
         if sum(counts):
@@ -67,7 +68,7 @@ def _draw_scores(rejection: Rejection) -> Figure:
 
 
 def _draw_roc(rejection: Rejection) -> Figure:
-    """Recall against false alarms, these on a logarithmic axis: gates are decided at its left end."""
+    """Plot recall against false alarms, on a logarithmic axis because the gates are decided at its left end."""
     figure, axes = new_axes(3.1)
     alarms = [max(point[0], _SMALLEST_ALARM) for point in rejection.roc]
     recall = [100 * point[1] for point in rejection.roc]

@@ -129,8 +129,8 @@ def test_names_from_data_are_escaped_everywhere(report: Make) -> None:
         versions={nasty: nasty},
         machine=replace(base.machine, cpu=nasty),
     )
-    picture = Thumbnail(b"jpeg", nasty, (CaptionLine(nasty, True), CaptionLine(nasty)))
-    page = render_report(changed, {}, galleries=dict.fromkeys(GALLERIES, Gallery((picture,), 1)))
+    thumbnail = Thumbnail(b"jpeg", nasty, (CaptionLine(nasty, True), CaptionLine(nasty)))
+    page = render_report(changed, {}, galleries=dict.fromkeys(GALLERIES, Gallery((thumbnail,), 1)))
     checker = parse(page)
     assert "script" not in {tag for tag, _ in checker.tags}
     assert "".join(checker.text).count(nasty) >= 22
@@ -165,7 +165,7 @@ def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
     assert "Disease, given the true species–––" in text.replace(" –", "–")
 
 
-def test_intervals_stand_below_what_they_are_of(report: Make) -> None:
+def test_intervals_stand_below_their_values(report: Make) -> None:
     page = render(report())
     gate_table = page[page.index("<table") : page.index("</table>")]
     assert '98.00 %<span class="what">89.50 to 99.65 %</span>' in gate_table

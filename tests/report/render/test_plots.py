@@ -35,7 +35,7 @@ ALL = [
 ]
 
 
-def test_every_picture_is_drawn_large_enough_to_read(report: Make) -> None:
+def test_every_plot_is_large_enough_to_read(report: Make) -> None:
     plots = draw_plots(report())
     assert list(plots) == ALL
     for png in plots.values():
@@ -112,7 +112,7 @@ def test_nothing_confused_and_nothing_calibrated_is_not_drawn(report: Make, accu
 def test_the_worst_classes_come_first_and_of_equal_ones_the_larger() -> None:
     rows = {"a": ClassRow(10, 9, 5), "b": ClassRow(20, 9, 10), "c": ClassRow(9, 9, 9), "d": ClassRow(5, 0, 0)}
     assert [worst.name for worst in list_worst(rows, 3)] == ["d", "b", "a"]
-    assert list_worst(rows, 1)[0].share == Proportion(0, 5)
+    assert list_worst(rows, 1)[0].right == Proportion(0, 5)
 
 
 def test_labels_are_short_and_no_formulas(report: Make, accuracy: Callable[..., Accuracy]) -> None:

@@ -1,4 +1,4 @@
-"""What the report says of rejection: words, sources, decisions that differ, and the detectors that were tried."""
+"""The report's sections on rejection: counts, sources, decisions that differ, and the detectors that were tried."""
 
 import re
 from collections.abc import Callable
@@ -55,7 +55,7 @@ def test_counts_are_said_in_words(render: Callable[..., str], rejection: Rejecti
     assert rows[2][2] == "–" and rows[2][4] == '90.00 %<span class="what">80.00 to 100.00 %</span>'
 
 
-def test_what_was_not_measured_is_not_said(render: Callable[..., str], rejection: Rejection) -> None:
+def test_what_was_not_measured_is_left_out(render: Callable[..., str], rejection: Rejection) -> None:
     none = Proportion(0, 0)
     page = render(
         replace(rejection, non_plants=none, unseen_plants=none, separation=None, roc=(), flips={"fp16": none})
@@ -82,12 +82,12 @@ def test_the_detectors_that_were_tried_are_a_table(render: Callable[..., str], r
     assert "Reason for the choice: of 286 non-plants, most." in page
 
 
-def test_why_nothing_was_tried_is_said(render: Callable[..., str], rejection: Rejection) -> None:
+def test_the_page_says_why_no_detector_was_tried(render: Callable[..., str], rejection: Rejection) -> None:
     page = render(rejection, {"reason": "0 non-plants to choose by", "trials": []})
     assert "Only the classic detector was fitted: 0 non-plants to choose by." in page
 
 
-def test_wrong_ones_are_shown(render: Callable[..., str], rejection: Rejection) -> None:
+def test_wrong_decisions_are_shown_as_thumbnails(render: Callable[..., str], rejection: Rejection) -> None:
     shown = Gallery((Thumbnail(b"bytes", "rocks", (CaptionLine("12.1: Rose"),)),), 1)
     page = render(rejection, galleries={"let through": shown, "rejected": Gallery((), 0)})
     assert "Non-plants that were accepted" in page
