@@ -48,13 +48,13 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(BUNDLE)' $(BENCH)
 
 test: develop
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: develop
 	ruff format --check
 	ruff check
 	mypy
-	python -m pytest -n 2 --dist loadfile
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # A site from docs/ and the docstrings, in site/index.html; broken links and references are errors.
 docs: develop

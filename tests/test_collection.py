@@ -36,6 +36,13 @@ def test_every_test_file_on_disk_is_collected(collected: set[str]) -> None:
 
 
 @pytest.mark.slow
+def test_every_file_that_starts_first_is_collected(collected: set[str], pytestconfig: pytest.Config) -> None:
+    slowest = pytestconfig.pluginmanager.get_plugin(str(ROOT / "conftest.py")).SLOWEST_FILES
+
+    assert set(slowest) <= {name.partition("::")[0] for name in collected}
+
+
+@pytest.mark.slow
 def test_every_example_in_a_docstring_is_collected(collected: set[str]) -> None:
     sources = (path for package in PACKAGES_WITH_EXAMPLES for path in (ROOT / package).rglob("*.py"))
     with_examples = {path.relative_to(ROOT).as_posix() for path in sources if ">>> " in path.read_text("utf-8")}
