@@ -1,11 +1,13 @@
 """The MLflow flavor of a bundle: one model version that holds every file and loads anywhere.
 
-What serving needs of this project's code travels with the version (`bundle`, `serve`, `errors`, this file and those
-beside it that loading needs), so a consumer installs the pip requirements and nothing of ours. Importing this module
-imports neither MLflow nor pandas: both take longer than all else that the native loader does.
+The part of this project's code that serving needs travels with the version (`list_serving_code`). A consumer therefore
+installs the pip requirements, but not this package. Importing this module imports neither MLflow nor pandas: both take
+longer than everything else that the native loader does.
 
->>> info = log_model(Path("public/models"), name="plant-disease")  # doctest: +SKIP
->>> mlflow.pyfunc.load_model(info.model_uri).predict(pd.DataFrame({"image": [jpeg]}))  # doctest: +SKIP
+>>> from mlflow_plugins import load_model, save_model
+>>> save_model(bundle, tmp / "model")
+>>> load_model(str(tmp / "model"), threads=1).predict([image.read_bytes()])[0].error is None
+True
 """
 
 import shutil
@@ -52,7 +54,7 @@ _FLAVOR_CODE: Final = tuple(
 
 
 def get_default_pip_requirements() -> list[str]:
-    """What a consumer needs to load and serve a version, pinned; nothing that only building needs."""
+    """Return the pinned requirements for loading and serving a version, without what only exporting needs."""
     from importlib.metadata import version
 
     return [f"mlflow=={version('mlflow')}", *(f"{name}=={version(name)}" for name in _SERVING_LIBRARIES)]
@@ -61,16 +63,16 @@ def get_default_pip_requirements() -> list[str]:
 def save_model(
     bundle: Path, path: str | Path, *, mlflow_model: "Model | None" = None, input_example: bytes | None = None
 ) -> None:
-    """Writes a bundle as an MLflow model folder.
+    """Write a bundle as an MLflow model folder.
 
     Args:
-        bundle: a whole bundle; every digest is checked first.
+        bundle: the bundle; every digest is checked first.
         path: the model folder, which must not exist.
-        mlflow_model: MLflow's model description to extend.
-        input_example: one encoded photograph, which becomes the model's example input.
+        mlflow_model: MLflow's description of the model, to extend; None makes a new one.
+        input_example: one encoded image, which becomes the model's example input.
 
     Raises:
-        BundleError: the bundle is incomplete or was changed.
+        BundleError: files are missing or differ from the manifest.
         MlflowException: `path` exists.
     """
     import mlflow
@@ -89,7 +91,7 @@ def save_model(
         class_order_digest=metadata.taxonomy.digest,
         plantmodels_version=metadata.versions.get("plantmodels"),
     )
-    with _serving_code() as code, _named(bundle, Path(BUNDLE_FOLDER).name) as data:
+    with _copy_serving_code() as code, _link_bundle(bundle, Path(BUNDLE_FOLDER).name) as data:
         mlflow.pyfunc.save_model(
             path=str(path),
             loader_module=__name__,
@@ -106,13 +108,13 @@ def save_model(
 def log_model(
     bundle: Path, *, name: str, input_example: bytes | None = None, tags: Mapping[str, str] | None = None
 ) -> "ModelInfo":
-    """Logs a bundle as a model of the active run; does not register it.
+    """Log a bundle as a model of the active run, without registering it.
 
     Args:
-        bundle: a whole bundle.
+        bundle: the bundle; every digest is checked first.
         name: the logged model's name.
-        input_example: one encoded photograph.
-        tags: go to the logged model.
+        input_example: one encoded image, which becomes the model's example input.
+        tags: tags of the logged model.
     """
     from mlflow.models import Model
 
@@ -128,7 +130,7 @@ def log_model(
 
 
 def list_serving_code() -> dict[str, Path]:
-    """This project's code that serving needs: every file that travels with a version, by its name in `code/`."""
+    """Return the files of this project that travel with a version, by their names in its folder `code`."""
     root = Path(__file__).resolve().parents[1]
     files = [path for name in (*_CODE, *_FLAVOR_CODE) for path in (root / name, *(root / name).rglob("*"))]
     return {
@@ -139,8 +141,8 @@ def list_serving_code() -> dict[str, Path]:
 
 
 @contextmanager
-def _serving_code() -> Iterator[Path]:
-    """A folder with the files of `list_serving_code`, and nothing else."""
+def _copy_serving_code() -> Iterator[Path]:
+    """Yield a temporary folder with the files of `list_serving_code`."""
     with temporary_folder("code") as temporary:
         for name, path in list_serving_code().items():
             target = temporary / name
@@ -150,8 +152,8 @@ def _serving_code() -> Iterator[Path]:
 
 
 @contextmanager
-def _named(bundle: Path, name: str) -> Iterator[Path]:
-    """The bundle under the name that it has inside a model, whatever its folder is called."""
+def _link_bundle(bundle: Path, name: str) -> Iterator[Path]:
+    """Yield a link to the bundle whose name is the one that the bundle has inside a model folder."""
     with temporary_folder("bundle") as temporary:
         link = temporary / name
         link.symlink_to(bundle.resolve(), target_is_directory=True)
@@ -159,7 +161,7 @@ def _named(bundle: Path, name: str) -> Iterator[Path]:
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> "PlantPyfunc":
-    """MLflow's entry point."""
+    """Load a model for `mlflow.pyfunc.load_model`, which finds this function by its name."""
     from mlflow_plugins.loading.pyfunc import load_pyfunc
 
     return load_pyfunc(Path(path), model_config)

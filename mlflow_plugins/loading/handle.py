@@ -1,8 +1,6 @@
-"""Hot reload for services: always the version that an alias names, never a request without a model.
+"""Hot reload for services: `ModelHandle` always serves the version that an alias names.
 
->>> with ModelHandle("models:/plant-disease@production") as handle:  # doctest: +SKIP
-...     handle.predict([jpeg])[0].species
-'Tomato'
+Use it as `with ModelHandle("models:/plant-disease@production") as handle: handle.predict([jpeg])`.
 """
 
 import logging
@@ -25,7 +23,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 _LONGEST_PAUSE_S: Final = 600.0
 _CLOSING_S: Final = 5.0
 PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
-"""A grey image, which every version that is to serve must answer."""
+"""A grey image. A version must answer it before it serves."""
 
 
 def _resolve_models_uri(uri: str) -> tuple[str, str]:
@@ -36,7 +34,13 @@ def _resolve_models_uri(uri: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class LoadedVersion:
-    """A registered model's version and its classifier."""
+    """A registered model's version and its classifier.
+
+    Attributes:
+        name: the registered model's name.
+        version: the version's number, as text.
+        classifier: the loaded classifier.
+    """
 
     name: str
     version: str
@@ -44,27 +48,32 @@ class LoadedVersion:
 
 
 class ModelHandle:
-    """Serves what a URI names now, and follows it.
+    """A classifier that follows an alias: when the alias moves, the new version takes over without a pause.
 
-    A thread asks the registry again and again. A version that the alias was moved to is loaded beside the old one,
-    has its digests checked, answers a grey image, and only then takes over: a request that has begun ends on the
-    version that it began with. A version that fails, or a registry that does not answer, changes nothing: the old
-    one goes on, `failure` says why, and the pause before the next try doubles each time up to ten minutes. Both
-    versions are in memory at the same time for as long as the swap takes.
+    A thread asks the registry at regular intervals. When the alias names another version, this version is loaded beside
+    the current one, its digests are checked, and it must answer a grey image. Only then does it take over. A request
+    ends on the version with which it began. For the time of the change, both versions are in memory.
+
+    If the new version fails or the registry does not answer, the current version stays, `failure` holds the error, and
+    the pause before the next attempt doubles each time, up to ten minutes.
+
+    Attributes:
+        model_uri: the address that is followed.
+        failure: the error of the last look at the registry; None if it succeeded.
     """
 
     def __init__(self, model_uri: str, *, interval_s: float = 30.0, **options: Any) -> None:
-        """Loads the version that the URI names now.
+        """Load the version that the address names now, and start to follow it.
 
         Args:
-            model_uri: such as "models:/plant-disease@production" or "models:/plant-disease/Production".
-            interval_s: seconds between two looks at the registry; 0 for none, then only `refresh` looks.
+            model_uri: an address such as "models:/plant-disease@production" or "models:/plant-disease/Production".
+            interval_s: seconds between two looks at the registry; 0 starts no thread, and only `refresh` looks.
             options: the fields of `LoadOptions`: precision, threads, workers, providers, allow_paths, public_key.
 
         Raises:
             PlantModelsError: the version does not load.
-            MlflowException: there is none.
-            ValueError: a negative interval, or an option that `LoadOptions` refuses.
+            MlflowException: the address names no version, or the registry does not answer.
+            ValueError: the interval is negative, or `LoadOptions` refuses an option.
         """
         if interval_s < 0:
             raise ValueError(f"interval_s must be at least 0, got {interval_s!r}")
@@ -82,42 +91,44 @@ class ModelHandle:
 
     @property
     def current(self) -> LoadedVersion:
-        """The version that answers now; keep it for the length of a request that asks more than once."""
+        """The version that answers now. A request that predicts more than once should keep it until its end."""
         return self._current
 
     def predict(self, images: Iterable[ImageLike], **options: Any) -> list[Prediction]:
-        """`PlantClassifier.predict` of the version that answers when the request begins."""
+        """Classify images with the current version, as `PlantClassifier.predict` does."""
         return self._current.classifier.predict(images, **options)
 
     def refresh(self) -> bool:
-        """Looks at the registry now; whether another version took over.
+        """Look at the registry now, and return whether another version took over.
+
+        After any error, the current version stays.
 
         Raises:
-            PlantModelsError: the version that the URI names now does not load; the old one goes on.
-            MlflowException: the registry does not answer, or names none; likewise.
+            PlantModelsError: the version that the address names does not load.
+            MlflowException: the address names no version, or the registry does not answer.
         """
         with self._refreshing:
             name, version = _resolve_models_uri(self.model_uri)
             if (name, version) == (self._current.name, self._current.version):
                 return False
             before, self._current = self._current.version, self._load(name, version)
-        _LOGGER.info("%s: version %s answers now, not %s any more", self.model_uri, version, before)
+        _LOGGER.info("%s: version %s has replaced version %s", self.model_uri, version, before)
         return True
 
     def close(self) -> None:
-        """Ends the watching; the version that answers stays."""
+        """Stop following the alias; the current version goes on answering."""
         self._closed.set()
         if self._thread is not None:
             self._thread.join(_CLOSING_S)
 
     def __enter__(self) -> "ModelHandle":
-        """The handle itself."""
+        """Return the handle itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Closes it."""
+        """Close the handle."""
         self.close()
 
     def _load(self, name: str, version: str) -> LoadedVersion:
@@ -132,10 +143,10 @@ class ModelHandle:
         while not self._closed.wait(pause_s):
             try:
                 self.refresh()
-            except Exception as error:  # whatever it is, the service goes on
+            except Exception as error:  # no error may end the service
                 pause_s = min(2 * pause_s, max(_LONGEST_PAUSE_S, self._interval_s))
                 if str(error) != str(self.failure):
-                    _LOGGER.error("%s: version %s goes on: %s", self.model_uri, self._current.version, error)
+                    _LOGGER.error("%s: version %s stays: %s", self.model_uri, self._current.version, error)
                 self.failure = error
             else:
                 pause_s, self.failure = self._interval_s, None

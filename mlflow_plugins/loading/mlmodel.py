@@ -1,9 +1,10 @@
-"""MLmodel, MLflow's description of a model folder, read as what anybody may have written.
+"""MLmodel, MLflow's description of a model folder, read safely even if a stranger wrote it.
 
-PyYAML's C parser ends the process on brackets nested 100,000 deep, and a few lines of merge keys (`<<`) over aliases
-take any memory; plain tags, depth and keys are checked on the events, before a value is made.
+PyYAML's C parser ends the process on brackets that are nested 100,000 deep, and a few lines of merge keys (`<<`) over
+aliases take any amount of memory. Depth, aliases and keys are therefore checked on the events, before values are made.
 
->>> read_description(folder)["flavors"]["plantmodels"]["bundle"]  # doctest: +SKIP
+>>> _ = (tmp / "MLmodel").write_text("flavors: {plantmodels: {bundle: data/bundle}}")
+>>> read_description(tmp)["flavors"]["plantmodels"]["bundle"]
 'data/bundle'
 """
 
@@ -16,24 +17,24 @@ from plantmodels.bundle.files import read_bytes
 from plantmodels.errors import BundleError
 
 DESCRIPTION_FILE: Final = "MLmodel"
-"""Every model folder of MLflow's has it."""
+"""The file that makes a folder an MLflow model."""
 
 FLAVOR_NAME: Final = "plantmodels"
 BUNDLE_FOLDER: Final = "data/bundle"
-"""Where the bundle lies inside a model's artifacts."""
+"""The bundle's folder inside a model folder."""
 
 _MAX_BYTES: Final = 4 * 2**20
 _MAX_DEPTH: Final = 50
 _MERGE: Final = "<<"
 _YAML_ERRORS: Final = (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What PyYAML raises for YAML that is none, and for plain values under another one's tag, as in `!!timestamp x`."""
+"""What PyYAML raises for malformed YAML, and for a value that does not fit its tag, as in `!!timestamp x`."""
 
 _OPENING: Final = (yaml.MappingStartEvent, yaml.SequenceStartEvent)
 _CLOSING: Final = (yaml.MappingEndEvent, yaml.SequenceEndEvent)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Makes plain values only, and refuses a key that is repeated."""
+    """Makes only plain values, and refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -45,14 +46,14 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 def read_description(folder: Path, *, aliases: bool = False) -> dict[str, Any]:
-    """Reads the MLmodel of a model folder.
+    """Read the MLmodel of a model folder.
 
     Args:
         folder: the model folder.
-        aliases: as `read_yaml`; MLflow writes some for other models than ours.
+        aliases: whether YAML aliases are accepted; MLflow writes aliases for some other flavors.
 
     Raises:
-        BundleError: as `read_yaml`, or it names no flavors.
+        BundleError: the file cannot be read (`read_yaml`), or names no flavors.
     """
     path = folder / DESCRIPTION_FILE
     document = read_yaml(path, aliases=aliases)
@@ -62,15 +63,15 @@ def read_description(folder: Path, *, aliases: bool = False) -> dict[str, Any]:
 
 
 def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
-    """Reads one YAML object of plain values.
+    """Read one YAML object of plain values.
 
     Args:
         path: the file.
-        aliases: whether references are read.
+        aliases: whether YAML aliases are accepted.
 
     Raises:
-        BundleError: absent, no regular file, too large, no YAML of plain values, an alias that is not wanted, a merge
-            key or a repeated key, nested too deeply, or no object.
+        BundleError: the file is missing, too large or not a regular file; or its YAML is malformed, nested too deeply,
+            not one object, or holds a repeated key, a merge key, an unaccepted alias or a tag that is not plain.
     """
     content = read_bytes(path, _MAX_BYTES)
     try:

@@ -1,9 +1,12 @@
-"""A version as MLflow's pyfunc: every form of input of contract 4 in, a DataFrame of its rows out.
+"""A model version as MLflow's pyfunc: takes images in every form of contract 4, and returns a DataFrame.
 
-Apart from `flavor`, because pandas and MLflow's types take a second to import, which the native loader does without.
+This is not part of `flavor`, because pandas and MLflow's types take a second to import and the native loader needs
+neither.
 
->>> load_pyfunc(Path("model/data/bundle")).predict([jpeg]).loc[0, "species"]  # doctest: +SKIP
-'Tomato'
+>>> from mlflow_plugins import save_model
+>>> save_model(bundle, tmp / "model")
+>>> load_pyfunc(tmp / "model/data/bundle").predict([image.read_bytes()])["error"].tolist()
+[None]
 """
 
 from collections.abc import Iterable, Mapping
@@ -28,10 +31,11 @@ if TYPE_CHECKING:
 IMAGE_COLUMN: Final = "image"
 
 STRUCT_COLUMN: Final = "prediction"
-"""The one column of an answer with as_struct=True, each value a dict of contract 4. For `mlflow.pyfunc.spark_udf`:
-it casts each column of a primitive type as a whole, which fails for an integer that is None and turns a boolean that
-is None into False; the fields of a struct it casts one by one, and leaves None alone. The signature describes answers
-without it."""
+"""The only column of an answer with as_struct=True; each value is a dict of contract 4.
+
+`mlflow.pyfunc.spark_udf` needs it. It casts a column of a primitive type as a whole, which fails for an integer column
+with None and turns None into False in a boolean column. The fields of a struct are cast one by one, and None stays
+None. The signature describes answers without as_struct."""
 
 PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "species": DataType.string,
@@ -44,7 +48,7 @@ PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "rejected": DataType.boolean,
     "error": DataType.string,
 }
-"""Contract 4. Values are Python ones or None in columns of dtype object, so that JSON gets null and no NaN."""
+"""The columns of contract 4. They have dtype object and hold Python values or None, so that JSON gets null, not NaN."""
 
 _CANDIDATES: Final = Array(Object([Property("species", DataType.string), Property("probability", DataType.double)]))
 
@@ -66,34 +70,33 @@ SIGNATURE: Final = ModelSignature(
         ]
     ),
 )
-"""What comes out. There is no input schema: MLflow would make a DataFrame of every list and array before the model
-sees it, and refuse arrays of images; what goes in is checked here instead, image by image."""
+"""The outputs and params of the model. It has no input schema: with one, MLflow would turn every list and array into a
+DataFrame and refuse arrays of images. `read_images` checks the input instead."""
 
-
-_DEFAULTS: Final = LoadOptions()
 MODEL_CONFIG: Final[Mapping[str, Any]] = {
-    "precision": _DEFAULTS.precision,
-    "threads": _DEFAULTS.threads,
-    "workers": _DEFAULTS.workers,
-    "providers": list(_DEFAULTS.providers),
-    "allow_paths": _DEFAULTS.allow_paths,
+    **{name: value for name, value in asdict(LoadOptions()).items() if name != "public_key"},
+    "providers": list(LoadOptions().providers),  # MLmodel holds plain lists
     "column": None,
 }
 """What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record.
 
-`column` names one of `PREDICTION_COLUMNS`, which the model then answers with alone: `mlflow.models.evaluate` takes
-the whole answer of a model for its labels."""
+`column` names one of `PREDICTION_COLUMNS`. The model then returns only this column, which `mlflow.models.evaluate`
+needs, because it compares a model's whole answer with the labels."""
 
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
 
 
 def arrow_schema(columns: Iterable[str] = tuple(PREDICTION_COLUMNS)) -> "pa.Schema":
-    """The Arrow types of an answer's columns, which pyarrow otherwise guesses from the rows: an all-null one has none.
+    """Return the Arrow types of an answer's columns.
 
-    >>> pa.Table.from_pandas(frame, schema=arrow_schema(frame.columns))  # doctest: +SKIP
+    Without a schema, pyarrow guesses types from the rows, and finds none for a column that is all null. Use it as
+    `pa.Table.from_pandas(frame, schema=arrow_schema(frame.columns))`.
 
     Args:
-        columns: names of the signature's outputs.
+        columns: names of columns of the answer, in order.
+
+    >>> arrow_schema(["species", "rejected"]).types
+    [DataType(string), DataType(bool)]
     """
     import pyarrow as pa
 
@@ -105,11 +108,15 @@ def arrow_schema(columns: Iterable[str] = tuple(PREDICTION_COLUMNS)) -> "pa.Sche
 
 
 def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> "PlantPyfunc":
-    """Loads a bundle inside a model folder; digests and class order are checked before any session opens.
+    """Load the bundle of a model folder. Digests and class order are checked before a session opens.
+
+    Args:
+        bundle: the bundle inside the model folder.
+        model_config: keys of `MODEL_CONFIG` that differ from their defaults.
 
     Raises:
-        BundleError: as `PlantClassifier.load`, or the manifest is not that which MLmodel recorded.
-        ValueError: an unknown key of `model_config`, no such column, or a value that the classifier refuses.
+        BundleError: the manifest is not the one that MLmodel records, or as `PlantClassifier.load`.
+        ValueError: `model_config` has an unknown key, an unknown column or a value that `LoadOptions` refuses.
     """
     config = {**MODEL_CONFIG, **(model_config or {})}
     if unknown := sorted(set(config) - set(MODEL_CONFIG)):
@@ -122,32 +129,36 @@ def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> 
 
 
 class PlantPyfunc:
-    """What `mlflow.pyfunc.load_model(...)` calls to predict."""
+    """The model behind `mlflow.pyfunc.load_model(...).predict`."""
 
     def __init__(self, classifier: PlantClassifier, column: str | None = None) -> None:
-        """Wraps a loaded classifier that answers with all columns, or with one."""
+        """Wrap a classifier; a column's name makes `predict` return only this column."""
         self.classifier = classifier
         self.column = column
 
     def get_raw_model(self) -> PlantClassifier:
-        """The classifier: what `PyFuncModel.get_raw_model()` gives."""
+        """Return the classifier, for `PyFuncModel.get_raw_model()`."""
         return self.classifier
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> pd.DataFrame | pd.Series:
-        """One row of contract 4 for each image of any form that `read_images` takes; see `STRUCT_COLUMN`.
+        """Return one row of contract 4 per image.
 
-        A Series of one value an image where the model was loaded with a `column`, as text, numbers or booleans.
+        If the model was loaded with a `column`, return a Series of this column, as text, numbers or booleans.
+
+        Args:
+            model_input: images in any form that `read_images` accepts.
+            params: the params of `SIGNATURE` that differ from their defaults; see also `STRUCT_COLUMN`.
 
         Raises:
-            ImageError: a bad image, with on_error="raise".
-            ValueError: an input of no known form, an unknown param, or a param of another value.
+            ImageError: an image is bad and the param `on_error` is "raise".
+            ValueError: the input has an unknown form, or a param is unknown or has a wrong value.
         """
         options = {name: spec.default for name, spec in _PARAMS.items()} | dict(params or {})
         if unknown := sorted(set(options) - set(_PARAMS)):
             raise ValueError(f"unknown params {', '.join(unknown)}: expected {', '.join(_PARAMS)}")
         as_struct = options.pop("as_struct")
         predictions = self.classifier.predict(read_images(model_input), **options)
-        frame = _to_frame(predictions, [c for c in ("candidates", "embedding") if _asks_for(c, options)])
+        frame = _build_frame(predictions, [c for c in ("candidates", "embedding") if _is_requested(c, options)])
         if self.column is not None:
             return frame[self.column].infer_objects()
         if not as_struct:
@@ -156,19 +167,22 @@ class PlantPyfunc:
 
 
 def read_images(model_input: Any) -> Iterable[ImageLike]:
-    """The images in an input of any form of contract 4.
+    """Return the images in an input of any form of contract 4.
 
     Args:
-        model_input: a DataFrame with the column `image`, or a dict of lists with this key alone (a single column may
-            have the name 0 or "0", as `spark_udf` calls it); a Series, list or one-dimensional array of encoded
-            bytes, base64 text or Pillow images, or of dicts with the key `image` alone; a (N, H, W, 3) uint8 array;
-            a normalised (N, 3, S, S) float32 array.
+        model_input: one of these forms:
+            a DataFrame with the column `image`, or a dict of lists with only this key (a single column may also be
+            called 0 or "0", as `spark_udf` does);
+            a Series, list or one-dimensional array of encoded bytes, base64 text, Pillow images or dicts with only the
+            key `image`;
+            an (N, H, W, 3) uint8 array;
+            a normalized (N, 3, P, P) float32 array.
 
     Raises:
-        ValueError: another form.
+        ValueError: the input has another form.
     """
     if isinstance(model_input, pd.DataFrame) and model_input.shape == (0, 0):
-        return []  # `dataframe_records` of no record
+        return []  # what MLflow makes of `dataframe_records` without a record
     if isinstance(model_input, pd.DataFrame | Mapping):
         names = [IMAGE_COLUMN, *([0, "0"] if len(model_input.keys()) == 1 else [])]
         for name in names:
@@ -178,7 +192,7 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
         raise ValueError(f"no column {IMAGE_COLUMN!r}: the columns are {columns or 'none at all'}")
     if isinstance(model_input, np.ndarray):
         if model_input.ndim == 1:
-            return map(_unwrap, model_input)
+            return map(_unwrap_row, model_input)
         if model_input.ndim == 4:
             return cast("Iterable[ImageLike]", model_input)
         raise ValueError(
@@ -186,7 +200,7 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
             f"got {model_input.shape} {model_input.dtype}"
         )
     if isinstance(model_input, pd.Series | list | tuple):
-        return map(_unwrap, model_input)
+        return map(_unwrap_row, model_input)
     raise ValueError(
         f"expected a DataFrame with the column {IMAGE_COLUMN!r}, a list of images or an array, "
         f"got {type(model_input).__name__}"
@@ -194,7 +208,7 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
 
 
 def _read_column(model_input: Any, name: object) -> Iterable[ImageLike]:
-    if isinstance(model_input, Mapping) and len(model_input) > 1:  # of rows with unlike keys, MLflow's server makes one
+    if isinstance(model_input, Mapping) and len(model_input) > 1:  # MLflow's server sends it for rows of unlike keys
         raise ValueError(f"a dict of lists has the key {name!r} alone, got {', '.join(map(str, model_input))}")
     column = model_input[name]
     if isinstance(column, pd.DataFrame):
@@ -202,24 +216,24 @@ def _read_column(model_input: Any, name: object) -> Iterable[ImageLike]:
     return read_images(column)
 
 
-def _unwrap(image: Any) -> Any:
-    """The image of a row `{"image": …}`; MLflow's server puts what lies beside a null into arrays of no dimension."""
+def _unwrap_row(image: Any) -> Any:
+    """Return the image of a row `{"image": …}`. MLflow's server wraps values beside a null in 0-dimensional arrays."""
     if isinstance(image, np.ndarray) and image.ndim == 0:
         image = image.item()
     return image[IMAGE_COLUMN] if isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN} else image
 
 
-def _asks_for(column: str, options: Mapping[str, Any]) -> bool:
+def _is_requested(column: str, options: Mapping[str, Any]) -> bool:
     return bool(options.get({"candidates": "top_k", "embedding": "return_embedding"}[column]))
 
 
-def _to_frame(predictions: list[Prediction], further: list[str]) -> pd.DataFrame:
+def _build_frame(predictions: list[Prediction], optional_columns: list[str]) -> pd.DataFrame:
     rows = []
     for prediction in predictions:
         row: dict[str, Any] = {name: getattr(prediction, name) for name in PREDICTION_COLUMNS}
-        if "candidates" in further:
+        if "candidates" in optional_columns:
             row["candidates"] = None if prediction.candidates is None else [asdict(c) for c in prediction.candidates]
-        if "embedding" in further:
+        if "embedding" in optional_columns:
             row["embedding"] = None if prediction.embedding is None else prediction.embedding.tolist()
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *further], dtype=object)
+    return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *optional_columns], dtype=object)
