@@ -12,6 +12,8 @@ pytest_plugins = [
     "tests.fixtures.bundles",
     "tests.fixtures.machine",
     "tests.fixtures.tracking",
+    "tests.fixtures.servers",
+    "tests.fixtures.proxy",
     "tests.fixtures.reports",
     "tests.fixtures.doctests",
 ]

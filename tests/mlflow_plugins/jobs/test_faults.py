@@ -143,12 +143,12 @@ def request_(tiny_bundle, tmp_path: Path, name: str) -> JobRequest:
 
 
 def test_a_main_job_goes_on_when_its_server_comes_back(
-    proxy, request_: JobRequest, wait_for, answers, monkeypatch: pytest.MonkeyPatch
+    proxy, request_: JobRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed at the end of verification; with as many tries as MLflow has by default."""
     monkeypatch.delenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-    starting = threading.Timer(1, proxy.server.start, (wait_for, answers))
+    starting = threading.Timer(1, proxy.server.start)
 
     def restart() -> None:
         proxy.server.kill()
@@ -162,16 +162,14 @@ def test_a_main_job_goes_on_when_its_server_comes_back(
     load_model(f"models:/{request_.name}/{version.version}")
 
 
-def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(
-    proxy, request_: JobRequest, wait_for, answers
-) -> None:
+def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(proxy, request_: JobRequest) -> None:
     proxy.on("PUT", PACKED_HEADS_FILE, proxy.first(proxy.server.kill))
     try:
         with pytest.raises(RegistrationError, match=r"could not be uploaded: .*Connection aborted") as caught:
             run_main_job(request_)
     finally:
         proxy.server.kill()
-        proxy.server.start(wait_for, answers)
+        proxy.server.start()
     assert "\n" not in str(caught.value)
     check_files(request_.bundle, read_manifest(request_.bundle))
     assert read_report(request_.bundle).gates
@@ -218,7 +216,7 @@ def test_a_server_with_a_full_disk_registers_nothing_and_goes_on(
     small_disk, start_server, proxy_before, good_bundle: Path
 ) -> None:
     """Its artifacts and its database, one after the other, in the middle of a job; its TMPDIR, all the time."""
-    disks = {name: small_disk(name) for name in ("temporary", "artifacts", "database")}
+    disks = {name: small_disk(32 * 1024, name) for name in ("temporary", "artifacts", "database")}
     server = start_server(
         *("--workers", "1", "--artifacts-destination", str(disks["artifacts"].folder)),
         database=f"sqlite:///{disks['database'].folder}/server.db",

@@ -135,7 +135,7 @@ def test_an_alias_moved_during_the_download_gives_one_version(proxy, name: str, 
 def test_a_full_disk_is_named_and_nothing_is_left(
     proxy, name: str, small_disk, leaf: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk = small_disk("full")
+    disk = small_disk(32 * 1024, "full")
     monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
     handle = ModelHandle(f"models:/{name}@served", interval_s=0, threads=1)
     serve(name, "2")
