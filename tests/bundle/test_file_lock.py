@@ -28,7 +28,7 @@ def test_a_waiting_thread_takes_over(tmp_path: Path) -> None:
     path, order = tmp_path / "a.lock", []
 
     def wait() -> None:
-        with hold_file_lock(path, timeout_s=10, holder="second"):
+        with hold_file_lock(path, timeout_s=600, holder="second"):
             order.append(path.read_text())
 
     thread = threading.Thread(target=wait)
@@ -53,7 +53,7 @@ def test_a_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     with hold_file_lock(path):
         child = fork.Process(target=_sleep, args=(ready,), daemon=True)
         child.start()
-        assert ready.wait(10)
+        assert ready.wait(600)
     try:
         with hold_file_lock(path) as is_held:
             assert is_held

@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
+from tests.fixtures.tracking import responds
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "plant-disease"
@@ -29,7 +30,7 @@ def register(bundle: Path) -> str:
 
 
 def ask(url: str, body: bytes | None = None) -> dict[str, Any]:
-    with urllib.request.urlopen(url, body, timeout=60) as answer:
+    with urllib.request.urlopen(url, body, timeout=600) as answer:
         return json.load(answer)
 
 
@@ -40,7 +41,6 @@ def service(
     code_blocks,
     tmp_path: Path,
     wait_for: Callable[..., None],
-    answers: Callable[[str], bool],
 ) -> Iterator[str]:
     """The page's service on version 1, which looks at the alias every 0.2 s; its address."""
     MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
@@ -58,7 +58,7 @@ def service(
             stderr=log,
         )
     try:
-        wait_for(lambda: process.poll() is not None or answers(f"http://{address}/health"), 90)
+        wait_for(lambda: process.poll() is not None or responds(f"http://{address}/health"), 600)
         assert process.poll() is None, (tmp_path / "service.log").read_text()
         yield f"http://{address}"
     finally:

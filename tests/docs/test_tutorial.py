@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_plugins import flavor
+from tests.fixtures.tracking import responds
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -95,7 +96,7 @@ def register(bundle: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_tutorial(reader: Reader, code_blocks, wait_for: Callable[..., None], answers: Callable) -> None:
+def test_the_tutorial(reader: Reader, code_blocks, wait_for: Callable[..., None]) -> None:
     typed = [line for block in code_blocks("tutorial.md", "console") for line in re.findall(r"^\$ (.*)$", block, re.M)]
     promotion, question = code_blocks("tutorial.md", "python")
     steps = iter(typed)
@@ -117,7 +118,7 @@ def test_the_tutorial(reader: Reader, code_blocks, wait_for: Callable[..., None]
     assert address == "http://127.0.0.1:5000"
     address = address.replace("5000", str(reader.port))
     reader.environment["MLFLOW_TRACKING_URI"] = address
-    wait_for(lambda: answers(f"{address}/health"), 90)
+    wait_for(lambda: responds(f"{address}/health"), 600)
 
     refused = reader.run(sys.executable, "-c", promotion)
     assert refused.returncode == 1

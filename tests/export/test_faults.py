@@ -146,7 +146,7 @@ def test_of_two_exports_at_once_one_wins_and_the_other_says_so(tiny_bundle, tmp_
         winner.send_signal(signal.SIGSTOP)  # however slow the other one is to start
         loser = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         winner.send_signal(signal.SIGCONT)
-        winner.communicate(timeout=300)
+        winner.communicate(timeout=1200)
     assert (winner.returncode, loser.returncode) == (0, 1)
     assert f"models: process {winner.pid} on " in loser.stderr and "is writing it; nothing was changed" in loser.stderr
     assert len(loser.stderr.splitlines()) == 1

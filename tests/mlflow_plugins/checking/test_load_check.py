@@ -270,6 +270,6 @@ def test_a_version_behind_a_server(start_server, tiny_bundle, tmp_path: Path) ->
 
     place = MlflowClient().get_model_version_download_uri(NAME, "1").removeprefix("mlflow-artifacts:/")
     target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{place}/code/mlflow_plugins/flavor.py"
-    requests.put(target, data=b"raise SystemExit('ran')", timeout=30).raise_for_status()
+    requests.put(target, data=b"raise SystemExit('ran')", timeout=600).raise_for_status()
     result = load_check(f"models:/{NAME}@candidate")
     assert result.exit_code == 1 and "code/mlflow_plugins/flavor.py differ" in result.stderr

@@ -116,7 +116,7 @@ def test_the_next_job_ends_what_killed_jobs_left(
     killed["register"] = start("register", "--bundle", good_bundle, "--name", name)
     killed["verify"] = start("verify", "--bundle", bundle_copy, *data, MLFLOW_RUN_ID=attached)
     for kind, process in killed.items():
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         assert process.returncode == -signal.SIGKILL, (kind, output)
     assert {run.info.status for run in runs()} == {"RUNNING"} and len(runs()) == 3
     assert [str(model.status) for model in models()] == ["PENDING"]
@@ -182,10 +182,10 @@ def test_a_server_that_stays_away_leaves_the_bundle_and_no_version(proxy, reques
 def test_two_registrations_at_once_are_two_whole_versions(proxy, name: str, good_bundle: Path, leaf: bytes) -> None:
     """The first waits with its version until the second one makes its own."""
     together = threading.Barrier(2)
-    proxy.on("POST", "model-versions/create", proxy.first(lambda: together.wait(120)), times=2)
+    proxy.on("POST", "model-versions/create", proxy.first(lambda: together.wait(600)), times=2)
     other = start("register", "--bundle", good_bundle, "--name", name)
     run_register(good_bundle, name, None)
-    output, _ = other.communicate(timeout=300)
+    output, _ = other.communicate(timeout=1200)
     assert other.returncode == 0, output
     assert versions(name) == [1, 2] and [run.info.status for run in runs()] == ["FINISHED"] * 2
     for version in "12":
@@ -199,7 +199,7 @@ def test_two_main_jobs_at_once_are_two_whole_versions(tiny_bundle, tmp_path: Pat
     data = ("--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--name", "plants")
     other = start("run", *data, "--bundle", tmp_path / "other")
     ours = run_main_job(JobRequest(tiny_bundle.checkpoint, tiny_bundle.data, bundle=tmp_path / "ours", name="plants"))
-    output, _ = other.communicate(timeout=400)
+    output, _ = other.communicate(timeout=1200)
     assert other.returncode == 0, output
     assert versions("plants") == [1, 2]
     assert [run.info.status for run in MlflowClient().search_runs(["0"])] == ["FINISHED"] * 2

@@ -153,7 +153,7 @@ def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, photograph
     arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
     without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()  # root may read
     for images_now in (4, 5):
-        assert start(arguments, tmp_path / "log", without).wait(120) == 0, (tmp_path / "log").read_text()
+        assert start(arguments, tmp_path / "log", without).wait(1200) == 0, (tmp_path / "log").read_text()
         frame = read_scores(output)
         assert len(frame) == images_now
         (tmp_path / "late").exists() and (tmp_path / "late").rename(images / "late 100%.png")
@@ -181,7 +181,7 @@ def test_killed_half_way_and_resumed(
     arguments += ["--images-per-batch", "250"]
     process = start(arguments, tmp_path / "log")
     try:
-        wait_for(lambda: (output / "batch=3" / "_SUCCESS").exists() or process.poll() is not None, 240)
+        wait_for(lambda: (output / "batch=3" / "_SUCCESS").exists() or process.poll() is not None, 1200)
         time.sleep(1)  # the next batch is on its way
     finally:
         os.killpg(process.pid, signal.SIGKILL)  # the JVM, too; its Python workers end with it
@@ -191,7 +191,7 @@ def test_killed_half_way_and_resumed(
     before = {path: path.stat().st_mtime_ns for name in done[:-1] for path in (output / name).glob("*.parquet")}
 
     resumed = start(arguments, tmp_path / "log")
-    assert resumed.wait(300) == 0, (tmp_path / "log").read_text()
+    assert resumed.wait(1200) == 0, (tmp_path / "log").read_text()
     last = (tmp_path / "log").read_text().splitlines()[-1]
     assert last.startswith(f"{output}: 2,000 images, ") and "20 bad" in last
     scored_now = int(last.split()[3].replace(",", ""))
@@ -245,9 +245,9 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[
 
     try:
         master = launch("master", "--host", "127.0.0.1", "--port", url.rsplit(":", 1)[1], "--webui-port", "0")
-        wait_for(lambda: "I have been elected leader" in Path(master).read_text(), 60)
+        wait_for(lambda: "I have been elected leader" in Path(master).read_text(), 600)
         launch("worker", "--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", f"{tmp_path}/work", url)
-        wait_for(lambda: "Registering worker" in Path(master).read_text(), 60)
+        wait_for(lambda: "Registering worker" in Path(master).read_text(), 600)
         yield url
     finally:
         for process in started:

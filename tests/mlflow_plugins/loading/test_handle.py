@@ -159,7 +159,7 @@ def test_eight_threads_and_a_move_of_the_alias(versions, tiny_bundle, verified_b
 
     with ThreadPoolExecutor(8) as pool:
         workers = [pool.submit(ask, worker) for worker in range(8)]
-        assert halfway.wait(120)
+        assert halfway.wait(1200)
         promote(versions[1])
         assert handle_.refresh()
         seen = [worker.result() for worker in workers]

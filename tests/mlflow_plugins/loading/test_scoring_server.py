@@ -28,7 +28,7 @@ def server(verified_bundle: Path, tmp_path_factory: pytest.TempPathFactory, serv
 
 def ask(server: str, document: Any) -> requests.Response:
     text = document if isinstance(document, str) else json.dumps(document)
-    return requests.post(server, data=text, headers={"Content-Type": "application/json"}, timeout=60)
+    return requests.post(server, data=text, headers={"Content-Type": "application/json"}, timeout=600)
 
 
 def test_four_forms_give_the_same_rows(server: str, leaf: bytes, verified_bundle: Path, tmp_path: Path) -> None:

@@ -148,14 +148,14 @@ def test_ways_round_by_plain_http_are_refused(start_server, good_bundle, bad_bun
     for prefix in ("api", "ajax-api"):
         asked = {"name": NAME, "version": bad, "stage": "Production", "archive_existing_versions": True}
         answer = requests.post(
-            f"{server.address}/{prefix}/2.0/mlflow/model-versions/transition-stage", json=asked, timeout=30
+            f"{server.address}/{prefix}/2.0/mlflow/model-versions/transition-stage", json=asked, timeout=600
         )
         assert answer.status_code == 403
         assert "ood_recall measured 50.00 %, limit ≥ 95 %" in answer.json()["message"]
 
     place = client.get_model_version_download_uri(NAME, good).removeprefix("mlflow-artifacts:/")
     target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{place}/data/bundle/report.html"
-    requests.put(target, data=b"<h1>All passed</h1>", timeout=30).raise_for_status()
+    requests.put(target, data=b"<h1>All passed</h1>", timeout=600).raise_for_status()
     with pytest.raises(MlflowException, match=r"refused to set alias production: .*changed: report\.html"):
         client.set_registered_model_alias(NAME, "production", good)
     assert production() == ([], None)
@@ -168,7 +168,7 @@ def test_byte_code_put_beside_the_code_is_refused(start_server, good_bundle):
     place = client.get_model_version_download_uri(NAME, version).removeprefix("mlflow-artifacts:/")
     path = f"{place}/code/plantmodels/__pycache__/__init__.cpython-311.pyc"
     target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{path}"
-    requests.put(target, data=b"byte code", timeout=30).raise_for_status()
+    requests.put(target, data=b"byte code", timeout=600).raise_for_status()
     with pytest.raises(MlflowException, match="its files are not those that were registered"):
         client.set_registered_model_alias(NAME, "production", version)
 
