@@ -17,10 +17,11 @@ from plantmodels.data.progress import log_to_terminal
 @click.group(cls=KnownErrors)
 @click.version_option(__version__)
 def main() -> None:
-    """Promote, waive, audit and check the model versions of an MLflow registry with gates.
+    """Waive, audit, compare and check the model versions of an MLflow registry with gates.
 
-    The registry is MLFLOW_REGISTRY_URI, or else MLFLOW_TRACKING_URI: the address of a server, or plantmodels:DATABASE.
-    To make, measure and use bundles, use plantmodels.
+    Versions are promoted in MLflow's UI or through its client; the registry refuses those that fail a gate. The
+    registry is MLFLOW_REGISTRY_URI, or else MLFLOW_TRACKING_URI: the address of a server, or plantmodels:DATABASE. To
+    make, measure and use bundles, use plantmodels.
     """
     log_to_terminal()
 
@@ -32,10 +33,11 @@ def main() -> None:
 @html_option
 @format_option
 def compare(name: str, a: str, b: str, html: Path | None, output_format: str) -> None:
-    """Say what is better or worse in version B of NAME than in version A, beyond noise.
+    """Say what is better or worse in version B of NAME than in A.
 
-    A and B are version numbers, aliases (@production) or stages (Production). Their gate reports are compared; no model
-    is downloaded. The comparison only informs; the exit status is 0 whatever it finds.
+    A and B are version numbers, aliases (@production) or stages (Production). Their gate reports are compared, and
+    differences within noise are not counted; no model is downloaded. The comparison only informs; the exit status is 0
+    whatever it finds.
     """
     from mlflow_plugins.jobs.compare import compare_versions
 
@@ -47,10 +49,10 @@ def compare(name: str, a: str, b: str, html: Path | None, output_format: str) ->
 @click.option("--copy-to", type=PATH, default=None, help="Keep the checked copy in this folder, for pyfunc to load.")
 @public_key_option
 def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
-    """Check every file of the version at URI before any of its code runs, then load it and classify a grey image.
+    """Check a version's files before its code runs, then load it.
 
-    URI is models:/NAME/VERSION, models:/NAME@ALIAS or a model folder. Prints one line for each check, and ends with
-    exit status 1 at the first check that fails.
+    URI is models:/NAME/VERSION, models:/NAME@ALIAS or a model folder. When every file is checked, the version is loaded
+    and classifies a grey image. Prints one line for each check, and ends with exit status 1 at the first that fails.
     """
     from mlflow_plugins.checking.load_check import check_version
 
@@ -64,7 +66,7 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
 @click.argument("gate")
 @click.option("--reason", required=True, help="Why this version may be used although the gate failed.")
 def waive(name: str, version: str, gate: str, reason: str) -> None:
-    """Waive one failed GATE of one VERSION of NAME, with a reason.
+    """Waive one failed GATE of one VERSION, with a reason.
 
     The waiver holds for the version's files and the measured value as they are now, and becomes void if either changes.
     """
@@ -80,7 +82,10 @@ def waive(name: str, version: str, gate: str, reason: str) -> None:
 @main.command()
 @click.argument("name")
 def audit(name: str) -> None:
-    """Print every decision of the gated registry about NAME, oldest first."""
+    """Print every decision of the registry about NAME.
+
+    The oldest decision comes first; decisions about deleted versions are included.
+    """
     from mlflow_plugins.registry.admin import list_decisions
 
     for decision in list_decisions(name):
@@ -90,7 +95,10 @@ def audit(name: str) -> None:
 @main.command()
 @click.argument("name")
 def reconcile(name: str) -> None:
-    """Make the stage Production and the alias production of NAME agree again, after a server died between the two."""
+    """Make stage and alias of NAME agree again after a crash.
+
+    If a server dies between the two, the stage Production and the alias production may name different versions.
+    """
     from mlflow_plugins.registry.admin import reconcile_model
 
     click.echo(reconcile_model(name))

@@ -52,7 +52,10 @@ def main() -> None:
 @policy_option
 @seed_option
 def run_all(**options: Any) -> None:
-    """Export, verify and register one model version: the main job."""
+    """Export, verify and register one model version.
+
+    This is the main job. A version whose gates fail is registered too; the registry refuses to promote it.
+    """
     request = JobRequest(**options)
     from mlflow_plugins.jobs.main import run_main_job
     from mlflow_plugins.jobs.registration import describe_registered
@@ -140,7 +143,10 @@ def register(bundle: Path, name: str, example: Path | None) -> None:
 def score(
     model: str, images: str, output: str, spark_master: str, partition_by: str, images_per_batch: int, routing: Routing
 ) -> None:
-    """Score any number of images on Spark; a stopped job resumes without scoring an image twice."""
+    """Score any number of images on Spark.
+
+    A stopped job resumes without scoring an image twice.
+    """
     from mlflow_plugins.jobs.scoring import run_score
 
     columns = tuple(name.strip() for name in partition_by.split(",") if name.strip())
@@ -154,7 +160,7 @@ def score(
 @main.command()
 @train_options
 def train(**options: Any) -> None:
-    """Train a hierarchical network from scratch, with one step of the run for each epoch."""
+    """Train a network from scratch, one step of the run an epoch."""
     request = TrainRequest(**options)
     from mlflow_plugins.jobs.training import run_train_job
 
@@ -165,7 +171,7 @@ def train(**options: Any) -> None:
 @main.command()
 @distill_options
 def distill(**options: Any) -> None:
-    """Train a small student of a teacher, with one step of the run for each epoch."""
+    """Train a small student of a teacher, within a size limit."""
     request = DistillRequest(**options)
     from mlflow_plugins.jobs.training import run_distill_job
 
@@ -179,7 +185,10 @@ def distill(**options: Any) -> None:
 @data_option
 @non_plants_option
 def show(name: str, version: str, data: Path, non_plants: Path | None) -> None:
-    """Load a version back by its URI, and print its gate table and its answers to three leaves and one non-plant."""
+    """Load a version back and ask it about a few images.
+
+    Prints its gate table, and its answers to three validation leaves and one non-plant.
+    """
     check_data(data, "val")
     if non_plants is not None:
         check_image_folder(non_plants, "non-plants")

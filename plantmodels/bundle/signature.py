@@ -107,12 +107,12 @@ def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) ->
         SignatureError: the signature is missing, malformed, made for another content or by another key; the key cannot
             be read; or model-signing is not installed.
     """
+    _read_key(public_key)
     path = folder / SIGNATURE_FILE
     if not path.exists():
         raise SignatureError(f"{folder}: not signed, there is no {SIGNATURE_FILE} beside {MANIFEST_FILE}")
     content = read_bytes(path, _MAX_BYTES)
     verifying = _import_model_signing().verifying
-    _read_key(public_key)
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # the errors of model-signing and cryptography have no base class of their own

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 def main() -> None:
     """Turn a trained hierarchical plant classifier into one verified bundle, and classify images with it.
 
-    To register, promote and audit model versions in MLflow, use plantmodels-registry.
+    None of these commands needs MLflow. To waive, audit, compare and check registered versions, use
+    plantmodels-registry.
     """
     log_to_terminal()
 
@@ -62,7 +63,11 @@ def main() -> None:
 @bundle_option
 @seed_option
 def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, seed: int) -> None:
-    """Write the bundle of a checkpoint: species models, disease heads, detector and manifest."""
+    """Turn a checkpoint into a bundle.
+
+    A bundle is one folder with the species models, the disease heads, the detector and a manifest. An older bundle in
+    the folder is replaced when the new one is complete.
+    """
     from plantmodels.export.staging import check_replaceable
 
     check_checkpoint(checkpoint)
@@ -95,7 +100,10 @@ def verify(
     unseen_plants: Path | None,
     policy: Path | None,
 ) -> None:
-    """Measure every gate on validation images and write the report into the bundle."""
+    """Measure every gate and write the report into the bundle.
+
+    The exit status is 1 if a gate was not passed; the report is written all the same.
+    """
     from plantmodels.bundle.manifest import read_manifest
     from plantmodels.report.policy import read_policy
 
@@ -122,7 +130,10 @@ def verify(
 @bundle_option
 @public_key_option
 def inspect(bundle: Path, public_key: Path | None) -> None:
-    """Check a bundle's digests and, given a key, its signature, and describe what it contains."""
+    """Check a bundle's digests and describe what it contains.
+
+    With a public key, its signature is checked as well.
+    """
     from plantmodels.report.describe import describe_bundle
     from plantmodels.report.gate_report import read_report
 
@@ -140,10 +151,10 @@ def inspect(bundle: Path, public_key: Path | None) -> None:
 @html_option
 @format_option
 def compare(a: Path, b: Path, html: Path | None, output_format: str) -> None:
-    """Say what is better or worse in bundle B than in bundle A, beyond noise.
+    """Say what is better or worse in bundle B than in A.
 
-    Both must be verified: their gate reports are compared. The comparison only informs; the exit status is 0 whatever
-    it finds.
+    Both must be verified: their gate reports are compared, and differences within noise are not counted. The comparison
+    only informs; the exit status is 0 whatever it finds.
     """
     from plantmodels.compare.compare import compare_bundles
 
@@ -175,7 +186,7 @@ def show_comparison(comparison: "Comparison", html: Path | None, output_format: 
 @top_k_option
 @public_key_option
 def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int, public_key: Path | None) -> None:
-    """Classify image files and print one JSON object for each.
+    """Classify image files and print a JSON object for each.
 
     An image that cannot be read gives an object whose "error" says why.
     """
@@ -192,10 +203,10 @@ def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k:
 @bundle_option
 @private_key_option
 def sign(bundle: Path, private_key: Path) -> None:
-    """Sign a bundle with your own key, after verify (which rewrites the manifest) and before registering it.
+    """Sign a bundle with your own key.
 
-    If the key is encrypted, its password is read from PLANTMODELS_KEY_PASSWORD or asked for. Signing needs the package
-    model-signing.
+    Sign after verify, which rewrites the manifest, and before registering. If the key is encrypted, its password is
+    read from PLANTMODELS_KEY_PASSWORD or asked for. Signing needs the package model-signing.
     """
     from plantmodels.bundle.signature import is_encrypted, sign_bundle
 
@@ -208,7 +219,10 @@ def sign(bundle: Path, private_key: Path) -> None:
 @main.command()
 @train_options
 def train(**options: Any) -> None:
-    """Train a hierarchical network from scratch on the leaves of split train."""
+    """Train a network from scratch on leaf images.
+
+    Only the split train is read; a part of it is held out to choose the best epoch.
+    """
     request = TrainRequest(**options)
     request.check_paths()
     from plantmodels.training.train import run_train
@@ -220,7 +234,10 @@ def train(**options: Any) -> None:
 @main.command()
 @distill_options
 def distill(**options: Any) -> None:
-    """Train a small student of a teacher, with the same embedding size and heads, that fits into a size limit."""
+    """Train a small student of a teacher, within a size limit.
+
+    The student keeps the teacher's classes, embedding size and disease heads.
+    """
     request = DistillRequest(**options)
     request.check_paths()
     from plantmodels.training.distill import run_distill

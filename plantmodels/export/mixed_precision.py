@@ -101,9 +101,9 @@ class QuantizationResult:
         lines = [f"{self.milliseconds[0]:>9.1f} ms  float32, one image on all cores"]
         for trial, elapsed_ms in zip(self.trials, self.milliseconds[1:], strict=True):
             lines.append(
-                f"{elapsed_ms:>9.1f} ms  INT8, {trial.float_products} of {self.products} products in float: species "
-                f"{_to_points(-trial.species_drop)}, diseases {_to_points(-trial.disease_drop)} points of accuracy, "
-                f"{trial.changed:.2%} of the answers changed, "
+                f"{elapsed_ms:>9.1f} ms  INT8 with {trial.float_products} of {self.products} products in float: "
+                f"accuracy of species {_to_points(-trial.species_drop)} and of diseases "
+                f"{_to_points(-trial.disease_drop)} points, {100 * trial.changed:.2f} % of answers changed: "
                 + ("taken" if trial is self.trials[-1] else "too many lost")
             )
         return lines

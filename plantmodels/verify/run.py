@@ -17,6 +17,7 @@ from plantmodels.arrays import Inputs
 from plantmodels.bundle.layout import MANIFEST_FILE, Precision, is_report
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import class_of
+from plantmodels.data.progress import log_step
 from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream
 from plantmodels.errors import BundleError
@@ -75,14 +76,19 @@ def verify_bundle(
     """
     _check_present(bundle)
     with lock_bundle(bundle):
-        contents = read_contents(bundle)
-        metadata = contents.metadata
-        inputs = read_inputs(metadata, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants)
-        opened = _open_bundle(contents, inputs.checkpoint)
+        with log_step("check files"):
+            contents = read_contents(bundle)
+            metadata = contents.metadata
+            inputs = read_inputs(
+                metadata, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants
+            )
+        with log_step("open models"):
+            opened = _open_bundle(contents, inputs.checkpoint)
         del contents  # `opened` keeps the bytes of the files that are opened again
         measured, passes = _measure(opened, inputs, policy, threads)
-        report = compose_report(metadata, inputs, measured, passes, policy)
-        write_report(bundle, metadata, report, passes)
+        with log_step("write report"):
+            report = compose_report(metadata, inputs, measured, passes, policy)
+            write_report(bundle, metadata, report, passes)
     return report
 
 
@@ -135,9 +141,11 @@ def _measure(
         passes = _measure_images(bundle, inputs, policy)
         rejection = passes.rejection.rejection
         if inputs.checkpoint is not None:
-            parity, flips = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
+            with log_step("measure parity"):
+                parity, flips = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
             rejection = replace(rejection, flips={**rejection.flips, "fp32": flips})
-        latency = _measure_latency(bundle.contents, passes, threads)
+        with log_step("measure latency"):
+            latency = _measure_latency(bundle.contents, passes, threads)
     files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
     measured = Measured(
         files=files,
@@ -188,5 +196,5 @@ def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passe
 
 def _decode_images(metadata: Metadata, paths: Sequence[Path]) -> Inputs:
     side = metadata.preprocessing.image_size
-    stream = ImageStream(paths, metadata.preprocessing, description="measure parity" if paths else "")
+    stream = ImageStream(paths, metadata.preprocessing)
     return np.concatenate([np.empty((0, 3, side, side), np.float32), *(inputs for _, inputs in stream.batches(BATCH))])
