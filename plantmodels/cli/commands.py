@@ -141,7 +141,6 @@ def inspect(bundle: Path, public_key: Path | None) -> None:
     if (bundle / GATE_REPORT_FILE).exists():
         click.echo(next_steps.suggest_register(read_report(bundle), bundle))
     else:
-        click.echo("\nThis bundle was never verified: no gate was measured.")
         click.echo(next_steps.suggest_verify(bundle))
 
 
