@@ -2,4 +2,5 @@
 
 from plantmodels.cli import main
 
-main(prog_name="plantmodels")
+if __name__ == "__main__":
+    main(prog_name="plantmodels")
