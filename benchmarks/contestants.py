@@ -21,7 +21,8 @@ from benchmarks.rows import FloatHeads, make_rows
 from plantmodels.bundle.detector import OODDetector, read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, Precision
 from plantmodels.bundle.metadata import read_metadata
-from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.prediction import Prediction
 from plantmodels.serve.preprocessing import decode_image, preprocess
 
 Array = NDArray[np.float32]

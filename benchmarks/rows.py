@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.serve.classifier import Prediction
+from plantmodels.serve.prediction import Prediction
 from plantmodels.serve.routing import softmax
 
 

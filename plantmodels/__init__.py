@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     )
     from plantmodels.export.bundle import export_bundle
     from plantmodels.report.gate_report import read_report
-    from plantmodels.serve.classifier import PlantClassifier, Prediction
+    from plantmodels.serve.classifier import PlantClassifier
+    from plantmodels.serve.prediction import Prediction
     from plantmodels.verify.run import verify_bundle
 
 __version__ = "0.2.0"
@@ -79,7 +80,7 @@ __all__ = [
 
 _MODULES = {
     "PlantClassifier": "serve.classifier",
-    "Prediction": "serve.classifier",
+    "Prediction": "serve.prediction",
     "check_signature": "bundle.signature",
     "compare_bundles": "compare.compare",
     "export_bundle": "export.bundle",

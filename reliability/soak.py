@@ -24,7 +24,7 @@ from benchmarks.serving import MODULE, PATH, own_store
 from mlflow_plugins.loading.handle import ModelHandle
 from mlflow_plugins.loading.native import open_artifacts
 from plantmodels.bundle.layout import SPECIES_FILES
-from plantmodels.serve.classifier import Prediction
+from plantmodels.serve.prediction import Prediction
 
 IMAGES: Final = 64
 MARKS: Final = 20

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FUNCTIONS = {
     "PlantClassifier": "plantmodels.serve.classifier",
-    "Prediction": "plantmodels.serve.classifier",
+    "Prediction": "plantmodels.serve.prediction",
     "export_bundle": "plantmodels.export.bundle",
     "verify_bundle": "plantmodels.verify.run",
     "compare_bundles": "plantmodels.compare.compare",

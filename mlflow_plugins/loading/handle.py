@@ -14,9 +14,10 @@ import numpy as np
 
 from mlflow_plugins.loading.native import load_version
 from plantmodels.errors import BundleError
-from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.image_input import ImageLike
 from plantmodels.serve.loading import LoadOptions
+from plantmodels.serve.prediction import Prediction
 
 _LOGGER: Final = logging.getLogger(__name__)
 

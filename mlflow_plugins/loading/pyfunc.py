@@ -21,9 +21,10 @@ from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
 from mlflow_plugins.loading.native import load_recorded_bundle
-from plantmodels.serve.classifier import PlantClassifier, Prediction
+from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.image_input import ImageLike
 from plantmodels.serve.loading import LoadOptions
+from plantmodels.serve.prediction import Prediction
 
 if TYPE_CHECKING:
     import pyarrow as pa

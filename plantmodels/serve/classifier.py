@@ -8,7 +8,6 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
@@ -16,7 +15,7 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 import onnxruntime as ort
 
-from plantmodels.arrays import Embedding, Embeddings, Inputs, Labels, Logits, Probabilities, Scores
+from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Probabilities
 from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
@@ -37,6 +36,7 @@ from plantmodels.serve.models import (
     name_failing_model,
     run_packed_heads,
 )
+from plantmodels.serve.prediction import Candidate, Outputs, Prediction
 from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, route_hard, softmax
 from plantmodels.serve.session import list_running_providers, release_free_memory
 
@@ -46,65 +46,6 @@ CHUNK: Final = 32
 OnError = Literal["row", "raise"]
 ON_ERROR: Final[tuple[OnError, ...]] = get_args(OnError)
 """What a bad image does: give a row with `error`, or raise."""
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """One of the most probable species."""
-
-    species: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The answer for one image (contract 4). A bad image has `error` set, and every other field is None.
-
-    Attributes:
-        species: name of the most probable species.
-        species_index: its index in the taxonomy.
-        species_probability: its calibrated probability.
-        disease: name of the disease, or None if the species has no disease head.
-        disease_probability: the disease's calibrated probability.
-        ood_score: out-of-distribution score; higher means more out-of-distribution.
-        ood_p_value: fraction of known plants with at least this score (`OODDetector.p_values`); None for a detector of
-            format 1, which keeps no scores to compare with.
-        rejected: whether the score is above the detector's threshold.
-        error: why the image could not be classified.
-        candidates: the `top_k` most probable species, best first; None unless asked for.
-        embedding: (D,) float32; None unless asked for.
-    """
-
-    species: str | None = None
-    species_index: int | None = None
-    species_probability: float | None = None
-    disease: str | None = None
-    disease_probability: float | None = None
-    ood_score: float | None = None
-    ood_p_value: float | None = None
-    rejected: bool | None = None
-    error: str | None = None
-    candidates: tuple[Candidate, ...] | None = None
-    embedding: Embedding | None = None
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """What the models and the detector compute for N images.
-
-    Attributes:
-        species_logits: (N, S) float32.
-        embedding: (N, D) float32.
-        species_index: (N,) int64, the species with the highest logit.
-        disease_logits: (N, max diseases) float32 from that species' head, −inf at classes that it lacks.
-        ood_scores: (N,) float64.
-    """
-
-    species_logits: Logits
-    embedding: Embeddings
-    species_index: Labels
-    disease_logits: Logits
-    ood_scores: Scores
 
 
 class PlantClassifier:

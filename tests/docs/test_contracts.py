@@ -10,7 +10,7 @@ from plantmodels.bundle import layout
 from plantmodels.bundle.metadata import INTERPOLATIONS, read_metadata
 from plantmodels.report.gates import GATES
 from plantmodels.report.policy import GatePolicy, read_policy
-from plantmodels.serve.classifier import Prediction
+from plantmodels.serve.prediction import Prediction
 from plantmodels.serve.routing import ROUTINGS
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -20,7 +20,8 @@ from scipy.special import softmax as scipy_softmax
 
 from plantmodels.bundle.layout import DETECTOR_FILE, HEADS_LIST_FILE, METADATA_FILE, SPECIES_FILES
 from plantmodels.errors import ImageError
-from plantmodels.serve.classifier import CHUNK, Outputs, PlantClassifier, Prediction
+from plantmodels.serve.classifier import CHUNK, PlantClassifier
+from plantmodels.serve.prediction import Outputs, Prediction
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.routing import Routing, softmax
 
