@@ -35,7 +35,7 @@ from reliability.fuzz_targets import PLANTED, TARGETS, Target
 MAX_MEMORY: Final = 4 * 2**30
 """Bytes of address space in addition to what the worker has mapped at its start, which is 3.5 GB with PyTorch."""
 
-_COUNTERS: Final = ("case", "accepted", "refused", "slowest_us", "slowest_case", "memory_kb", "memory_case")
+_COUNTERS: Final = ("case", "running", "accepted", "refused", "slowest_us", "slowest_case", "memory_kb", "memory_case")
 _LAYOUT: Final = struct.Struct(f"<{len(_COUNTERS)}q")
 _POLL_S: Final = 0.2
 _LAZY_IMPORTS: Final = ("PIL", "encodings", "linecache", "numpy", "torch")
@@ -128,7 +128,7 @@ def fuzz(name: str, *, seed: int, seconds: float, cases: int | None, hang_after_
     while time.monotonic() < deadline and (cases is None or start < cases):
         with tempfile.TemporaryDirectory() as folder:
             shared = Path(folder, "counters")
-            shared.write_bytes(bytes(_LAYOUT.size))
+            shared.write_bytes(_LAYOUT.pack(start - 1, *[0] * (len(_COUNTERS) - 1)))
             ended_by = _watch_worker(name, seed, shared, start, cases, hang_after_s, deadline, result)
             counts = dict(zip(_COUNTERS, _LAYOUT.unpack(shared.read_bytes()), strict=True))
         result.accepted += counts["accepted"]
@@ -165,11 +165,11 @@ def _watch_worker(
             command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"TMPDIR": str(shared.parent)}
         ) as process,
     ):
-        ended_by, case, case_began_s = "", -1, 0.0
+        ended_by, case, case_began_s = "", start, 0.0
         while process.poll() is None:
             time.sleep(_POLL_S)
-            now, used_s = _LAYOUT.unpack(shared.read_bytes())[0], _read_processor_s(process.pid)
-            if now != case:
+            (now, running, *_), used_s = _LAYOUT.unpack(shared.read_bytes()), _read_processor_s(process.pid)
+            if now != case or not running:  # it starts, is between two cases, or ends
                 case, case_began_s = now, used_s
             elif used_s - case_began_s > hang_after_s:
                 ended_by = "hang"
@@ -211,7 +211,7 @@ def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None
         peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         case = start
         while cases is None or case < cases:
-            counts["case"] = case
+            counts["case"], counts["running"] = case, 1
             _LAYOUT.pack_into(memory, 0, *counts.values())
             invented = target.invent(Random(f"{name}/{seed}/{case}"), case)
             began = time.process_time()
@@ -229,6 +229,7 @@ def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None
             grown_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak_kb
             if grown_kb > counts["memory_kb"]:
                 counts["memory_kb"], counts["memory_case"] = grown_kb, case
+            counts["running"] = 0
             _LAYOUT.pack_into(memory, 0, *counts.values())
             case += 1
 
