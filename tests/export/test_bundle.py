@@ -1,4 +1,4 @@
-"""The whole export: exactly the files of contract 3, and an older bundle untouched by every failure."""
+"""Checks a whole export: it writes exactly the files of contract 3, and a failure leaves an older bundle unchanged."""
 
 import json
 from collections.abc import Callable
@@ -29,7 +29,7 @@ from plantmodels.serve.preprocessing import decode_image, preprocess
 
 ROOT = Path(__file__).resolve().parents[2]
 FLOAT_ATOL = 2e-4
-"""Float32 in other kernels, on values of order ten."""
+"""Float32 rounds differently in other kernels; the values are of order ten."""
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -38,7 +38,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def ready_model(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Skips PyTorch's exporter: the tiny species model of the session's bundle is used again."""
+    """Skip PyTorch's exporter: the species model of the session's bundle is used instead."""
     model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
     monkeypatch.setattr(export_module, "export_species", lambda *_: ExportedSpecies(model, "swin", 0.0))
 
@@ -114,7 +114,7 @@ class TestBundle:
         text = tiny_bundle.summary.describe()
         assert "disease-heads/ (4 files, largest" in text and "  disease-heads-packed.onnx" in text
 
-    def test_the_metadata_says_what_it_was_made_of(self, tiny_bundle) -> None:
+    def test_the_metadata_names_its_inputs_and_versions(self, tiny_bundle) -> None:
         metadata = read_metadata(tiny_bundle.bundle)
         provenance = metadata.provenance
 
@@ -151,7 +151,7 @@ class TestBundle:
             bound = np.abs(expected[1]).sum(axis=1, keepdims=True) * step / 2 + 1e-3
             assert (np.abs(logits[:, : exact.shape[1]] - exact) <= bound).all()
 
-    def test_the_summary_tells_sizes_and_times(self, tiny_bundle) -> None:
+    def test_the_summary_lists_sizes_and_times(self, tiny_bundle) -> None:
         summary = tiny_bundle.summary
 
         assert summary.bundle == tiny_bundle.bundle
@@ -179,7 +179,7 @@ def embed_by_hand(bundle: Path, paths: tuple[Path, ...]) -> np.ndarray:
     return np.stack(rows).astype(np.float64)
 
 
-def test_the_temperatures_are_those_of_the_training_leaves_as_they_are_served(tiny_bundle, tiny_taxonomy) -> None:
+def test_the_temperatures_are_fitted_on_the_served_outputs_of_training_leaves(tiny_bundle, tiny_taxonomy) -> None:
     classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
     metadata = classifier.metadata
     leaves = read_leaves(tiny_bundle.data, "train", tiny_taxonomy)
@@ -349,7 +349,7 @@ class TestFailure:
         assert [path.name for path in old_bundle.parent.iterdir()] == ["models"]
 
     @pytest.mark.parametrize("case", ["no train split", "too few leaves", "an unknown class"])
-    def test_what_can_be_known_before_the_work_is_refused_before_it(
+    def test_invalid_inputs_are_refused_before_the_work(
         self, tiny_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
     ) -> None:
         monkeypatch.setattr(export_module, "export_species", lambda *_: pytest.fail("the work was begun"))

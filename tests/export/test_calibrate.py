@@ -1,4 +1,4 @@
-"""Temperatures against a grid of values and against logits whose true temperature is known."""
+"""Checks temperatures against a grid of values, and on logits whose true temperature is known."""
 
 import math
 from pathlib import Path
@@ -13,7 +13,7 @@ from plantmodels.ood.embeddings import ModelOutputs
 
 
 def draw(temperature: float, count: int = 400, classes: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Logits, and labels that follow `softmax(logits / temperature)`."""
+    """Draw logits, and labels that follow `softmax(logits / temperature)`."""
     rng = np.random.default_rng(3)
     logits = rng.normal(0, 3, (count, classes)).astype(np.float32)
     chances = softmax(logits / temperature, axis=1)
@@ -48,15 +48,15 @@ def test_a_temperature_stays_within_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("images", [4, 40, 400])
-def test_a_few_right_answers_are_no_reason_to_be_certain(images: int) -> None:
-    """The more images, all of them right, the lower the temperature; never 0."""
+def test_a_few_right_predictions_do_not_make_the_temperature_zero(images: int) -> None:
+    """The more images are right, the lower the temperature; it never reaches 0."""
     logits, labels = np.tile(5 * np.eye(4, dtype=np.float32), (images // 4, 1)), np.tile(np.arange(4), images // 4)
     found = fit_temperature(logits, labels)
     chance = softmax(logits[0] / found)[0]
     assert chance == pytest.approx((images + 1 / 4) / (images + 1), abs=1e-4)
 
 
-def test_heads_of_one_class_say_nothing() -> None:
+def test_heads_with_one_class_are_ignored() -> None:
     logits, labels = draw(2.0, classes=3)
     single = np.full((50, 3), -np.inf, np.float32)
     single[:, 0] = 7

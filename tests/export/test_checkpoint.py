@@ -1,4 +1,4 @@
-"""Reading a checkpoint: what is taken, and every disagreement of names and tensors refused, both named."""
+"""Checks which checkpoints are read, and that errors name both sides when names and tensors disagree."""
 
 import copy
 import io
@@ -51,7 +51,7 @@ def cast(dtype: torch.dtype, part: str = "") -> Edit:
 
 
 def tensors(**changes: torch.Tensor | None) -> Edit:
-    """Sets tensors (`__` for a dot), or removes them where None."""
+    """Set tensors (`__` stands for a dot), or remove those that are None."""
 
     def edit(document: dict[str, Any]) -> None:
         for name, tensor in changes.items():
@@ -118,7 +118,7 @@ def test_options_of_the_preprocessing_are_taken(tiny_checkpoint_factory) -> None
     assert (preprocessing.interpolation, preprocessing.crop_pct) == ("bilinear", 0.9)
 
 
-def test_an_empty_list_of_diseases_is_no_head(tiny_checkpoint_factory, tiny_taxonomy) -> None:
+def test_an_empty_list_of_diseases_needs_no_head(tiny_checkpoint_factory, tiny_taxonomy) -> None:
     def edit(document: dict[str, Any]) -> None:
         document["hyper_parameters"]["diseases"]["Mint"] = []
 
@@ -398,7 +398,7 @@ def with_pickle(content: bytes) -> Members:
 def tensor(
     size: tuple[int, ...], stride: tuple[int, ...], *, offset: int = 0, numel: int = 4, key: str = "0"
 ) -> Members:
-    """A checkpoint of one tensor, declared by hand over a storage of four float32."""
+    """Build a checkpoint with one tensor, declared by hand over a storage of four float32."""
 
     class Storage:
         pass
@@ -554,7 +554,7 @@ for path in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_no_memory_is_reserved_for_what_a_file_only_claims(tmp_path: Path) -> None:
-    """In a process that may take 256 MB beside what torch has: any error but ours would be one of memory."""
+    """The process may only use 256 MB beyond what torch uses, so reserving more would raise a MemoryError."""
     zeros = [(name, bytes(2**29) if name.endswith("data/0") else data) for name, data in members_of(PLAIN)]
     write_archive(tmp_path / "zip bomb.ckpt", zeros, deflated="archive/data/0")
     assert (tmp_path / "zip bomb.ckpt").stat().st_size < 2**20

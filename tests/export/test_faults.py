@@ -1,4 +1,4 @@
-"""An export on a disk that fills up, without TMPDIR, with a clock that runs backwards, beside another writer."""
+"""Checks an export on a full disk, without TMPDIR, with a clock that runs backwards, and beside another writer."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ WRITTEN = (
     "disease-heads-list.json",
     "manifest.json",
 )
-"""Files of an export in the order in which they are written; of the heads, the first."""
+"""Files of an export in the order in which they are written; only the first of the heads."""
 
 COMPUTED = ("export_species", "choose_int8", "_embed_images", "select_detector", "fit_temperatures")
 PAGE = 4096
@@ -43,7 +43,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle and what was computed for it."""
+    """A bundle, and the results that were computed for it."""
 
     bundle: Path
     results: dict[str, Any]
@@ -51,7 +51,7 @@ class Made:
 
 @pytest.fixture(scope="module")
 def made(tiny_bundle, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    """An export of which nothing was patched, without a TMPDIR."""
+    """An export without patches and without a TMPDIR."""
     folder, results = tmp_path_factory.mktemp("made"), {}
     with pytest.MonkeyPatch.context() as patch:
         for name in COMPUTED:
@@ -73,13 +73,13 @@ def keep(patch: pytest.MonkeyPatch, name: str, results: dict[str, Any]) -> None:
 
 @pytest.fixture
 def computed(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is computed again: an export only writes."""
+    """Reuse the computed results, so that an export only writes."""
     for name in COMPUTED:
         monkeypatch.setattr(export_module, name, lambda *_, _result=made.results[name], **__: _result)
 
 
 def pages_before(bundle: Path, name: str) -> int:
-    """Pages of the files that are written before this one, and of the lock."""
+    """Return the number of pages of the lock and of the files that are written before this one."""
     order = [*WRITTEN[:2], *sorted(n for n in list_files(bundle) if n.startswith("disease-heads/")), *WRITTEN[3:]]
     first = order.index(name)
     return 1 + sum(-(-(bundle / n).stat().st_size // PAGE) for n in order[:first])

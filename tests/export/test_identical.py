@@ -1,4 +1,4 @@
-"""The same checkpoint, data and versions give the same bytes, whoever exports, where, when and on how many threads."""
+"""Checks that the same checkpoint, data and versions give the same bytes on any number of threads, anywhere."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def differing(first: Path, second: Path) -> list[str]:
 
 
 def copy_backwards(source: Path, target: Path) -> Path:
-    """The same files, made in the opposite order and with other times of modification."""
+    """Copy the files in the opposite order and with other times of modification."""
     for i, path in enumerate(sorted((p for p in source.rglob("*") if p.is_file()), reverse=True)):
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def copy_backwards(source: Path, target: Path) -> Path:
 
 
 def trace_resnet(document: dict[str, Any]) -> None:
-    """A backbone that PyTorch's exporter traces."""
+    """Use a backbone that PyTorch's exporter traces."""
     torch.manual_seed(0)
     backbone = timm.create_model("resnet10t", num_classes=0).eval()
     features = backbone(torch.zeros(1, 3, 64, 64)).shape[1]
@@ -120,7 +120,7 @@ def test_two_processes_write_the_same_bytes(tiny_bundle, tiny_checkpoint_factory
 def test_leaves_beyond_those_in_memory_are_added_up_on_one_thread(
     tiny_bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Several BLAS threads add up in another order, and so make other bits."""
+    """Several BLAS threads add numbers in another order, which changes the last bits."""
     threads: list[int] = []
     update = RunningMoments.update
 

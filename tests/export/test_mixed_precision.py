@@ -1,4 +1,4 @@
-"""The fastest candidate that keeps the accuracy is taken, and there always is one."""
+"""Checks that the fastest candidate that keeps the accuracy is taken, and that there always is one."""
 
 import dataclasses
 import itertools
@@ -17,7 +17,7 @@ SIDE, TOKENS, WIDTH, SPECIES = 8, 16, 12, 4
 
 
 def make_model(outlier: float) -> onnx.ModelProto:
-    """Pixels as 16 tokens of 12 through four products; before the third, one channel is `outlier` times as large."""
+    """Build a model with four products; before the third, one channel is `outlier` times as large as the others."""
     rng = np.random.default_rng(3)
     spread, gather = np.ones(WIDTH, np.float32), np.ones((WIDTH, 1), np.float32)
     spread[0], gather[0] = outlier, 1 / outlier
@@ -54,7 +54,7 @@ def make_model(outlier: float) -> onnx.ModelProto:
 
 
 def make_leaves(model: onnx.ModelProto, tmp_path: Path) -> LabelledImages:
-    """Images that the float model names rightly; their true species' head tells two diseases apart."""
+    """Draw images that the float model classifies correctly; the heads have two diseases."""
     rng = np.random.default_rng(5)
     pixels = rng.normal(size=(120, 3, SIDE, SIDE)).astype(np.float32)
     (logits, embedding), _ = mixed_precision._run_and_time(model, pixels)
@@ -105,7 +105,7 @@ def test_a_slow_machine_takes_what_a_quick_one_takes(tmp_path: Path, monkeypatch
 
 
 def test_the_heads_have_a_say_in_which_products_are_int8(tmp_path: Path) -> None:
-    """So that another head may change the species file: rarely, and the metadata then tells what was tried."""
+    """Another head can therefore change the species file; this is rare, and the metadata names what was tried."""
     model = make_model(1.0)
     leaves = make_leaves(model, tmp_path)
     (_, embedding), _ = mixed_precision._run_and_time(model, leaves.pixels)

@@ -1,4 +1,4 @@
-"""The PyTorch network of a checkpoint: built as timm builds it, with exactly the checkpoint's weights."""
+"""Checks that the PyTorch network equals timm's, with exactly the weights of the checkpoint."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ SMALL = {"resnet10t": {}, "mobilenetv3_small_050": {}}
 
 
 def plain_backbone(document: dict[str, Any], name: str, *, size: int = 64, projection: bool = False) -> int:
-    """Replaces the backbone by a timm model with random weights; returns the number of its features."""
+    """Replace the backbone by a timm model with random weights; returns the number of its features."""
     torch.manual_seed(0)
     backbone = timm.create_model(name, num_classes=0).eval()
     features = backbone(torch.zeros(1, 3, size, size)).shape[1]
@@ -36,7 +36,7 @@ def plain_backbone(document: dict[str, Any], name: str, *, size: int = 64, proje
     return features
 
 
-def test_forward_is_backbone_projection_and_heads(tiny_checkpoint: Path, tiny_document) -> None:
+def test_forward_runs_backbone_projection_and_heads(tiny_checkpoint: Path, tiny_document) -> None:
     parameters, state = tiny_document["hyper_parameters"], tiny_document["state_dict"]
     backbone = timm.create_model(parameters["backbone"], num_classes=0, **parameters["backbone_kwargs"]).eval()
     backbone.load_state_dict({n.removeprefix("backbone."): t for n, t in state.items() if n.startswith("backbone.")})
@@ -159,7 +159,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_timm_and_the_checkpoint_disagree_on_is_refused(tiny_checkpoint_factory, case: str) -> None:
+def test_a_checkpoint_that_does_not_fit_timm_is_refused(tiny_checkpoint_factory, case: str) -> None:
     edit, match = REFUSED[case]
 
     with pytest.raises(CheckpointError, match=match):

@@ -1,4 +1,4 @@
-"""Disease heads: INT8 within its rigorous bound of float, and the packed graph equal to the single ones."""
+"""Checks INT8 heads against a rigorous bound on their error, and the packed graph against the single heads."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from plantmodels.export.onnx_heads import Int8Head, float_head_model, int8_head_model, packed_heads_model, quantize_head
 
 FLOAT_ATOL = 1e-4
-"""Of float32 sums of a few hundred products of order one."""
+"""Rounding of float32 sums of a few hundred products of order one."""
 
 
 def run(model: onnx.ModelProto, embedding: np.ndarray, species_index: np.ndarray | None = None) -> np.ndarray:
@@ -81,7 +81,7 @@ def test_vanishing_weights_are_quantized_without_a_division_by_zero(size: float)
 
 
 HEADS = {0: 2, 1: 3, 3: 1, 4: 7}
-"""Species index to classes; 2 and 5 have no head."""
+"""Index of each species with a head, and its number of classes; species 2 and 5 have no head."""
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +109,7 @@ def test_a_species_without_a_head_has_no_class(heads: dict[int, Int8Head]) -> No
     assert np.isfinite(packed[2, :2]).all()
 
 
-def test_no_heads_at_all_give_one_class_that_nobody_has() -> None:
+def test_without_heads_the_only_class_is_minus_infinity() -> None:
     model = packed_heads_model({}, species=2, dim=8)
     onnx.checker.check_model(model, full_check=True)
 
@@ -131,7 +131,7 @@ def test_an_index_outside_the_species_is_an_error(heads: dict[int, Int8Head]) ->
         run(model, np.zeros((1, 64), np.float32), np.array([6], np.int64))
 
 
-def test_interfaces_are_those_of_contract_3(heads: dict[int, Int8Head]) -> None:
+def test_interfaces_follow_contract_3(heads: dict[int, Int8Head]) -> None:
     models = {
         "float": (float_head_model(*random_layer(3, 64)), ["embedding"], 3),
         "int8": (int8_head_model(heads[4]), ["embedding"], 7),

@@ -1,4 +1,4 @@
-"""The exported species model equals PyTorch at every batch size, for Swin and for other timm backbones."""
+"""Checks that the exported species model equals PyTorch at every batch size, for Swin and other timm backbones."""
 
 import logging
 import warnings
@@ -20,11 +20,11 @@ from plantmodels.export.network import HierarchicalNetwork, load_network
 from plantmodels.export.onnx_species import TOLERANCE, export_species
 
 ATOL = 1e-4
-"""Float32 in other kernels, on values of order one to ten."""
+"""Float32 rounds differently in other kernels; the values are of order one to ten."""
 
 
 REAL = np.random.default_rng(1).standard_normal((2, 3, 224, 224)).astype(np.float32)
-"""What stands for real images here."""
+"""Stands for real images."""
 
 
 def check_parity(model: onnx.ModelProto, network: HierarchicalNetwork) -> None:
@@ -66,7 +66,7 @@ def test_the_interface_follows_contract_3(model: onnx.ModelProto) -> None:
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 23)]
 
 
-def test_norms_and_gelus_stay_whole(model: onnx.ModelProto) -> None:
+def test_norms_and_gelus_stay_single_operators(model: onnx.ModelProto) -> None:
     kinds = [node.op_type for node in model.graph.node]
 
     assert "LayerNormalization" in kinds
@@ -116,7 +116,7 @@ def test_a_convolutional_backbone_equals_pytorch(tiny_checkpoint_factory) -> Non
 
 
 class Undecided(torch.nn.Module):
-    """What an exporter cannot follow: the number of its steps depends on the pixels."""
+    """A module that cannot be exported: the number of its steps depends on the pixels."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         features = images.mean(dim=(2, 3))
@@ -160,14 +160,14 @@ def test_a_swin_is_not_traced(network: HierarchicalNetwork, monkeypatch) -> None
 
 @pytest.fixture
 def wrong(tiny_checkpoint: Path) -> onnx.ModelProto:
-    """The graph of a network with another bias."""
+    """The graph of a network with a different bias."""
     other = load_network(read_checkpoint(tiny_checkpoint))
     with torch.no_grad():
         other.species_head.bias += 0.5
     return onnx_species.build_swin(other)
 
 
-def test_a_graph_with_other_answers_is_traced_instead(
+def test_a_graph_with_different_outputs_is_traced_instead(
     network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch, caplog
 ) -> None:
     monkeypatch.setattr(onnx_species, "build_swin", lambda _: wrong)
@@ -187,7 +187,7 @@ def test_real_images_are_compared_as_well(network: HierarchicalNetwork, monkeypa
     assert any(images is REAL for images in seen) and len(seen) == 2
 
 
-def test_other_answers_than_pytorchs_are_an_error(
+def test_different_outputs_from_pytorchs_are_an_error(
     network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch
 ) -> None:
     monkeypatch.setattr(onnx_species, "build_swin", lambda _: wrong)

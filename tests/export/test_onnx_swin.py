@@ -1,4 +1,4 @@
-"""Swin's own graph equals timm's forward, whatever the windows, and stores little."""
+"""Checks that the graph built for Swin equals timm for all windows, and that it stores little."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from plantmodels.serve.session import open_session
 V1, V2 = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 SMALL = {"embed_dim": 8, "depths": (2, 2, 2, 1), "num_heads": (1, 2, 2, 4)}
 RTOL = 1e-4
-"""Of the largest output, against PyTorch in float64; a wrong neighbour, mask or scale is off by a thousand times it."""
+"""Share of the largest output, against PyTorch in float64; a wrong neighbor or mask is off by 1,000 times this."""
 
 
 CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
@@ -44,7 +44,7 @@ CASES: dict[str, tuple[str, int, dict[str, Any]]] = {
 
 
 def make_network(backbone: str, size: int, kwargs: dict[str, Any]) -> HierarchicalNetwork:
-    """A small network in which every parameter matters: large positions, norms that are no identity."""
+    """Build a small network in which every parameter matters: large positions, and norms that are not the identity."""
     arguments = {**SMALL, **kwargs}
     preprocessing = Preprocessing(size, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     taxonomy = Taxonomy(("Oak", "Elm"), {"Oak": ("rust", "healthy")})
@@ -80,14 +80,14 @@ def check_equal(network: HierarchicalNetwork, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_gives_what_timm_gives(case: str, tmp_path: Path) -> None:
+def test_equals_timm(case: str, tmp_path: Path) -> None:
     network = make_network(*CASES[case])
     assert is_supported(network)
     check_equal(network, tmp_path)
 
 
 def test_the_mask_stays_soft(tmp_path: Path) -> None:
-    """Positions that outweigh the −100 across a border, which a harder mask would not be."""
+    """Some positions outweigh the −100 across a border; a harder mask would change the outputs."""
     network = make_network(V1, 64, {"img_size": 64, "window_size": 4})
     with torch.no_grad():
         network.backbone.layers[0].blocks[1].attn.relative_position_bias_table[[0, -1]] += 130  # opposite corners
@@ -102,7 +102,7 @@ def test_the_mask_stays_soft(tmp_path: Path) -> None:
 
 
 def test_an_independent_runtime_agrees() -> None:
-    """The graph is plain ONNX: its own reference evaluator, pure numpy, answers the same."""
+    """The graph is plain ONNX: the reference evaluator of ONNX, in numpy, gives the same outputs."""
     network = make_network(V1, 64, {"img_size": 64, "window_size": 4})
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -138,7 +138,7 @@ def test_masks_and_positions_are_stored_small() -> None:
         pytest.param(lambda n: setattr(n.backbone.patch_embed, "img_size", (32, 32)), id="another size"),
     ],
 )
-def test_what_it_does_not_know_takes_the_general_path(change) -> None:
+def test_an_unsupported_swin_is_recognized(change) -> None:
     network = make_network(V1, 64, {"img_size": 64, "window_size": 4})
     change(network)
     assert not is_supported(network)

@@ -1,4 +1,4 @@
-"""FP16 storage and dynamic INT8 of float models, and what the machine's CPU says of itself."""
+"""Checks FP16 storage and dynamic INT8 against float models and a slow product in numpy."""
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ DIM = 64
 
 
 def make_model(weight: np.ndarray, *, epsilon: float = 1e-5) -> onnx.ModelProto:
-    """MatMul, LayerNormalization, Softmax, Gemm: what a Swin block is made of."""
+    """Build a model with the operators of a Swin block: MatMul, LayerNormalization, Softmax, Gemm."""
     rng = np.random.default_rng(7)
     constants = {
         "weight": weight,
@@ -104,7 +104,7 @@ class TestFp16:
         with pytest.raises(ExportError, match=r"weight 'weight' holds (1e\+05|7e\+04|inf), beyond float16's 65504"):
             store_weights_fp16(make_model(weight))
 
-    def test_the_largest_of_float16_is_taken(self) -> None:
+    def test_the_largest_float16_is_accepted(self) -> None:
         weight = np.full((DIM, DIM), 65504, np.float32)
 
         assert numpy_helper.to_array(store_weights_fp16(make_model(weight)).graph.initializer[0]).max() == 65504
@@ -114,7 +114,7 @@ ROWS, TOKENS = 3, 10
 
 
 def make_block() -> onnx.ModelProto:
-    """Tokens through a norm, a permutation, two products that share it, one behind, and a product on the mean."""
+    """Build a model: a norm, a permutation, two products that read it, one product after them, and one on the mean."""
     rng = np.random.default_rng(11)
     constants = {
         **{f"w{i}": rng.normal(size=(DIM, DIM)).astype(np.float32) / 8 for i in range(3)},
@@ -164,7 +164,7 @@ def kinds(model: onnx.ModelProto) -> list[str]:
 
 
 def slow_product(x: np.ndarray, weight: np.ndarray, largest: int = 127) -> np.ndarray:
-    """A dynamic INT8 product as ONNX defines its parts, in numpy and without a kernel of ONNX Runtime."""
+    """Compute a dynamic INT8 product in numpy, as ONNX defines its parts."""
     low, high = min(0.0, float(x.min())), max(0.0, float(x.max()))
     step = np.float32((high - low) / 255)
     zero = np.clip(np.rint(-low / step), 0, 255)
@@ -191,7 +191,7 @@ class TestInt8:
         assert (kinds(quantized).count("Gather"), kinds(quantized).count("Reshape")) == (1, 1)
         assert (inputs["Gather"], inputs["Reshape"]) == ("n.uint8", "g.uint8")
 
-    def test_answers_are_those_of_a_slow_product(self, block: onnx.ModelProto, tokens: np.ndarray) -> None:
+    def test_outputs_equal_a_slow_product(self, block: onnx.ModelProto, tokens: np.ndarray) -> None:
         weights = {t.name: numpy_helper.to_array(t) for t in block.graph.initializer}
         part = onnx.ModelProto()
         part.CopyFrom(block)
@@ -206,7 +206,7 @@ class TestInt8:
         np.testing.assert_allclose(answers, expected, atol=0.05)  # a norm in other kernels may round to a neighbour
         assert np.median(np.abs(answers - expected)) < 1e-4
 
-    def test_a_sum_that_is_no_bias_stays(self, block: onnx.ModelProto) -> None:
+    def test_an_addition_that_is_not_a_bias_stays(self, block: onnx.ModelProto) -> None:
         quantized = quantize_int8(block, reduce_range=False)
         products = {node.name: node for node in quantized.graph.node if node.op_type == "MatMulIntegerToFloat"}
 
@@ -214,7 +214,7 @@ class TestInt8:
         assert len(products["second"].input) == 6
         assert [node.name for node in quantized.graph.node if node.op_type == "Add"] == ["sum"]
 
-    def test_what_is_kept_in_float_is_stored_in_fp16(self, block: onnx.ModelProto, tokens: np.ndarray) -> None:
+    def test_products_kept_in_float_are_stored_in_fp16(self, block: onnx.ModelProto, tokens: np.ndarray) -> None:
         kept = quantize_int8(block, reduce_range=False, keep_float=["first", "third"])
         stored = {t.name: t.data_type for t in kept.graph.initializer}
 
@@ -229,7 +229,7 @@ class TestInt8:
         truth = run(block, tokens)
         assert np.abs(run(kept, tokens) - truth).max() < np.abs(run(whole, tokens) - truth).max()
 
-    def test_nothing_is_left_of_the_float_weights(self, block: onnx.ModelProto) -> None:
+    def test_the_float_weights_are_removed(self, block: onnx.ModelProto) -> None:
         quantized = quantize_int8(block, reduce_range=False)
 
         assert quantized.ByteSize() < block.ByteSize() / 2.5

@@ -17,7 +17,7 @@ CLASSES, DIM, SPECIES = 4, 8, 3
 
 
 def make_training(seed: int = 0, count: int = 300, non_plants: int = 60) -> FitData:
-    """Logits are an affine map of the features, as a species head makes them."""
+    """Draw features and logits; the logits are an affine map of the features, as in a species head."""
     rng = np.random.default_rng(seed)
     classes = np.arange(count) % CLASSES
     weight, bias = rng.normal(size=(SPECIES, DIM)), rng.normal(size=SPECIES)
@@ -79,7 +79,7 @@ def expected_knn(training: FitData, queries: ModelOutputs) -> np.ndarray:
 
 
 def expected_vim(training: FitData, queries: ModelOutputs) -> np.ndarray:
-    """As the authors' code: principal space by an eigendecomposition of the features around the origin."""
+    """Follow the authors' code: the principal space is an eigendecomposition of the features around the origin."""
     rng = np.random.default_rng(0)  # the head that `make_training` draws
     weight, bias = rng.normal(size=(SPECIES, DIM)), rng.normal(size=SPECIES)
     origin = -np.linalg.pinv(weight) @ bias

@@ -1,4 +1,4 @@
-"""Embeddings and scores of image files, streamed: nothing is lost, mixed up or held in memory."""
+"""Checks that streams of image files lose no image, and keep the order."""
 
 from pathlib import Path
 
@@ -65,7 +65,7 @@ def test_positions_skip_the_unreadable(paths: list[Path], tmp_path: Path) -> Non
     np.testing.assert_allclose(embedded.features[2], embed_by_hand(paths[2]), atol=1e-6)
 
 
-def test_all_at_once_is_the_stream_in_one_piece(paths: list[Path], tmp_path: Path) -> None:
+def test_collect_equals_the_stream(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     mixed = [*paths[:40], tmp_path / "bad.jpg", *paths[40:70]]
     positions, embedded = Embedder(MeanModel(), PREPROCESSING, set_size=100).collect(mixed, "embed")

@@ -33,7 +33,7 @@ def test_false_alarms_are_the_fewest_at_that_recall(plants: np.ndarray, non_plan
 
 
 @given(SCORES, SCORES)
-def test_the_curve_equals_counting(plants: np.ndarray, non_plants: np.ndarray) -> None:
+def test_the_curve_equals_counted_rates(plants: np.ndarray, non_plants: np.ndarray) -> None:
     points = metrics.roc_curve(plants, non_plants)
     counted = {((plants >= t).mean(), (non_plants >= t).mean()) for t in non_plants}
 

@@ -1,4 +1,4 @@
-"""Fitting the detector: streamed moments against numpy, shrinkage against scikit-learn, the ratio against scipy."""
+"""Checks streamed moments against numpy, shrinkage against scikit-learn, and the Gaussian ratio against SciPy."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from plantmodels.errors import DetectorError
 from plantmodels.ood.moments import MIN_FIT_IMAGES, RunningMoments, fit_detector
 
 RTOL = 1e-9
-"""Float64 sums in another order."""
+"""Float64 sums in another order differ by this much."""
 
 
 def embeddings(count: int, dim: int, classes: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -72,14 +72,14 @@ class TestMoments:
         np.testing.assert_allclose(pooled.means, single.means, rtol=RTOL)
         np.testing.assert_allclose(pooled.scatter, single.scatter, rtol=RTOL, atol=RTOL)
 
-    def test_nothing_yet(self) -> None:
+    def test_without_embeddings_the_counts_are_zero(self) -> None:
         moments = RunningMoments(2, 3)
         moments.update(np.empty(0, np.int64), np.empty((0, 3), np.float32))
 
         assert moments.counts.tolist() == [0, 0]
         assert moments.pooled().counts.tolist() == [0]
 
-    def test_a_copy_goes_its_own_way(self) -> None:
+    def test_a_copy_is_independent(self) -> None:
         labels, features = embeddings(40, 3, 2)
         moments = moments_of(labels, features, 2)
         other = moments.copy()
@@ -103,7 +103,7 @@ class TestMoments:
 
 class TestFit:
     @pytest.mark.parametrize(("count", "dim"), [(500, 8), (60, 40), (60, 100)])
-    def test_the_classic_detector_is_sklearns_oas(self, count: int, dim: int) -> None:
+    def test_the_classic_detector_equals_sklearns_oas(self, count: int, dim: int) -> None:
         labels, features = embeddings(count, dim, 3)
         detector = fit_detector(moments_of(labels, features, 3, [count // 3]), "mahalanobis")
         reference = OAS().fit(features.astype(np.float64))

@@ -36,7 +36,7 @@ def make_plants(count: int = 400, spread: float = 3.0, seed: int = 0) -> LeafEmb
 
 
 def make_non_plants(count: int = 120, shift: float = 2.0, scale: float = 0.5, seed: int = 1) -> NonPlantEmbeddings:
-    """Close to the plants' middle and tighter than they are: far from none of them, yet all of one kind."""
+    """Draw non-plants near the mean of the plants and closer together than these: distance cannot separate them."""
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(count, DIM)) * scale
     features[:, 0] += shift
@@ -89,7 +89,7 @@ class TestThreshold:
         assert 2000 < chosen.value < 4000
         assert (chosen.recall, chosen.quantile) == (1, 1)
 
-    def test_where_recall_is_out_of_reach_the_lowest_of_enough_precision_is_taken(self) -> None:
+    def test_if_recall_is_out_of_reach_the_lowest_precise_threshold_is_taken(self) -> None:
         chosen = choose_threshold(np.arange(1000.0), np.arange(2000) + 0.5)
         # 99 % precision at recall 0.5: (k + 1) / 1001 <= 0.5/99, so k <= 4 plants above it
 
@@ -97,7 +97,7 @@ class TestThreshold:
         assert chosen.precision >= 0.99
         assert chosen.recall == pytest.approx(0.5, abs=0.005)
 
-    def test_where_no_threshold_suffices_the_most_precise_is_taken(self) -> None:
+    def test_if_no_threshold_suffices_the_most_precise_is_taken(self) -> None:
         chosen = choose_threshold(np.arange(30.0), np.full(10, 100.0))
 
         assert 29 <= chosen.value < 100
@@ -111,7 +111,7 @@ class TestThreshold:
 
 
 def room(plants: list[int], non_plants: list[int], threshold: float) -> tuple[bool, float]:
-    """Whether the target precision holds, and the smaller of both margins in standard errors, term by term."""
+    """Return whether the target precision holds, and the smaller room to both targets in standard errors."""
     n, m = len(plants), len(non_plants)
     alarms = (sum(score > threshold for score in plants) + 1) / (n + 1)
     recall = sum(score > threshold for score in non_plants) / m
@@ -123,7 +123,7 @@ def room(plants: list[int], non_plants: list[int], threshold: float) -> tuple[bo
 
 
 class TestSelect:
-    def test_known_non_plants_amid_the_plants_are_told_by_the_ratio_alone(self, exposed: Selection) -> None:
+    def test_only_the_ratio_rejects_non_plants_amid_the_plants(self, exposed: Selection) -> None:
         trials = {trial.method: trial for trial in exposed.trials}
 
         assert exposed.detector.method == "gaussian_ratio"
@@ -168,7 +168,7 @@ class TestSelect:
         scores = cross_validate(fit, plants, non_plants, 0)
         assert (len(scores.plants), len(scores.non_plants)) == (100, 40)
 
-    def test_the_classic_one_is_taken_where_the_others_are_no_better(self) -> None:
+    def test_the_classic_detector_is_taken_if_no_other_is_better(self) -> None:
         selection = select_detector(make_plants(spread=0.0), make_non_plants(shift=60.0))
 
         assert selection.detector.method == "mahalanobis"
@@ -184,7 +184,7 @@ class TestSelect:
         assert tied.recall > 0.9 > classic.recall
 
     @pytest.mark.parametrize("non_plants", [None, make_non_plants(MIN_NON_PLANTS - 1)])
-    def test_without_enough_non_plants_the_classic_one_is_taken_and_said(
+    def test_without_enough_non_plants_the_classic_detector_is_taken_and_named(
         self, non_plants: NonPlantEmbeddings | None
     ) -> None:
         selection = select_detector(make_plants(), non_plants)

@@ -1,3 +1,5 @@
+"""Checks the decoded training images against serving's preprocessing, and the weights of the classes."""
+
 import errno
 from pathlib import Path
 
@@ -33,7 +35,9 @@ def test_images_equal_the_input_of_the_network(tiny_data: Path, tiny_taxonomy: T
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_room_is_an_error(tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_is_an_error(
+    tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     def refuse(*_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

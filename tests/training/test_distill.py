@@ -1,3 +1,5 @@
+"""Checks distillation: the student's interface, resuming, and what is refused."""
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,7 +64,7 @@ def test_a_stopped_distillation_resumes_without_running_the_teacher_again(
     assert out.read_bytes() == distilled[1].read_bytes()
 
 
-def test_a_student_beyond_the_budget_is_refused_before_any_work(
+def test_a_student_over_the_limit_is_refused_before_any_work(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(distill, "read_training_set", lambda *_: pytest.fail("leaves were read"))

@@ -1,3 +1,5 @@
+"""Checks patch sizes, recipes and measured accuracies against slow loops."""
+
 import itertools
 from typing import Any
 

@@ -1,3 +1,5 @@
+"""Checks the losses against slow loops in numpy."""
+
 import numpy as np
 import pytest
 import torch

@@ -1,3 +1,5 @@
+"""Checks Muon against PyTorch's, and the schedule of the learning rate."""
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ BFLOAT16_STEP = 0.05
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
-def test_orthogonalise_keeps_singular_vectors_and_evens_their_values(shape: tuple[int, int]):
+def test_orthogonalize_keeps_singular_vectors_and_evens_their_values(shape: tuple[int, int]):
     matrix = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     core = (u.T @ orthogonalize(matrix) @ v.T).numpy()

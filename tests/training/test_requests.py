@@ -1,3 +1,5 @@
+"""Checks trainings and distillations from the options of the command line."""
+
 import io
 from pathlib import Path
 
@@ -27,7 +29,7 @@ def test_trains_on_the_folders_classes_in_alphabetical_order(tiny_data: Path, tm
 
 
 @pytest.mark.slow
-def test_distils_by_request(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
+def test_distills_by_request(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
     request = DistillRequest(tiny_checkpoint, tiny_data, tmp_path / "x.ckpt", student="test_resnet", stages="224:1")
     assert run_distill(request).training.best.image_size == 224
     assert curves_path(request.out).is_file()

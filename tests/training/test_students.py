@@ -1,3 +1,5 @@
+"""Checks the students' inherited weights, their projection, and the size of their INT8 file."""
+
 import numpy as np
 import onnx
 import pytest
@@ -71,7 +73,7 @@ def test_a_narrower_student_takes_the_same_channels_everywhere(teacher: Hierarch
     assert torch.equal(mine[f"{block}attn.qkv.weight"], theirs[f"{block}attn.qkv.weight"][rows][:, channels])
 
 
-def test_of_an_mlp_the_largest_hidden_units_are_kept(teacher: HierarchicalNetwork):
+def test_the_largest_hidden_units_of_an_mlp_are_kept(teacher: HierarchicalNetwork):
     network = build(make_student_spec(narrow(32, [2, 1], mlp_ratio=2.0), TEACHER), 1)
     inherit_weights_(network, teacher)
     name = "layers.1.blocks.0.mlp."
@@ -100,7 +102,7 @@ def test_another_family_inherits_the_heads_alone(teacher: HierarchicalNetwork):
     assert torch.equal(network.species_head.weight, teacher.species_head.weight)
 
 
-def test_the_projection_is_the_ridge_regression():
+def test_the_projection_equals_the_ridge_regression():
     network = build(make_student_spec(narrow(16, [1]), TEACHER), 1)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 3, SIDE, SIDE), dtype=np.uint8)
@@ -119,7 +121,7 @@ def test_the_projection_is_the_ridge_regression():
     np.testing.assert_allclose(network.projection.bias.detach(), expected[-1], atol=1e-4)
 
 
-def test_the_size_is_that_of_a_trained_networks_file(tmp_path):
+def test_the_size_equals_a_trained_networks_file(tmp_path):
     spec = make_student_spec(narrow(16, [1]), TEACHER)
     network = build(spec, 2)
     for parameter in network.parameters():
@@ -129,7 +131,7 @@ def test_the_size_is_that_of_a_trained_networks_file(tmp_path):
     assert measure_int8_bytes(spec) == (tmp_path / "x.onnx").stat().st_size
 
 
-def test_what_exceeds_the_budget_is_refused():
+def test_a_student_over_the_limit_is_refused():
     spec = make_student_spec(narrow(16, [1]), TEACHER)
     size = check_size(spec, 10**6)
     with pytest.raises(TrainingError, match=rf"takes {size:,} bytes in INT8, the limit is {size:,}"):
@@ -143,7 +145,7 @@ def test_an_unknown_student_is_refused():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "limit"), [("swin", 5_000_000), ("swin-64", 2_000_000)])
-def test_named_students_fit_their_budgets(name: str, limit: int):
+def test_named_students_are_below_their_limits(name: str, limit: int):
     preprocessing = Preprocessing(224, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     teacher = NetworkSpec("swin_tiny_patch4_window7_224", {}, 768, preprocessing, TEACHER.taxonomy)
     assert measure_int8_bytes(make_student_spec(STUDENTS[name], teacher)) < limit

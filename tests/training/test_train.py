@@ -1,3 +1,5 @@
+"""Checks training: it learns, resumes, writes contract 1, and its augmentation follows the seed."""
+
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +34,7 @@ QUICK = Recipe((Stage(28, 1), Stage(56, 1)), batch_size=20, scale_patches=True)
 
 
 def toy(kind: int, seed: int) -> Image.Image:
-    """Noise over one of three plain colours; on the first there is a dark spot."""
+    """Noise over one of three plain colors; on the first there is a dark spot."""
     rng = np.random.default_rng((kind, seed))
     pixels = rng.normal(0, 20, (64, 64, 3)) + [(190, 80, 80), (190, 80, 80), (80, 190, 80), (80, 80, 190)][kind]
     if kind == 0:
@@ -43,7 +45,7 @@ def toy(kind: int, seed: int) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Split train alone: training reads no other."""
+    """Leaf folders with the split "train" only: training reads no other."""
     root = tmp_path_factory.mktemp("toy")
     for kind, name in enumerate(CLASSES):
         (root / "train" / name).mkdir(parents=True)
@@ -116,7 +118,7 @@ def test_same_seed_same_bytes_and_no_trace_in_the_global_generator(data: Path, t
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_killed_training_goes_on_and_ends_with_the_same_bytes(data: Path, tmp_path: Path, stop_after: int):
+def test_a_killed_training_resumes_and_ends_with_the_same_bytes(data: Path, tmp_path: Path, stop_after: int):
     recipe = replace(QUICK, stages=(Stage(28, 2), Stage(56, 2)))
     train_network(data, tmp_path / "whole", SPEC, recipe)
 
