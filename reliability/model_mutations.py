@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
-from plantmodels.export.onnx_heads import Int8Head, int8_head_model, packed_heads_model, quantize_head
+from plantmodels.export.onnx_heads import Int8Head, build_int8_head, build_packed_heads, quantize_head
 from reliability.mutations import damage, damage_pickle
 
 _SIZES: Final = (0, 1, -1, 2, 3, 4, 8, 255, 2**15, 2**31 - 1, 2**31, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63))
@@ -82,7 +82,7 @@ def onnx_models() -> list[onnx.ModelProto]:
     """Return a head, packed heads of three species, and a small network with the operators of an exported Swin."""
     random = np.random.default_rng(5)
     head = [_random_head(random, classes) for classes in (2, 3)]
-    return [int8_head_model(head[1]), packed_heads_model({0: head[0], 2: head[1]}, species=3, dim=8), _network(random)]
+    return [build_int8_head(head[1]), build_packed_heads({0: head[0], 2: head[1]}, species=3, dim=8), _network(random)]
 
 
 def _random_head(random: np.random.Generator, classes: int) -> Int8Head:

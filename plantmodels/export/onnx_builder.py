@@ -1,7 +1,7 @@
 """Builds an ONNX graph node by node; the names of the tensors follow from the order of the calls.
 
 >>> graph = GraphBuilder(opset=23)
->>> graph.apply("Add", "x", graph.constant(np.ones(3, np.float32)))
+>>> graph.add_node("Add", "x", graph.add_constant(np.ones(3, np.float32)))
 'add_0'
 """
 
@@ -32,7 +32,7 @@ class GraphBuilder:
         self._constants: dict[str, onnx.TensorProto] = {}
         self._named: dict[str, str] = {}
 
-    def constant(self, values: NDArray[Any], name: str | None = None) -> str:
+    def add_constant(self, values: NDArray[Any], name: str | None = None) -> str:
         """Store a constant and return its name.
 
         Args:
@@ -46,19 +46,19 @@ class GraphBuilder:
             self._constants[name] = numpy_helper.from_array(values, name)
         return self._named[key]
 
-    def indices(self, values: NDArray[np.integer[Any]]) -> str:
+    def add_indices(self, values: NDArray[np.integer[Any]]) -> str:
         """Store indices in the smallest unsigned type, and return the name of their cast to int32.
 
         ONNX Runtime casts them once, when a session opens.
         """
-        stored = self.constant(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
-        return self.apply("Cast", stored, to=TensorProto.INT32)
+        stored = self.add_constant(values.astype(np.min_scalar_type(int(values.max(initial=0)))))
+        return self.add_node("Cast", stored, to=TensorProto.INT32)
 
-    def shape(self, *sizes: int) -> str:
+    def add_shape(self, *sizes: int) -> str:
         """Store a shape, as Reshape and similar operators read it, and return its name."""
-        return self.constant(np.array(sizes, np.int64))
+        return self.add_constant(np.array(sizes, np.int64))
 
-    def apply(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
+    def add_node(self, operator: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output, and return the name of the output.
 
         Args:

@@ -4,7 +4,7 @@ A head computes `embedding · W + b`. Its INT8 form stores W as int8 with one sy
 float32. With quantized activations, the output for an image would depend on the other images of its batch.
 
 >>> head = quantize_head(np.ones((3, 4), np.float32), np.zeros(3, np.float32))
->>> [value.name for value in int8_head_model(head).graph.output]
+>>> [value.name for value in build_int8_head(head).graph.output]
 ['disease_logits']
 """
 
@@ -63,8 +63,8 @@ def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any
     heads = {i: quantize_head(weight.numpy(), bias.numpy()) for i, (weight, bias) in checkpoint.disease_heads.items()}
     (folder / HEADS_FOLDER).mkdir()
     for index, head in heads.items():
-        onnx.save(int8_head_model(head), folder / head_file(taxonomy.slugs[index]))
-    packed = packed_heads_model(heads, species=len(taxonomy.species), dim=checkpoint.spec.embedding_dim)
+        onnx.save(build_int8_head(head), folder / head_file(taxonomy.slugs[index]))
+    packed = build_packed_heads(heads, species=len(taxonomy.species), dim=checkpoint.spec.embedding_dim)
     onnx.save(packed, folder / PACKED_HEADS_FILE)
     recipe = {"method": "weight only", "weights": "int8", "per_channel": True}
     names = [PACKED_HEADS_FILE, *(head_file(taxonomy.slugs[index]) for index in heads)]
@@ -82,7 +82,7 @@ def quantize_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Int
     return Int8Head(np.ascontiguousarray(rounded), scale, bias.astype(np.float32))
 
 
-def float_head_model(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
+def build_float_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
     """Return a head with float32 weights, which the parity gate compares with PyTorch.
 
     Args:
@@ -94,7 +94,7 @@ def float_head_model(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> 
     return _build_model("disease_head", nodes, constants, dim=weight.shape[1], classes=len(bias))
 
 
-def int8_head_model(head: Int8Head) -> onnx.ModelProto:
+def build_int8_head(head: Int8Head) -> onnx.ModelProto:
     """Return the graph of one species' head: `embedding` (batch, D) → `disease_logits` (batch, N).
 
     It computes the same as the packed graph. A DequantizeLinear before the product would too, but ONNX Runtime turns
@@ -110,7 +110,7 @@ def int8_head_model(head: Int8Head) -> onnx.ModelProto:
     return _build_model("disease_head", nodes, constants, dim=len(head.weight), classes=len(head.bias))
 
 
-def packed_heads_model(heads: Mapping[int, Int8Head], *, species: int, dim: int) -> onnx.ModelProto:
+def build_packed_heads(heads: Mapping[int, Int8Head], *, species: int, dim: int) -> onnx.ModelProto:
     """Return a graph with all heads, which applies to each row the head of its `species_index`.
 
     Its logits are −inf for classes that a species lacks, and for all classes of a species without a head.

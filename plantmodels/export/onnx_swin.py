@@ -116,7 +116,9 @@ class _SwinGraph:
                 tokens = self._merge_patches(tokens, stage)
             for block in stage.blocks:
                 tokens = self._add_block(tokens, block)
-        pooled = graph.apply("ReduceMean", self._add_norm(tokens.name, self._backbone.norm), graph.shape(1), keepdims=0)
+        pooled = graph.add_node(
+            "ReduceMean", self._add_norm(tokens.name, self._backbone.norm), graph.add_shape(1), keepdims=0
+        )
         self._add_heads(pooled)
         side = spec.preprocessing.image_size
         values = {IMAGE_INPUT: (3, side, side), SPECIES_OUTPUT: (len(spec.taxonomy.species),)}
@@ -133,9 +135,9 @@ class _SwinGraph:
         inputs = [IMAGE_INPUT, self._store_float32(kernel)]
         if embed.proj.bias is not None:
             inputs.append(self._store_float32(_to_float64(embed.proj.bias)))
-        patches = graph.apply("Conv", *inputs, kernel_shape=kernel.shape[2:], strides=kernel.shape[2:])
-        rows = graph.apply("Reshape", patches, graph.shape(0, len(kernel), grid[0] * grid[1]))
-        rows = graph.apply("Transpose", rows, perm=[0, 2, 1])
+        patches = graph.add_node("Conv", *inputs, kernel_shape=kernel.shape[2:], strides=kernel.shape[2:])
+        rows = graph.add_node("Reshape", patches, graph.add_shape(0, len(kernel), grid[0] * grid[1]))
+        rows = graph.add_node("Transpose", rows, perm=[0, 2, 1])
         cells = np.arange(grid[0] * grid[1]).reshape(grid)
         order = _order_stage(cells, self._backbone.layers[0].blocks[0])
         name = self._reorder(rows, order, len(order))
@@ -151,7 +153,7 @@ class _SwinGraph:
         four = padded.reshape(grid[0], 2, grid[1], 2).transpose(0, 2, 3, 1).reshape(-1, 4)
         order = _order_stage(np.arange(len(four)).reshape(grid), stage.blocks[0])
         name = self._reorder(tokens.name, four[order].reshape(-1), tokens.count)
-        name = graph.apply("Reshape", name, graph.shape(-1, len(four), 4 * merging.dim))
+        name = graph.add_node("Reshape", name, graph.add_shape(-1, len(four), 4 * merging.dim))
         weight = _to_float64(merging.reduction.weight).T
         if self._v2:
             name = self._add_norm(self._add_product(name, weight, None), merging.norm)
@@ -165,12 +167,12 @@ class _SwinGraph:
         branch = self._add_attention(
             tokens.name if self._v2 else self._add_norm(tokens.name, block.norm1), tokens, block
         )
-        name = graph.apply("Add", tokens.name, self._add_norm(branch, block.norm1) if self._v2 else branch)
+        name = graph.add_node("Add", tokens.name, self._add_norm(branch, block.norm1) if self._v2 else branch)
         hidden = self._add_linear(name if self._v2 else self._add_norm(name, block.norm2), block.mlp.fc1)
         branch = self._add_linear(
-            graph.apply("Gelu", hidden, approximate=_find_gelu_approximation(block.mlp.act)), block.mlp.fc2
+            graph.add_node("Gelu", hidden, approximate=_find_gelu_approximation(block.mlp.act)), block.mlp.fc2
         )
-        name = graph.apply("Add", name, self._add_norm(branch, block.norm2) if self._v2 else branch)
+        name = graph.add_node("Add", name, self._add_norm(branch, block.norm2) if self._v2 else branch)
         return replace(tokens, name=name)
 
     def _add_attention(self, name: str, tokens: _Tokens, block: Any) -> str:
@@ -178,7 +180,7 @@ class _SwinGraph:
         order = _order_by_windows(tokens.position, block.window_size, block.shift_size)
         area = block.window_size[0] * block.window_size[1]
         windows = self._reorder(name, order, tokens.count)
-        windows = graph.apply("Reshape", windows, graph.shape(-1, area, attention.qkv.in_features))
+        windows = graph.add_node("Reshape", windows, graph.add_shape(-1, area, attention.qkv.in_features))
         query, key, value = (
             self._add_product(windows, weight, bias) for weight, bias in _split_query_key_value(attention)
         )
@@ -186,13 +188,13 @@ class _SwinGraph:
             scale = np.exp(np.minimum(_to_float64(attention.logit_scale), _MAX_LOGIT_SCALE)).reshape(1, 1, -1, 1)
             query = self._normalize_heads(query, area, attention, scale)
             key = self._normalize_heads(key, area, attention, None)
-        mixed = graph.apply(
+        mixed = graph.add_node(
             *("Attention", query, key, value, self._add_attention_bias(block)),
             q_num_heads=attention.num_heads,
             kv_num_heads=attention.num_heads,
             scale=1.0 if self._v2 else float(attention.scale),
         )
-        mixed = graph.apply("Reshape", mixed, graph.shape(-1, len(order), attention.proj.in_features))
+        mixed = graph.add_node("Reshape", mixed, graph.add_shape(-1, len(order), attention.proj.in_features))
         real = np.flatnonzero(order != _PADDING)
         mixed = self._reorder(mixed, real[np.argsort(order[real])], len(order))
         return self._add_linear(mixed, attention.proj)
@@ -200,13 +202,13 @@ class _SwinGraph:
     def _normalize_heads(self, name: str, area: int, attention: Any, scale: Array | None) -> str:
         """Divide the vector of each head by its length, and multiply it by the factor of the head."""
         graph, heads = self._graph, attention.num_heads
-        split = graph.apply("Reshape", name, graph.shape(-1, area, heads, attention.dim // heads))
-        length = graph.apply("ReduceL2", split, graph.shape(-1), keepdims=1)
-        length = graph.apply("Max", length, graph.constant(np.array(1e-12, np.float32)))
-        unit = graph.apply("Div", split, length)
+        split = graph.add_node("Reshape", name, graph.add_shape(-1, area, heads, attention.dim // heads))
+        length = graph.add_node("ReduceL2", split, graph.add_shape(-1), keepdims=1)
+        length = graph.add_node("Max", length, graph.add_constant(np.array(1e-12, np.float32)))
+        unit = graph.add_node("Div", split, length)
         if scale is not None:
-            unit = graph.apply("Mul", unit, self._store_float32(scale))
-        return graph.apply("Reshape", unit, graph.shape(-1, area, attention.dim))
+            unit = graph.add_node("Mul", unit, self._store_float32(scale))
+        return graph.add_node("Reshape", unit, graph.add_shape(-1, area, attention.dim))
 
     def _add_attention_bias(self, block: Any) -> str:
         """Add the relative position bias, (1, heads, area, area), and the mask of shifted windows.
@@ -214,22 +216,22 @@ class _SwinGraph:
         With a mask, the first dimension is batch · windows.
         """
         graph, attention = self._graph, block.attn
-        index = graph.indices(attention.relative_position_index.numpy().astype(np.int64))
-        bias = graph.apply("Gather", self._store_float32(_read_position_table(attention)), index, axis=0)
-        bias = graph.apply("Unsqueeze", graph.apply("Transpose", bias, perm=[2, 0, 1]), graph.shape(0))
+        index = graph.add_indices(attention.relative_position_index.numpy().astype(np.int64))
+        bias = graph.add_node("Gather", self._store_float32(_read_position_table(attention)), index, axis=0)
+        bias = graph.add_node("Unsqueeze", graph.add_node("Transpose", bias, perm=[2, 0, 1]), graph.add_shape(0))
         mask = block.get_attn_mask(device=torch.device("cpu"), dtype=torch.float32)
         if mask is None:
             return bias
-        regions = graph.indices((mask == 0).int().argmax(dim=2).numpy())
-        same = graph.apply(
+        regions = graph.add_indices((mask == 0).int().argmax(dim=2).numpy())
+        same = graph.add_node(
             "Equal",
-            graph.apply("Unsqueeze", regions, graph.shape(1, 3)),
-            graph.apply("Unsqueeze", regions, graph.shape(1, 2)),
+            graph.add_node("Unsqueeze", regions, graph.add_shape(1, 3)),
+            graph.add_node("Unsqueeze", regions, graph.add_shape(1, 2)),
         )
-        soft = (graph.constant(np.array(value, np.float32)) for value in (0, mask.min().item()))
-        bias = graph.apply("Add", bias, graph.apply("Where", same, *soft))
-        batch = graph.apply("Shape", IMAGE_INPUT, start=0, end=1)
-        return graph.apply("Tile", bias, graph.apply("Concat", batch, graph.shape(1, 1, 1), axis=0))
+        soft = (graph.add_constant(np.array(value, np.float32)) for value in (0, mask.min().item()))
+        bias = graph.add_node("Add", bias, graph.add_node("Where", same, *soft))
+        batch = graph.add_node("Shape", IMAGE_INPUT, start=0, end=1)
+        return graph.add_node("Tile", bias, graph.add_node("Concat", batch, graph.add_shape(1, 1, 1), axis=0))
 
     def _reorder(self, name: str, order: NDArray[np.int64], tokens: int) -> str:
         """Put tokens into another order; `_PADDING` gives zeros. Nothing is added if the order stays the same."""
@@ -237,13 +239,13 @@ class _SwinGraph:
         if np.array_equal(order, np.arange(tokens)):
             return name
         if (order == _PADDING).any():
-            name = graph.apply("Pad", name, graph.shape(0, 0, 0, 0, 1, 0))
+            name = graph.add_node("Pad", name, graph.add_shape(0, 0, 0, 0, 1, 0))
             order = np.where(order == _PADDING, tokens, order)
-        return graph.apply("Gather", name, graph.indices(order), axis=1)
+        return graph.add_node("Gather", name, graph.add_indices(order), axis=1)
 
     def _add_norm(self, name: str, norm: nn.LayerNorm) -> str:
         affine = (self._store_float32(_to_float64(parameter)) for parameter in (norm.weight, norm.bias))
-        return self._graph.apply("LayerNormalization", name, *affine, axis=-1, epsilon=norm.eps)
+        return self._graph.add_node("LayerNormalization", name, *affine, axis=-1, epsilon=norm.eps)
 
     def _add_linear(self, name: str, layer: nn.Linear) -> str:
         return self._add_product(
@@ -251,24 +253,24 @@ class _SwinGraph:
         )
 
     def _add_product(self, name: str, weight: Array, bias: Array | None) -> str:
-        product = self._graph.apply("MatMul", name, self._store_float32(weight))
-        return product if bias is None else self._graph.apply("Add", product, self._store_float32(bias))
+        product = self._graph.add_node("MatMul", name, self._store_float32(weight))
+        return product if bias is None else self._graph.add_node("Add", product, self._store_float32(bias))
 
     def _add_heads(self, pooled: str) -> None:
         graph, network = self._graph, self._network
         if isinstance(network.projection, nn.Linear):
             self._add_gemm(pooled, network.projection, "projection", EMBEDDING)
         else:
-            graph.apply("Identity", pooled, output=EMBEDDING)
+            graph.add_node("Identity", pooled, output=EMBEDDING)
         self._add_gemm(EMBEDDING, network.species_head, "species_head", SPECIES_OUTPUT)
 
     def _add_gemm(self, name: str, layer: nn.Linear, title: str, output: str) -> None:
-        weight = self._graph.constant(layer.weight.numpy(), f"{title}.weight")
-        bias = self._graph.constant(layer.bias.numpy(), f"{title}.bias")
-        self._graph.apply("Gemm", name, weight, bias, output=output, transB=1)
+        weight = self._graph.add_constant(layer.weight.numpy(), f"{title}.weight")
+        bias = self._graph.add_constant(layer.bias.numpy(), f"{title}.bias")
+        self._graph.add_node("Gemm", name, weight, bias, output=output, transB=1)
 
     def _store_float32(self, values: Array) -> str:
-        return self._graph.constant(values.astype(np.float32))
+        return self._graph.add_constant(values.astype(np.float32))
 
 
 def _find_gelu_approximation(activation: nn.Module) -> str | None:

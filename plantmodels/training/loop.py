@@ -99,7 +99,9 @@ def run_training(
     """
     side = network.spec.preprocessing.image_size
     if recipe.stages[-1].image_size != side:
-        raise TrainingError(f"the last stage must have the network's images of {side}, got {recipe.stages[-1]}")
+        raise TrainingError(
+            f"the last stage must have the network's image size {side}, got {recipe.stages[-1].image_size}"
+        )
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         return _TrainingRun(network, task, recipe, state, observer).run()
 

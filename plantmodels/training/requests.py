@@ -1,6 +1,6 @@
-"""What a person may ask of a training or a distillation, with every default; importing it does not load torch.
+"""The options of a training and of a distillation, with all defaults; importing this file does not load torch.
 
-The fields have the names of the commands' options. `run_train` and `run_distill` carry a request out.
+The fields have the names of the commands' options. `run_train` and `run_distill` carry out a request.
 
 >>> parse_stages("112:15,224:5")
 (Stage(image_size=112, epochs=15), Stage(image_size=224, epochs=5))
@@ -22,7 +22,7 @@ DEFAULT_STAGES: Final = "112:15,224:5"
 
 @dataclass(frozen=True)
 class TrainRequest:
-    """What a person asks of a training; the options of `plantmodels train` explain the fields."""
+    """Options of `plantmodels train`, whose help explains the fields."""
 
     data: Path
     out: Path
@@ -37,11 +37,11 @@ class TrainRequest:
     seed: int = Recipe.seed
 
     def check_paths(self) -> None:
-        """Refuse paths that cannot be right; takes no time and imports no torch.
+        """Raise an error for paths that cannot be used, within a second and without loading torch.
 
         Raises:
-            DataError: no such data, or no split "train".
-            CheckpointError: `out` lies in no folder that can be written to.
+            DataError: the data do not exist, or have no split "train".
+            CheckpointError: the folder of `out` does not exist or is not writable.
         """
         check_data(self.data, "train")
         check_writable(self.out)
@@ -50,15 +50,15 @@ class TrainRequest:
         """Return the recipe of this request.
 
         Raises:
-            TrainingError: the stages or numbers cannot be a recipe.
+            TrainingError: the stages cannot be parsed, or a number is out of range.
         """
         return _make_recipe(self, scale_patches=self.scale_patches)
 
     def parse_backbone_kwargs(self) -> dict[str, Any]:
-        """Return the arguments of the backbone.
+        """Return the further arguments of `timm.create_model`.
 
         Raises:
-            TrainingError: they are not a JSON object.
+            TrainingError: the text is not a JSON object.
         """
         try:
             document = parse_json_text(self.backbone_kwargs)
@@ -73,7 +73,7 @@ class TrainRequest:
 
 @dataclass(frozen=True)
 class DistillRequest:
-    """What a person asks of a distillation; the options of `plantmodels distill` explain the fields."""
+    """Options of `plantmodels distill`, whose help explains the fields."""
 
     teacher: Path
     data: Path
@@ -87,30 +87,30 @@ class DistillRequest:
     seed: int = Recipe.seed
 
     def check_paths(self) -> None:
-        """Refuse paths that cannot be right; takes no time and imports no torch.
+        """Raise an error for paths that cannot be used, within a second and without loading torch.
 
         Raises:
-            CheckpointError: no such teacher, or `out` lies in no folder that can be written to.
-            DataError: no such data, or no split "train".
+            CheckpointError: the teacher does not exist, or the folder of `out` does not exist or is not writable.
+            DataError: the data do not exist, or have no split "train".
         """
         check_checkpoint(self.teacher)
         check_data(self.data, "train")
         check_writable(self.out)
 
     def make_recipe(self) -> Recipe:
-        """Return the recipe of this request; the student itself decides whether patches are scaled.
+        """Return the recipe of this request. The student decides whether patches are scaled, not the recipe.
 
         Raises:
-            TrainingError: the stages or numbers cannot be a recipe.
+            TrainingError: the stages cannot be parsed, or a number is out of range.
         """
         return _make_recipe(self, scale_patches=False)
 
 
 def check_writable(out: Path) -> None:
-    """Refuse an output file that could not be written at the end of the work.
+    """Raise an error if the checkpoint cannot be written; called before the training.
 
     Raises:
-        CheckpointError: `out` lies in no folder that can be written to.
+        CheckpointError: the folder of `out` does not exist or is not writable.
     """
     if not out.parent.is_dir() or not os.access(out.parent, os.W_OK | os.X_OK):
         raise CheckpointError(f"{out}: {out.parent} is not a folder that can be written to")

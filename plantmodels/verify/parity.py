@@ -25,7 +25,7 @@ from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.errors import BundleError
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork
-from plantmodels.export.onnx_heads import float_head_model
+from plantmodels.export.onnx_heads import build_float_head
 from plantmodels.report.results import Parity, Scatter
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
@@ -169,7 +169,7 @@ def compare_float_heads(network: HierarchicalNetwork, embedding: NDArray[np.floa
     worst = 0.0
     for slug, head in network.disease_heads.items():
         weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
-        content = float_head_model(weight, bias).SerializeToString()
+        content = build_float_head(weight, bias).SerializeToString()
         found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
         worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))
     return worst

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from plantmodels.export.onnx_heads import Int8Head, float_head_model, int8_head_model, packed_heads_model, quantize_head
+from plantmodels.export.onnx_heads import Int8Head, build_float_head, build_int8_head, build_packed_heads, quantize_head
 
 FLOAT_ATOL = 1e-4
 """Rounding of float32 sums of a few hundred products of order one."""
@@ -38,8 +38,8 @@ def test_int8_is_within_its_rigorous_bound_of_float(classes: int, dim: int) -> N
     # each weight is off by at most half a step, so a logit by at most that times the sum of |embedding|
     bound = np.abs(embedding).sum(axis=1, keepdims=True) * (head.scale / 2) + FLOAT_ATOL
 
-    assert (np.abs(run(int8_head_model(head), embedding) - exact) <= bound).all()
-    np.testing.assert_allclose(run(float_head_model(weight, bias), embedding), exact, atol=FLOAT_ATOL)
+    assert (np.abs(run(build_int8_head(head), embedding) - exact) <= bound).all()
+    np.testing.assert_allclose(run(build_float_head(weight, bias), embedding), exact, atol=FLOAT_ATOL)
 
 
 @pytest.mark.parametrize("batch", [1, 2, 33])
@@ -49,7 +49,7 @@ def test_int8_computes_in_float_whatever_onnx_runtime_fuses(classes: int, dim: i
     embedding = np.random.default_rng(2).normal(size=(batch, dim)).astype(np.float32)
     expected = embedding.astype(np.float64) @ (head.weight.astype(np.float64) * head.scale) + head.bias
 
-    np.testing.assert_allclose(run(int8_head_model(head), embedding), expected, atol=FLOAT_ATOL)
+    np.testing.assert_allclose(run(build_int8_head(head), embedding), expected, atol=FLOAT_ATOL)
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,7 +77,7 @@ def test_vanishing_weights_are_quantized_without_a_division_by_zero(size: float)
 
     assert (head.scale > 0).all()
     assert head.weight[:, 1].tolist() == [127, -127, 64]
-    np.testing.assert_allclose(run(int8_head_model(head), np.ones((1, 3), np.float32)), [[1, 1.5]], atol=1e-2)
+    np.testing.assert_allclose(run(build_int8_head(head), np.ones((1, 3), np.float32)), [[1, 1.5]], atol=1e-2)
 
 
 HEADS = {0: 2, 1: 3, 3: 1, 4: 7}
@@ -92,25 +92,25 @@ def heads() -> dict[int, Int8Head]:
 def test_packed_equals_the_single_head_of_every_species(heads: dict[int, Int8Head]) -> None:
     species_index = np.array([4, 0, 1, 3, 1, 4, 0, 3], np.int64)
     embedding = np.random.default_rng(3).normal(size=(8, 64)).astype(np.float32)
-    packed = run(packed_heads_model(heads, species=6, dim=64), embedding, species_index)
+    packed = run(build_packed_heads(heads, species=6, dim=64), embedding, species_index)
 
     assert packed.shape == (8, 7)
     for row, index in enumerate(species_index):
-        single = run(int8_head_model(heads[index]), embedding[row : row + 1])[0]
+        single = run(build_int8_head(heads[index]), embedding[row : row + 1])[0]
         np.testing.assert_allclose(packed[row, : len(single)], single, rtol=1e-5, atol=1e-5)
         assert (packed[row, len(single) :] == -np.inf).all()
 
 
 def test_a_species_without_a_head_has_no_class(heads: dict[int, Int8Head]) -> None:
     embedding = np.random.default_rng(4).normal(size=(3, 64)).astype(np.float32)
-    packed = run(packed_heads_model(heads, species=6, dim=64), embedding, np.array([2, 5, 0], np.int64))
+    packed = run(build_packed_heads(heads, species=6, dim=64), embedding, np.array([2, 5, 0], np.int64))
 
     assert (packed[:2] == -np.inf).all()
     assert np.isfinite(packed[2, :2]).all()
 
 
 def test_without_heads_the_only_class_is_minus_infinity() -> None:
-    model = packed_heads_model({}, species=2, dim=8)
+    model = build_packed_heads({}, species=2, dim=8)
     onnx.checker.check_model(model, full_check=True)
 
     assert run(model, np.ones((2, 8), np.float32), np.array([0, 1], np.int64)).tolist() == [[-np.inf], [-np.inf]]
@@ -118,14 +118,14 @@ def test_without_heads_the_only_class_is_minus_infinity() -> None:
 
 def test_the_largest_embeddings_do_not_reach_the_padding(heads: dict[int, Int8Head]) -> None:
     embedding = np.full((2, 64), 1e30, np.float32)
-    packed = run(packed_heads_model(heads, species=6, dim=64), embedding, np.array([0, 3], np.int64))
+    packed = run(build_packed_heads(heads, species=6, dim=64), embedding, np.array([0, 3], np.int64))
 
     assert (packed[0, 2:] == -np.inf).all()
     assert (packed[1, 1:] == -np.inf).all()
 
 
 def test_an_index_outside_the_species_is_an_error(heads: dict[int, Int8Head]) -> None:
-    model = packed_heads_model(heads, species=6, dim=64)
+    model = build_packed_heads(heads, species=6, dim=64)
 
     with pytest.raises(Exception, match="indices element out of data bounds"):
         run(model, np.zeros((1, 64), np.float32), np.array([6], np.int64))
@@ -133,9 +133,9 @@ def test_an_index_outside_the_species_is_an_error(heads: dict[int, Int8Head]) ->
 
 def test_interfaces_follow_contract_3(heads: dict[int, Int8Head]) -> None:
     models = {
-        "float": (float_head_model(*random_layer(3, 64)), ["embedding"], 3),
-        "int8": (int8_head_model(heads[4]), ["embedding"], 7),
-        "packed": (packed_heads_model(heads, species=6, dim=64), ["embedding", "species_index"], 7),
+        "float": (build_float_head(*random_layer(3, 64)), ["embedding"], 3),
+        "int8": (build_int8_head(heads[4]), ["embedding"], 7),
+        "packed": (build_packed_heads(heads, species=6, dim=64), ["embedding", "species_index"], 7),
     }
     for model, inputs, classes in models.values():
         onnx.checker.check_model(model, full_check=True)
@@ -151,15 +151,15 @@ def test_interfaces_follow_contract_3(heads: dict[int, Int8Head]) -> None:
 
 def test_an_int8_head_stores_its_weights_in_a_byte_each(heads: dict[int, Int8Head]) -> None:
     weight, bias = random_layer(40, 768)
-    size_bytes = int8_head_model(quantize_head(weight, bias)).ByteSize()
+    size_bytes = build_int8_head(quantize_head(weight, bias)).ByteSize()
 
     assert weight.size < size_bytes < weight.size + 2000
     assert size_bytes < 200_000  # the gate `head_size`
-    assert float_head_model(weight, bias).ByteSize() > 4 * weight.size
+    assert build_float_head(weight, bias).ByteSize() > 4 * weight.size
 
 
 def test_the_same_heads_give_the_same_bytes(heads: dict[int, Int8Head], tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
-        onnx.save(packed_heads_model(heads, species=6, dim=64), tmp_path / name)
+        onnx.save(build_packed_heads(heads, species=6, dim=64), tmp_path / name)
 
     assert (tmp_path / "a.onnx").read_bytes() == (tmp_path / "b.onnx").read_bytes()

@@ -199,7 +199,7 @@ def test_an_unwritable_target_is_found_before_training(data: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ((Stage(28, 1),), "the last stage must have the network's images of 56"),
+        ((Stage(28, 1),), "the last stage must have the network's image size 56, got 28"),
         ((Stage(40, 1), Stage(56, 1)), "image_size 56 / 40 must be a whole number that divides .*8"),
     ],
 )

@@ -10,7 +10,7 @@ from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_F
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
-from plantmodels.export.onnx_heads import Int8Head, int8_head_model, quantize_head
+from plantmodels.export.onnx_heads import Int8Head, build_int8_head, quantize_head
 from plantmodels.verify import integrity
 from plantmodels.verify.opening import open_heads, open_models
 
@@ -110,7 +110,7 @@ def test_a_packed_graph_that_answers_classes_which_a_species_lacks_is_found(
 def test_two_classes_in_another_order_are_found(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
     weight, bias = (tensor.numpy() for tensor in checkpoint.disease_heads[1])
     order = [1, 0, 2]
-    onnx.save(int8_head_model(quantize_head(weight[order], bias[order])), bundle_copy / CHERRY)
+    onnx.save(build_int8_head(quantize_head(weight[order], bias[order])), bundle_copy / CHERRY)
     problems = find_head_problems(bundle_copy, metadata, checkpoint)
     assert any(problem.startswith(f"{CHERRY}: not the checkpoint's head") for problem in problems)
 
@@ -121,7 +121,7 @@ def test_one_wrong_weight_and_one_wrong_bias_are_found(
     weight, bias = (tensor.numpy().copy() for tensor in checkpoint.disease_heads[1])
     weight[0, 0] += np.abs(weight[0]).max() / 40
     bias[2] += 0.01
-    onnx.save(int8_head_model(quantize_head(weight, bias)), bundle_copy / CHERRY)
+    onnx.save(build_int8_head(quantize_head(weight, bias)), bundle_copy / CHERRY)
     problems = find_head_problems(bundle_copy, metadata, checkpoint)
     assert "1 of 96 weights and 1 of 3 biases differ by more than INT8 rounding" in problems[0]
 
@@ -135,7 +135,7 @@ def test_rounding_to_seven_or_eight_bits_is_no_problem(
         weight, bias = (tensor.numpy() for tensor in checkpoint.disease_heads[index])
         scale = np.abs(weight).max(axis=1) / levels
         rounded = np.rint(weight / scale[:, None]).astype(np.int8)
-        onnx.save(int8_head_model(Int8Head(rounded.T, scale, bias)), bundle_copy / name)
+        onnx.save(build_int8_head(Int8Head(rounded.T, scale, bias)), bundle_copy / name)
     problems = find_head_problems(bundle_copy, metadata, checkpoint)
     assert not [problem for problem in problems if "not the checkpoint's head" in problem]
 

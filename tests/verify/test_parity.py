@@ -156,8 +156,8 @@ def test_float_heads_equal_pytorchs_and_a_broken_builder_is_found(monkeypatch: p
     assert compare_float_heads(network, embedding) < 1e-6  # type: ignore[arg-type]
     from plantmodels.verify import parity
 
-    build = parity.float_head_model
-    monkeypatch.setattr(parity, "float_head_model", lambda weight, bias: build(weight[::-1].copy(), bias))
+    build = parity.build_float_head
+    monkeypatch.setattr(parity, "build_float_head", lambda weight, bias: build(weight[::-1].copy(), bias))
     assert compare_float_heads(network, embedding) > 0.01  # type: ignore[arg-type]
 
 
