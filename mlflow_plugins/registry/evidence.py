@@ -66,10 +66,9 @@ def _apply_policy(gate: GateResult, policy: GatePolicy) -> GateResult:
 
 def describe_gate(gate: GateResult) -> str:
     """Return a line about a failed gate, with its measured value and its limit."""
-    limit = f"{gate.limit:g} {gate.unit}" if gate.unit in ("files", "problems") else gate.limit_text
     if gate.status == "not measured":
-        return f"{gate.name} was not measured (limit {limit}): {gate.detail}"
-    return f"{gate.name} measured {gate.measured_text}, limit {limit}"
+        return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
+    return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}"
 
 
 def has_flavor(location: str) -> bool:

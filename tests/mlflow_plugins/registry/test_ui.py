@@ -1,6 +1,6 @@
 """MLflow's own UI in a real browser, against a real server with the gated registry.
 
-The pictures go to `--basetemp`'s folder of the test; two of them stand in the README (docs/ui-*.png).
+The screenshots go to the test's folder below `--basetemp`; the documents show two of them (docs/ui-*.png).
 """
 
 import shutil
@@ -64,7 +64,7 @@ def wait_for_text(browser, text: str) -> None:
     WebDriverWait(browser, 30).until(lambda driver: text in driver.find_element("tag name", "body").text)
 
 
-def take_picture(browser, path: Path) -> None:
+def take_screenshot(browser, path: Path) -> None:
     browser.execute_script("document.querySelector('[data-component-id$=\"chat_panel.close\"]')?.click()")
     time.sleep(1)  # what slides in or out has then arrived
     browser.save_screenshot(str(path))
@@ -98,7 +98,7 @@ def test_promotion_by_stage(server, browser, good_bundle, bad_bundle, tmp_path, 
     assert client.get_model_version(NAME, good).aliases == ["production"]
     promote_by_stage(browser, server, bad)
     wait_for_text(browser, REFUSED)
-    take_picture(browser, tmp_path / "ui-stage-refused.png")
+    take_screenshot(browser, tmp_path / "ui-stage-refused.png")
     assert client.get_model_version(NAME, bad).current_stage == "None"
 
 
@@ -110,5 +110,5 @@ def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path, 
     assert client.get_model_version(NAME, good).current_stage == "Production"
     promote_by_alias(browser, server, bad)
     wait_for_text(browser, REFUSED)
-    take_picture(browser, tmp_path / "ui-alias-refused.png")
+    take_screenshot(browser, tmp_path / "ui-alias-refused.png")
     assert client.get_registered_model(NAME).aliases == {"production": good}
