@@ -46,7 +46,7 @@ def test_a_signed_bundle_is_registered_and_loads_by_its_key(signed: Path, signin
 def test_load_check_takes_a_key(signed: Path, signing_keys, tmp_path: Path) -> None:
     flavor.save_model(signed, tmp_path / "model")
 
-    assert f"signature    by the key of {signing_keys.public}" in list(
+    assert f"signature    made with the key of {signing_keys.public}" in list(
         check_version(str(tmp_path / "model"), public_key=signing_keys.public)
     )
     with pytest.raises(SignatureError, match="not a signature of"):
