@@ -329,7 +329,7 @@ def test_reading_reports_needs_numpy_only() -> None:
     """The registry imports these modules on the tracking server, where nothing else may be installed."""
     code = (
         "import sys\n"
-        "from plantmodels.report import describe, formatting, gate_report, gates, per_image, policy, serialization\n"
+        "from plantmodels.report import describe, formatting, gate_report, gates, per_image, policy, summary\n"
         "heavy = 'torch timm onnx onnxruntime scipy sklearn pandas matplotlib jinja2 PIL mlflow'.split()\n"
         "print(sorted(set(heavy) & set(sys.modules)))"
     )
