@@ -3,6 +3,8 @@
 Nothing is downloaded and no GPU is needed.
 """
 
+from collections import Counter
+
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -41,3 +43,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the slowest files first, in the order of `SLOWEST_FILES`; all other tests keep their order."""
     places = {file: place for place, file in enumerate(SLOWEST_FILES)}
     items.sort(key=lambda item: places.get(item.nodeid.partition("::")[0], len(places)))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print the ten files that took longest, whose table is in CONTRIBUTING.md."""
+    seconds: Counter[str] = Counter()
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if isinstance(report, pytest.TestReport):
+                seconds[report.nodeid.partition("::")[0]] += report.duration
+    if len(seconds) > 10:
+        terminalreporter.section("ten slowest files")
+        for file, total in seconds.most_common(10):
+            terminalreporter.write_line(f"{total:7.1f}s {file}")

@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted(ROOT.glob("*/README.md"))]
 PACKAGES_WITH_EXAMPLES = ("plantmodels", "mlflow_plugins", "examples")
+SKIP = "doctest: " + "+SKIP"
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +49,12 @@ def test_every_example_in_a_docstring_is_collected(collected: set[str]) -> None:
     with_examples = {path.relative_to(ROOT).as_posix() for path in sources if ">>> " in path.read_text("utf-8")}
 
     assert with_examples and with_examples <= {name.partition("::")[0] for name in collected}
+
+
+def test_no_example_in_a_docstring_is_skipped() -> None:
+    sources = (path for package in PACKAGES_WITH_EXAMPLES for path in (ROOT / package).rglob("*.py"))
+
+    assert [path for path in sources if SKIP in path.read_text("utf-8")] == []
 
 
 @pytest.mark.slow
