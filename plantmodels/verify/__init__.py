@@ -1,1 +1,1 @@
-"""Bundle and data to a gate report: parity, accuracy, rejection, integrity, sizes, latency (contract 5)."""
+"""Measure a bundle on images and judge its gates (contract 5)."""

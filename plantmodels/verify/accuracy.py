@@ -1,12 +1,13 @@
-"""One pass over the validation leaves: what FP16 and INT8 answer, how sure they are, and the plants' OOD scores.
+"""One pass over the validation leaves: the answers of FP16 and INT8, their probabilities, and the leaves' OOD scores.
 
-Species; disease given the TRUE species (its head answers, whatever the species model says); and end to end
-(species and disease both right), by hard and by soft routing. Images are streamed: all that is kept of one is a few
-numbers.
+Three things are counted: the species; the disease given the TRUE species (its head answers, whatever the species model
+says); and both together, by hard and by soft routing. Images are streamed, and only a few numbers of each are kept.
 
->>> run = measure_accuracy(fp16, int8, leaves)  # doctest: +SKIP
->>> run.accuracy.int8.species.value  # doctest: +SKIP
-0.8116
+>>> from plantmodels.data.leaves import read_leaves
+>>> fp16, int8 = (PlantClassifier.load(bundle, precision=precision, threads=1) for precision in ("fp16", "int8"))
+>>> run = measure_accuracy(fp16, int8, read_leaves(data, "val", int8.taxonomy))
+>>> run.accuracy.int8.species
+Proportion(count=45, images=45)
 """
 
 from collections import Counter
@@ -18,6 +19,7 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Mask, Scores
 from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.image_files import name_in_report
@@ -29,135 +31,141 @@ from plantmodels.report.statistics import PairedCounts
 from plantmodels.serve.classifier import PlantClassifier
 
 BATCH: Final = 8
-CALIBRATION_BINS: Final = 15
-"""Of equal width, as Guo et al. (2017) have them."""
+"""Images that the models see at once."""
 
-_T = TypeVar("_T", "_Answers", "_Served")
+CALIBRATION_BINS: Final = 15
+"""Number of bins of equal width, as in Guo et al. (2017)."""
+
+_Columns = TypeVar("_Columns", "_Classes", "_ServedOutputs")
 
 
 @dataclass(frozen=True)
 class AccuracyRun:
-    """What one pass yields.
+    """The result of one pass over the leaves.
 
     Attributes:
-        accuracy: the counts.
-        samples: the images that could be read, in the order measured.
-        rows: the answers to each of these.
-        scores: (N,) float64, OOD scores of these from the INT8 embedding.
-        fp16_scores: (N,) float64, the same detector's from the FP16 embedding.
+        accuracy: how often each precision is right.
+        samples: the N readable leaves, in the order measured.
+        rows: N rows, the answers for each leaf.
+        scores: (N,) float64, OOD scores of the INT8 embeddings.
+        fp16_scores: (N,) float64, OOD scores of the FP16 embeddings by the same detector.
         unreadable: files that were skipped.
     """
 
     accuracy: Accuracy
     samples: tuple[LeafSample, ...]
     rows: tuple[ImageRow, ...]
-    scores: NDArray[np.float64]
-    fp16_scores: NDArray[np.float64]
+    scores: Scores
+    fp16_scores: Scores
     unreadable: tuple[UnreadableImage, ...]
 
 
 @dataclass(frozen=True)
-class _Truth:
-    """What is right, for n images: indices, −1 for the disease where the species has no head."""
-
-    species: NDArray[np.int64]
-    disease: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Answers:
-    """What one precision answers to n images: indices; the disease is that of the true species' head, −1 without."""
-
-    species: NDArray[np.int64]
-    disease: NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class _Served:
-    """What INT8 answers besides, for n images.
+class _Classes:
+    """The true classes of n leaves, or those that one precision answers.
 
     Attributes:
-        routed: (n,) names of diseases by hard routing, "" where there is none.
-        soft: (n,) the same by soft routing.
+        species: (n,) species indices.
+        disease: (n,) disease indices given the true species; −1 if the true species has no head.
+    """
+
+    species: Labels
+    disease: Labels
+
+
+@dataclass(frozen=True)
+class _ServedOutputs:
+    """What INT8, the served precision, answers besides classes, for n leaves.
+
+    Attributes:
+        routed: (n,) names of the diseases by hard routing, "" for no disease.
+        soft: (n,) names of the diseases by soft routing, "" for no disease.
         scores: (n,) OOD scores.
-        species: (n, 2, 2), at temperature 1 and as served: probability of the answer, and −log P(truth).
-        disease: (m, 2, 2), the same of the disease given the true species, where that has several.
-        disease_right: (m,) whether that answer is right.
+        species: (n, 2, 2), the `evaluate_probabilities` of the species.
+        disease: (m, 2, 2), the `evaluate_probabilities` of the disease given the true species, for the leaves whose
+            true species has several diseases.
+        disease_right: (m,) whether the disease is right, for the same leaves.
     """
 
     routed: NDArray[np.str_]
     soft: NDArray[np.str_]
-    scores: NDArray[np.float64]
+    scores: Scores
     species: NDArray[np.float64]
     disease: NDArray[np.float64]
-    disease_right: NDArray[np.bool_]
+    disease_right: Mask
 
 
 def measure_accuracy(fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafSet) -> AccuracyRun:
-    """Streams the leaves once through both precisions.
+    """Run every leaf once through both precisions.
 
     Args:
         fp16: the bundle with its FP16 species model.
         int8: the bundle as it is served.
-        leaves: labelled images, already thinned out if there are too many.
+        leaves: the labelled images to measure.
 
     Raises:
-        DataError: too many unreadable files.
+        DataError: too many files are unreadable.
     """
     samples: list[LeafSample] = []
-    parts: list[tuple[_Answers, _Answers, _Served]] = []
-    fp16_scores: list[NDArray[np.float64]] = []
+    parts: list[tuple[_Classes, _Classes, _ServedOutputs]] = []
+    fp16_scores: list[Scores] = []
     stream = ImageStream(leaves.paths, int8.metadata.preprocessing, description="measure accuracy")
-    for positions, pixels in stream.batches(BATCH):
+    for positions, inputs in stream.batches(BATCH):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
         truth = _read_truth(batch)
-        served, answers = _serve(int8, truth, pixels)
-        fp16_logits, fp16_embedding = fp16.embed(pixels)
-        fp16_scores.append(int8.detector.score(fp16_embedding))
-        parts.append((_answer(fp16, truth, fp16_logits, fp16_embedding)[0], answers, served))
+        int8_classes, served = _predict_as_served(int8, truth, inputs)
+        fp16_logits, fp16_embeddings = fp16.embed(inputs)
+        fp16_scores.append(int8.detector.score(fp16_embeddings))
+        parts.append((_predict_classes(fp16, truth, fp16_logits, fp16_embeddings)[0], int8_classes, served))
     fp16_parts, int8_parts, served_parts = zip(*parts, strict=True)
-    truth, a, b, served = _read_truth(samples), _join(fp16_parts), _join(int8_parts), _join(served_parts)
-    rows = tuple(_describe(leaves.root, samples, truth, a, b, served, int8))
-    accuracy = _count(truth, a, b, served, int8)
-    return AccuracyRun(accuracy, tuple(samples), rows, served.scores, np.concatenate(fp16_scores), stream.unreadable)
+    truth = _read_truth(samples)
+    answers = (_concatenate(fp16_parts), _concatenate(int8_parts))
+    served = _concatenate(served_parts)
+    return AccuracyRun(
+        accuracy=_count_answers(truth, *answers, served, int8),
+        samples=tuple(samples),
+        rows=tuple(_make_rows(leaves.root, samples, truth, *answers, served, int8)),
+        scores=served.scores,
+        fp16_scores=np.concatenate(fp16_scores),
+        unreadable=stream.unreadable,
+    )
 
 
-def _join(parts: Sequence[_T]) -> _T:
+def _concatenate(parts: Sequence[_Columns]) -> _Columns:
     names = [field.name for field in fields(parts[0])]
     return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
 
 
-def _read_truth(samples: Sequence[LeafSample]) -> _Truth:
+def _read_truth(samples: Sequence[LeafSample]) -> _Classes:
     species, diseases = np.array([class_of(sample) for sample in samples], np.int64).T
-    return _Truth(species, diseases)
+    return _Classes(species, diseases)
 
 
-def _answer(
-    classifier: PlantClassifier, truth: _Truth, logits: NDArray[np.float32], embedding: NDArray[np.float32]
-) -> tuple[_Answers, NDArray[np.float32]]:
-    """The answers, and the logits of the true species' heads (n, max diseases)."""
-    heads = classifier.disease_logits(embedding, truth.species)
-    return _Answers(logits.argmax(axis=1), np.where(truth.disease >= 0, heads.argmax(axis=1), -1)), heads
+def _predict_classes(
+    classifier: PlantClassifier, truth: _Classes, logits: Logits, embeddings: Embeddings
+) -> tuple[_Classes, Logits]:
+    """Return the classes that a precision answers, and the logits of the true species' heads (n, max diseases)."""
+    heads = classifier.disease_logits(embeddings, truth.species)
+    return _Classes(logits.argmax(axis=1), np.where(truth.disease >= 0, heads.argmax(axis=1), -1)), heads
 
 
-def _serve(classifier: PlantClassifier, truth: _Truth, pixels: NDArray[np.float32]) -> tuple[_Served, _Answers]:
+def _predict_as_served(classifier: PlantClassifier, truth: _Classes, inputs: Inputs) -> tuple[_Classes, _ServedOutputs]:
     metadata, taxonomy = classifier.metadata, classifier.taxonomy
-    logits, embedding = classifier.embed(pixels)
-    answers, heads = _answer(classifier, truth, logits, embedding)
-    best = classifier.disease_logits(embedding, answers.species).argmax(axis=1)
+    logits, embeddings = classifier.embed(inputs)
+    answers, heads = _predict_classes(classifier, truth, logits, embeddings)
+    best = classifier.disease_logits(embeddings, answers.species).argmax(axis=1)
     routed = [_name_disease(taxonomy, *pair) for pair in zip(answers.species.tolist(), best.tolist(), strict=True)]
-    soft = [name or "" for name, _ in classifier.route_soft(logits, embedding)]
+    soft = [name or "" for name, _ in classifier.route_soft(logits, embeddings)]
     several = np.array([len(taxonomy.diseases_of(i)) > 1 for i in truth.species.tolist()])
-    served = _Served(
-        np.array(routed, np.str_),
-        np.array(soft, np.str_),
-        classifier.detector.score(embedding),
-        measure_chances(logits, truth.species, metadata.species_temperature),
-        measure_chances(heads[several], truth.disease[several], metadata.disease_temperature),
-        (answers.disease == truth.disease)[several],
+    return answers, _ServedOutputs(
+        routed=np.array(routed, np.str_),
+        soft=np.array(soft, np.str_),
+        scores=classifier.detector.score(embeddings),
+        species=evaluate_probabilities(logits, truth.species, metadata.species_temperature),
+        disease=evaluate_probabilities(heads[several], truth.disease[several], metadata.disease_temperature),
+        disease_right=(answers.disease == truth.disease)[several],
     )
-    return served, answers
 
 
 def _name_disease(taxonomy: Taxonomy, species: int, disease: int) -> str:
@@ -165,53 +173,56 @@ def _name_disease(taxonomy: Taxonomy, species: int, disease: int) -> str:
     return names[disease] if names and disease >= 0 else ""
 
 
-def measure_chances(logits: NDArray[np.float32], labels: NDArray[np.int64], temperature: float) -> NDArray[np.float64]:
-    """Probability of the answer and −log P(label), at temperature 1 and at another: (N, 2, 2) float64.
+def evaluate_probabilities(logits: Logits, labels: Labels, temperature: float) -> NDArray[np.float64]:
+    """Return the probability of each answer and −log P(label), at temperature 1 and at the one given.
 
     Args:
-        logits: (N, C), −inf at classes that a row lacks.
-        labels: (N,) the true class.
-        temperature: the other.
+        logits: (N, C) float32, −inf at classes that a row lacks.
+        labels: (N,) int64, the true classes.
+        temperature: the temperature that is served.
+
+    Returns:
+        (N, 2, 2) float64: for each row and each of the two temperatures, the probability and −log P(label).
     """
     gaps = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
     rows = np.arange(len(labels))
-    found = np.empty((len(labels), 2, 2))
+    evaluated = np.empty((len(labels), 2, 2))
     for column, divisor in enumerate((1.0, temperature)):
         sums = np.exp(gaps / divisor).sum(axis=1)
-        found[:, column] = np.stack([1 / sums, np.log(sums) - gaps[rows, labels] / divisor], axis=1)
-    return found
+        evaluated[:, column] = np.stack([1 / sums, np.log(sums) - gaps[rows, labels] / divisor], axis=1)
+    return evaluated
 
 
-def measure_calibration(chances: NDArray[np.float64], right: NDArray[np.bool_], temperature: float) -> Calibration:
-    """Bins answers by their probability.
+def measure_calibration(evaluated: NDArray[np.float64], right: Mask, temperature: float) -> Calibration:
+    """Return the calibration at temperature 1 and at the one served: answers in bins by their probability.
 
     Args:
-        chances: (N, 2, 2) of `measure_chances`.
-        right: (N,) whether the answer is.
-        temperature: of the second.
+        evaluated: (N, 2, 2) float64 from `evaluate_probabilities`.
+        right: (N,) whether each answer is right.
+        temperature: the temperature that is served.
     """
-    before, after = (_bin(chances[:, column], right) for column in (0, 1))
+    before, after = (_bin_by_confidence(evaluated[:, column], right) for column in (0, 1))
     return Calibration(temperature, before, after)
 
 
-def _bin(chances: NDArray[np.float64], right: NDArray[np.bool_]) -> Reliability:
-    confidence = np.nan_to_num(chances[:, 0])
+def _bin_by_confidence(evaluated: NDArray[np.float64], right: Mask) -> Reliability:
+    confidence = np.nan_to_num(evaluated[:, 0])
     places = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     bins = []
     for place in range(CALIBRATION_BINS):
         inside = places == place
         images = int(inside.sum())
         bins.append(Bin(images, int(right[inside].sum()), float(confidence[inside].mean()) if images else 0.0))
-    return Reliability(tuple(bins), replace_non_finite(float(chances[:, 1].mean())) if len(chances) else None)
+    return Reliability(tuple(bins), replace_non_finite(float(evaluated[:, 1].mean())) if len(evaluated) else None)
 
 
-def _describe(
+def _make_rows(
     root: Path,
     samples: Sequence[LeafSample],
-    truth: _Truth,
-    fp16: _Answers,
-    int8: _Answers,
-    served: _Served,
+    truth: _Classes,
+    fp16: _Classes,
+    int8: _Classes,
+    served: _ServedOutputs,
     classifier: PlantClassifier,
 ) -> Iterator[ImageRow]:
     taxonomy = classifier.taxonomy
@@ -242,25 +253,29 @@ def _name_class(taxonomy: Taxonomy, species: int, disease: int) -> str:
     return taxonomy.species[species] + (CLASS_SEPARATOR + name if name else "")
 
 
-def _count(truth: _Truth, fp16: _Answers, int8: _Answers, served: _Served, classifier: PlantClassifier) -> Accuracy:
+def _count_answers(
+    truth: _Classes, fp16: _Classes, int8: _Classes, served: _ServedOutputs, classifier: PlantClassifier
+) -> Accuracy:
     taxonomy, metadata = classifier.taxonomy, classifier.metadata
-    headed = truth.disease >= 0
+    has_head = truth.disease >= 0
     species = [answers.species == truth.species for answers in (fp16, int8)]
     disease = [answers.disease == truth.disease for answers in (fp16, int8)]
     names = np.array([_name_disease(taxonomy, *pair) for pair in zip(truth.species, truth.disease, strict=True)])
-    soft = species[1] & ((served.soft == names) | ~headed)
+    both_by_soft_routing = species[1] & ((served.soft == names) | ~has_head)
+    # Where the species is right, hard routing asks the true species' head.
+    both = [species[0] & disease[0], species[1] & disease[1]]
     return Accuracy(
-        species=_pair(*species),
-        disease=_pair(disease[0][headed], disease[1][headed]),
-        end_to_end=_pair(species[0] & disease[0], species[1] & disease[1]),  # hard routing asks the true head then
-        routing=_pair(species[1] & disease[1], soft),
-        disease_routing=_pair((served.routed == names)[headed], (served.soft == names)[headed]),
+        species=_count_pairs(*species),
+        disease=_count_pairs(disease[0][has_head], disease[1][has_head]),
+        end_to_end=_count_pairs(*both),
+        routing=_count_pairs(both[1], both_by_soft_routing),
+        disease_routing=_count_pairs((served.routed == names)[has_head], (served.soft == names)[has_head]),
         species_flips=int((fp16.species != int8.species).sum()),
         disease_flips=int((fp16.disease != int8.disease).sum()),
         by_species=_count_classes([(i, -1) for i in truth.species.tolist()], species, taxonomy),
         by_disease=_count_classes(
-            list(zip(truth.species[headed].tolist(), truth.disease[headed].tolist(), strict=True)),
-            [right[headed] for right in disease],
+            list(zip(truth.species[has_head].tolist(), truth.disease[has_head].tolist(), strict=True)),
+            [right[has_head] for right in disease],
             taxonomy,
         ),
         confusions=_count_confusions(truth.species.tolist(), int8.species.tolist(), taxonomy.species),
@@ -269,15 +284,13 @@ def _count(truth: _Truth, fp16: _Answers, int8: _Answers, served: _Served, class
     )
 
 
-def _pair(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> PairedCounts:
+def _count_pairs(first: Mask, second: Mask) -> PairedCounts:
     return PairedCounts(
         *(int(part.sum()) for part in (first & second, first & ~second, ~first & second, ~first & ~second))
     )
 
 
-def _count_classes(
-    labels: Sequence[tuple[int, int]], right: Sequence[NDArray[np.bool_]], taxonomy: Taxonomy
-) -> dict[str, ClassRow]:
+def _count_classes(labels: Sequence[tuple[int, int]], right: Sequence[Mask], taxonomy: Taxonomy) -> dict[str, ClassRow]:
     images = Counter(labels)
     fp16, int8 = (Counter(label for label, hit in zip(labels, hits, strict=True) if hit) for hits in right)
     return {

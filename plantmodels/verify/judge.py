@@ -1,9 +1,4 @@
-"""Measurements and limits to the nine verdicts of contract 5.
-
->>> results = judge_gates(measured, policy)  # doctest: +SKIP
->>> [gate.name for gate in results if not gate.passed]  # doctest: +SKIP
-['species_size']
-"""
+"""Judge the nine gates of contract 5 from what was measured and the limits of the policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,26 +11,26 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
 
 _SHOWN: Final = 3
-"""Problems named in a gate's one line; the report lists all."""
+"""Problems that a gate's one line of detail names; the report lists all of them."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Everything that was measured; None where it could not be.
+    """Everything that was measured.
 
     Attributes:
-        files: size and digest of each measured file.
-        onnx_files: names of those that are ONNX.
-        head_files: names of the single heads that the taxonomy asks for.
-        load_failures: ONNX file to reason.
-        head_problems: one line a problem.
-        heads_compared: whether there was a checkpoint to compare heads and class order with.
-        accuracy: None when the models could not be run.
-        rejection: None when the models could not be run.
-        latency: None when the models could not be run.
-        parity: None without a checkpoint, or when the models could not be run.
+        files: name of each measured file to its size and digest.
+        onnx_files: names of the ONNX files among them.
+        head_files: names of the single heads that the taxonomy needs.
+        load_failures: ONNX file to the reason why it does not load.
+        head_problems: one line for each problem with a disease head.
+        heads_compared: whether a checkpoint was given to compare heads and class order with.
+        accuracy: the accuracy; None if the models could not be run.
+        rejection: the rejection; None if the models could not be run.
+        latency: the latency; None if the models could not be run.
+        parity: the parity; None without a checkpoint, or if the models could not be run.
         non_plants_given: whether a folder of non-plants was given.
-        not_run: why the models could not be run; "" when they were.
+        not_run: why the models could not be run; "" if they could.
     """
 
     files: Mapping[str, FileDigest]
@@ -53,7 +48,12 @@ class Measured:
 
 
 def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...]:
-    """Judges every gate, in the order of contract 5."""
+    """Return the result of every gate, in the order of contract 5.
+
+    Args:
+        measured: what was measured.
+        policy: the limits.
+    """
     return (
         _judge_parity(measured, policy),
         _judge_int8_accuracy(measured, policy),
@@ -71,8 +71,8 @@ def _judge_parity(measured: Measured, policy: GatePolicy) -> GateResult:
         reason = measured.not_run or "no checkpoint was given to compare with"
         return not_measured("parity", limit=limit, reason=reason)
     parts = {"logits": parity.logits, "embedding": parity.embedding, "heads": parity.head_logits}
-    written = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
-    return judge_gate("parity", parity.worst, limit=limit, samples=parity.images, detail=written)
+    detail = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
+    return judge_gate("parity", parity.worst, limit=limit, samples=parity.images, detail=detail)
 
 
 def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:

@@ -1,12 +1,12 @@
-"""FP16 against PyTorch on real images: species logits, embedding, and every disease head.
+"""Compare FP16 with PyTorch on real images: species logits, embeddings and every disease head.
 
-One random tensor proves little: trained attention logits reach values that noise never causes. Every image is
-a validation leaf, and the model is run in batches of 1, 2, 3 and 5, so that a batch size baked in by tracing
-is found.
+Random tensors prove little, because trained attention logits reach values that noise never causes. So every image is a
+validation leaf. The model runs in batches of 1, 2, 3 and 5, which finds a batch size that tracing has fixed.
 
->>> parity = measure_parity(load_network(checkpoint), fp16_model, int8_classifier, pixels)  # doctest: +SKIP
->>> parity.worst  # doctest: +SKIP
-0.00081
+>>> [len(rows) for rows in cut_into_batches(9)]
+[1, 2, 3, 5]
+>>> max_abs_diff(np.array([1.0, 2.0]), np.array([1.0, 2.5]))
+0.5
 """
 
 import math
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from plantmodels.arrays import Embeddings, Inputs, Logits
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.serialization import replace_non_finite
@@ -33,17 +34,21 @@ from plantmodels.serve.session import RUN_ERRORS, open_session
 from plantmodels.verify.opening import raise_if_out_of_memory
 
 BATCH_SIZES: Final = (1, 2, 3, 5)
+"""Sizes of the batches that are compared."""
+
 MAX_IMAGES: Final = 64
+"""Largest number of leaves that are compared; they are spread over all classes."""
+
 MAX_POINTS: Final = 600
-"""Logits of each kind that the report keeps for its picture."""
+"""Logits of each kind that the report keeps for its plot."""
 
 
 def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
-    """Reads the checkpoint that a bundle was made from, and no other.
+    """Read the checkpoint that a bundle was made from.
 
     Raises:
-        CheckpointError: not a readable checkpoint.
-        BundleError: its digest is not the one in the bundle's provenance; both are named.
+        CheckpointError: the checkpoint cannot be read.
+        BundleError: its digest differs from the one in the bundle's provenance; the message names both.
     """
     checkpoint = read_checkpoint(path)
     recorded = metadata.provenance.get("checkpoint_sha256")
@@ -55,54 +60,50 @@ def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
     return checkpoint
 
 
-def measure_parity(
-    network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, pixels: NDArray[np.float32]
-) -> Parity:
-    """Runs PyTorch, FP16 and INT8 on the same images.
+def measure_parity(network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, inputs: Inputs) -> Parity:
+    """Run PyTorch, FP16 and INT8 on the same images and return the largest differences.
 
     Args:
         network: the checkpoint's network, in evaluation mode.
-        fp16: the FP16 species model, free to run batches whole.
+        fp16: the FP16 species model, without a limit on the images in one run.
         int8: the bundle as it is served.
-        pixels: (N, 3, S, S) float32, preprocessed real images, N at least 1.
+        inputs: (N, 3, P, P) float32, real images, normalized; N is at least 1.
     """
     worst = {size: [0.0, 0.0] for size in BATCH_SIZES}
     worst_int8 = [0.0, 0.0]
-    embeddings: list[NDArray[np.float32]] = []
-    logits: dict[str, list[NDArray[np.float32]]] = {"pytorch": [], "fp16": [], "int8": []}
-    for rows in cut_into_batches(len(pixels)):
-        expected = _run_network(network, pixels[rows])
-        embeddings.append(expected[1])
-        answers = {"fp16": _run_if_possible(fp16, pixels[rows]), "int8": int8.embed(pixels[rows])}
-        for name, found in {"pytorch": expected, **answers}.items():
-            logits[name].append(found[0])
-        for so_far, found in ((worst[len(rows)], answers["fp16"]), (worst_int8, answers["int8"])):
-            so_far[:] = [_larger(w, max_abs_diff(f, e)) for w, f, e in zip(so_far, found, expected, strict=True)]
-    embedding = np.concatenate(embeddings)[: len(pixels)]
-    logits_worst, embedding_worst = (_larger(*column) for column in zip(*worst.values(), strict=True))
+    all_embeddings: list[Embeddings] = []
+    logits: dict[str, list[Logits]] = {"pytorch": [], "fp16": [], "int8": []}
+    for rows in cut_into_batches(len(inputs)):
+        expected = _run_network(network, inputs[rows])
+        answers = {"fp16": _run_if_possible(fp16, inputs[rows]), "int8": int8.embed(inputs[rows])}
+        all_embeddings.append(expected[1])
+        for name, answer in {"pytorch": expected, **answers}.items():
+            logits[name].append(answer[0])
+        for so_far, answer in ((worst[len(rows)], answers["fp16"]), (worst_int8, answers["int8"])):
+            so_far[:] = [_largest(w, max_abs_diff(a, e)) for w, a, e in zip(so_far, answer, expected, strict=True)]
+    embeddings = np.concatenate(all_embeddings)[: len(inputs)]
+    worst_logits, worst_embedding = (_largest(*column) for column in zip(*worst.values(), strict=True))
     return Parity(
-        images=len(pixels),
+        images=len(inputs),
         heads=len(network.disease_heads),
-        logits=replace_non_finite(logits_worst),
-        embedding=replace_non_finite(embedding_worst),
-        head_logits=replace_non_finite(compare_float_heads(network, embedding)),
-        by_batch_size={str(size): replace_non_finite(_larger(*pair)) for size, pair in worst.items()},
+        logits=replace_non_finite(worst_logits),
+        embedding=replace_non_finite(worst_embedding),
+        head_logits=replace_non_finite(compare_float_heads(network, embeddings)),
+        by_batch_size={str(size): replace_non_finite(_largest(*pair)) for size, pair in worst.items()},
         int8_logits=replace_non_finite(worst_int8[0]),
         int8_embedding=replace_non_finite(worst_int8[1]),
-        int8_head_logits=replace_non_finite(_compare_packed_heads(network, int8, embedding)),
+        int8_head_logits=replace_non_finite(_compare_packed_heads(network, int8, embeddings)),
         scatter=pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
     )
 
 
-def pick_points(
-    pytorch: Sequence[NDArray[np.float32]], fp16: Sequence[NDArray[np.float32]], int8: Sequence[NDArray[np.float32]]
-) -> Scatter | None:
-    """At most `MAX_POINTS` logits of each, evenly spaced; None when there are not as many of each or one is not finite.
+def pick_points(pytorch: Sequence[Logits], fp16: Sequence[Logits], int8: Sequence[Logits]) -> Scatter | None:
+    """Return at most `MAX_POINTS` evenly spaced logits of each; None if their numbers differ or one is not finite.
 
     Args:
-        pytorch: (S,) logits of each image.
-        fp16: the same images.
-        int8: the same images.
+        pytorch: (S,) logits of each image from PyTorch.
+        fp16: (S,) logits of each image from FP16.
+        int8: (S,) logits of each image from INT8.
     """
     flat = [np.concatenate([np.empty(0, np.float32), *rows]) for rows in (pytorch, fp16, int8)]
     total = len(flat[0])
@@ -113,7 +114,7 @@ def pick_points(
 
 
 def cut_into_batches(images: int) -> Iterator[list[int]]:
-    """Row numbers in batches of 1, 2, 3, 5, 1, …: every image and every size occurs, images again if need be."""
+    """Yield row numbers in batches of 1, 2, 3, 5, 1, …, until every image and every size has occurred."""
     position = 0
     for number, size in enumerate(cycle(BATCH_SIZES)):
         if position >= images and number >= len(BATCH_SIZES):
@@ -123,70 +124,64 @@ def cut_into_batches(images: int) -> Iterator[list[int]]:
 
 
 def max_abs_diff(found: NDArray[np.floating], expected: NDArray[np.floating]) -> float:
-    """Largest absolute difference, in float64: NaN when either holds NaN, infinity when the shapes differ."""
+    """Return the largest absolute difference, in float64: NaN if an array has a NaN, infinity if the shapes differ."""
     if found.shape != expected.shape:
         return math.inf
     with np.errstate(invalid="ignore"):
         return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))
 
 
-def _larger(*values: float) -> float:
+def _largest(*values: float) -> float:
     return math.nan if any(map(math.isnan, values)) else max(values)
 
 
-def _run_if_possible(
-    model: SpeciesModel, pixels: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """A model that refuses this batch size answers with nothing, which is infinitely far from every answer."""
+def _run_if_possible(model: SpeciesModel, inputs: Inputs) -> tuple[Logits, Embeddings]:
+    """Return logits and embeddings; if the model refuses the batch size, empty ones, infinitely far from any answer."""
     try:
-        return model.run(pixels)
+        return model.run(inputs)
     except RUN_ERRORS as error:
         raise_if_out_of_memory(error)
         return np.empty(0, np.float32), np.empty(0, np.float32)
 
 
-def _run_network(
-    network: HierarchicalNetwork, pixels: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _run_network(network: HierarchicalNetwork, inputs: Inputs) -> tuple[Logits, Embeddings]:
     with torch.inference_mode():
-        logits, embedding = network(torch.from_numpy(pixels))
-    return logits.numpy(), embedding.numpy()
+        logits, embeddings = network(torch.from_numpy(inputs))
+    return logits.numpy(), embeddings.numpy()
 
 
-def _run_head(network: HierarchicalNetwork, slug: str, embedding: NDArray[np.float32]) -> NDArray[np.float32]:
+def _run_head(network: HierarchicalNetwork, slug: str, embeddings: Embeddings) -> Logits:
     with torch.inference_mode():
-        logits = network.disease_heads.get_submodule(slug)(torch.from_numpy(embedding))
+        logits = network.disease_heads.get_submodule(slug)(torch.from_numpy(embeddings))
     return np.asarray(logits.numpy(), np.float32)
 
 
-def compare_float_heads(network: HierarchicalNetwork, embedding: NDArray[np.float32]) -> float:
-    """Largest absolute difference of any float head, as the exporter builds it, from PyTorch's.
+def compare_float_heads(network: HierarchicalNetwork, embeddings: Embeddings) -> float:
+    """Return the largest absolute difference between the exporter's float heads and PyTorch's.
 
     Args:
-        network: with its disease heads.
-        embedding: (N, D) float32 of real images.
+        network: the checkpoint's network.
+        embeddings: (N, D) float32 embeddings of real images.
     """
     worst = 0.0
     for slug, head in network.disease_heads.items():
         weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
         content = build_float_head(weight, bias).SerializeToString()
-        found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embedding})[0]
-        worst = _larger(worst, max_abs_diff(found, _run_head(network, slug, embedding)))
+        found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embeddings})[0]
+        worst = _largest(worst, max_abs_diff(found, _run_head(network, slug, embeddings)))
     return worst
 
 
-def _compare_packed_heads(
-    network: HierarchicalNetwork, classifier: PlantClassifier, embedding: NDArray[np.float32]
-) -> float:
+def _compare_packed_heads(network: HierarchicalNetwork, classifier: PlantClassifier, embeddings: Embeddings) -> float:
     taxonomy, worst = classifier.taxonomy, 0.0
-    for index in _with_head(taxonomy.species_with_head, network, taxonomy.slugs):
-        expected = _run_head(network, taxonomy.slugs[index], embedding)
-        found = classifier.disease_logits(embedding, np.full(len(embedding), index, np.int64))
+    for index in _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs):
+        expected = _run_head(network, taxonomy.slugs[index], embeddings)
+        found = classifier.disease_logits(embeddings, np.full(len(embeddings), index, np.int64))
         classes = min(expected.shape[1], len(taxonomy.diseases_of(index)))
-        worst = _larger(worst, max_abs_diff(found[:, :classes], expected[:, :classes]))
+        worst = _largest(worst, max_abs_diff(found[:, :classes], expected[:, :classes]))
     return worst
 
 
-def _with_head(indices: Sequence[int], network: HierarchicalNetwork, slugs: Sequence[str]) -> list[int]:
-    """A doctored taxonomy is for the gate `heads_complete` to report; here it must only not crash."""
+def _keep_with_head(indices: Sequence[int], network: HierarchicalNetwork, slugs: Sequence[str]) -> list[int]:
+    """Leave out species that the network has no head for: reporting them is the business of `heads_complete`."""
     return [index for index in indices if slugs[index] in network.disease_heads]

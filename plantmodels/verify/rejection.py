@@ -1,8 +1,9 @@
-"""How well the detector rejects what is no plant, at the threshold that is served, and at any other.
+"""Out-of-distribution rejection: how well the detector rejects non-plants, at its own threshold and at any other.
 
->>> run = measure_rejection(fp16, int8, leaves, non_plants, unseen_plants)  # doctest: +SKIP
->>> run.rejection.recall, run.rejection.precision  # doctest: +SKIP
-(0.968, 0.991)
+>>> plants, non_plants = np.array([0.1, 0.2, 0.4, 0.6]), np.array([0.5, 0.9])
+>>> separation = measure_separation(plants, non_plants)
+>>> separation.auroc.value, separation.fpr_at_95_recall.value
+(0.875, 0.25)
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-from numpy.typing import NDArray
 
+from plantmodels.arrays import Inputs, Logits, Mask, Scores
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.streaming import ImageStream, UnreadableImage
@@ -28,51 +29,59 @@ if TYPE_CHECKING:
     from plantmodels.export.network import HierarchicalNetwork
 
 HISTOGRAM_BINS: Final = 60
+"""Bins of the histogram of scores: as many as its plot can show."""
+
 _RECALL: Final = 0.95
+"""Recall at which false alarms are reported, as is usual for out-of-distribution detectors."""
 
 
 @dataclass(frozen=True)
 class ScoredImages:
-    """Readable images of no known plant, as INT8 and FP16 see them.
+    """Images that show no known plant, with the answers and OOD scores of both precisions.
 
     Attributes:
-        paths: N image files.
-        rows: the answers to them.
-        scores: (N,) float64, of the INT8 embedding.
-        fp16_scores: (N,) float64.
+        paths: the N readable image files.
+        rows: N rows, the answers for each image.
+        scores: (N,) float64, OOD scores of the INT8 embeddings.
+        fp16_scores: (N,) float64, OOD scores of the FP16 embeddings by the same detector.
         unreadable: files that were skipped.
     """
 
     paths: tuple[Path, ...]
     rows: tuple[ImageRow, ...]
-    scores: NDArray[np.float64]
-    fp16_scores: NDArray[np.float64]
+    scores: Scores
+    fp16_scores: Scores
     unreadable: tuple[UnreadableImage, ...]
 
     @property
     def sources(self) -> list[str]:
-        """The folder of each."""
+        """The folder that each image belongs to."""
         return [row.source for row in self.rows]
 
 
 @dataclass(frozen=True)
 class RejectionRun:
-    """What was measured, and the images behind it."""
+    """The result of one pass over non-plants and unseen plants.
+
+    Attributes:
+        rejection: what was measured.
+        non_plants: the non-plants behind it; empty if none were given.
+        unseen_plants: the plants of unknown species behind it; empty if none were given.
+    """
 
     rejection: Rejection
     non_plants: ScoredImages
     unseen_plants: ScoredImages
 
 
-def gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[NonPlantSet, bool]:
-    """The non-plants that gates may measure: the held-out half if the other half chose the detector.
+def choose_gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[NonPlantSet, bool]:
+    """Return the non-plants that the gates may measure, and whether they are a held-out half.
+
+    If the other half chose the detector, only the held-out half may be measured; otherwise all may.
 
     Args:
-        non_plants: all.
+        non_plants: all non-plants.
         fit: how the detector was fitted, from its file.
-
-    Returns:
-        The images, and whether they are the held-out half.
     """
     selected_on = fit.get("selection_images", 0)
     held_out = isinstance(selected_on, int) and selected_on > 0
@@ -86,92 +95,84 @@ def measure_rejection(
     non_plants: NonPlantSet | None,
     unseen_plants: NonPlantSet | None,
 ) -> RejectionRun:
-    """Scores non-plants and unseen plants and holds them and the leaves against the threshold.
+    """Score non-plants and unseen plants, and compare their scores and those of the leaves with the threshold.
 
     Args:
         fp16: the bundle with its FP16 species model.
         int8: the bundle as it is served.
-        leaves: of the accuracy pass.
-        non_plants: all that were given, or None; `gate_images` chooses among them.
-        unseen_plants: plants of no known species, or None.
+        leaves: the result of the pass over the leaves.
+        non_plants: all non-plants, or None; `choose_gate_images` chooses among them.
+        unseen_plants: plants of unknown species, or None.
 
     Raises:
-        DataError: too many unreadable files.
+        DataError: too many files are unreadable.
     """
     detector = int8.detector
-    used, held_out = (None, False) if non_plants is None else gate_images(non_plants, detector.fit)
-    total = 0 if non_plants is None else len(non_plants.paths)
-    others = _score(fp16, int8, used, "non-plants", total)
-    total = 0 if unseen_plants is None else len(unseen_plants.paths)
-    unseen = _score(fp16, int8, unseen_plants, "unseen-plants", total)
-    rejected = {
-        name: detector.rejects(scores)
-        for name, scores in (("plants", leaves.scores), ("others", others.scores), ("unseen", unseen.scores))
-    }
-    all_scores = [
-        np.concatenate(pair)
-        for pair in (
-            (leaves.scores, others.scores, unseen.scores),
-            (leaves.fp16_scores, others.fp16_scores, unseen.fp16_scores),
-        )
-    ]
+    chosen, held_out = (None, False) if non_plants is None else choose_gate_images(non_plants, detector.fit)
+    set_size = 0 if non_plants is None else len(non_plants.paths)
+    others = _score_images(fp16, int8, chosen, "non-plants", set_size)
+    set_size = 0 if unseen_plants is None else len(unseen_plants.paths)
+    unseen = _score_images(fp16, int8, unseen_plants, "unseen-plants", set_size)
+    plants_rejected, others_rejected, unseen_rejected = (
+        detector.rejects(images.scores) for images in (leaves, others, unseen)
+    )
+    int8_decisions = np.concatenate([plants_rejected, others_rejected, unseen_rejected])
+    fp16_decisions = detector.rejects(np.concatenate([leaves.fp16_scores, others.fp16_scores, unseen.fp16_scores]))
     rejection = Rejection(
         threshold=detector.threshold,
-        plants=_count(rejected["plants"]),
-        non_plants=_count(rejected["others"]),
-        unseen_plants=_count(rejected["unseen"]),
+        plants=_count_true(plants_rejected),
+        non_plants=_count_true(others_rejected),
+        unseen_plants=_count_true(unseen_rejected),
         held_out=held_out,
-        by_source=_count_by(others.sources, rejected["others"]),
-        by_unseen_source=_count_by(unseen.sources, rejected["unseen"]),
-        by_species=_count_by([row.species for row in leaves.rows], rejected["plants"]),
-        flips={"fp16": _count(detector.rejects(all_scores[0]) != detector.rejects(all_scores[1]))},
+        by_source=_count_true_by_name(others.sources, others_rejected),
+        by_unseen_source=_count_true_by_name(unseen.sources, unseen_rejected),
+        by_species=_count_true_by_name([row.species for row in leaves.rows], plants_rejected),
+        flips={"fp16": _count_true(int8_decisions != fp16_decisions)},
         separation=measure_separation(leaves.scores, others.scores),
-        separation_by_source=_separate_by(leaves.scores, others),
-        separation_by_unseen_source=_separate_by(leaves.scores, unseen),
+        separation_by_source=_measure_separation_by_source(leaves.scores, others),
+        separation_by_unseen_source=_measure_separation_by_source(leaves.scores, unseen),
         roc=tuple(roc_curve(*_keep_finite(leaves.scores, others.scores))),
         histogram=bin_scores(leaves.scores, others.scores, unseen.scores),
     )
     return RejectionRun(rejection, others, unseen)
 
 
-def _score(
-    fp16: PlantClassifier,
-    int8: PlantClassifier,
-    images: NonPlantSet | None,
-    which: ImageSetName,
-    total: int,
+def _score_images(
+    fp16: PlantClassifier, int8: PlantClassifier, images: NonPlantSet | None, name: ImageSetName, set_size: int
 ) -> ScoredImages:
-    paths: list[Path] = []
-    rows: list[ImageRow] = []
-    scores: list[NDArray[np.float64]] = [np.empty((0, 2))]
     if images is None:
         return ScoredImages((), (), np.empty(0), np.empty(0), ())
-    stream = ImageStream(images.paths, int8.metadata.preprocessing, set_size=total, description=f"measure {which}")
-    for positions, pixels in stream.batches(BATCH):
+    paths: list[Path] = []
+    rows: list[ImageRow] = []
+    scores: list[Scores] = [np.empty(0)]
+    fp16_scores: list[Scores] = [np.empty(0)]
+    stream = ImageStream(images.paths, int8.metadata.preprocessing, set_size=set_size, description=f"measure {name}")
+    for positions, inputs in stream.batches(BATCH):
         batch = [images.paths[position] for position in positions]
-        (fp16_logits, fp16_embedding), (logits, embedding) = fp16.embed(pixels), int8.embed(pixels)
-        both = np.stack([int8.detector.score(features) for features in (embedding, fp16_embedding)], axis=1)
+        (fp16_logits, fp16_embeddings), (logits, embeddings) = fp16.embed(inputs), int8.embed(inputs)
         paths += batch
-        rows += _describe(images, which, batch, fp16_logits, logits, both[:, 0], int8)
-        scores.append(both)
-    joined = np.concatenate(scores)
-    return ScoredImages(tuple(paths), tuple(rows), joined[:, 0], joined[:, 1], stream.unreadable)
+        scores.append(int8.detector.score(embeddings))
+        fp16_scores.append(int8.detector.score(fp16_embeddings))
+        rows += _make_rows(images, name, batch, fp16_logits, logits, scores[-1], int8)
+    return ScoredImages(
+        tuple(paths), tuple(rows), np.concatenate(scores), np.concatenate(fp16_scores), stream.unreadable
+    )
 
 
-def _describe(
+def _make_rows(
     images: NonPlantSet,
-    which: ImageSetName,
+    name: ImageSetName,
     paths: Sequence[Path],
-    fp16_logits: NDArray[np.float32],
-    logits: NDArray[np.float32],
-    scores: NDArray[np.float64],
+    fp16_logits: Logits,
+    logits: Logits,
+    scores: Scores,
     int8: PlantClassifier,
 ) -> list[ImageRow]:
     names, temperature = int8.taxonomy.species, int8.metadata.species_temperature
     probabilities = softmax(logits, temperature).max(axis=1)
     return [
         ImageRow(
-            set=which,
+            set=name,
             source=images.source_of(path),
             name=name_in_report(images.root, path),
             species="",
@@ -198,30 +199,32 @@ def _describe(
     ]
 
 
-def _count(hits: NDArray[np.bool_]) -> Proportion:
+def _count_true(hits: Mask) -> Proportion:
     return Proportion(int(hits.sum()), len(hits))
 
 
-def _count_by(names: Sequence[str], rejected: NDArray[np.bool_]) -> dict[str, Proportion]:
+def _count_true_by_name(names: Sequence[str], hits: Mask) -> dict[str, Proportion]:
     labels = np.array(names, dtype=object)
-    return {name: _count(rejected[labels == name]) for name in sorted(set(names))}
+    return {name: _count_true(hits[labels == name]) for name in sorted(set(names))}
 
 
-def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64]) -> Separation | None:
-    """AUROC and false alarms at 95 % recall, both with intervals.
+def measure_separation(plants: Scores, others: Scores) -> Separation | None:
+    """Return AUROC and false alarms at 95 % recall, each with a bootstrap interval.
+
+    Scores that are not finite are left out.
 
     Args:
-        plants: (N,) scores; those that are not finite are left out.
-        others: (M,) scores of non-plants, likewise.
+        plants: (N,) scores of leaves.
+        others: (M,) scores of other images.
 
     Returns:
-        None where either has none.
+        The two estimates; None if there are no plants or no other images.
     """
     plants, others = _keep_finite(plants, others)
     if not len(plants) or not len(others):
         return None
 
-    def false_alarms(plants: NDArray[np.float64], others: NDArray[np.float64]) -> float:
+    def false_alarms(plants: Scores, others: Scores) -> float:
         return fpr_at_recall(plants, others, _RECALL)
 
     area, alarms = (
@@ -231,20 +234,18 @@ def measure_separation(plants: NDArray[np.float64], others: NDArray[np.float64])
     return Separation(area, alarms)
 
 
-def _keep_finite(*groups: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+def _keep_finite(*groups: Scores) -> list[Scores]:
     return [scores[np.isfinite(scores)] for scores in groups]
 
 
-def _separate_by(plants: NDArray[np.float64], others: ScoredImages) -> dict[str, Separation]:
+def _measure_separation_by_source(plants: Scores, others: ScoredImages) -> dict[str, Separation]:
     sources = np.array(others.sources, dtype=object)
     found = {name: measure_separation(plants, others.scores[sources == name]) for name in sorted(set(others.sources))}
     return {name: separation for name, separation in found.items() if separation is not None}
 
 
-def bin_scores(
-    plants: NDArray[np.float64], non_plants: NDArray[np.float64], unseen_plants: NDArray[np.float64]
-) -> Histogram:
-    """Counts scores in `HISTOGRAM_BINS` equal bins from the lowest to the highest of all.
+def bin_scores(plants: Scores, non_plants: Scores, unseen_plants: Scores) -> Histogram:
+    """Return the finite scores of each group, counted in `HISTOGRAM_BINS` bins of equal width from lowest to highest.
 
     Args:
         plants: (N,) scores.
@@ -260,21 +261,23 @@ def bin_scores(
     return Histogram(tuple(edges.tolist()), *counts)
 
 
-def count_flips(network: "HierarchicalNetwork", int8: PlantClassifier, pixels: NDArray[np.float32]) -> Proportion:
-    """How many images PyTorch's float32 embedding decides otherwise than the INT8 one that is served.
+def count_flips(network: "HierarchicalNetwork", int8: PlantClassifier, inputs: Inputs) -> Proportion:
+    """Return how many images are rejected by their INT8 embedding and not by PyTorch's float32 one, or the reverse.
 
     Args:
-        network: the checkpoint's.
+        network: the checkpoint's network.
         int8: the bundle as it is served.
-        pixels: (N, 3, S, S) float32, normalised.
+        inputs: (N, 3, P, P) float32, normalized.
     """
-    import torch  # takes seconds to import
+    import torch  # takes seconds
 
     flips = []
-    for start in range(0, len(pixels), BATCH):
-        batch = pixels[start : start + BATCH]
+    for start in range(0, len(inputs), BATCH):
+        batch = inputs[start : start + BATCH]
         with torch.inference_mode():
             reference = network(torch.from_numpy(batch))[1].numpy()
-        decisions = [int8.detector.rejects(int8.detector.score(e)) for e in (reference, int8.embed(batch)[1])]
-        flips.append(decisions[0] != decisions[1])
-    return _count(np.concatenate(flips))
+        by_pytorch, by_int8 = (
+            int8.detector.rejects(int8.detector.score(embeddings)) for embeddings in (reference, int8.embed(batch)[1])
+        )
+        flips.append(by_pytorch != by_int8)
+    return _count_true(np.concatenate(flips))

@@ -1,8 +1,8 @@
-"""Small pictures of the images that a report speaks of, for `report.html` alone.
+"""Choose the images that `report.html` shows, and make their thumbnails.
 
->>> gallery = show_flipped(run.samples, run.rows)  # doctest: +SKIP
->>> len(gallery.thumbnails), gallery.total  # doctest: +SKIP
-(17, 17)
+>>> gallery = make_gallery([(image, "Apple", [])])
+>>> gallery.thumbnails[0].title, gallery.total
+('Apple', 1)
 """
 
 import io
@@ -20,28 +20,30 @@ from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.serve.preprocessing import decode_image
 
 MAX_THUMBNAILS: Final = 24
-_SIDE: Final = 160
-"""Pixels; shown at 112, which is sharp on finer screens too."""
+"""Thumbnails in one gallery: each adds a few kilobytes to the report."""
 
-_QUALITY: Final = 80
+_SIDE_PIXELS: Final = 160
+"""Width and height of a thumbnail. The report shows it at 112, so it stays sharp on screens of higher resolution."""
+
+_JPEG_QUALITY: Final = 80
 
 
 def make_thumbnail(path: Path) -> bytes | None:
-    """A square JPEG of the middle of an image file; None when it can no longer be read."""
+    """Return the middle of an image as a square JPEG; None if the file can no longer be read."""
     try:
-        square = ImageOps.fit(decode_image(path.read_bytes()), (_SIDE, _SIDE))
+        square = ImageOps.fit(decode_image(path.read_bytes()), (_SIDE_PIXELS, _SIDE_PIXELS))
     except (ImageError, OSError):
         return None
     buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=_QUALITY)
+    square.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 
 def make_gallery(items: Sequence[tuple[Path, str, Iterable[CaptionLine]]]) -> Gallery:
-    """Thumbnails of the first `MAX_THUMBNAILS` that can be read.
+    """Return thumbnails of the first `MAX_THUMBNAILS` images that can be read.
 
     Args:
-        items: image file, title, and lines below it; the most telling first.
+        items: image file, title and caption of each image, the most instructive first.
     """
     thumbnails: list[Thumbnail] = []
     for path, title, lines in items:
@@ -54,23 +56,25 @@ def make_gallery(items: Sequence[tuple[Path, str, Iterable[CaptionLine]]]) -> Ga
 
 
 def show_flipped(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
-    """The leaves that FP16 and INT8 answer otherwise: first those that INT8 alone gets wrong, then FP16 alone.
+    """Return the leaves for which FP16 and INT8 give different answers.
+
+    Leaves that only INT8 gets wrong come first, then those that both get wrong, then those that only FP16 gets wrong.
 
     Args:
-        samples: where the images lie.
-        rows: the answers to them, in the same order.
+        samples: N leaves.
+        rows: N rows, the answers for each leaf.
     """
     flipped = [(sample.path, row) for sample, row in zip(samples, rows, strict=True) if row.flipped]
     flipped.sort(key=lambda pair: (_is_right(pair[1])[1], not _is_right(pair[1])[0], pair[1].source, pair[1].name))
-    return make_gallery([(path, spell_class(row.source), _compare(row)) for path, row in flipped])
+    return make_gallery([(path, spell_class(row.source), _caption_answers(row)) for path, row in flipped])
 
 
 def show_let_through(paths: Sequence[Path], rows: Sequence[ImageRow]) -> Gallery:
-    """The non-plants that are not rejected, those least like non-plants first.
+    """Return the non-plants that are not rejected, the lowest OOD score first.
 
     Args:
-        paths: the images.
-        rows: the answers to them, in the same order.
+        paths: N image files.
+        rows: N rows, the answers for each image.
     """
     found = sorted(
         ((row, path) for path, row in zip(paths, rows, strict=True) if not row.rejected),
@@ -82,11 +86,11 @@ def show_let_through(paths: Sequence[Path], rows: Sequence[ImageRow]) -> Gallery
 
 
 def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
-    """The leaves that are rejected, those least like plants first.
+    """Return the leaves that are rejected, the highest OOD score first.
 
     Args:
-        samples: where the images lie.
-        rows: the answers to them, in the same order.
+        samples: N leaves.
+        rows: N rows, the answers for each leaf.
     """
     found = sorted(
         ((row, sample.path) for sample, row in zip(samples, rows, strict=True) if row.rejected),
@@ -96,13 +100,13 @@ def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Ga
 
 
 def _is_right(row: ImageRow) -> tuple[bool, bool]:
-    """Whether FP16 and INT8 are right on species and disease."""
+    """Return whether FP16 and INT8 are right about both species and disease."""
     truth = (row.species, row.disease)
     return (row.fp16_species, row.fp16_disease) == truth, (row.int8_species, row.int8_disease) == truth
 
 
-def _compare(row: ImageRow) -> list[CaptionLine]:
-    """A line a precision: what of its answer differs from the other's."""
+def _caption_answers(row: ImageRow) -> list[CaptionLine]:
+    """Return one line for each precision: the part of its answer that differs from the other precision's."""
     answers = {
         "FP16": (row.fp16_species, row.fp16_disease, row.species, row.disease),
         "INT8": (row.int8_species, row.int8_disease, row.species, row.disease),

@@ -12,7 +12,7 @@ from plantmodels.errors import DataError
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
 from plantmodels.report.statistics import PairedCounts, Proportion
-from plantmodels.verify.accuracy import measure_accuracy, measure_calibration, measure_chances
+from plantmodels.verify.accuracy import evaluate_probabilities, measure_accuracy, measure_calibration
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
 
@@ -36,7 +36,7 @@ def make_leaves(paths: list[Path]) -> LeafSet:
 
 
 def count_slowly(species: list[int], diseases: list[list[int]]) -> PrecisionAccuracy:
-    """The definitions, image by image: the ROUTED head answers end to end."""
+    """Apply the definitions image by image; end to end, the head of the answered species counts."""
     species_right = disease_right = with_head = end_to_end = 0
     for i, (true_species, true_disease) in enumerate(zip(TRUE_SPECIES, TRUE_DISEASE, strict=True)):
         species_right += species[i] == true_species
@@ -102,7 +102,7 @@ def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., 
 
 
 def drops(accuracy: Callable[..., Accuracy], species: int, disease: int) -> Accuracy:
-    """So many of 100 and of 50 more right in FP16; below 0 in INT8."""
+    """Return an accuracy where FP16 is right on so many more of 100 species and of 50 diseases than INT8."""
     return accuracy(
         species=PairedCounts(80, max(0, species), max(0, -species), 20 - abs(species)),
         disease=PairedCounts(40, max(0, disease), max(0, -disease), 10 - abs(disease)),
@@ -124,7 +124,7 @@ def test_without_heads_the_species_drop_alone_counts(accuracy: Callable[..., Acc
 
 
 def soft_name(script: tuple, i: int) -> str:  # type: ignore[type-arg]
-    """Logits of the double are 1 for the answer and 0 elsewhere, of species and of diseases alike."""
+    """Route softly by hand: the scripted logits are 1 for the answer and 0 elsewhere."""
     found: dict[str, float] = {}
     for species, chance in enumerate(scipy_softmax(np.eye(3)[script[0][i]])):
         names = TAXONOMY.diseases_of(species)
@@ -218,13 +218,13 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     assert sum(row.images for row in disease.after.bins) == found.disease.images
 
 
-def test_chances_and_bins_equal_those_of_a_slow_loop() -> None:
+def test_probabilities_and_bins_equal_those_of_a_slow_loop() -> None:
     rng = np.random.default_rng(4)
     logits, labels = rng.normal(0, 2, (300, 4)).astype(np.float32), rng.integers(0, 3, 300)
     logits[::3, 3] = -np.inf
-    chances = measure_chances(logits, labels, 0.6)
+    evaluated = evaluate_probabilities(logits, labels, 0.6)
     right = logits.argmax(axis=1) == labels
-    found = measure_calibration(chances, right, 0.6)
+    found = measure_calibration(evaluated, right, 0.6)
     for column, (temperature, reliability) in enumerate(((1.0, found.before), (0.6, found.after))):
         bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
         losses = []
@@ -236,18 +236,18 @@ def test_chances_and_bins_equal_those_of_a_slow_loop() -> None:
         assert reliability.ece == pytest.approx(error)
         assert reliability.nll == pytest.approx(np.mean(losses))
         assert [row.images for row in reliability.bins] == [len(part) for part in bins]
-        np.testing.assert_allclose(chances[:, column, 1], losses)
+        np.testing.assert_allclose(evaluated[:, column, 1], losses)
 
 
-def test_an_impossible_truth_has_no_finite_loss_and_no_images_no_error() -> None:
-    chances = measure_chances(np.array([[1.0, -np.inf]], np.float32), np.array([1]), 1.0)
-    found = measure_calibration(chances, np.array([False]), 1.0)
+def test_an_impossible_label_has_no_finite_loss_and_no_images_have_no_calibration_error() -> None:
+    evaluated = evaluate_probabilities(np.array([[1.0, -np.inf]], np.float32), np.array([1]), 1.0)
+    found = measure_calibration(evaluated, np.array([False]), 1.0)
     assert (found.after.nll, found.after.ece) == (None, 1.0)
     nothing = measure_calibration(np.empty((0, 2, 2)), np.empty(0, bool), 1.0)
     assert (nothing.after.nll, nothing.after.ece) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "images"), [(-1, 5), (6, 5)])
-def test_a_share_is_between_none_and_all(count: int, images: int) -> None:
+def test_a_count_is_between_none_and_all(count: int, images: int) -> None:
     with pytest.raises(ValueError, match=f"count must be from 0 to images, got {count} of {images}"):
         Proportion(count, images)

@@ -37,7 +37,7 @@ def find_head_problems(bundle: Path, metadata: Metadata, checkpoint: Checkpoint 
     return integrity.find_head_problems(open_heads(bundle, metadata), metadata, checkpoint)
 
 
-def test_a_whole_bundle_has_no_problem(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
+def test_a_complete_bundle_has_no_problem(bundle_copy: Path, metadata: Metadata, checkpoint: Checkpoint) -> None:
     assert find_load_failures(bundle_copy, metadata) == {}
     assert find_head_problems(bundle_copy, metadata, checkpoint) == ()
     assert find_head_problems(bundle_copy, metadata, None) == ()

@@ -26,7 +26,7 @@ def not_passed(measured: Measured, policy: GatePolicy | None = None) -> set[str]
     return {name for name, gate in judged(measured, policy).items() if not gate.passed}
 
 
-def test_a_good_bundle_passes_all_nine(measured: Make) -> None:
+def test_a_good_bundle_passes_all_nine_gates(measured: Make) -> None:
     results = judged(measured())
     assert not_passed(measured()) == set()
     assert {name: gate.measured for name, gate in results.items()} == {
@@ -64,7 +64,7 @@ def test_parity_fails_by_any_of_its_parts(measured: Make, field: str, value: flo
     assert not_passed(measured(**with_parity(measured(), **{field: value}))) == {"parity"}
 
 
-def test_int8_differences_are_for_information(measured: Make) -> None:
+def test_int8_differences_do_not_change_the_parity_gate(measured: Make) -> None:
     assert not_passed(measured(**with_parity(measured(), int8_logits=3.0, int8_embedding=None))) == set()
 
 
@@ -89,7 +89,7 @@ def with_rejection(measured: Measured, plants: Proportion, non_plants: Proportio
     return {"rejection": replace(measured.rejection, plants=plants, non_plants=non_plants)}
 
 
-def test_no_non_plant_rejected_fails_both(measured: Make) -> None:
+def test_a_detector_that_rejects_nothing_fails_both_rejection_gates(measured: Make) -> None:
     results = judged(measured(**with_rejection(measured(), Proportion(0, 100), Proportion(0, 50))))
     assert (results["ood_recall"].status, results["ood_recall"].measured) == ("failed", 0.0)
     assert (results["ood_precision"].status, results["ood_precision"].measured) == ("failed", None)
@@ -105,7 +105,7 @@ def test_no_non_plant_rejected_fails_both(measured: Make) -> None:
         (Proportion(100, 100), Proportion(50, 50), {"ood_precision"}),
     ],
 )
-def test_rejection_gates_fail_apart(
+def test_the_rejection_gates_fail_separately(
     measured: Make, plants: Proportion, non_plants: Proportion, expected: set[str]
 ) -> None:
     assert not_passed(measured(**with_rejection(measured(), plants, non_plants))) == expected
@@ -180,6 +180,6 @@ def test_slow_answers_fail(measured: Make) -> None:
     assert not_passed(measured(latency=replace(latency, p95_ms=math.pi * 1e3))) == set(), "the median is gated"
 
 
-def test_the_policys_limits_are_the_ones_that_judge(measured: Make) -> None:
+def test_gates_are_judged_by_the_limits_of_the_policy(measured: Make) -> None:
     strict = GatePolicy(latency_max_median_ms=20, ood_recall_min=0.99)
     assert not_passed(measured(), strict) == {"latency", "ood_recall"}

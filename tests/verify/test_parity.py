@@ -50,7 +50,7 @@ def test_the_largest_difference_is_found_in_float64() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_what_is_not_finite_is_never_small(value: float) -> None:
+def test_a_difference_that_is_not_finite_is_never_small(value: float) -> None:
     ones = np.ones((2, 2), np.float32)
     broken = np.where(np.eye(2) > 0, value, 1).astype(np.float32)
     for pair in ((ones, broken), (broken, ones), (broken, broken)):
@@ -99,7 +99,7 @@ def measure(fp16: ShiftedModel, images: int = 12) -> Parity:
     return measure_parity(network, fp16, int8, pixels)  # type: ignore[arg-type]
 
 
-def test_logits_and_embedding_are_compared_apart() -> None:
+def test_logits_and_embeddings_are_compared_separately() -> None:
     parity = measure(ShiftedModel(0.001, 0.003))
     assert parity.logits == pytest.approx(0.001, rel=1e-3)
     assert parity.embedding == pytest.approx(0.003, rel=1e-3)
@@ -125,7 +125,7 @@ def test_a_model_that_answers_nan_has_no_parity() -> None:
     assert (parity.logits, parity.worst) == (None, None)
 
 
-def test_some_logits_are_kept_for_the_picture() -> None:
+def test_some_logits_are_kept_for_the_plot() -> None:
     scatter = measure(ShiftedModel(0.25, 0)).scatter
     assert scatter is not None
     assert len(scatter.pytorch) == 2 * sum(len(rows) for rows in cut_into_batches(12))
@@ -143,7 +143,7 @@ def test_points_are_evenly_spaced_and_few() -> None:
     np.testing.assert_array_equal(np.subtract(scatter.int8, scatter.pytorch), 2)
 
 
-def test_logits_that_are_missing_or_not_finite_have_no_picture() -> None:
+def test_logits_that_are_missing_or_not_finite_have_no_plot() -> None:
     rows = np.ones((3, 2), np.float32)
     assert pick_points(rows, rows[:2], rows) is None
     assert pick_points(rows, rows, rows * np.inf) is None

@@ -19,8 +19,8 @@ from plantmodels.report.statistics import Proportion
 from plantmodels.verify.rejection import (
     RejectionRun,
     bin_scores,
+    choose_gate_images,
     count_flips,
-    gate_images,
     measure_rejection,
     measure_separation,
 )
@@ -33,7 +33,7 @@ def make_rejection(plants: Proportion, non_plants: Proportion) -> Rejection:
 
 
 def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequence[float] | None = None) -> Any:
-    """Stands for an accuracy pass."""
+    """Return the few attributes of an accuracy pass that a rejection pass reads."""
     return SimpleNamespace(
         scores=np.array(scores, float),
         fp16_scores=np.array(scores if fp16_scores is None else fp16_scores, float),
@@ -47,7 +47,7 @@ def measure(
     return measure_rejection(classifier, classifier, leaves, others, unseen)
 
 
-def test_precision_is_that_of_equal_numbers() -> None:
+def test_precision_is_computed_for_equal_numbers_of_plants_and_non_plants() -> None:
     """The formula against counting: 300 copies of 200 plants meet 200 copies of 300 non-plants."""
     rejection = make_rejection(Proportion(2, 200), Proportion(285, 300))
     rejected_plants, rejected_others = 2 * 300, 285 * 200
@@ -74,7 +74,7 @@ def test_the_edges_of_precision_and_recall(
     assert (rejection.precision, rejection.recall) == (precision, recall)
 
 
-def test_scores_are_held_against_the_threshold_by_source_and_species(
+def test_scores_are_compared_with_the_threshold_by_source_and_species(
     numbered_images: Callable[..., list[Path]], scripted: type, tmp_path: Path
 ) -> None:
     numbered_images(20, "others/bricks")
@@ -130,7 +130,7 @@ def test_which_half_is_measured_follows_from_the_fit(fit: dict[str, object], hel
     images = NonPlantSet(tmp_path, tuple(tmp_path / f"{i}.png" for i in range(10)))
     for path in images.paths:
         path.write_text(path.name)
-    used, answer = gate_images(images, fit)
+    used, answer = choose_gate_images(images, fit)
     assert answer is held_out
     assert (used == images) is not held_out
 
@@ -177,7 +177,7 @@ def test_unseen_plants_are_counted_by_themselves(
     assert {row.set for row in run.unseen_plants.rows} == {"unseen-plants"}
 
 
-def test_decisions_of_fp16_that_differ_are_counted_over_all_images(
+def test_different_decisions_of_fp16_are_counted_over_all_images(
     numbered_images: Callable[..., list[Path]], scripted: type, tmp_path: Path
 ) -> None:
     numbered_images(8, "others")
@@ -189,7 +189,7 @@ def test_decisions_of_fp16_that_differ_are_counted_over_all_images(
     assert rejection.flips == {"fp16": Proportion(1 + 3, 3 + 8)}
 
 
-def test_float32_decisions_are_held_against_those_that_are_served(scripted: type) -> None:
+def test_decisions_of_float32_are_compared_with_served_ones(scripted: type) -> None:
     int8 = scripted([0] * 20, [[0, 0, 0]] * 20, [0, 2] * 10, threshold=1.0)
     pixels = np.stack([np.full((3, 4, 4), number / 255, np.float32) for number in range(19)])
 
@@ -200,7 +200,7 @@ def test_float32_decisions_are_held_against_those_that_are_served(scripted: type
     assert count_flips(network, int8, pixels) == Proportion(4, 19)
 
 
-def test_separation_is_that_of_sklearn_within_its_interval() -> None:
+def test_separation_equals_sklearns_and_lies_in_its_interval() -> None:
     rng = np.random.default_rng(4)
     plants, others = rng.normal(size=300), rng.normal(1.5, size=120)
     found = measure_separation(np.append(plants, np.nan), np.append(others, np.inf))

@@ -54,7 +54,7 @@ _READS: list[tuple[Path, Counter[str]]] = []
 
 
 def _note_read(event: str, arguments: tuple[Any, ...]) -> None:
-    """An audit hook stays for good, so it does nothing while no test counts."""
+    """Count the opening of a file; does nothing while no test counts, because an audit hook cannot be removed."""
     if event != "open" or not _READS or not isinstance(arguments[0], str):
         return
     folder, reads = _READS[0]
@@ -82,7 +82,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def verified(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, GateReport]]:
-    """The tiny bundle verified with everything given; read-only."""
+    """Return the tiny bundle, verified with a checkpoint and non-plants, and its report; read-only."""
     bundle = Path(shutil.copytree(tiny_bundle.bundle, tmp_path_factory.mktemp("verified") / "models"))
     report = verify_bundle(
         bundle,
@@ -114,7 +114,7 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
     assert (bundle / HTML_REPORT_FILE).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
+def test_the_report_counts_every_image_of_the_data(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
     _, report = verified
     assert report.accuracy is not None
     assert (report.accuracy.fp16.species.images, report.accuracy.fp16.disease.images) == (45, 40)
@@ -132,7 +132,7 @@ def test_the_numbers_are_those_of_the_tiny_data(verified: tuple[Path, GateReport
     assert report.gate("loads").samples == 7
 
 
-def test_every_measured_leaf_has_a_row_that_counts_alike(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
+def test_image_rows_add_up_to_the_reported_counts(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
     bundle, report = verified
     everything = read_image_rows(bundle / IMAGES_FILE)
     rows = [row for row in everything if row.set == "val"]
@@ -162,7 +162,7 @@ def test_every_measured_leaf_has_a_row_that_counts_alike(verified: tuple[Path, G
             assert answer.rejected == row.rejected
 
 
-def test_the_calibration_is_that_of_the_bundles_temperatures(verified: tuple[Path, GateReport]) -> None:
+def test_calibration_is_measured_at_the_bundles_temperatures(verified: tuple[Path, GateReport]) -> None:
     bundle, report = verified
     metadata = read_metadata(bundle)
     assert report.accuracy is not None
@@ -218,17 +218,17 @@ def test_without_checkpoint_and_non_plants_four_gates_are_not_measured(tiny_bund
     assert report.rejection.plants.images == 45, "false alarms are counted all the same"
 
 
-def test_at_most_so_many_images_are_measured(tiny_bundle: Any, bundle_copy: Path) -> None:
+def test_no_more_images_are_measured_than_the_policy_allows(tiny_bundle: Any, bundle_copy: Path) -> None:
     report = verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=9))
     assert (report.inputs.val.images, report.inputs.val.measured) == (45, 9)
     assert report.accuracy is not None
     assert {row.images for row in report.accuracy.by_species.values()} == {1, 2, 3}
 
 
-def test_network_runs_once_an_image_and_precision(
+def test_each_precision_runs_once_per_image(
     tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """45 leaves and half of the non-plants; the rest are the two tries, and latency's own runs."""
+    """Besides 45 leaves and half of the non-plants, each model is tried on three inputs of zeros."""
     seen = {"int8": 0, "fp16": 0}
     embed = PlantClassifier.embed
 
@@ -247,9 +247,10 @@ def test_network_runs_once_an_image_and_precision(
 def test_a_run_reads_every_file_and_opens_every_model_once(
     tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Latency is measured as the bundle is served, so INT8 and packed heads are opened again, from the same bytes.
+    """Latency is measured as the bundle is served: with sessions of INT8 and packed heads of their own.
 
-    Before anything is replaced, the lock and the staging folder look at the manifest: is it a bundle's?
+    They are opened from the bytes in memory. Only the manifest is read three times, because the lock and the staging
+    folder also check that the folder they may replace is a bundle.
     """
     opened: Counter[tuple[str, int]] = Counter()
     open_session = opening.open_session
@@ -340,7 +341,7 @@ def turn_classes(bundle: Path) -> None:
         (turn_classes, "heads_complete"),
     ],
 )
-def test_a_doctored_bundle_with_a_right_manifest_fails_its_gate(
+def test_a_doctored_bundle_with_a_matching_manifest_fails_its_gate(
     tiny_bundle: Any,
     bundle_copy: Path,
     damage: Callable[[Path], None],
@@ -398,7 +399,7 @@ def test_a_model_that_does_not_fit_the_taxonomy_is_not_run(tiny_bundle: Any, bun
     assert "inputs and outputs are" in report.gate("int8_accuracy").detail
 
 
-def test_files_that_are_not_the_manifests_are_refused(tiny_bundle: Any, bundle_copy: Path) -> None:
+def test_files_that_differ_from_the_manifest_are_refused(tiny_bundle: Any, bundle_copy: Path) -> None:
     ruin_int8(bundle_copy)
     before = snapshot(bundle_copy)
     with pytest.raises(ManifestMismatchError, match=r"changed: swin-species-int8\.onnx"):

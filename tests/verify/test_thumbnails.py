@@ -31,16 +31,18 @@ def test_a_thumbnail_is_the_middle_as_a_small_square(tmp_path: Path) -> None:
     assert make_thumbnail(tmp_path / "wide.png") == jpeg
 
 
-def test_what_cannot_be_read_any_more_is_left_out(tmp_path: Path, numbered_images: Callable[..., list[Path]]) -> None:
+def test_images_that_can_no_longer_be_read_are_left_out(
+    tmp_path: Path, numbered_images: Callable[..., list[Path]]
+) -> None:
     paths = numbered_images(2)
     paths[0].write_bytes(b"no image")
     assert make_thumbnail(paths[0]) is None
     assert make_thumbnail(tmp_path / "gone.png") is None
     shown = make_gallery([(path, path.name, ()) for path in (*paths, tmp_path / "gone.png")])
-    assert ([picture.title for picture in shown.thumbnails], shown.total) == (["001.png"], 3)
+    assert ([thumbnail.title for thumbnail in shown.thumbnails], shown.total) == (["001.png"], 3)
 
 
-def test_pictures_are_few_however_many_there_are(numbered_images: Callable[..., list[Path]]) -> None:
+def test_a_gallery_shows_a_limited_number_of_images(numbered_images: Callable[..., list[Path]]) -> None:
     shown = make_gallery([(path, path.name, ()) for path in numbered_images(MAX_THUMBNAILS + 3)])
     assert (len(shown.thumbnails), shown.total) == (MAX_THUMBNAILS, MAX_THUMBNAILS + 3)
 
@@ -53,12 +55,12 @@ def test_pictures_are_few_however_many_there_are(numbered_images: Callable[..., 
         (("Rose", "rust"), RIGHT, [CaptionLine("FP16: Rose, rust", False), CaptionLine("INT8: Apple, scab", True)]),
     ],
 )
-def test_the_lines_name_what_differs(
+def test_captions_name_the_part_that_differs(
     numbered_images: Callable[..., list[Path]], fp16: tuple[str, str], int8: tuple[str, str], lines: list[CaptionLine]
 ) -> None:
     (path,) = numbered_images(1)
     shown = show_flipped([LeafSample(path, 0, 1)], [make_row("a", fp16, int8)])
-    assert [(picture.title, list(picture.lines)) for picture in shown.thumbnails] == [("Apple · scab", lines)]
+    assert [(thumbnail.title, list(thumbnail.lines)) for thumbnail in shown.thumbnails] == [("Apple · scab", lines)]
 
 
 def test_what_int8_alone_gets_wrong_comes_first(numbered_images: Callable[..., list[Path]]) -> None:
@@ -66,7 +68,7 @@ def test_what_int8_alone_gets_wrong_comes_first(numbered_images: Callable[..., l
     answers = [(wrong, RIGHT), (RIGHT, RIGHT), (wrong, other), (RIGHT, other), (RIGHT, wrong)]
     rows = [make_row(f"{i}", *pair) for i, pair in enumerate(answers)]
     shown = show_flipped([LeafSample(path, 0, 1) for path in numbered_images(5)], rows)
-    assert [[line.text for line in picture.lines] for picture in shown.thumbnails] == [
+    assert [[line.text for line in thumbnail.lines] for thumbnail in shown.thumbnails] == [
         ["FP16: Apple", "INT8: Rose"],
         ["FP16: Apple", "INT8: Mint"],
         ["FP16: Mint", "INT8: Rose"],
