@@ -33,8 +33,8 @@ from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.statistics import Proportion
 from plantmodels.verify.accuracy import AccuracyRun
-from plantmodels.verify.inputs import VerificationInputs
 from plantmodels.verify.judge import Measured, judge_gates
+from plantmodels.verify.reading import VerificationInputs
 from plantmodels.verify.rejection import RejectionRun, ScoredImages
 from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
 

@@ -31,11 +31,11 @@ from plantmodels.serve.loading import BundleContents, LoadOptions
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.verify.accuracy import BATCH, measure_accuracy
 from plantmodels.verify.compose import Passes, compose_report, write_report
-from plantmodels.verify.inputs import VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
 from plantmodels.verify.judge import Measured
 from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.opening import list_head_files, open_classifiers, open_models
+from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import count_flips, measure_rejection
 
 if TYPE_CHECKING:

@@ -42,7 +42,7 @@ from plantmodels.report.per_image import read_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.serve import loading
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.verify import inputs, opening, parity
+from plantmodels.verify import opening, parity, reading
 from plantmodels.verify import run as run_module
 from plantmodels.verify.run import verify_bundle
 
@@ -505,13 +505,13 @@ def test_leaves_of_a_split_are_the_only_ones_read(
     tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     splits: list[str] = []
-    read = inputs.read_leaves
+    read = reading.read_leaves
 
     def note(data: Path, split: Any, taxonomy: Any) -> LeafSet:
         splits.append(split)
         return read(data, split, taxonomy)
 
-    monkeypatch.setattr(inputs, "read_leaves", note)
+    monkeypatch.setattr(reading, "read_leaves", note)
     verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=2))
     assert splits == ["val"]
 
