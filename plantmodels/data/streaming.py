@@ -49,10 +49,10 @@ class UnreadableImage:
 
 
 class ImageStream:
-    """Decodes images a few ahead of the consumer, skips unreadable files and remembers which.
+    """A stream of decoded images that skips unreadable files and remembers which.
 
     Iterating yields the position in `paths` and the image, (3, P, P) float32, in the order of `paths`. `batches`
-    yields several at a time. Every iteration reads the files again.
+    yields several at a time. Images are decoded a few ahead of the consumer. Every iteration reads the files again.
 
     Attributes:
         unreadable: the files skipped so far, in order; complete once the iteration has ended.
@@ -67,7 +67,7 @@ class ImageStream:
         skipped_before: Sequence[UnreadableImage] = (),
         description: str = "",
     ) -> None:
-        """Prepares a stream; nothing is read before it is iterated.
+        """Prepare a stream; nothing is read before it is iterated.
 
         Args:
             paths: image files.
@@ -85,7 +85,7 @@ class ImageStream:
         self._description = description
 
     def __iter__(self) -> Iterator[tuple[int, Inputs]]:
-        """Yields the position in `paths` and the image, (3, P, P) float32.
+        """Yield the position in `paths` and the image, (3, P, P) float32.
 
         Raises:
             DataError: too many files are unreadable; it names the first few.
@@ -110,7 +110,7 @@ class ImageStream:
         return log_step(self._description, total=len(self._paths), unit="image")
 
     def batches(self, size: int) -> Iterator[tuple[list[int], Inputs]]:
-        """Yields positions in `paths` and their images, (n, 3, P, P) float32 with n at most `size`.
+        """Yield positions in `paths` and their images, (n, 3, P, P) float32 with n at most `size`.
 
         Raises:
             DataError: too many files are unreadable; it names the first few.
