@@ -28,7 +28,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server bench test check docs lock setup develop
+.PHONY: demo server bench test lint check docs lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -50,11 +50,12 @@ bench: $(BENCH_READY)
 test: develop
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-check: develop
+lint: develop
 	ruff format --check
 	ruff check
 	mypy
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+check: lint test
 
 # A site from docs/ and the docstrings, in site/index.html; broken links and references are errors.
 docs: develop

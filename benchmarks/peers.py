@@ -38,7 +38,7 @@ CALIBRATION_IMAGES: Final = 300
 DOCUMENT: Final = "peers.json"
 _LIBRARIES: Final = ("torch", "timm", "onnx", "onnxruntime", "openvino", "nncf")
 _FORMAT: Final = 1
-"""Raised when this file changes the peers' files, so that those of an earlier run are made again."""
+"""Raised when this file changes the peers' files, so that files of an earlier run are made again."""
 
 
 def prepare_peers(checkpoint: Path, data: Path, out: Path) -> dict[str, Any]:

@@ -11,6 +11,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of the tree -->"
 
+_PACKAGES: Final = ("plantmodels", "mlflow_plugins", "examples/drawn_leaves", "benchmarks", "reliability")
+
 _FOLDERS: Final = (
     "plantmodels",
     "plantmodels/bundle",
@@ -29,13 +31,16 @@ _FOLDERS: Final = (
     "mlflow_plugins/checking",
     "mlflow_plugins/registry",
     "mlflow_plugins/jobs",
+    "examples/drawn_leaves",
+    "benchmarks",
+    "reliability",
 )
 """Reading order: upwards from what everything else rests on. Folders that are not named here come last."""
 
 
 def list_sources(root: Path = ROOT) -> list[str]:
-    """Return the name of every Python file of both packages, in reading order."""
-    names = [path.relative_to(root) for package in ("plantmodels", "mlflow_plugins") for path in _walk(root / package)]
+    """Return the name of every Python file but those of tests and documents, in reading order."""
+    names = [path.relative_to(root) for package in _PACKAGES for path in _walk(root / package)]
     places = {folder: place for place, folder in enumerate(_FOLDERS)}
     names.sort(key=lambda name: (places.get(name.parent.as_posix(), len(places)), name.name != "__init__.py", name))
     return [name.as_posix() for name in names]

@@ -88,7 +88,7 @@ _MODULES = {
     "sign_bundle": "bundle.signature",
     "verify_bundle": "verify.run",
 }
-"""The module of each name that is no error."""
+"""The module of each public name, except the errors."""
 
 
 def __getattr__(name: str) -> Any:

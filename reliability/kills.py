@@ -314,7 +314,7 @@ def check_bundle(out: Path, old: Manifest) -> tuple[list[str], str]:
         which = "old" if build_manifest(out) == old else "new"
         wanted = OLD_SEED if which == "old" else NEW_SEED
         if read_metadata(out).provenance["seed"] != wanted:
-            return [f"the bundle is of seed {read_metadata(out).provenance['seed']}"], "other"
+            return [f"the bundle has seed {read_metadata(out).provenance['seed']}"], "other"
         return _check_answer(PlantClassifier.load(out, threads=1)), which
     except (PlantModelsError, OSError) as error:
         return [f"the bundle is broken: {error}"], "broken"

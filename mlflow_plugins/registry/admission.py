@@ -106,8 +106,8 @@ class Source:
     """What a new version is registered from.
 
     Attributes:
-        uri: as the client gave it.
-        origin: the registered version that is copied; None if it is no copy.
+        uri: the URI that the client gave.
+        origin: the registered version that is copied; None if the version is not a copy.
         location: URI of the files.
         is_ready: whether the upload of the files was finished.
     """

@@ -23,7 +23,7 @@ from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.tags import AUDIT_TAG, COUNT_TAG
 from plantmodels.bundle.serialization import decode, parse_json_text
 
-_LOGGER = logging.getLogger("mlflow.plantmodels.audit")
+_LOGGER: Final = logging.getLogger("mlflow.plantmodels.audit")
 """A child of MLflow's logger, so that the server's log shows every decision."""
 
 _MAX_REASON: Final = 2000

@@ -14,7 +14,7 @@ import sqlalchemy
 from plantmodels.bundle.file_lock import LockedError, hold_file_lock
 
 TIMEOUT_S: Final = 120
-"""How long a promotion waits for another one of the same model, in seconds."""
+"""How long a promotion waits for another promotion of the same model, in seconds."""
 
 
 class RegistryLocks:

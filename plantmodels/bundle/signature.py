@@ -124,7 +124,7 @@ def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) ->
         try:
             verifier.verify(*copies)
             signed = _read_signed_digests(content)
-        except Exception as error:  # a hostile file may raise anything inside the parser; it is no signature
+        except Exception as error:  # a hostile file may raise anything inside the parser; then it is not a signature
             reason = f"{type(error).__name__} {' '.join(str(error).split())[:120]}".strip()
             raise SignatureError(f"{path}: not a signature of {MANIFEST_FILE} by {public_key} ({reason})") from error
     if signed != [hashlib.sha256(manifest).hexdigest()]:

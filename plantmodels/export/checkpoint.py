@@ -236,7 +236,7 @@ def _check_tensors(path: Path, state: dict[str, torch.Tensor]) -> None:
     total, size = 0, path.stat().st_size
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized or tensor.is_nested:
-            raise CheckpointError(f"{path}: {name} is no plain tensor, got {tensor.layout} on {tensor.device.type}")
+            raise CheckpointError(f"{path}: {name} is not a plain tensor, got {tensor.layout} on {tensor.device.type}")
         total += tensor.numel() * tensor.element_size()
         if total > _MAX_EXPANSION * size:
             raise CheckpointError(

@@ -19,7 +19,7 @@ _BRIGHTNESS: Final = 0.15
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Flip, rotate, zoom and shift each image, and change its contrast, brightness and color balance.
+    """Flip, rotate, zoom and shift each image, and change its contrast, brightness and colour balance.
 
     Each image is rotated by a multiple of 90° and up to 15° more, because leaves lie any way round.
 

@@ -72,7 +72,7 @@ def load_state(path: Path, fingerprint: str, device: torch.device) -> TrainingSt
         raise TrainingError(f"{path}: not the state of a training ({error}); delete it") from error
     if not isinstance(document, dict) or document.get("fingerprint") != fingerprint:
         raise TrainingError(
-            f"{path}: is of a training with another recipe, other data or another teacher; delete it or "
+            f"{path}: belongs to a training with another recipe, other data or another teacher; delete it or "
             "name another output"
         )
     return TrainingState(

@@ -1,7 +1,7 @@
 """Check that every ONNX file of a bundle loads, and that every disease head is there and is the right one.
 
-A head's weights are read back by asking it for the unit vectors. So a head in the place of another one of the same
-shape, or classes in another order, are found even if the answers are alike.
+A head's weights are read back by running it on the unit vectors. So two exchanged heads of the same shape, or
+classes in another order, are found even if the answers are alike.
 
 >>> from plantmodels.bundle.metadata import read_metadata
 >>> from plantmodels.verify.opening import open_heads

@@ -114,7 +114,7 @@ def test_parts_that_were_not_run_are_left_out(result):
     assert "cold process |" not in text
 
 
-def test_pictures_name_every_contestant_and_keep_the_names_apart(result):
+def test_plots_name_every_contestant_and_keep_the_names_apart(result):
     figure = draw_batches(result["speed"]["speed"])
     figure.canvas.draw()
     labels = figure.axes[0].texts

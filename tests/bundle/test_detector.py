@@ -137,7 +137,7 @@ class TestScore:
         assert np.isnan(scores).all()
         assert detector.rejects(scores).tolist() == [True]
 
-    def test_a_zero_embedding_can_be_normalised(self) -> None:
+    def test_a_zero_embedding_can_be_normalized(self) -> None:
         assert np.isfinite(make_detector(normalize=True).score(np.zeros((1, 5)))).all()
 
     def test_no_rows_give_no_scores(self) -> None:

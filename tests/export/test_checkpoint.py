@@ -481,11 +481,11 @@ ABSURD: dict[str, tuple[Callable[[], Members], str]] = {
     "a storage outside the archive": (lambda: tensor((4,), (1,), key="../../../etc/passwd"), "failed locating file"),
     "a sparse tensor": (
         lambda: of_state(a=torch.sparse_coo_tensor([[0]], [1.0], (2**40,), check_invariants=True)),
-        "backbone.a is no plain tensor, got torch.sparse_coo on cpu",
+        "backbone.a is not a plain tensor, got torch.sparse_coo on cpu",
     ),
     "a tensor without values": (
         lambda: of_state(a=torch.empty(2**40, device="meta")),
-        "backbone.a is no plain tensor, got torch.strided on meta",
+        "backbone.a is not a plain tensor, got torch.strided on meta",
     ),
     "one storage in a hundred tensors": (
         lambda: of_state(**dict.fromkeys(map(str, range(100)), torch.ones(1000).expand(10, 1000))),

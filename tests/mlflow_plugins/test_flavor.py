@@ -281,7 +281,7 @@ def test_soft_routing_is_the_native_classifiers(model: Path, verified_bundle: Pa
 
 def test_every_form_of_input_gives_the_same_row(model: Path, leaf: bytes) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
-    photograph, text = decode_image(leaf), base64.b64encode(leaf).decode()
+    decoded, text = decode_image(leaf), base64.b64encode(leaf).decode()
     (expected,) = loaded.predict(pd.DataFrame({"image": [leaf]})).to_dict("records")
     for form in (
         pd.DataFrame({"image": [text]}),
@@ -294,15 +294,15 @@ def test_every_form_of_input_gives_the_same_row(model: Path, leaf: bytes) -> Non
         (bytearray(leaf),),
         [text],
         [{"image": leaf}],
-        [photograph],
+        [decoded],
         np.array([leaf], dtype=object),
-        np.asarray(photograph)[None],
+        np.asarray(decoded)[None],
     ):
         (row,) = loaded.predict(form).to_dict("records")
         assert row == expected
 
 
-def test_a_normalised_array_is_taken_as_it_is(model: Path, verified_bundle: Path, leaf: bytes) -> None:
+def test_a_normalized_array_is_taken_as_it_is(model: Path, verified_bundle: Path, leaf: bytes) -> None:
     ready = preprocess(decode_image(leaf), PlantClassifier.load(verified_bundle).metadata.preprocessing)[None]
     loaded = mlflow.pyfunc.load_model(str(model))
     assert loaded.predict(ready).to_dict("records") == loaded.predict([leaf]).to_dict("records")

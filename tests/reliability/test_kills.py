@@ -25,7 +25,7 @@ def test_a_loss_would_be_noticed(tiny_bundle, tmp_path):
     write_manifest(older)
     old = read_manifest(older)
     assert check_bundle(tiny_bundle.bundle, old) == ([], "new")
-    assert check_bundle(older, old) == (["the bundle is of seed 0"], "other"), "older bundles have another seed"
+    assert check_bundle(older, old) == (["the bundle has seed 0"], "other"), "older bundles have another seed"
     (older / "ood-detector.pkl").write_bytes(b"torn")
     (problem,), which = check_bundle(older, old)
     assert "changed: ood-detector.pkl" in problem and which == "broken"

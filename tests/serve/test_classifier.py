@@ -106,7 +106,7 @@ class TestAnswers:
                 row.disease_probability, scipy_softmax(answer / temperatures[1]).max(), rtol=1e-5
             )
 
-    def test_the_drawn_leaves_are_recognised(self, classifier: PlantClassifier, leaves, encoded) -> None:
+    def test_the_drawn_leaves_are_recognized(self, classifier: PlantClassifier, leaves, encoded) -> None:
         rows = classifier.predict(encoded)
         found = [f"{row.species}___{row.disease or 'unlabelled'}" for row in rows[:-1]]
 
@@ -251,7 +251,7 @@ class TestOptions:
             classifier.predict([], topk=3)
 
 
-def truncated_picture() -> Image.Image:
+def truncated_image() -> Image.Image:
     """A Pillow image whose file breaks off: it opens, and fails when its pixels are wanted."""
     buffer = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -277,7 +277,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "empty array": (lambda: np.zeros((0, 50, 3), np.uint8), "an array must be"),
     "1×1 array": (lambda: np.zeros((1, 1, 3), np.uint8), "1x1 pixels"),
     "ribbon array": (lambda: np.zeros((16, 100_000, 3), np.uint8), "one side is over 32 times"),
-    "truncated Pillow image": (truncated_picture, "cannot be decoded .image file is truncated"),
+    "truncated Pillow image": (truncated_image, "cannot be decoded .image file is truncated"),
     "empty Pillow image": (lambda: Image.new("RGB", (0, 0)), "0x0 pixels"),
     "1×1 Pillow image": (lambda: Image.new("RGB", (1, 1)), "1x1 pixels"),
     "ribbon Pillow image": (lambda: Image.new("L", (100_000, 20)), "one side is over 32 times"),

@@ -65,7 +65,7 @@ def check_against_timm(image: Image.Image, preprocessing: Preprocessing) -> None
         std=preprocessing.std,
         crop_pct=preprocessing.crop_pct,
     )
-    resized = Compose(transform.transforms[:2])(image)  # Resize, CenterCrop; then to tensor and normalise
+    resized = Compose(transform.transforms[:2])(image)  # Resize, CenterCrop; then to tensor and normalize
 
     np.testing.assert_array_equal(np.asarray(resize_and_crop(image, preprocessing)), np.asarray(resized))
     expected = transform(image).numpy()
@@ -99,7 +99,7 @@ def test_equals_timms_evaluation_transform_anywhere(
     check_against_timm(noise(width, height), config)
 
 
-def test_leaves_the_picture_unchanged() -> None:
+def test_leaves_the_image_unchanged() -> None:
     image = noise(60, 50)
     before = image.tobytes()
     preprocess(image, Preprocessing(224, MEAN, STD))
@@ -220,7 +220,7 @@ def test_an_unknown_orientation_is_ignored(corners: Image.Image, orientation: in
     assert look(decode_image(encode(corners, "JPEG", exif=exif))) == UPRIGHT
 
 
-def test_exif_that_cannot_be_written_again_does_not_lose_the_photograph(corners: Image.Image) -> None:
+def test_exif_that_cannot_be_written_again_does_not_lose_the_image(corners: Image.Image) -> None:
     # Orientation 6, and a GPS block whose latitude is text where Pillow would write numbers.
     entries = struct.pack(">HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack(">HHII", 0x8825, 4, 1, 38)
     gps = struct.pack(">HHHII", 1, 2, 5, 1, 0) + bytes(4)
@@ -315,7 +315,7 @@ def test_sizes_at_the_limits_are_taken() -> None:
 
 
 def huge_png(side: int) -> bytes:
-    """A whole and valid picture: one bit a pixel, all black, compressed a thousandfold."""
+    """A whole and valid image: one bit a pixel, all black, compressed a thousandfold."""
     compressor = zlib.compressobj(9)
     row = bytes(1 + (side + 7) // 8)
     rows = b"".join(compressor.compress(row) for _ in range(side)) + compressor.flush()
@@ -422,7 +422,7 @@ def test_a_jpeg_of_many_scans_is_refused_before_a_pixel_is_decoded(monkeypatch: 
         decode_image(data)
 
 
-def test_scans_are_counted_in_the_photograph_alone() -> None:
+def test_scans_are_counted_in_the_image_alone() -> None:
     exif = Image.Exif()
     exif[ExifTags.Base.MakerNote] = b"\xff\xda\0\2" * 200
     data = encode(noise(64, 48), "JPEG", exif=exif, progressive=True)
@@ -449,7 +449,7 @@ EXIF_BOMBS = {
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data", "ignore:Truncated File Read", "ignore:Tag data larger")
 @pytest.mark.parametrize("kind", EXIF_BOMBS)
-def test_exif_that_claims_what_it_does_not_hold_costs_no_photograph(kind: str) -> None:
+def test_exif_that_claims_what_it_does_not_hold_costs_no_image(kind: str) -> None:
     data = EXIF_BOMBS[kind]()
     tracemalloc.start()
     try:
@@ -460,7 +460,7 @@ def test_exif_that_claims_what_it_does_not_hold_costs_no_photograph(kind: str) -
 
 
 @pytest.mark.parametrize("tail", [b"PK\x03\x04" + bytes(100), b"<script>alert(1)</script>", b"%PDF-1.7"])
-def test_what_follows_a_photograph_is_not_read(tail: bytes) -> None:
+def test_what_follows_an_image_is_not_read(tail: bytes) -> None:
     data = encode(noise(64, 48), "PNG")
     assert decode_image(data + tail).tobytes() == decode_image(data).tobytes()
 

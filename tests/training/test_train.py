@@ -142,7 +142,7 @@ def test_a_state_of_another_training_is_refused(data: Path, tmp_path: Path):
 
     with pytest.raises(KeyboardInterrupt):
         train_network(data, tmp_path / "x", SPEC, QUICK, observer=stop)
-    with pytest.raises(TrainingError, match=r"x\.state: is of a training with another recipe"):
+    with pytest.raises(TrainingError, match=r"x\.state: belongs to a training with another recipe"):
         train_network(data, tmp_path / "x", SPEC, replace(QUICK, batch_size=21))
     state_path(tmp_path / "x").write_bytes(b"rubbish")
     with pytest.raises(TrainingError, match=r"x\.state: not the state of a training"):

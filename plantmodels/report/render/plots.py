@@ -51,7 +51,7 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
 
 
 def _draw_parity(scatter: Scatter, limit: float) -> Figure:
-    """Plot the logits against those of PyTorch, and their differences, which the first panel is too coarse to show."""
+    """Plot the logits against PyTorch's, and their differences, which the first panel is too coarse to show."""
     figure, (values, gaps) = new_panels(3.3, (1, 1.25))
     series = ((scatter.int8, "INT8", OTHER), (scatter.fp16, "FP16, gated", PLANT))
     low, high = min(scatter.pytorch), max(scatter.pytorch)

@@ -46,9 +46,9 @@ def model(verified_bundle: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def photographs(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
+def leaf_images(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
     """The 45 val leaves in their awkward folders, one of them truncated and one empty, and files of no interest."""
-    folder = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path_factory.mktemp("photographs") / "in [1], {a}*"))
+    folder = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path_factory.mktemp("leaf_images") / "in [1], {a}*"))
     leaves = sorted(folder.glob("*/*.jpg"))
     leaves[0].write_bytes(leaves[0].read_bytes()[:300])
     leaves[1].write_bytes(b"")
@@ -77,13 +77,13 @@ def check_against_native(frame: pd.DataFrame, bundle: Path) -> None:
                 assert value == wanted, (row, name)
 
 
-def test_a_folder_is_scored_as_the_native_classifier_does(model, photographs, verified_bundle, tmp_path: Path) -> None:
+def test_a_folder_is_scored_as_the_native_classifier_does(model, leaf_images, verified_bundle, tmp_path: Path) -> None:
     request = ScoreRequest(
-        model, str(photographs), str(tmp_path / "out [2]" / "scores.parquet"), "local[2]", images_per_batch=20
+        model, str(leaf_images), str(tmp_path / "out [2]" / "scores.parquet"), "local[2]", images_per_batch=20
     )
     scores = run_score(request)
     frame = read_scores(Path(request.output))
-    files = [str(path) for path in photographs.glob("*/*")]
+    files = [str(path) for path in leaf_images.glob("*/*")]
     assert frame["path"].tolist() == sorted(files)
     check_against_native(frame, verified_bundle)
     assert frame["error"].notna().sum() == scores.errors == 2
@@ -94,8 +94,8 @@ def test_a_folder_is_scored_as_the_native_classifier_does(model, photographs, ve
     assert run.data.metrics["images"] == 45 and run.data.params["plantmodels.version"] == "models:/plants/1"
 
 
-def test_new_images_are_added_and_old_ones_left_alone(model, photographs, tmp_path: Path) -> None:
-    images = Path(shutil.copytree(photographs, tmp_path / "photographs"))
+def test_new_images_are_added_and_old_ones_left_alone(model, leaf_images, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(leaf_images, tmp_path / "leaf_images"))
     request = ScoreRequest(model, str(images), str(tmp_path / "scores"), "local[2]", partition_by=("rejected", "model"))
     run_score(request)
     before = {path: path.stat().st_mtime_ns for path in Path(request.output, "batch=0").rglob("*.parquet")}
@@ -117,12 +117,12 @@ def test_new_images_are_added_and_old_ones_left_alone(model, photographs, tmp_pa
     assert (again.images, again.scored_now, again.batches) == (47, 0, 0)
 
 
-def test_a_table_keeps_its_columns(model, photographs, verified_bundle, tmp_path: Path, monkeypatch) -> None:
-    leaves = sorted(photographs.glob("*/*.webp"))
+def test_a_table_keeps_its_columns(model, leaf_images, verified_bundle, tmp_path: Path, monkeypatch) -> None:
+    leaves = sorted(leaf_images.glob("*/*.webp"))
     table = pd.DataFrame({"id": range(len(leaves) + 1), "image": [*(path.read_bytes() for path in leaves), None]})
-    table.to_parquet(tmp_path / "photographs.parquet")
+    table.to_parquet(tmp_path / "leaf_images.parquet")
     monkeypatch.chdir(tmp_path)
-    scores = run_score(ScoreRequest(model, "photographs.parquet", "scores.parquet", "local[2]", routing="soft"))
+    scores = run_score(ScoreRequest(model, "leaf_images.parquet", "scores.parquet", "local[2]", routing="soft"))
     frame = pd.read_parquet("scores.parquet").sort_values("id", ignore_index=True)
     native = PlantClassifier.load(verified_bundle).predict([path.read_bytes() for path in leaves], routing="soft")
     assert frame["id"].tolist() == table["id"].tolist() and "image" not in frame
@@ -139,12 +139,12 @@ def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subp
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
-def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, photographs: Path, tmp_path: Path) -> None:
+def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, leaf_images: Path, tmp_path: Path) -> None:
     """Without a permission, too large, and empty: Spark passes over them without a word."""
     images, output = tmp_path / "images", tmp_path / "scores"
     images.mkdir()
     for name in ("leaf", "locked", "late"):
-        shutil.copyfile(min(photographs.glob("*/*.png")), images / f"{name} 100%.png")
+        shutil.copyfile(min(leaf_images.glob("*/*.png")), images / f"{name} 100%.png")
     (images / "locked 100%.png").chmod(0)
     (images / "empty.jpg").touch()
     with (images / "large.jpg").open("wb") as file:
@@ -203,8 +203,8 @@ def test_killed_half_way_and_resumed(
     check_against_native(frame, verified_bundle)
 
 
-def test_one_output_holds_the_scores_of_one_request(model, photographs, tmp_path: Path) -> None:
-    first = ScoreRequest(model, str(photographs), str(tmp_path / "scores"), "local[2]")
+def test_one_output_holds_the_scores_of_one_request(model, leaf_images, tmp_path: Path) -> None:
+    first = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]")
     run_score(first)
     files = Counter(tmp_path.rglob("*"))
     second = mlflow.register_model(MlflowClient().get_model_version("plants", "1").source, "plants")
@@ -255,15 +255,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[
             process.wait()
 
 
-def test_a_cluster_needs_no_other_code(model, cluster: str, photographs, verified_bundle, tmp_path: Path) -> None:
-    scores = run_score(ScoreRequest(model, str(photographs), str(tmp_path / "scores"), cluster))
+def test_a_cluster_needs_no_other_code(model, cluster: str, leaf_images, verified_bundle, tmp_path: Path) -> None:
+    scores = run_score(ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), cluster))
     assert (scores.images, scores.errors) == (45, 2)
     check_against_native(read_scores(tmp_path / "scores"), verified_bundle)
     assert list(tmp_path.glob("work/app-*")), "then it ran elsewhere"
 
 
-def test_refusals(model, photographs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    good = ScoreRequest(model, str(photographs), str(tmp_path / "scores"), "local[2]")
+def test_refusals(model, leaf_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]")
 
     def refused(error: type[Exception], match: str, **change: object) -> None:
         with pytest.raises(error, match=match):

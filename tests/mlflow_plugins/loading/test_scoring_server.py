@@ -1,4 +1,4 @@
-"""`mlflow models serve` answers photographs in each of its four forms, and says what is wrong with the rest."""
+"""`mlflow models serve` answers images in each of its four forms, and says what is wrong with the rest."""
 
 import base64
 import json
