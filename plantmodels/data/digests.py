@@ -6,14 +6,10 @@ The order of the images does not matter: a digest stays the same when files are 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.data.image_files import name_in_digest
 from plantmodels.errors import BundleError
-
-if TYPE_CHECKING:
-    from plantmodels.data.leaves import LeafSet
 
 
 def hash_to_fraction(text: str) -> float:
@@ -30,18 +26,11 @@ def digest_images(root: Path, paths: Iterable[Path]) -> str:
 
     Unreadable files are no error here, because `ImageStream` decides which to skip; only their names are digested.
     """
-    return _digest_lines(f"{name_in_digest(root, path)}\0{digest_content(path)}\n" for path in paths)
+    return digest_lines(f"{name_in_digest(root, path)}\0{digest_content(path)}\n" for path in paths)
 
 
-def digest_leaves(leaves: "LeafSet") -> str:
-    """Return the SHA-256 of a set of labelled images: of their names, labels and contents."""
-    return _digest_lines(
-        f"{name_in_digest(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{digest_content(s.path)}\n"
-        for s in leaves.samples
-    )
-
-
-def _digest_lines(lines: Iterable[str]) -> str:
+def digest_lines(lines: Iterable[str]) -> str:
+    """Return the SHA-256 of lines in alphabetical order, one for each image."""
     return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
 
 

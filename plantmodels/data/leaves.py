@@ -14,7 +14,7 @@ from typing import Final, Literal
 import pandas as pd
 
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.digests import hash_to_fraction
+from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest
 from plantmodels.data.inputs import check_data
 from plantmodels.errors import DataError
@@ -180,6 +180,14 @@ def split_by_name(leaves: LeafSet, fraction: float, at_most: int, seed: int) -> 
         for is_picked in (False, True)
     )
     return LeafSet(leaves.root, leaves.split, left_over), LeafSet(leaves.root, leaves.split, picked)
+
+
+def digest_leaves(leaves: LeafSet) -> str:
+    """Return the SHA-256 of a set of labelled images: of their names, labels and contents."""
+    return digest_lines(
+        f"{name_in_digest(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{digest_content(s.path)}\n"
+        for s in leaves.samples
+    )
 
 
 def class_of(sample: LeafSample) -> tuple[int, int]:

@@ -17,9 +17,9 @@ from plantmodels.bundle.detector import write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, SPECIES_FILES, describe_sizes
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
-from plantmodels.data.digests import digest_images, digest_leaves
+from plantmodels.data.digests import digest_images
 from plantmodels.data.image_files import name_in_report
-from plantmodels.data.leaves import LeafSample, LeafSet, class_of, read_leaves, split_by_name
+from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_leaves, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
 from plantmodels.data.sampling import DEFAULT_SEED, pick_each_class, thin_out

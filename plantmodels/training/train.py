@@ -15,8 +15,7 @@ import torch
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
-from plantmodels.data.digests import digest_leaves
-from plantmodels.data.leaves import LeafSet, list_classes, read_leaves, split_by_name
+from plantmodels.data.leaves import LeafSet, digest_leaves, list_classes, read_leaves, split_by_name
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.checkpoint import NetworkSpec

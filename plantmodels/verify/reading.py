@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from plantmodels.bundle.layout import is_report
 from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.leaves import LeafSet, read_leaves
+from plantmodels.data.digests import digest_images
+from plantmodels.data.leaves import LeafSet, digest_leaves, read_leaves
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.serve.loading import BundleContents, read_bundle

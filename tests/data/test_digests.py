@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.leaves import read_leaves
+from plantmodels.data.digests import digest_images
+from plantmodels.data.leaves import digest_leaves, read_leaves
 
 
 class TestDigest:

@@ -14,8 +14,8 @@ import torch
 from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.manifest import check_files, digest_file, list_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import read_metadata
-from plantmodels.data.digests import digest_images, digest_leaves
-from plantmodels.data.leaves import read_leaves
+from plantmodels.data.digests import digest_images
+from plantmodels.data.leaves import digest_leaves, read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import PlantModelsError
 from plantmodels.export import bundle as export_module
