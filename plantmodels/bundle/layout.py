@@ -59,6 +59,20 @@ def describe_sizes(sizes: Mapping[str, int]) -> list[str]:
     return [*lines, f"{sum(heads):>12,}  {HEADS_FOLDER}/ ({len(heads)} files, largest {max(heads, default=0):,})"]
 
 
+def summarize_sizes(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Return the size in bytes of each kind of model by its name for people; 0 for a kind that is missing.
+
+    Args:
+        sizes: size in bytes of each file, by its name in the bundle.
+    """
+    return {
+        "species, INT8": sizes.get(SPECIES_FILES["int8"], 0),
+        "species, FP16": sizes.get(SPECIES_FILES["fp16"], 0),
+        "largest head": max((size for name, size in sizes.items() if is_single_head(name)), default=0),
+        "all heads, packed": sizes.get(PACKED_HEADS_FILE, 0),
+    }
+
+
 def is_report(name: str) -> bool:
     """Return whether a file belongs to the gate report and not to the model."""
     return name.split("/", 1)[0] in REPORT_NAMES

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from plantmodels.bundle.layout import IMAGES_FILE, PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
+from plantmodels.bundle.layout import IMAGES_FILE, summarize_sizes
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.compare.model import MeasurePair, Section, Verdict
 from plantmodels.report.gate_report import GateReport, ImageSet
@@ -290,15 +290,10 @@ def _compare_sizes(a: GateReport, b: GateReport) -> Section:
     return Section("Files", f"Sizes within {100 * _SIZE_NOISE:g} % of each other count as equal.", False, measures)
 
 
-def _list_sizes(report: GateReport) -> Mapping[str, float]:
-    sizes = {name: float(entry.size_bytes) for name, entry in report.files.items()}
-    return {
-        "species, INT8": sizes.get(SPECIES_FILES["int8"], 0.0),
-        "species, FP16": sizes.get(SPECIES_FILES["fp16"], 0.0),
-        "largest head": max((size for name, size in sizes.items() if is_single_head(name)), default=0.0),
-        "all heads, packed": sizes.get(PACKED_HEADS_FILE, 0.0),
-        "whole bundle": sum(sizes.values()),
-    }
+def _list_sizes(report: GateReport) -> dict[str, float]:
+    sizes = {name: entry.size_bytes for name, entry in report.files.items()}
+    summary = summarize_sizes(sizes) | {"whole bundle": sum(sizes.values())}
+    return {name: float(size_bytes) for name, size_bytes in summary.items()}
 
 
 def _compare_latency(a: GateReport, b: GateReport) -> Iterator[Section]:

@@ -9,7 +9,7 @@ b'\x89PNG'
 
 import io
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -60,6 +60,48 @@ def label_axes(axes: Axes, x: str, y: str = "") -> None:
     """Set the labels of both axes."""
     axes.set_xlabel(x, fontsize=8.5, color=MUTED)
     axes.set_ylabel(y, fontsize=8.5, color=MUTED)
+
+
+def label_point(
+    axes: Axes,
+    text: str,
+    at: tuple[float, float],
+    offset: tuple[float, float],
+    *,
+    ha: str = "left",
+    va: str = "center",
+    coordinates: Any = "data",
+    size: float = 8,
+    colour: str = INK,
+    on_white: bool = False,
+) -> None:
+    """Write text beside a point.
+
+    Args:
+        axes: the panel.
+        text: the text.
+        at: the point.
+        offset: distance of the text from the point, in typographic points.
+        ha: horizontal alignment of the text.
+        va: vertical alignment of the text.
+        coordinates: matplotlib's coordinate system of `at`, or a pair of them.
+        size: font size.
+        colour: colour of the text.
+        on_white: whether a white box behind the text hides the lines and dots that it covers.
+    """
+    axes.annotate(
+        text,
+        at,
+        xycoords=coordinates,
+        xytext=offset,
+        textcoords="offset points",
+        ha=ha,
+        va=va,
+        fontsize=size,
+        color=colour,
+        bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5} if on_white else None,
+        zorder=3,
+    )
 
 
 def title_panel(axes: Axes, text: str, *, above: float = 9) -> None:

@@ -10,7 +10,7 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES
+from plantmodels.bundle.layout import summarize_sizes
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.render.plot_style import (
     BAD,
@@ -20,6 +20,7 @@ from plantmodels.report.render.plot_style import (
     OTHER,
     PLANT,
     label_axes,
+    label_point,
     new_axes,
     new_panels,
     title_panel,
@@ -61,22 +62,22 @@ def _draw_parity(scatter: Scatter, limit: float) -> Figure:
         apart = [max(abs(a - b), _SMALLEST_GAP) for a, b in zip(logits, scatter.pytorch, strict=True)]
         gaps.scatter(scatter.pytorch, apart, s=9, color=colour, alpha=0.5, linewidth=0)
     gaps.axhline(limit, color=INK, linewidth=1, linestyle=(0, (4, 3)))
-    gaps.annotate(
+    label_point(
+        gaps,
         f"limit {limit:g}",
         (1, limit),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 4),
-        textcoords="offset points",
+        (0, 5),
         ha="right",
-        fontsize=8,
-        color=INK,
+        va="bottom",
+        coordinates=("axes fraction", "data"),
+        on_white=True,
     )
     gaps.set_yscale("log")
     highest = math.ceil(
         math.log10(max(limit, *(abs(a - b) for a, b in zip(scatter.int8, scatter.pytorch, strict=True))))
     )
     gaps.set_yticks([10.0**power for power in range(-8, highest + 1)])
-    gaps.yaxis.set_major_formatter(lambda value, _: "equal" if value <= _SMALLEST_GAP else f"{value:g}")
+    gaps.yaxis.set_major_formatter(lambda value, _: _format_gap(value))
     for axes in (values, gaps):
         axes.grid(color=LINE, linewidth=0.6)
         axes.minorticks_off()
@@ -86,6 +87,12 @@ def _draw_parity(scatter: Scatter, limit: float) -> Figure:
     title_panel(values, "logits")
     title_panel(gaps, "differences")
     return figure
+
+
+def _format_gap(value: float) -> str:
+    if value <= _SMALLEST_GAP:
+        return "equal"
+    return f"{value:g}" if value >= 1e-3 else f"$10^{{{round(math.log10(value))}}}$"
 
 
 def _draw_latency(latency: Latency, limit: float) -> Figure:
@@ -101,17 +108,15 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
         axes.axhline(row, color=LINE, linewidth=0.8, zorder=1)
         axes.plot([median, p95], [row, row], color=colour, linewidth=4, alpha=0.45, solid_capstyle="butt", zorder=2)
         axes.plot(median, row, "o", color=colour, markersize=7, zorder=4)
-        axes.annotate(
+        label_point(
+            axes,
             f"{median:.1f} ms, p95 {p95:.1f} ms",
             (p95 if missed else median, row),
-            xytext=(9 if missed else -9, 0),
-            textcoords="offset points",
+            (9 if missed else -9, 0),
             ha="left" if missed else "right",
-            va="center",
-            fontsize=8.5,
-            color=BAD if missed else INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-            zorder=3,
+            size=8.5,
+            colour=BAD if missed else INK,
+            on_white=True,
         )
     axes.plot([limit, limit], [-0.3, 0.3], color=INK, linewidth=1.6, zorder=3)
     times = [value for _, *pair in rows for value in pair]
@@ -140,17 +145,15 @@ def _draw_sizes(report: GateReport) -> Figure:
             axes.plot([limit, limit], [row - 0.3, row + 0.3], color=INK, linewidth=1.6, zorder=3)
         axes.plot(size_bytes, row, "o", color=colour, markersize=7, zorder=4)
         left = limit is not None and not missed
-        axes.annotate(
+        label_point(
+            axes,
             _format_size(size_bytes),
             (size_bytes, row),
-            xytext=(-8 if left else 8, 0),
-            textcoords="offset points",
+            (-8 if left else 8, 0),
             ha="right" if left else "left",
-            va="center",
-            fontsize=8.5,
-            color=BAD if missed else INK,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1.5},
-            zorder=3,
+            size=8.5,
+            colour=BAD if missed else INK,
+            on_white=True,
         )
     sizes = [value for _, size_bytes, limit in rows for value in (size_bytes, limit) if value]
     axes.set_xscale("log")
@@ -159,21 +162,16 @@ def _draw_sizes(report: GateReport) -> Figure:
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
     axes.xaxis.set_major_formatter(lambda value, _: _format_size(value))
     axes.minorticks_off()
-    axes.set_xlabel("file size, logarithmic; the upright tick is the limit", fontsize=8.5, color=MUTED)
+    label_axes(axes, "file size, logarithmic; the upright tick is the limit")
     return figure
 
 
 def _list_sizes(report: GateReport) -> list[tuple[str, float, float | None]]:
     """Return label, bytes and limit of each row; the limit is None when there is none."""
-    sizes = {name: float(entry.size_bytes) for name, entry in report.files.items()}
-    heads = [size for name, size in sizes.items() if name.startswith(f"{HEADS_FOLDER}/")]
-    rows: list[tuple[str, float, float | None]] = [
-        ("species, INT8", sizes.get(SPECIES_FILES["int8"], 0), report.gate("species_size").limit),
-        ("species, FP16", sizes.get(SPECIES_FILES["fp16"], 0), None),
-        ("largest head", max(heads, default=0), report.gate("head_size").limit),
-        ("all heads, packed", sizes.get(PACKED_HEADS_FILE, 0), None),
-    ]
-    return [row for row in rows if row[1]] or [("no files", 1.0, None)]
+    sizes = summarize_sizes({name: entry.size_bytes for name, entry in report.files.items()})
+    limits = {"species, INT8": report.gate("species_size").limit, "largest head": report.gate("head_size").limit}
+    rows = [(label, float(size), limits.get(label)) for label, size in sizes.items() if size]
+    return rows or [("no files", 1.0, None)]
 
 
 def _format_size(size_bytes: float) -> str:

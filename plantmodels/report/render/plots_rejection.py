@@ -9,10 +9,10 @@ from typing import Final
 
 from matplotlib.figure import Figure
 
-from plantmodels.report.render.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, new_axes
+from plantmodels.report.render.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, label_point, new_axes
 from plantmodels.report.results import Rejection
 
-UNSEEN: Final = "#7a6ba8"
+_UNSEEN: Final = "#7a6ba8"
 _SMALLEST_ALARM: Final = 3e-4
 """Where points without a false alarm are drawn, because a logarithmic axis has no 0."""
 
@@ -38,7 +38,7 @@ def _draw_scores(rejection: Rejection) -> Figure:
     groups = (
         (histogram.plants, "plants", PLANT),
         (histogram.non_plants, "non-plants", OTHER),
-        (histogram.unseen_plants, "plants of unknown species", UNSEEN),
+        (histogram.unseen_plants, "plants of unknown species", _UNSEEN),
     )
     for counts, label, colour in groups:
         if sum(counts):
@@ -50,20 +50,18 @@ def _draw_scores(rejection: Rejection) -> Figure:
     axes.axvline(rejection.threshold, color=INK, linewidth=1, linestyle=(0, (4, 3)))
     low, high = axes.get_xlim()
     far_right = rejection.threshold > low + 0.7 * (high - low)
-    axes.annotate(
+    label_point(
+        axes,
         f"threshold {rejection.threshold:.4g}, rejected above",
         (rejection.threshold, 1),
-        xycoords=("data", "axes fraction"),
-        xytext=(-5 if far_right else 5, -4),
-        textcoords="offset points",
+        (-5 if far_right else 5, -4),
         ha="right" if far_right else "left",
         va="top",
-        fontsize=8,
-        color=INK,
+        coordinates=("data", "axes fraction"),
     )
     label_axes(axes, "out-of-distribution score", "% of group")
     axes.grid(axis="y", color=LINE, linewidth=0.6)
-    axes.legend(frameon=False, fontsize=8.5, loc="upper right", labelcolor=INK, bbox_to_anchor=(1, 0.9))
+    axes.legend(frameon=False, fontsize=8.5, loc="lower left", labelcolor=INK, bbox_to_anchor=(0, 1), ncols=3)
     return figure
 
 
@@ -76,41 +74,14 @@ def _draw_roc(rejection: Rejection) -> Figure:
     # precision 99 % at equal numbers: false alarms = recall / 99
     limit = [(r / 99, 100 * r) for r in (0.001 * i for i in range(30, 1001))]
     axes.plot(*zip(*limit, strict=True), color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.annotate(
-        "precision 99 %",
-        limit[len(limit) // 3],
-        xytext=(5, 0),
-        textcoords="offset points",
-        ha="left",
-        va="center",
-        fontsize=8,
-        color=MUTED,
-    )
+    label_point(axes, "precision 99 %", limit[len(limit) // 3], (5, 0), colour=MUTED, on_white=True)
     axes.axhline(95, color=MUTED, linewidth=0.9, linestyle=(0, (4, 3)))
-    axes.annotate(
-        "recall 95 %",
-        (1, 95),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, -4),
-        textcoords="offset points",
-        ha="right",
-        va="top",
-        fontsize=8,
-        color=MUTED,
-    )
+    at_right = ("axes fraction", "data")
+    label_point(axes, "recall 95 %", (1, 95), (0, -4), ha="right", va="top", coordinates=at_right, colour=MUTED)
     if rejection.recall is not None and rejection.false_alarm_rate is not None:
         served = (max(rejection.false_alarm_rate, _SMALLEST_ALARM), 100 * rejection.recall)
         axes.plot(*served, "o", color=INK, markersize=6, zorder=4)
-        axes.annotate(
-            "as served",
-            served,
-            xytext=(8, -9),
-            textcoords="offset points",
-            ha="left",
-            va="top",
-            fontsize=8.5,
-            color=INK,
-        )
+        label_point(axes, "as served", served, (10, -9), va="top", size=8.5, on_white=True)
     axes.set_xscale("log")
     axes.set_xlim(_SMALLEST_ALARM, 1)
     axes.set_ylim(0, 102)
