@@ -201,7 +201,8 @@ def test_mcnemar_in_words(report: Make, accuracy: Callable[..., Accuracy], pair:
 
 def test_small_classes_are_named(report: Make, accuracy: Callable[..., Accuracy]) -> None:
     page = render(report())
-    assert "Classes with fewer than 20 images are small and say little: Mint (19), Rose (1), Apple · scab (1)." in read_text(page)
+    small = "Mint (19), Rose (1), Apple · scab (1)."
+    assert f"Classes with fewer than 20 images are small and say little: {small}" in read_text(page)
     assert page.count('<span class="small"> small</span>') == 3
     large = {"Apple": ClassRow(100, 95, 95)}
     assert "say little" not in render(report(accuracy=accuracy(by_species=large, by_disease=large, confusions={})))

@@ -41,7 +41,8 @@ def render(report: Callable[..., GateReport]) -> Callable[..., str]:
 
 def test_counts_are_said_in_words(render: Callable[..., str], rejection: Rejection) -> None:
     page = render(rejection)
-    assert "(false alarms): 1 of 200. Non-plants rejected: 49 of 50 (the half that was not used to choose the detector)." in page
+    half = "the half that was not used to choose the detector"
+    assert f"(false alarms): 1 of 200. Non-plants rejected: 49 of 50 ({half})." in page
     assert "false-alarm rate) = 99.49 %." in page
     assert "3 of 10 were rejected. No gate checks this." in page
     assert "AUROC 0.9981 (0.9952 to 0.9997)" in page
