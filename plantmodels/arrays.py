@@ -28,6 +28,9 @@ Probabilities = NDArray[np.float64]
 Scores = NDArray[np.float64]
 """(N,): out-of-distribution scores; higher means more out-of-distribution."""
 
+Weights = NDArray[np.float32]
+"""Weights or biases of a layer, of any shape."""
+
 Labels = NDArray[np.int64]
 """(N,): class indices."""
 

@@ -1,4 +1,4 @@
-"""Chooses which products of a species model become INT8: as many as possible without losing accuracy.
+"""Chooses which matrix products of a species model become INT8: as many as possible without losing accuracy.
 
 A product is faster in INT8 than in float, so candidates are tried from the fastest to the slowest. The first has all
 products in INT8. The next keep one sixteenth, one eighth, one quarter and half of the products in float, namely those
@@ -19,9 +19,8 @@ from typing import Final
 import numpy as np
 import onnx
 import onnxruntime as ort
-from numpy.typing import NDArray
 
-from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Mask
+from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Mask, Weights
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
 from plantmodels.data.progress import track
 from plantmodels.errors import ExportError
@@ -54,7 +53,7 @@ class LabelledImages:
     pixels: Inputs
     species: Labels
     diseases: Labels
-    heads: Mapping[int, tuple[NDArray[np.float32], NDArray[np.float32]]]
+    heads: Mapping[int, tuple[Weights, Weights]]
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class QuantizationResult:
                 f"{elapsed_ms:>9.1f} ms  INT8 with {trial.float_products} of {self.products} products in float: "
                 f"accuracy of species {_to_points(-trial.species_drop)} and of diseases "
                 f"{_to_points(-trial.disease_drop)} points, {100 * trial.changed:.2f} % of answers changed: "
-                + ("taken" if trial is self.trials[-1] else "too many lost")
+                + ("taken" if trial is self.trials[-1] else "loses too much accuracy")
             )
         return lines
 

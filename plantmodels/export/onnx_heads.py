@@ -18,6 +18,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from plantmodels.arrays import Weights
 from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
@@ -27,10 +28,10 @@ from plantmodels.bundle.layout import (
     head_file,
 )
 from plantmodels.export.checkpoint import Checkpoint
+from plantmodels.export.onnx_builder import IR_VERSION
 from plantmodels.export.quantize import quantize_weight
 
 OPSET: Final = 20
-IR_VERSION: Final = 10
 _BATCH: Final = "batch"
 
 
@@ -45,8 +46,8 @@ class Int8Head:
     """
 
     weight: NDArray[np.int8]
-    scale: NDArray[np.float32]
-    bias: NDArray[np.float32]
+    scale: Weights
+    bias: Weights
 
 
 def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any]]:
@@ -71,7 +72,7 @@ def write_heads(folder: Path, checkpoint: Checkpoint) -> dict[str, dict[str, Any
     return {name: {"precision": "int8", "rows_per_run": None, "recipe": recipe} for name in names}
 
 
-def quantize_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Int8Head:
+def quantize_head(weight: Weights, bias: Weights) -> Int8Head:
     """Round the weights of a linear layer to int8, with one symmetric scale per class.
 
     Args:
@@ -82,7 +83,7 @@ def quantize_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> Int
     return Int8Head(np.ascontiguousarray(rounded), scale, bias.astype(np.float32))
 
 
-def build_float_head(weight: NDArray[np.float32], bias: NDArray[np.float32]) -> onnx.ModelProto:
+def build_float_head(weight: Weights, bias: Weights) -> onnx.ModelProto:
     """Return a head with float32 weights, which the parity gate compares with PyTorch.
 
     Args:

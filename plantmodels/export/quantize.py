@@ -1,4 +1,4 @@
-"""Makes species models smaller: FP16 weights, and INT8 products.
+"""Makes species models smaller: FP16 weights, and INT8 matrix products.
 
 FP16 means that weights are stored in float16 and that everything is computed in float32. Computing in float16 moves
 the logits of a trained Swin-Tiny by 0.0127, more than the parity gate allows, and the file would be no smaller.
@@ -21,6 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from plantmodels.arrays import Weights
 from plantmodels.errors import ExportError
 
 MIN_FP16_ELEMENTS: Final = 16
@@ -63,7 +64,7 @@ def store_weights_fp16(model: onnx.ModelProto, *, min_rank: int = 0) -> onnx.Mod
     return result
 
 
-def quantize_weight(weight: NDArray[np.float32], *, bits: int = 8) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+def quantize_weight(weight: Weights, *, bits: int = 8) -> tuple[NDArray[np.int8], Weights]:
     """Round the weights of a product to int8, with one symmetric scale per output channel.
 
     Args:

@@ -1,1 +1,1 @@
-"""Measure a bundle on images and judge its gates (contract 5)."""
+"""Measures a bundle on images and judges its gates (contract 5)."""

@@ -1,4 +1,4 @@
-"""Compose the gate report from what was measured, and write it into the bundle with its page, plots and image rows."""
+"""Composes the gate report from what was measured, and writes it into the bundle with page, plots and image rows."""
 
 import importlib.metadata
 import platform

@@ -1,4 +1,4 @@
-"""Check that every ONNX file of a bundle loads, and that every disease head is there and is the right one.
+"""Checks that every ONNX file of a bundle loads, and that every disease head is there and is the right one.
 
 A head's weights are read back by running it on the unit vectors. So two exchanged heads of the same shape, or
 classes in another order, are found even if the answers are alike.

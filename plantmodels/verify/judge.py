@@ -1,4 +1,4 @@
-"""Judge the nine gates of contract 5 from what was measured and the limits of the policy."""
+"""Judges the nine gates of contract 5 from what was measured and the limits of the policy."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

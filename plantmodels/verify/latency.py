@@ -1,4 +1,4 @@
-"""Measure how long one image takes on this machine's CPU.
+"""Measures how long one image takes on this machine's CPU.
 
 >>> classifier = PlantClassifier.load(bundle, threads=1)
 >>> latency = measure_latency(classifier, image.read_bytes(), threads=1)

@@ -1,4 +1,4 @@
-"""Open every ONNX file of a bundle once, for all gates together.
+"""Opens every ONNX file of a bundle once, for all gates together.
 
 A file that does not open raises no exception here: the gate `loads` reports it, and gates that need it are not
 measured.

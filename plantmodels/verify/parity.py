@@ -1,4 +1,4 @@
-"""Compare FP16 with PyTorch on real images: species logits, embeddings and every disease head.
+"""Compares FP16 with PyTorch on real images: species logits, embeddings and every disease head.
 
 Random tensors prove little, because trained attention logits reach values that noise never causes. So every image is a
 validation leaf. The model runs in batches of 1, 2, 3 and 5, which finds a batch size that tracing has fixed.

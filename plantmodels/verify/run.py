@@ -1,7 +1,6 @@
-"""`verify_bundle`: measure every gate of a bundle and write the report into it, in one step.
+"""`verify_bundle`: measures every gate of a bundle and writes the report into it, in one step.
 
->>> from plantmodels.report.policy import GatePolicy
->>> report = verify_bundle(bundle, data, checkpoint=checkpoint, non_plants=non_plants, policy=GatePolicy())
+>>> report = verify_bundle(bundle, data, checkpoint=checkpoint, non_plants=non_plants)
 >>> report.gate("loads").status, report.gate("heads_complete").status
 ('passed', 'passed')
 """
@@ -9,7 +8,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -41,6 +40,8 @@ from plantmodels.verify.rejection import count_flips, measure_rejection
 if TYPE_CHECKING:
     from plantmodels.export.checkpoint import Checkpoint
 
+_BUILT_IN_LIMITS: Final = GatePolicy()
+
 
 def verify_bundle(
     bundle: Path,
@@ -48,7 +49,7 @@ def verify_bundle(
     *,
     checkpoint: Path | None,
     non_plants: Path | None,
-    policy: GatePolicy,
+    policy: GatePolicy = _BUILT_IN_LIMITS,
     unseen_plants: Path | None = None,
     threads: int | None = None,
 ) -> GateReport:
@@ -62,7 +63,7 @@ def verify_bundle(
         data: leaf folders or manifest of contract 2; only the split "val" is read.
         checkpoint: the checkpoint that the bundle was made from; without it, the gate `parity` is not measured.
         non_plants: folder of images that show no plant; without it, the two rejection gates are not measured.
-        policy: the limits.
+        policy: the limits of the gates; by default the built-in ones.
         unseen_plants: folder of plants of unknown species, measured for information only.
         threads: number of threads inside an operator while latency is measured; None uses all cores. Everything else
             runs one image per core.

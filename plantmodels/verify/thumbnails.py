@@ -1,4 +1,4 @@
-"""Choose the images that `report.html` shows, and make their thumbnails.
+"""Chooses the images that `report.html` shows, and makes their thumbnails.
 
 >>> gallery = make_gallery([(image, "Apple", [])])
 >>> gallery.thumbnails[0].title, gallery.total

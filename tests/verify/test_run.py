@@ -89,7 +89,6 @@ def verified(tiny_bundle: Any, tmp_path_factory: pytest.TempPathFactory) -> Iter
         tiny_bundle.data,
         checkpoint=tiny_bundle.checkpoint,
         non_plants=tiny_bundle.non_plants,
-        policy=GatePolicy(),
         threads=1,
     )
     yield bundle, report
@@ -529,10 +528,10 @@ def test_a_full_disk_leaves_the_bundle_without_a_report(tiny_bundle: Any, small_
 
 def test_a_bundle_that_is_being_written_is_not_verified(tiny_bundle: Any, bundle_copy: Path) -> None:
     with lock_bundle(bundle_copy), pytest.raises(ExportError, match=r"bundle copy: process \d+ on .* is writing it"):
-        verify_bundle(bundle_copy, Path("not read yet"), checkpoint=None, non_plants=None, policy=GatePolicy())
+        verify_bundle(bundle_copy, Path("not read yet"), checkpoint=None, non_plants=None)
 
 
 def test_an_absent_bundle_is_refused_and_no_folder_is_made_for_it(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="no such bundle folder"):
-        verify_bundle(tmp_path / "a" / "models", tmp_path, checkpoint=None, non_plants=None, policy=GatePolicy())
+        verify_bundle(tmp_path / "a" / "models", tmp_path, checkpoint=None, non_plants=None)
     assert list(tmp_path.iterdir()) == []
