@@ -74,7 +74,7 @@ def fit_temperature(logits: Logits, labels: Labels) -> float:
 
     Args:
         logits: (N, C) logits, −inf for classes that a row lacks.
-        labels: (N,) true class, which is never one of these.
+        labels: (N,) true class of each row, whose logit is finite.
     """
     has_several = np.isfinite(logits).sum(axis=1) > 1
     logits, labels = logits[has_several].astype(np.float64), labels[has_several]

@@ -78,7 +78,7 @@ class HierarchicalNetwork(nn.Module):
 def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
     """Return the backbone and the number of its features, which is not `num_features` in every timm model."""
     if not timm.is_model(spec.backbone):
-        raise CheckpointError(f"timm {timm.__version__} knows no backbone {spec.backbone!r}")
+        raise CheckpointError(f"timm {timm.__version__} does not know backbone {spec.backbone!r}")
     size = spec.preprocessing.image_size
     try:
         backbone = timm.create_model(spec.backbone, **{**spec.backbone_kwargs, **_FIXED_ARGUMENTS})

@@ -109,7 +109,7 @@ def fit_detector(moments: RunningMoments, method: Method, non_plants: RunningMom
         moments = moments.pooled()
     count = int(moments.counts.sum())
     if count < MIN_FIT_IMAGES:
-        raise DetectorError(f"{count} training images to fit the detector on, at least {MIN_FIT_IMAGES} are needed")
+        raise DetectorError(f"the detector needs at least {MIN_FIT_IMAGES} training images, got {count}")
     inv_cov, shrinkage = _invert_covariance(moments, "training")
     fit: dict[str, float | int | str] = {"fit_images": count, "shrinkage": shrinkage}
     mean, reject_nothing = moments.means[moments.counts > 0], np.finfo(float).max

@@ -68,9 +68,7 @@ def check_image_count(images: int) -> None:
         DetectorError: there are fewer than `MIN_TRAINING_IMAGES`.
     """
     if images < MIN_TRAINING_IMAGES:
-        raise DetectorError(
-            f"{images} training images to fit the detector on, at least {MIN_TRAINING_IMAGES} are needed"
-        )
+        raise DetectorError(f"the detector needs at least {MIN_TRAINING_IMAGES} training images, got {images}")
 
 
 def select_detector(

@@ -39,8 +39,8 @@ class NetworkOutputs:
 
 
 @dataclass(frozen=True)
-class Labels:
-    """True classes of B images.
+class BatchLabels:
+    """True classes of the B images of a batch, and how much each image counts.
 
     Attributes:
         species: (B,) index of the species.
@@ -71,7 +71,7 @@ class DistillWeights:
 
 
 def label_loss(
-    network: HierarchicalNetwork, outputs: NetworkOutputs, labels: Labels, smoothing: float = 0.0
+    network: HierarchicalNetwork, outputs: NetworkOutputs, labels: BatchLabels, smoothing: float = 0.0
 ) -> torch.Tensor:
     """Return the weighted mean of two cross-entropies: of the species, and of the disease by the true species' head.
 
@@ -99,7 +99,7 @@ def distillation_loss(
     teacher: HierarchicalNetwork,
     outputs: NetworkOutputs,
     teacher_outputs: NetworkOutputs,
-    labels: Labels,
+    labels: BatchLabels,
     deviation: torch.Tensor,
     weights: DistillWeights,
 ) -> torch.Tensor:

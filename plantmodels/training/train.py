@@ -23,7 +23,7 @@ from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.dataset import LeafImages, load_images
 from plantmodels.training.loop import BatchLoss, TrainingResult, TrainingTask, pick_device, run_training
-from plantmodels.training.losses import Labels, NetworkOutputs, label_loss
+from plantmodels.training.losses import BatchLabels, NetworkOutputs, label_loss
 from plantmodels.training.optimizer import pick_dtype
 from plantmodels.training.recipe import EpochRecord, Observer, Recipe, describe_epoch
 from plantmodels.training.requests import TrainRequest, check_writable
@@ -199,7 +199,7 @@ def _make_loss(images: LeafImages, weight: torch.Tensor, smoothing: float) -> Ba
     return loss
 
 
-def select_labels(images: LeafImages, weight: torch.Tensor, rows: torch.Tensor, outputs: NetworkOutputs) -> Labels:
+def select_labels(images: LeafImages, weight: torch.Tensor, rows: torch.Tensor, outputs: NetworkOutputs) -> BatchLabels:
     """Return the labels of a batch, on the device of its outputs.
 
     Args:
@@ -209,7 +209,7 @@ def select_labels(images: LeafImages, weight: torch.Tensor, rows: torch.Tensor, 
         outputs: outputs of the network for the batch.
     """
     device = outputs.embedding.device
-    return Labels(images.species[rows].to(device), images.disease[rows].to(device), weight[rows].to(device))
+    return BatchLabels(images.species[rows].to(device), images.disease[rows].to(device), weight[rows].to(device))
 
 
 def digest_values(*parts: Any) -> str:

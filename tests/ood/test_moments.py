@@ -140,7 +140,7 @@ class TestFit:
     def test_too_few_images_are_refused(self, method) -> None:
         labels, features = embeddings(MIN_FIT_IMAGES - 1, 4, 2)
 
-        with pytest.raises(DetectorError, match="49 training images to fit the detector on, at least 50 are needed"):
+        with pytest.raises(DetectorError, match="the detector needs at least 50 training images, got 49"):
             fit_detector(moments_of(labels, features, 2), method)
 
     @pytest.mark.parametrize("method", ["mahalanobis", "class_mahalanobis"])

@@ -232,5 +232,5 @@ class TestSelect:
 
     def test_too_few_leaves_are_refused(self) -> None:
         check_image_count(MIN_TRAINING_IMAGES)
-        with pytest.raises(DetectorError, match="62 training images to fit the detector on, at least 63 are needed"):
+        with pytest.raises(DetectorError, match="the detector needs at least 63 training images, got 62"):
             select_detector(make_plants(62), None)

@@ -10,11 +10,13 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
-from plantmodels.training.losses import DistillWeights, Labels, NetworkOutputs, distillation_loss, label_loss
+from plantmodels.training.losses import BatchLabels, DistillWeights, NetworkOutputs, distillation_loss, label_loss
 
 TAXONOMY = Taxonomy(("a", "b", "c"), {"a": ("x", "y", "z"), "b": ("only",)})
 SPEC = NetworkSpec("test_resnet", {}, 6, Preprocessing(32, (0.5,) * 3, (0.5,) * 3), TAXONOMY)
-LABELS = Labels(torch.tensor([0, 1, 0, 2, 0]), torch.tensor([2, 0, 1, -1, -1]), torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0]))
+LABELS = BatchLabels(
+    torch.tensor([0, 1, 0, 2, 0]), torch.tensor([2, 0, 1, -1, -1]), torch.tensor([1.0, 2.0, 0.5, 1.5, 1.0])
+)
 
 
 @pytest.fixture(scope="module")
