@@ -14,7 +14,7 @@ import click
 
 from benchmarks import building, serving, speed
 from benchmarks.contestants import CONTESTANTS, REFERENCE, Setup
-from benchmarks.driver import Patience, find_images, run_child
+from benchmarks.driver import PATH, Patience, find_images, run_child
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
@@ -22,7 +22,6 @@ from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
-PATH = click.Path(path_type=Path)
 PARTS: Final = ("speed", "cold", "species", "export", "verify")
 
 

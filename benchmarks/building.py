@@ -18,6 +18,7 @@ import click
 
 from benchmarks.contestants import OURS_INT8, Setup
 from benchmarks.driver import (
+    PATH,
     QUIET,
     Patience,
     Turn,
@@ -37,7 +38,6 @@ from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import count_cores
 
-PATH = click.Path(path_type=Path)
 MODULE: Final = "benchmarks.building"
 MANY_SPECIES: Final = 330
 SPECIES_COUNTS: Final = (14, 100, MANY_SPECIES, 1000)

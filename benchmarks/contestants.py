@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.rows import FloatHeads, make_rows
+from plantmodels.arrays import Embeddings, Inputs, Logits
 from plantmodels.bundle.detector import OODDetector, read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, Precision
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Prediction
 from plantmodels.serve.preprocessing import decode_image, preprocess
-
-Array = NDArray[np.float32]
 
 Mode = Literal["whole", "apart"]
 """How a batch is answered: as a whole by all threads, or image by image with one thread for each image."""
@@ -48,8 +46,8 @@ class Contestant(ABC):
         self.metadata = read_metadata(setup.bundle)
 
     @abstractmethod
-    def answer(self, inputs: Array) -> list[Prediction]:
-        """Return the final rows of normalized inputs, (N, 3, S, S) float32."""
+    def answer(self, inputs: Inputs) -> list[Prediction]:
+        """Return the final rows of normalized inputs, (N, 3, P, P) float32."""
 
     def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Return the final rows of encoded images."""
@@ -67,7 +65,7 @@ class Ours(Contestant):
             setup.bundle, precision=precision, threads=threads // workers, workers=workers
         )
 
-    def answer(self, inputs: Array) -> list[Prediction]:
+    def answer(self, inputs: Inputs) -> list[Prediction]:
         """Return the rows of `PlantClassifier`, built as all contestants' rows are."""
         out = self.classifier.run(inputs)
         return make_rows(
@@ -107,7 +105,7 @@ class LiteralRecipe(Contestant):
         self._mean = self._detector.mean.mean(axis=0)
         self._distance = mahalanobis
 
-    def answer(self, inputs: Array) -> list[Prediction]:
+    def answer(self, inputs: Inputs) -> list[Prediction]:
         """Run the species model once, then compute row by row; the classic detector has one mean, so SciPy suffices."""
         logits, embedding = self._species.run(None, {"input": inputs})
         scores = np.array([self._distance(row, self._mean, self._detector.inv_cov) for row in embedding])
@@ -127,10 +125,10 @@ class _Peer(Contestant):
         self._heads = FloatHeads(setup.peers / "heads.npz")
 
     @abstractmethod
-    def embed(self, inputs: Array) -> tuple[Array, Array]:
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
         """Return species logits and embedding."""
 
-    def answer(self, inputs: Array) -> list[Prediction]:
+    def answer(self, inputs: Inputs) -> list[Prediction]:
         logits, embedding = self.embed(inputs)
         diseases = self._heads.run(embedding, logits.argmax(axis=1))
         scores = self._detector.score(embedding)
@@ -152,7 +150,7 @@ class PyTorch(_Peer):
         self._torch, self._bf16 = torch, bf16
         self._network = load_network(read_checkpoint(setup.checkpoint))
 
-    def embed(self, inputs: Array) -> tuple[Array, Array]:
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
         """Run the forward pass."""
         torch = self._torch
         with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._bf16):
@@ -195,7 +193,7 @@ class OpenVINO(_Peer):
         model.reshape([batch, 3, side, side])
         return self._core.compile_model(model, "CPU", self._options)
 
-    def embed(self, inputs: Array) -> tuple[Array, Array]:
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
         """Run one request for the batch, or one for each row."""
         if self._mode == "apart":
             outputs: list[Any] = [None] * len(inputs)

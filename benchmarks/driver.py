@@ -29,6 +29,11 @@ from typing import Any, Final
 
 import click
 
+from benchmarks.machine import read_processor_s
+
+PATH: Final = click.Path(path_type=Path)
+"""The type of every argument that is a path."""
+
 QUIET: Final = 0.05
 """Fraction of the processors that other programs may use. Two threads that wait for each other take four times as long
 when a third program wants one of two cores, so a turn waits for a quiet machine and is repeated if disturbed."""
@@ -77,10 +82,9 @@ class Worker:
             raise click.ClickException(f"{self.name}: {request} failed\n{self._log.read()[-_STDERR_TAIL:]}")
         return json.loads(line)
 
-    def cpu_s(self) -> float:
-        """Return the processor seconds that the process has used."""
-        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+    def processor_s(self) -> float:
+        """Return the seconds of processor time that the process has used."""
+        return read_processor_s(self._process.pid)
 
     def close(self) -> None:
         """End the process by closing its input, or else by force."""
@@ -203,10 +207,10 @@ def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any
     attempts: list[tuple[Any, float]] = []
     while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1][1] > QUIET and patience.left_s > 0):
         patience.wait()
-        busy, own, start = _busy_s(), worker.cpu_s(), time.perf_counter()
+        busy, own, start = _busy_s(), worker.processor_s(), time.perf_counter()
         answer = worker.ask(**request)
         elapsed = time.perf_counter() - start
-        attempts.append((answer, _share((_busy_s() - busy) - (worker.cpu_s() - own), elapsed)))
+        attempts.append((answer, _share((_busy_s() - busy) - (worker.processor_s() - own), elapsed)))
     return min(attempts, key=lambda attempt: attempt[1])
 
 

@@ -6,10 +6,11 @@ describe_machine()["cores"]       # 2
 import datetime
 import os
 import platform
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
+
+from plantmodels.export.provenance import read_git_commit
 
 _LIBRARIES: Final = (
     "mlflow",
@@ -55,7 +56,7 @@ def describe_machine() -> dict[str, Any]:
         "kernel": platform.release(),
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in _LIBRARIES},
-        "commit": _read_commit(),
+        "commit": read_git_commit(),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "load_average": os.getloadavg()[0],
     }
@@ -66,6 +67,15 @@ def read_memory() -> dict[str, float]:
     status = _read_fields(Path("/proc/self/status"))
     keys = {"resident_mb": "VmRSS", "peak_mb": "VmHWM"}
     return {name: int(status[key].split()[0]) * 1024 / 1e6 for name, key in keys.items()}
+
+
+def read_processor_s(pid: int) -> float:
+    """Return the seconds of processor time that a process has used, or 0 if it has ended."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _read_fields(path: Path) -> dict[str, str]:
@@ -82,18 +92,3 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def _read_commit() -> str | None:
-    """Return the project's commit, with "-dirty" if tracked files were changed, or None outside a checkout."""
-    try:
-        run = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude", "*"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return run.stdout.strip()

@@ -15,8 +15,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import torch
-from numpy.typing import NDArray
 
+from benchmarks.driver import PATH
+from plantmodels.arrays import Embeddings, Labels, Logits
 from plantmodels.bundle.layout import (
     DISEASE_OUTPUT,
     EMBEDDING,
@@ -29,7 +30,6 @@ from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.onnx_heads import write_heads
 from plantmodels.serve.session import open_session
 
-PATH = click.Path(path_type=Path)
 MIXED_ROWS: Final = 32
 _STEPS: Final = ("quantize_and_write_s", "check_s", "open_s", "compare_s", "packed_rows_s")
 
@@ -137,10 +137,8 @@ def measure_heads(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _ask_packed(
-    session: ort.InferenceSession, embedding: NDArray[np.float32], species: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    logits: NDArray[np.float32] = session.run([DISEASE_OUTPUT], {EMBEDDING: embedding, SPECIES_INDEX_INPUT: species})[0]
+def _ask_packed(session: ort.InferenceSession, embedding: Embeddings, species: Labels) -> Logits:
+    logits: Logits = session.run([DISEASE_OUTPUT], {EMBEDDING: embedding, SPECIES_INDEX_INPUT: species})[0]
     return logits
 
 

@@ -25,6 +25,7 @@ import onnx
 import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
+from benchmarks.driver import PATH
 from plantmodels.bundle.files import read_json
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import read_leaves
@@ -159,9 +160,9 @@ def _choose_leaves(checkpoint: Checkpoint, data: Path) -> list[Path]:
 
 
 @click.command()
-@click.argument("checkpoint", type=click.Path(path_type=Path))
-@click.argument("data", type=click.Path(path_type=Path))
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("checkpoint", type=PATH)
+@click.argument("data", type=PATH)
+@click.argument("out", type=PATH)
 def main(checkpoint: Path, data: Path, out: Path) -> None:
     """Make the peers' files."""
     logging.getLogger().setLevel(logging.ERROR)

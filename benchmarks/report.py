@@ -15,24 +15,24 @@ _LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to t
 
 def render(result: Mapping[str, Any]) -> str:
     """Return the result as Markdown; a part that did not run is left out."""
-    parts = [_machine(result["machine"]), _bars(result)]
+    parts = [_render_machine(result["machine"]), _render_bars(result)]
     if part := result.get("speed"):
-        parts += [_speed(part), _batches(part), _steps(part)]
+        parts += [_render_speed(part), _render_batches(part), _render_steps(part)]
     if part := result.get("species"):
-        parts.append(_species(part))
+        parts.append(_render_species(part))
     if part := result.get("cold"):
-        parts.append(_cold(part))
-    parts.append(_building(result))
+        parts.append(_render_cold(part))
+    parts.append(_render_building(result))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Return a Markdown table whose first column is text and whose other columns are numbers."""
     lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def _render_machine(machine: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {v}" for name, v in machine["versions"].items() if v)
     virtual = ", a virtual machine" if machine["hypervisor"] else ""
     return (
@@ -42,7 +42,7 @@ def _machine(machine: Mapping[str, Any]) -> str:
     )
 
 
-def _bars(result: Mapping[str, Any]) -> str:
+def _render_bars(result: Mapping[str, Any]) -> str:
     def number(value: float, unit: str) -> str:
         return f"{value:.3g}{unit}"
 
@@ -56,10 +56,10 @@ def _bars(result: Mapping[str, Any]) -> str:
         )
         for bar in judge_bars(result)
     ]
-    return table(["what", "bar", "moonshot", "measured", ""], rows)
+    return render_table(["what", "bar", "moonshot", "measured", ""], rows)
 
 
-def _speed(part: Mapping[str, Any]) -> str:
+def _render_speed(part: Mapping[str, Any]) -> str:
     speed = part["speed"]
     disturbed = sum(entry["disturbed"] for entry in speed)
     lines = [
@@ -79,11 +79,11 @@ def _speed(part: Mapping[str, Any]) -> str:
             "resident MB",
             "species (and disease) as PyTorch FP32",
         ]
-        lines += ["", table(head, [_speed_row(part, name, threads) for name in _list_names(speed)])]
+        lines += ["", render_table(head, [_make_speed_row(part, name, threads) for name in _list_names(speed)])]
     return "\n".join(lines)
 
 
-def _speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
+def _make_speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
     def find(source: str, batch: int) -> Mapping[str, Any] | None:
         return best_entry(part["speed"], name, threads=threads, source=source, batch=batch)
 
@@ -92,8 +92,8 @@ def _speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[str]:
     bulk = find("tensor", BULK)
     return [
         name,
-        *(_milliseconds(find(source, 1)) for source in ("tensor", "image")),
-        *(_rate(find(source, BULK)) for source in ("tensor", "image")),
+        *(_format_milliseconds(find(source, 1)) for source in ("tensor", "image")),
+        *(_format_rate(find(source, BULK)) for source in ("tensor", "image")),
         "" if bulk is None else bulk["mode"],
         "" if opened is None else f"{opened['resident_mb']:.0f}",
         ""
@@ -106,7 +106,7 @@ def _list_names(speed: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(entry["contestant"] for entry in speed))
 
 
-def _milliseconds(entry: Mapping[str, Any] | None, images: int = 1) -> str:
+def _format_milliseconds(entry: Mapping[str, Any] | None, images: int = 1) -> str:
     if entry is None:
         return ""
     low, middle, high = (1000 * entry[key] / images for key in ("q1_s", "median_s", "q3_s"))
@@ -118,14 +118,14 @@ def _mark(entry: Mapping[str, Any]) -> str:
     return " †" if entry["disturbed"] else ""
 
 
-def _rate(entry: Mapping[str, Any] | None) -> str:
+def _format_rate(entry: Mapping[str, Any] | None) -> str:
     if entry is None:
         return ""
     low, middle, high = (entry["batch"] / entry[key] for key in ("q3_s", "median_s", "q1_s"))
     return f"{middle:.1f} ({low:.1f}–{high:.1f}){_mark(entry)}"
 
 
-def _batches(part: Mapping[str, Any]) -> str:
+def _render_batches(part: Mapping[str, Any]) -> str:
     speed = part["speed"]
     threads = max(entry["threads"] for entry in speed)
     batches = sorted({entry["batch"] for entry in speed if entry["threads"] == threads and entry["source"] == "tensor"})
@@ -133,10 +133,10 @@ def _batches(part: Mapping[str, Any]) -> str:
     for name in _list_names(speed):
         found = [best_entry(speed, name, threads=threads, source="tensor", batch=batch) for batch in batches]
         rows.append([name, *(f"{1000 * e['median_s'] / e['batch']:.1f}{_mark(e)}" if e else "" for e in found)])
-    return table([f"ms an image, tensor to row, {threads} threads; batch of", *map(str, batches)], rows)
+    return render_table([f"ms an image, tensor to row, {threads} threads; batch of", *map(str, batches)], rows)
 
 
-def _steps(part: Mapping[str, Any]) -> str:
+def _render_steps(part: Mapping[str, Any]) -> str:
     if "steps" not in part:
         return ""
     titles = {"species": "species model", "disease": "routed disease", "ood": "OOD score", "row": "final row"}
@@ -144,7 +144,7 @@ def _steps(part: Mapping[str, Any]) -> str:
         (title, f"{1000 * part['steps'][step]['median_s']:.3f}", f"{1000 * part['steps'][step]['q3_s']:.3f}")
         for step, title in titles.items()
     ]
-    return table(
+    return render_table(
         [
             f"ours INT8, one image, step by step{' †' if part['steps_disturbed'] else ''}",
             "median ms",
@@ -154,7 +154,7 @@ def _steps(part: Mapping[str, Any]) -> str:
     )
 
 
-def _species(entries: Sequence[Mapping[str, Any]]) -> str:
+def _render_species(entries: Sequence[Mapping[str, Any]]) -> str:
     def heads(key: str) -> list[str]:
         return [f"{entry['heads'][key]:.3f}" for entry in entries]
 
@@ -170,13 +170,13 @@ def _species(entries: Sequence[Mapping[str, Any]]) -> str:
         ["whole export (detector on a few leaves), s", *(f"{e['export']['total_s']:.1f}" for e in entries)],
         ["bundle loaded, s", *(f"{e['load']['median_s']:.2f}" for e in entries)],
         ["resident after the first answer, MB", *(f"{e['resident_mb']:.0f}" for e in entries)],
-        ["one image, tensor to row, ms", *(_milliseconds(e["tensor"]) for e in entries)],
+        ["one image, tensor to row, ms", *(_format_milliseconds(e["tensor"]) for e in entries)],
         ["of it OOD score and routed disease, ms", *map(after, entries)],
     ]
-    return table(["ours INT8; species", *(str(entry["species"]) for entry in entries)], rows)
+    return render_table(["ours INT8; species", *(str(entry["species"]) for entry in entries)], rows)
 
 
-def _cold(part: Mapping[str, Any]) -> str:
+def _render_cold(part: Mapping[str, Any]) -> str:
     rows = []
     for loader, times in part["cold_start"].items():
         memory = part["memory"][loader]
@@ -190,19 +190,19 @@ def _cold(part: Mapping[str, Any]) -> str:
         )
     download = part["download"]
     return (
-        table(["from a cold process", "median s (quickest–slowest)", "resident MB", "peak MB"], rows)
+        render_table(["from a cold process", "median s (quickest–slowest)", "resident MB", "peak MB"], rows)
         + f"\n\nThe native loader downloads {download['native_int8_files']} files, "
         f"{download['native_int8_mb']:.0f} MB; pyfunc everything, {download['pyfunc_files']} files, "
         f"{download['pyfunc_mb']:.0f} MB."
     )
 
 
-def _building(result: Mapping[str, Any]) -> str:
+def _render_building(result: Mapping[str, Any]) -> str:
     parts = []
     if export := result.get("export"):
         rows = [[step, f"{seconds:.2f}"] for step, seconds in export["steps"].items()]
         title = f"export of {export['species']} species, detector on all training leaves"
-        parts.append(table([title, "s"], [*rows, ["in all", f"{export['total_s']:.2f}{_mark(export)}"]]))
+        parts.append(render_table([title, "s"], [*rows, ["in all", f"{export['total_s']:.2f}{_mark(export)}"]]))
     if verify := result.get("verify"):
         parts.append(
             "Verification's accuracy pass (both precisions on each image): "
@@ -212,5 +212,5 @@ def _building(result: Mapping[str, Any]) -> str:
         )
     if peers := result.get("peers"):
         rows = [[step, f"{seconds:.1f}"] for step, seconds in peers["seconds"].items()]
-        parts.append(table(["to make the peers' files", "s"], rows))
+        parts.append(render_table(["to make the peers' files", "s"], rows))
     return "\n\n".join(parts)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from plantmodels.arrays import Embeddings, Labels, Logits, Scores
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.serve.prediction import Prediction
 from plantmodels.serve.routing import softmax
@@ -22,10 +22,10 @@ class FloatHeads:
         with np.load(path) as arrays:
             self._weight, self._bias = arrays["weight"], arrays["bias"]
 
-    def run(self, embedding: NDArray[np.float32], species_index: NDArray[np.int64]) -> NDArray[np.float32]:
+    def run(self, embeddings: Embeddings, species_index: Labels) -> Logits:
         """Return the logits (N, max diseases) of each row's head."""
-        logits: NDArray[np.float32] = np.stack(
-            [self._weight[i] @ row + self._bias[i] for i, row in zip(species_index.tolist(), embedding, strict=True)]
+        logits: Logits = np.stack(
+            [self._weight[i] @ row + self._bias[i] for i, row in zip(species_index.tolist(), embeddings, strict=True)]
         )
         return logits
 
@@ -33,9 +33,9 @@ class FloatHeads:
 def make_rows(
     taxonomy: Taxonomy,
     threshold: float,
-    species_logits: NDArray[np.float32],
-    disease_logits: Sequence[NDArray[np.float32]] | NDArray[np.float32],
-    scores: NDArray[np.float64],
+    species_logits: Logits,
+    disease_logits: Sequence[Logits] | Logits,
+    scores: Scores,
 ) -> list[Prediction]:
     """Return names and probabilities of N images.
 

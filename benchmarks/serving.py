@@ -13,10 +13,9 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.driver import Patience, Turn, describe_turns, run_child, run_quietly
+from benchmarks.driver import PATH, Patience, Turn, describe_turns, run_child, run_quietly
 from benchmarks.machine import read_memory
 
-PATH = click.Path(path_type=Path)
 MODULE: Final = "benchmarks.serving"
 LOADERS: Final = ("native", "pyfunc", "mlflow alone")
 
@@ -33,7 +32,7 @@ def measure_cold_starts(bundle: Path, image: Path, rounds: int, patience: Patien
         `download` (files and MB), `cold_start` and `memory`, each by loader.
     """
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
-        environment = own_store(temporary)
+        environment = make_store_environment(temporary)
         sizes = run_child(MODULE, ["register", str(bundle), temporary], environment)
         cold: dict[str, list[dict[str, float]]] = {loader: [] for loader in LOADERS}
         for i in range(rounds):
@@ -53,7 +52,7 @@ def measure_cold_starts(bundle: Path, image: Path, rounds: int, patience: Patien
     }
 
 
-def own_store(folder: str) -> dict[str, str]:
+def make_store_environment(folder: str) -> dict[str, str]:
     """Return the environment of processes whose MLflow writes into a folder."""
     environment = os.environ | {
         "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db",

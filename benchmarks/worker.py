@@ -16,9 +16,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from benchmarks.contestants import Array, Contestant, Mode, Ours, Setup, open_contestant
+from benchmarks.contestants import Contestant, Mode, Ours, Setup, open_contestant
 from benchmarks.machine import read_memory
 from benchmarks.rows import make_rows
+from plantmodels.arrays import Inputs
 from plantmodels.serve.preprocessing import decode_image, preprocess
 
 
@@ -32,7 +33,7 @@ class Worker:
         self._encoded = [Path(path).read_bytes() for path in spec["images"]]
         self._opened: dict[Mode, Contestant] = {}
         self._warm: set[str] = set()
-        self._inputs: Array = np.empty(0, np.float32)
+        self._inputs: Inputs = np.empty(0, np.float32)
 
     def open(self) -> dict[str, float]:
         """Open the contestant for single images and ask it once."""

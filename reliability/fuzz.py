@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.machine import read_memory
+from benchmarks.machine import read_memory, read_processor_s
 from reliability.fuzz_targets import PLANTED, TARGETS, Target
 
 MAX_MEMORY: Final = 4 * 2**30
@@ -168,7 +168,7 @@ def _watch_worker(
         ended_by, case, case_began_s = "", start, 0.0
         while process.poll() is None:
             time.sleep(_POLL_S)
-            (now, running, *_), used_s = _LAYOUT.unpack(shared.read_bytes()), _read_processor_s(process.pid)
+            (now, running, *_), used_s = _LAYOUT.unpack(shared.read_bytes()), read_processor_s(process.pid)
             if now != case or not running:  # it starts, is between two cases, or ends
                 case, case_began_s = now, used_s
             elif used_s - case_began_s > hang_after_s:
@@ -187,15 +187,6 @@ def _watch_worker(
     if ended_by or status == 0 or (status == -signal.SIGKILL and time.monotonic() > deadline):
         return ended_by
     return f"exit status {status}: {tail}"
-
-
-def _read_processor_s(pid: int) -> float:
-    """Return the seconds of processor time that a process has used, or 0 if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _run_cases(name: str, seed: int, shared: Path, start: int, cases: int | None) -> None:

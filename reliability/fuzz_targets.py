@@ -28,14 +28,14 @@ from plantmodels.errors import BundleError, CheckpointError, DetectorError, Imag
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.session import RUN_ERRORS, open_session
 from reliability.model_mutations import (
-    checkpoints,
     damage_checkpoint,
     damage_onnx,
     damage_yaml,
-    descriptions,
-    onnx_models,
+    make_checkpoints,
+    make_mlmodel_files,
+    make_onnx_models,
 )
-from reliability.mutations import damage_image, damage_json, damage_pickle, detector_pickles, make_images
+from reliability.mutations import damage_image, damage_json, damage_pickle, make_detector_pickles, make_images
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def _pickle_target() -> Target:
     form = {"mean": random.normal(size=4), "inv_cov": np.eye(4), "threshold": 2.5, "normalize": False}
     ratio = {"other_mean": random.normal(size=4), "other_inv_cov": np.eye(4, dtype=np.float32) / 2}
     plain = {"format_version": 2, "method": "gaussian_ratio", "plant_scores": np.arange(5.0), "fit": {"images": 5}}
-    files = [*detector_pickles(form), *detector_pickles(form | ratio | plain)]
+    files = [*make_detector_pickles(form), *make_detector_pickles(form | ratio | plain)]
     return Target(
         lambda data: _ignore(parse_detector(Path("fuzzed.pkl"), data)),
         (DetectorError,),
@@ -109,7 +109,7 @@ def _image_target() -> Target:
 
 def _onnx_target() -> Target:
     """Open a model, and run it if its inputs have the names that ours have."""
-    models = onnx_models()
+    models = make_onnx_models()
     files = [model.SerializeToString() for model in models]
     batch = {
         IMAGE_INPUT: np.ones((2, 3, 8, 8), np.float32),
@@ -137,7 +137,7 @@ def _checkpoint_target() -> Target:
 
     from plantmodels.export.checkpoint import read_checkpoint
 
-    files = checkpoints()
+    files = make_checkpoints()
     read = _read_from_disk(read_checkpoint)
     read(files[0])
     repr(torch.zeros(1))  # as PyTorch's messages do, for which it imports more modules
@@ -145,7 +145,7 @@ def _checkpoint_target() -> Target:
 
 
 def _mlmodel_target() -> Target:
-    texts = descriptions()
+    texts = make_mlmodel_files()
     read = _read_from_disk(read_yaml)
     return Target(read, (BundleError,), lambda random, _: damage_yaml(random.choice(texts), texts, random))
 

@@ -25,7 +25,8 @@ import mlflow
 import numpy as np
 from mlflow import MlflowClient
 
-from benchmarks.serving import PATH, own_store
+from benchmarks.driver import PATH
+from benchmarks.serving import make_store_environment
 from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, MANIFEST_FILE, METADATA_FILE
 from plantmodels.bundle.manifest import Manifest, build_manifest, check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -99,7 +100,7 @@ class Series:
         paths = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
         return subprocess.Popen(
             [sys.executable, *JOBS[self.job], *map(str, arguments)],
-            env=own_store(str(self.store)) | {"TMPDIR": str(self.temporary), "PYTHONPATH": paths},
+            env=make_store_environment(str(self.store)) | {"TMPDIR": str(self.temporary), "PYTHONPATH": paths},
             cwd=self.store,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -148,11 +149,9 @@ class _Watched:
                 self.note_event("model logged")
                 if (model / "artifacts" / "MLmodel").exists():
                     self.note_event("model uploaded")
-        seen = {event.name for event in self.events}
-        read_back = any(self.series.temporary.glob("plantmodels-*read-back*"))
-        if read_back:
+        if any(self.series.temporary.glob("plantmodels-*read-back*")):
             self.note_event("reading back")
-        elif "reading back" in seen:
+        elif any(event.name == "reading back" for event in self.events):
             self.note_event("registration")
 
 
@@ -239,10 +238,7 @@ def run_series(series: Series, moments: int, seed: int) -> dict[str, Any]:
 
 
 def _sum_counts(counts: Iterator[Mapping[str, int]]) -> dict[str, int]:
-    total: Counter[str] = Counter()
-    for count in counts:
-        total.update(count)
-    return dict(total)
+    return dict(sum(map(Counter, counts), Counter[str]()))
 
 
 def _run_to_end(series: Series, seed: int) -> tuple[_Watched, float]:
@@ -334,7 +330,7 @@ def find_versions(series: Series) -> set[str]:
 
 
 def _client(series: Series) -> MlflowClient:
-    uri = own_store(str(series.store))["MLFLOW_TRACKING_URI"]
+    uri = make_store_environment(str(series.store))["MLFLOW_TRACKING_URI"]
     mlflow.set_tracking_uri(uri)
     return MlflowClient(uri)
 

@@ -25,51 +25,23 @@ from reliability.mutations import damage, damage_pickle
 
 _SIZES: Final = (0, 1, -1, 2, 3, 4, 8, 255, 2**15, 2**31 - 1, 2**31, -(2**31), 2**40, 2**62, 2**63 - 1, -(2**63))
 _OPERATORS: Final = {
-    "": (
-        *(
-            "Conv",
-            "ConvTranspose",
-            "Reshape",
-            "Transpose",
-            "Gather",
-            "GatherND",
-            "Cast",
-            "Mul",
-            "Add",
-            "Where",
-            "Shape",
-        ),
-        *("LayerNormalization", "DynamicQuantizeLinear", "QuantizeLinear", "DequantizeLinear", "MatMulInteger", "Gemm"),
-        *("Split", "Attention", "Gelu", "Concat", "Tile", "Expand", "ConstantOfShape", "Range", "ReduceMean", "MatMul"),
-        *(
-            "Identity",
-            "Squeeze",
-            "Unsqueeze",
-            "Slice",
-            "Pad",
-            "Resize",
-            "ScatterND",
-            "TopK",
-            "OneHot",
-            "NonZero",
-            "RNN",
-        ),
-        *("Einsum", "LSTM", "MaxPool", "CumSum", "Compress", "Unique", "GridSample", "DFT", "EyeLike", "Loop", "If"),
+    "": tuple(
+        """
+        Conv ConvTranspose Reshape Transpose Gather GatherND Cast Mul Add Where Shape LayerNormalization
+        DynamicQuantizeLinear QuantizeLinear DequantizeLinear MatMulInteger Gemm Split Attention Gelu Concat Tile
+        Expand ConstantOfShape Range ReduceMean MatMul Identity Squeeze Unsqueeze Slice Pad Resize ScatterND TopK
+        OneHot NonZero RNN Einsum LSTM MaxPool CumSum Compress Unique GridSample DFT EyeLike Loop If
+        """.split()
     ),
-    "com.microsoft": (
-        *(
-            "MatMulNBits",
-            "MatMulIntegerToFloat",
-            "DynamicQuantizeMatMul",
-            "Attention",
-            "MultiHeadAttention",
-            "QAttention",
-        ),
-        *("FusedGemm", "FusedConv", "GatherBlockQuantized", "BiasGelu", "SkipLayerNormalization", "EPContext", "MoE"),
-        *("EmbedLayerNormalization", "CropAndResize", "NGramRepeatBlock", "RotaryEmbedding", "Tokenizer", "Unique"),
+    "com.microsoft": tuple(
+        """
+        MatMulNBits MatMulIntegerToFloat DynamicQuantizeMatMul Attention MultiHeadAttention QAttention FusedGemm
+        FusedConv GatherBlockQuantized BiasGelu SkipLayerNormalization EPContext MoE EmbedLayerNormalization
+        CropAndResize NGramRepeatBlock RotaryEmbedding Tokenizer Unique
+        """.split()
     ),
 }
-"""What our graphs are made of, what runs others, and what computes with sizes that it is told."""
+"""Operators of our graphs, operators that run subgraphs, and operators that take sizes from attributes or inputs."""
 
 _ATTRIBUTES: Final = (
     *("axis", "perm", "to", "strides", "pads", "group", "dilations", "kernel_shape", "bits", "block_size", "N", "K"),
@@ -78,19 +50,23 @@ _ATTRIBUTES: Final = (
 _SUBGRAPHS: Final = ("body", "then_branch", "else_branch")
 
 
-def onnx_models() -> list[onnx.ModelProto]:
+def make_onnx_models() -> list[onnx.ModelProto]:
     """Return a head, packed heads of three species, and a small network with the operators of an exported Swin."""
     random = np.random.default_rng(5)
-    head = [_random_head(random, classes) for classes in (2, 3)]
-    return [build_int8_head(head[1]), build_packed_heads({0: head[0], 2: head[1]}, species=3, dim=8), _network(random)]
+    head = [_make_random_head(random, classes) for classes in (2, 3)]
+    return [
+        build_int8_head(head[1]),
+        build_packed_heads({0: head[0], 2: head[1]}, species=3, dim=8),
+        _make_network(random),
+    ]
 
 
-def _random_head(random: np.random.Generator, classes: int) -> Int8Head:
+def _make_random_head(random: np.random.Generator, classes: int) -> Int8Head:
     weight, bias = (random.normal(size=shape).astype(np.float32) for shape in ((classes, 8), classes))
     return quantize_head(weight, bias)
 
 
-def _network(random: np.random.Generator) -> onnx.ModelProto:
+def _make_network(random: np.random.Generator) -> onnx.ModelProto:
     constants: dict[str, NDArray[Any]] = {
         "kernel": random.normal(size=(8, 3, 4, 4)),
         "order": np.array([3, 2, 1, 0]),
@@ -242,7 +218,7 @@ _ONNX_CHANGES: Final[tuple[Callable[[onnx.ModelProto, Random], None], ...]] = (
 )
 
 
-def checkpoints() -> list[bytes]:
+def make_checkpoints() -> list[bytes]:
     """Return a very small checkpoint in two formats: Lightning's, and PyTorch's before version 1.6."""
     import torch  # takes seconds, and the other readers do not need it
 
@@ -381,7 +357,7 @@ _YAML_LINES: Final = (
 )
 
 
-def descriptions() -> list[bytes]:
+def make_mlmodel_files() -> list[bytes]:
     """Return MLmodel files as MLflow writes them for a version, in two styles."""
     document = {
         "artifact_path": "model",

@@ -50,12 +50,12 @@ def damage(data: bytes, others: Sequence[bytes], random: Random) -> bytes:
     return bytes(content)
 
 
-def _text(value: str) -> bytes:
+def _as_text(value: str) -> bytes:
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
-def _global(module: str, name: str) -> bytes:
-    return _text(module) + _text(name) + b"\x93"
+def _as_global(module: str, name: str) -> bytes:
+    return _as_text(module) + _as_text(name) + b"\x93"
 
 
 _PICKLE_PARTS: Final = (
@@ -72,12 +72,21 @@ _PICKLE_PARTS: Final = (
         b"P0\n",
     ),
     *(b"K\x01", b"K\x00", b"J\xff\xff\xff\xff", b"\x8a\x09" + b"\x7f" * 9, b"G\x7f\xf8" + bytes(6), b"I9\n", b"L9L\n"),
-    *(_text(name) for name in ("a", "f8", "O", "C", "F", "<", "latin1", "rot13", "mean", "threshold", "method")),
+    *(_as_text(name) for name in ("a", "f8", "O", "C", "F", "<", "latin1", "rot13", "mean", "threshold", "method")),
     *(b"B\x08\x00\x00\x00" + bytes(8), b"C\x08" + bytes(8), b"\x96" + struct.pack("<Q", 8) + bytes(8)),
-    *(_global("numpy", name) for name in ("ndarray", "dtype", "matrix", "load", "ndarray.__class__")),
-    *(_global("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar", "fromfile")),
-    *(_global("numpy.core.numeric", "_frombuffer"), _global("_codecs", "encode"), _global("_codecs", "open")),
-    *(_global("os", "system"), _global("builtins", "eval"), _global("builtins", "exec"), b"cos\nsystem\n"),
+    *(_as_global("numpy", name) for name in ("ndarray", "dtype", "matrix", "load", "ndarray.__class__")),
+    *(_as_global("numpy._core.multiarray", name) for name in ("_reconstruct", "scalar", "fromfile")),
+    *(
+        _as_global("numpy.core.numeric", "_frombuffer"),
+        _as_global("_codecs", "encode"),
+        _as_global("_codecs", "open"),
+    ),
+    *(
+        _as_global("os", "system"),
+        _as_global("builtins", "eval"),
+        _as_global("builtins", "exec"),
+        b"cos\nsystem\n",
+    ),
 )
 
 
@@ -108,7 +117,7 @@ def damage_pickle(data: bytes, others: Sequence[bytes], random: Random) -> bytes
     return b"".join(parts)
 
 
-def detector_pickles(document: dict[str, Any]) -> list[bytes]:
+def make_detector_pickles(document: dict[str, Any]) -> list[bytes]:
     """Return the pickle of a detector by every protocol that a bundle may have."""
     return [pickle.dumps(document, protocol=protocol) for protocol in (2, 3, 4, 5)]
 
@@ -244,10 +253,7 @@ _SIZE_FIELDS: Final = {
     b"\xc0": (3, ">HH"),  # JPEG, baseline
     b"\xc2": (3, ">HH"),  # JPEG, progressive
     b"VP8 ": (6, "<HH"),  # WebP
-    b"VP8X": (
-        4,
-        "<IH",
-    ),  # WebP: two fields of three bytes, and this is the first byte of one and the last two of the other
+    b"VP8X": (4, "<IH"),  # extended WebP: two fields of three bytes; this is all of the first and a byte of the second
 }
 """Offset and struct format of the image size in the parts of each format that state it."""
 

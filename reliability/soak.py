@@ -18,9 +18,9 @@ from typing import Final
 import click
 import numpy as np
 
-from benchmarks.driver import find_images, run_child
+from benchmarks.driver import PATH, find_images, run_child
 from benchmarks.machine import read_memory
-from benchmarks.serving import MODULE, PATH, own_store
+from benchmarks.serving import MODULE, make_store_environment
 from mlflow_plugins.loading.handle import ModelHandle
 from mlflow_plugins.loading.native import open_artifacts
 from plantmodels.bundle.layout import SPECIES_FILES
@@ -28,9 +28,13 @@ from plantmodels.serve.prediction import Prediction
 
 IMAGES: Final = 64
 MARKS: Final = 20
+"""Number of times at which counts and memory are printed."""
+
 ALIAS_MOVES: Final = 24
-EACH_BAD: Final = 50
-"""Every 50th request holds an image that was cut off."""
+"""The alias moves once less than this number of times."""
+
+CUT_OFF_EVERY: Final = 50
+"""One request in this many has an image that was cut off."""
 
 VERSIONS: Final = ("1", "2", "3")
 BROKEN: Final = "3"
@@ -47,7 +51,7 @@ def main(bundle: Path, images: Path, minutes: float, threads: int, out: Path | N
     """Ask one ModelHandle from many threads while the alias moves; every third move leads to a broken version."""
     encoded = [path.read_bytes() for path in find_images(images)[:IMAGES]]
     with tempfile.TemporaryDirectory(prefix="plantmodels-bench-") as temporary:
-        environment = own_store(temporary)
+        environment = make_store_environment(temporary)
         for _ in VERSIONS:
             run_child(MODULE, ["register", str(bundle), temporary], environment)
         os.environ.update(environment)
@@ -58,41 +62,55 @@ def main(bundle: Path, images: Path, minutes: float, threads: int, out: Path | N
         out.write_text(text, encoding="utf-8")
 
 
+@dataclasses.dataclass
+class _Questions:
+    """Threads ask these images until the deadline; every answer is compared with the first one and counted."""
+
+    encoded: list[bytes]
+    expected: list[Prediction]
+    deadline: float
+    count: Counter[str] = dataclasses.field(default_factory=Counter)
+    errors: list[str] = dataclasses.field(default_factory=list)
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+    def ask(self, handle: ModelHandle, worker: int) -> None:
+        """Ask one image after the other; each worker begins with another one."""
+        position = worker * 31
+        while time.monotonic() < self.deadline:
+            position += 1
+            is_cut_off = position % CUT_OFF_EVERY == 0
+            image = self.encoded[position % len(self.encoded)]
+            try:
+                version = handle.current.version
+                row = handle.predict([image[: len(image) // 3] if is_cut_off else image])[0]
+            except Exception as error:  # every error is counted
+                with self.lock:
+                    self.count["raised"] += 1
+                    self.errors.append(repr(error)[:200])
+                continue
+            if is_cut_off:
+                right = row.error is not None and row.species is None
+            else:
+                right = _is_same(row, self.expected[position % len(self.encoded)])
+            with self.lock:
+                self.count["predictions"] += 1
+                self.count["cut-off images"] += is_cut_off
+                self.count["wrong"] += not right
+                self.count[f"version {version}"] += 1
+
+
 def _soak(encoded: list[bytes], seconds: float, threads: int) -> dict[str, object]:
     _move_alias(VERSIONS[0])
     _break(BROKEN)
-    count: Counter[str] = Counter()
     refusals: set[str] = set()
-    lock, failed = threading.Lock(), []
     with ModelHandle("models:/bench@production", interval_s=0.5, threads=1) as handle:
         expected = handle.predict(encoded)
         marks = [{"minutes": 0.0, **read_memory()}]
         start = time.monotonic()
-
-        def ask(worker: int) -> None:
-            which = worker * 31
-            while time.monotonic() < start + seconds:
-                which += 1
-                bad = which % EACH_BAD == 0
-                wanted = expected[which % len(encoded)]
-                image = encoded[which % len(encoded)]
-                try:
-                    version = handle.current.version
-                    row = handle.predict([image[: len(image) // 3] if bad else image])[0]
-                except Exception as error:  # every error is counted
-                    with lock:
-                        count["raised"] += 1
-                        failed.append(repr(error)[:200])
-                    continue
-                right = row.error is not None and row.species is None if bad else _is_same(row, wanted)
-                with lock:
-                    count["predictions"] += 1
-                    count["cut-off images"] += bad
-                    count["wrong"] += not right
-                    count[f"version {version}"] += 1
-
+        questions = _Questions(encoded, expected, start + seconds)
+        count = questions.count
         with ThreadPoolExecutor(threads) as pool:
-            asking = [pool.submit(ask, worker) for worker in range(threads)]
+            asking = [pool.submit(questions.ask, handle, worker) for worker in range(threads)]
             aliases = cycle([*VERSIONS[1:], VERSIONS[0]])
             for i in range(1, MARKS * ALIAS_MOVES + 1):
                 time.sleep(max(0.0, start + seconds * i / (MARKS * ALIAS_MOVES) - time.monotonic()))
@@ -102,7 +120,7 @@ def _soak(encoded: list[bytes], seconds: float, threads: int) -> dict[str, objec
                 if handle.failure is not None:
                     refusals.add(str(handle.failure).rsplit("/", 1)[-1][:200])
                 if i % ALIAS_MOVES == 0:
-                    with lock:
+                    with questions.lock:
                         marks.append({"minutes": (time.monotonic() - start) / 60, **count, **read_memory()})
                     click.echo(json.dumps(marks[-1]), err=True)
             for done in asking:
@@ -112,7 +130,7 @@ def _soak(encoded: list[bytes], seconds: float, threads: int) -> dict[str, objec
         "threads": threads,
         **count,
         "raised": count["raised"],
-        "errors": failed[:10],
+        "errors": questions.errors[:10],
         "refused reloads": sorted(refusals),
         "marks": marks,
     }

@@ -6,7 +6,7 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from benchmarks.serving import own_store
+from benchmarks.serving import make_store_environment
 from mlflow_plugins.jobs.main import run_register
 from reliability.kills import NAME, Series, check_versions, count_leftovers, find_versions
 
@@ -17,7 +17,7 @@ def series(tmp_path: Path, verified_bundle: Path, monkeypatch: pytest.MonkeyPatc
     for folder in (series.out, series.temporary, series.store):
         folder.mkdir(parents=True)
     monkeypatch.chdir(series.store)
-    mlflow.set_tracking_uri(own_store(str(series.store))["MLFLOW_TRACKING_URI"])
+    mlflow.set_tracking_uri(make_store_environment(str(series.store))["MLFLOW_TRACKING_URI"])
     run_register(verified_bundle, NAME, None)
     return series
 
