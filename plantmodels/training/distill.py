@@ -183,9 +183,7 @@ def _read_teacher_outputs(path: Path, fingerprint: str) -> NetworkOutputs:
     except READ_ERRORS as error:
         raise TrainingError(f"{path}: not the outputs of a teacher ({error}); delete it") from error
     if not isinstance(document, dict) or document.get("fingerprint") != fingerprint:
-        raise TrainingError(
-            f"{path}: belongs to a different teacher or different leaves; delete it or name another output"
-        )
+        raise TrainingError(f"{path}: belongs to another teacher or other leaves; delete it or name another output")
     return NetworkOutputs(document["species_logits"], document["embedding"])
 
 

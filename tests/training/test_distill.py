@@ -76,7 +76,7 @@ def test_a_student_over_the_limit_is_refused_before_any_work(
 def test_outputs_of_another_teacher_are_refused(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path):
     teacher_outputs = tmp_path / "x.teacher"
     torch.save({"fingerprint": "other"}, teacher_outputs)
-    with pytest.raises(TrainingError, match=r"x\.teacher: belongs to a different teacher or different leaves"):
+    with pytest.raises(TrainingError, match=r"x\.teacher: belongs to another teacher or other leaves"):
         distill_network(tiny_checkpoint, tiny_data, tmp_path / "x", RECIPE, student=STUDENT)
     teacher_outputs.write_bytes(b"rubbish")
     with pytest.raises(TrainingError, match=r"x\.teacher: not the outputs of a teacher"):
