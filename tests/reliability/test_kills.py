@@ -39,4 +39,5 @@ def test_a_short_series_of_an_export_loses_nothing(tiny_bundle, tmp_path):
     assert result["losses"] == 0 and result["killed"] == 2, result
     assert {moment["bundle"] for moment in result["moments"]} <= {"old", "new"}
     assert set(result["left after the next run"]) <= {"other temporary files"}, "PyTorch's and ONNX Runtime's own"
-    assert {"read", "export species", "quantize INT8", "swapped"} <= {e["name"] for e in result["events"]}
+    steps = {"read finished", "export species finished", "quantize INT8 finished", "swapped"}
+    assert steps <= {event["name"] for event in result["events"]}
