@@ -106,7 +106,7 @@ precision_option = click.option(
     help="The species model that answers.",
 )
 top_k_option = click.option(
-    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Number of further candidates to print."
+    "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Number of candidate species to print."
 )
 
 _checkpoint_file_option = click.option(
