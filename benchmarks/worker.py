@@ -78,7 +78,7 @@ class Worker:
             marks = [time.perf_counter()]
             logits, embedding = classifier.embed(inputs)
             marks.append(time.perf_counter())
-            diseases = classifier.disease_logits(embedding, logits.argmax(axis=1).astype(np.int64))
+            diseases = classifier.run_heads(embedding, logits.argmax(axis=1).astype(np.int64))
             marks.append(time.perf_counter())
             scores = classifier.detector.score(embedding)
             marks.append(time.perf_counter())

@@ -7,7 +7,7 @@ PlantModelsError
 ├── DataError                   leaf folders or image folders do not follow contract 2
 ├── ImageError                  one image cannot be used
 ├── DetectorError               a detector cannot be fitted, or its file is unsafe or malformed
-├── TrainingError               a training cannot start, go on or be used
+├── TrainingError               a training diverged, cannot be resumed, or made an unusable network
 ├── ExportError                 a bundle cannot be made from a checkpoint, or cannot be written
 ├── PolicyError                 a gates.toml is malformed
 ├── BundleError                 a bundle's files are not what contract 3 says

@@ -56,7 +56,7 @@ def parse_json(path: Path, content: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise BundleError(f"{path}: not UTF-8 text") from error
     except ValueError as error:
-        raise BundleError(f"{path}: not the JSON expected ({error})") from error
+        raise BundleError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a JSON object, got {type(document).__name__}")
     return document

@@ -16,7 +16,7 @@ PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
 DEFAULT_PRECISION: Final[Precision] = "int8"
 
 DEFAULT_BUNDLE: Final = Path("public/models")
-"""The bundle's folder in every command that is not told another one."""
+"""The bundle's folder in every command, unless an option names another one."""
 
 SPECIES_FILES: Final[dict[Precision, str]] = {"int8": "swin-species-int8.onnx", "fp16": "swin-species.onnx"}
 PACKED_HEADS_FILE: Final = "disease-heads-packed.onnx"

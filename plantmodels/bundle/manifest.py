@@ -232,5 +232,5 @@ def _build_mismatch_error(
 ) -> ManifestMismatchError:
     groups = {"missing": missing, "changed": changed, "not in the manifest": unexpected}
     parts = [f"{what}: {', '.join(names[:5])}{' …' * (len(names) > 5)}" for what, names in groups.items() if names]
-    message = f"{folder}: the files are not those of {MANIFEST_FILE} ({'; '.join(parts)})"
+    message = f"{folder}: the files differ from {MANIFEST_FILE} ({'; '.join(parts)})"
     return ManifestMismatchError(message, missing=missing, changed=changed, unexpected=unexpected)

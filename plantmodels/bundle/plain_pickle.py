@@ -81,7 +81,7 @@ def _scan_opcodes(data: bytes) -> None:
             previous = previous if opcode.name == "FRAME" else opcode.name
             position = start or 0
     except (ValueError, IndexError, OverflowError, MemoryError) as error:
-        raise DetectorError(f"not a whole pickle ({error})") from error
+        raise DetectorError(f"not a complete pickle ({error})") from error
     if position != len(data) - 1:
         raise DetectorError(f"{len(data) - 1 - position:,} bytes follow the end of the pickle")
 

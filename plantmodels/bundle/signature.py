@@ -128,7 +128,7 @@ def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) ->
             reason = f"{type(error).__name__} {' '.join(str(error).split())[:120]}".strip()
             raise SignatureError(f"{path}: not a signature of {MANIFEST_FILE} by {public_key} ({reason})") from error
     if signed != [hashlib.sha256(manifest).hexdigest()]:
-        raise SignatureError(f"{path}: a signature by {public_key}, but of something else than {MANIFEST_FILE}")
+        raise SignatureError(f"{path}: signed by {public_key}, but what it signs is not {MANIFEST_FILE}")
 
 
 def _read_signed_digests(signature: bytes) -> list[str]:

@@ -54,9 +54,14 @@ class MeasurePair:
     p_value: float | None = None
 
     @property
+    def fewest_images(self) -> int | None:
+        """The smaller number of images of the two; None when the measure does not rest on images."""
+        return min((n for n in (self.a_images, self.b_images) if n is not None), default=None)
+
+    @property
     def is_small(self) -> bool:
         """Whether the measure rests on fewer than `SMALL_CLASS` images, too few to show most differences."""
-        return min(SMALL_CLASS if n is None else n for n in (self.a_images, self.b_images)) < SMALL_CLASS
+        return self.fewest_images is not None and self.fewest_images < SMALL_CLASS
 
 
 @dataclass(frozen=True)

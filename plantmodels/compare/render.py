@@ -162,7 +162,7 @@ def _drop_empty_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) ->
 def _count_verdicts(section: Section) -> str:
     counts = Counter(measure.verdict for measure in section.measures)
     listed = " ".join(f"{verdict.capitalize()}: {counts[verdict]:,}." for verdict in VERDICTS if counts[verdict])
-    small = [f"{measure.name} ({measure.b_images:,})" for measure in section.measures if measure.is_small]
+    small = [f"{measure.name} ({measure.fewest_images:,})" for measure in section.measures if measure.is_small]
     return listed + (f" Too few images to tell much: {', '.join(small)}." if small else "")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Final, TypeVar
 
 DEFAULT_SEED: Final = 0
-"""Seed of an export and of a training that is not told another one."""
+"""Default seed of an export and of a training."""
 
 _Sample = TypeVar("_Sample")
 

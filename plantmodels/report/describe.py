@@ -26,8 +26,8 @@ def describe_bundle(bundle: Path, public_key: Path | None = None) -> str:
 
     Raises:
         SignatureError: the bundle is not signed by that key.
-        BundleError: the files differ from the manifest, or the bundle's documents contradict each other.
-        DetectorError: the detector pickle is unsafe or malformed, or is made for embeddings of a different length.
+        BundleError: the files differ from the manifest, or the bundle's files contradict each other.
+        DetectorError: the detector's file is unsafe or malformed, or the detector reads embeddings of another length.
     """
     manifest = read_trusted_manifest(bundle, public_key)
     check_files(bundle, manifest)

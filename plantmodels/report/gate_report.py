@@ -62,7 +62,7 @@ class ImageSet:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class ReportInputs:
     """What a report was measured on.
 
     Attributes:
@@ -143,7 +143,7 @@ class GateReport:
     latency: Latency | None
     problems: Mapping[str, tuple[str, ...]]
     unreadable: tuple[UnreadableFile, ...]
-    inputs: Inputs
+    inputs: ReportInputs
     files: Mapping[str, FileDigest]
     versions: Mapping[str, str]
     machine: Machine

@@ -28,8 +28,8 @@ class ImageRow:
 
     Attributes:
         set: set of the image; "val" for validation leaves.
-        source: "<species>___<disease>" for a leaf, its species alone when that has no disease head; otherwise the
-            folder of the image.
+        source: "<species>___<disease>" for a leaf, or its species alone if the species has no disease head. For other
+            images, the folder that contains the image.
         name: name of the image below the folder of its set.
         species: true species.
         disease: true disease.

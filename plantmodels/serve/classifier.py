@@ -144,7 +144,7 @@ class PlantClassifier:
         return list_running_providers(self.species_model.session)
 
     def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
-        """Run only the species model, as `SpeciesModel.run` does.
+        """Return species logits and embeddings: run only the species model, as `SpeciesModel.run` does.
 
         Raises:
             BundleError: the model fails, or its output has another shape than it declares.
@@ -156,8 +156,8 @@ class PlantClassifier:
         check_output_shape(file, EMBEDDING, embedding, len(inputs), self.metadata.embedding_dim)
         return logits, embedding
 
-    def disease_logits(self, embedding: Embeddings, species_index: Labels) -> Logits:
-        """Run only the packed heads, as `run_packed_heads` does.
+    def run_heads(self, embedding: Embeddings, species_index: Labels) -> Logits:
+        """Return the disease logits of images of any species: run only the packed heads, as `run_packed_heads` does.
 
         Raises:
             BundleError: the model fails, or its output has another shape than it declares.
@@ -183,7 +183,7 @@ class PlantClassifier:
             raise ValueError(f"inputs must be (N ≥ 1, 3, {size}, {size}) float32, got {inputs.shape} {inputs.dtype}")
         species_logits, embedding = self.embed(inputs)
         species_index = species_logits.argmax(axis=1).astype(np.int64)
-        disease_logits = self.disease_logits(embedding, species_index)
+        disease_logits = self.run_heads(embedding, species_index)
         return Outputs(species_logits, embedding, species_index, disease_logits, self.detector.score(embedding))
 
     def predict(
@@ -284,7 +284,7 @@ class PlantClassifier:
         return self._mixture.name_diseases(
             species_logits,
             embedding,
-            self.disease_logits,
+            self.run_heads,
             species_temperature=self.metadata.species_temperature,
             disease_temperature=self.metadata.disease_temperature,
         )

@@ -66,7 +66,7 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _threads_of_environment() -> int:
+def _read_omp_num_threads() -> int:
     """Return OMP_NUM_THREADS, or 0 if it is not set. Of a list with a number per nesting level, return the first."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     return int(first) if first.isdecimal() else 0
@@ -115,7 +115,7 @@ def open_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = threads or _threads_of_environment() or count_cores()
+    settings.intra_op_num_threads = threads or _read_omp_num_threads() or count_cores()
     # A memory pattern adds, for each batch size, a block as large as everything that a run needs, beside the arena
     # that the first run has filled: 38 MB for one image of a Swin-Tiny, and no run gets faster.
     settings.enable_mem_pattern = False

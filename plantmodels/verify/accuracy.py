@@ -146,7 +146,7 @@ def _predict_classes(
     classifier: PlantClassifier, truth: _Classes, logits: Logits, embeddings: Embeddings
 ) -> tuple[_Classes, Logits]:
     """Return the classes that a precision answers, and the logits of the true species' heads (n, max diseases)."""
-    heads = classifier.disease_logits(embeddings, truth.species)
+    heads = classifier.run_heads(embeddings, truth.species)
     return _Classes(logits.argmax(axis=1), np.where(truth.disease >= 0, heads.argmax(axis=1), -1)), heads
 
 
@@ -154,7 +154,7 @@ def _predict_as_served(classifier: PlantClassifier, truth: _Classes, inputs: Inp
     metadata, taxonomy = classifier.metadata, classifier.taxonomy
     logits, embeddings = classifier.embed(inputs)
     answers, heads = _predict_classes(classifier, truth, logits, embeddings)
-    best = classifier.disease_logits(embeddings, answers.species).argmax(axis=1)
+    best = classifier.run_heads(embeddings, answers.species).argmax(axis=1)
     routed = [_name_disease(taxonomy, *pair) for pair in zip(answers.species.tolist(), best.tolist(), strict=True)]
     soft = [name or "" for name, _ in classifier.route_soft(logits, embeddings)]
     several = np.array([len(taxonomy.diseases_of(i)) > 1 for i in truth.species.tolist()])

@@ -25,7 +25,7 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
-from plantmodels.report.gate_report import GateReport, ImageSet, Inputs, Machine, UnreadableFile
+from plantmodels.report.gate_report import GateReport, ImageSet, Machine, ReportInputs, UnreadableFile
 from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.gallery import Gallery
@@ -118,7 +118,7 @@ def _list_unreadable(inputs: VerificationInputs, passes: Passes | None) -> tuple
     )
 
 
-def _record_inputs(metadata: Metadata, inputs: VerificationInputs, measured: Measured) -> Inputs:
+def _record_inputs(metadata: Metadata, inputs: VerificationInputs, measured: Measured) -> ReportInputs:
     def record(images: NonPlantSet | None, name: ImageSetName, rejected: Proportion | None) -> ImageSet | None:
         if images is None:
             return None
@@ -126,7 +126,7 @@ def _record_inputs(metadata: Metadata, inputs: VerificationInputs, measured: Mea
 
     rejection = measured.rejection
     leaves = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
-    return Inputs(
+    return ReportInputs(
         checkpoint_sha256=None if inputs.checkpoint is None else inputs.checkpoint.sha256,
         class_order_digest=metadata.taxonomy.digest,
         val=ImageSet(len(inputs.leaves.samples), leaves, inputs.data_digests["val"]),

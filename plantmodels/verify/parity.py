@@ -176,7 +176,7 @@ def _compare_packed_heads(network: HierarchicalNetwork, classifier: PlantClassif
     taxonomy, worst = classifier.taxonomy, 0.0
     for index in _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs):
         expected = _run_head(network, taxonomy.slugs[index], embeddings)
-        found = classifier.disease_logits(embeddings, np.full(len(embeddings), index, np.int64))
+        found = classifier.run_heads(embeddings, np.full(len(embeddings), index, np.int64))
         classes = min(expected.shape[1], len(taxonomy.diseases_of(index)))
         worst = _largest(worst, max_abs_diff(found[:, :classes], expected[:, :classes]))
     return worst

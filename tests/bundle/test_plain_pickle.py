@@ -282,8 +282,8 @@ def test_values_beyond_plain_ones_are_refused(value: object) -> None:
         (b"}p999999\n", "memo index 999,999 is refused"),
         (b"}p-1\n", "not a pickle of plain arrays"),
         (b"\x95" + b"\xff" * 7 + b"\x7f}", "not a (whole )?pickle"),
-        (b"\x8e" + b"\xff" * 7 + b"\x7f}", "not a whole pickle"),
-        (b"B\xff\xff\xff\x7f}", "not a whole pickle"),
+        (b"\x8e" + b"\xff" * 7 + b"\x7f}", "not a complete pickle"),
+        (b"B\xff\xff\xff\x7f}", "not a complete pickle"),
         (b"\x80\xff}", "not a pickle of plain arrays"),
         (F8, "expected a pickled dict|refused"),
         (name("numpy", "dtype") + text("O8") + b"\x85R", "dtype 'O8' is refused"),
@@ -376,7 +376,7 @@ def small_pickle() -> bytes:
 def test_a_pickle_cut_off_anywhere_is_refused(small_pickle: bytes) -> None:
     load_plain_pickle(small_pickle)
     for length in range(len(small_pickle)):
-        with pytest.raises(DetectorError, match="not a whole pickle"):
+        with pytest.raises(DetectorError, match="not a complete pickle"):
             load_plain_pickle(small_pickle[:length])
 
 

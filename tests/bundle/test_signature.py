@@ -140,7 +140,7 @@ def test_a_signature_of_something_else_by_the_same_key_is_refused(bundle: Path, 
     ignoring = hashing.Config().set_ignored_paths(paths=["."], ignore_git_paths=False)
     config = signing.Config().use_elliptic_key_signer(private_key=signing_keys.private)
     config.set_hashing_config(ignoring).sign(tmp_path / "other", bundle / SIGNATURE_FILE)
-    with pytest.raises(SignatureError, match=r"but of something else than manifest\.json"):
+    with pytest.raises(SignatureError, match=r"but what it signs is not manifest\.json"):
         read_trusted_manifest(bundle, signing_keys.public)
 
 

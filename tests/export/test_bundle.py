@@ -143,7 +143,7 @@ class TestBundle:
         for slug, head in load_network(read_checkpoint(tiny_bundle.checkpoint)).disease_heads.items():
             index = classifier.taxonomy.slugs.index(slug)
             rows = np.full(len(pixels), index, np.int64)
-            logits = classifier.disease_logits(expected[1].astype(np.float32), rows)
+            logits = classifier.run_heads(expected[1].astype(np.float32), rows)
             with torch.inference_mode():
                 exact = head(torch.from_numpy(expected[1].copy())).numpy()
             # INT8 weights: half a step of 1/127 of the largest weight of a class, for each embedding value
@@ -188,7 +188,7 @@ def test_the_temperatures_are_fitted_on_the_served_outputs_of_training_leaves(ti
     species = np.array([s.species_index for s in leaves.samples])
     headed = np.array([s.disease_index is not None for s in leaves.samples])
     diseases = np.array([s.disease_index for s in leaves.samples if s.disease_index is not None])
-    heads = classifier.disease_logits(embedding[headed], species[headed])
+    heads = classifier.run_heads(embedding[headed], species[headed])
 
     assert metadata.species_temperature == pytest.approx(fit_temperature(logits, species), rel=1e-4)
     assert metadata.disease_temperature == pytest.approx(fit_temperature(heads, diseases), rel=1e-4)

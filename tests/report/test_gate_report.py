@@ -17,8 +17,8 @@ from plantmodels.report.gate_report import (
     GateReport,
     GatesNotPassedError,
     ImageSet,
-    Inputs,
     Machine,
+    ReportInputs,
     UnreadableFile,
     read_report,
 )
@@ -149,7 +149,9 @@ def reports(draw: st.DrawFn) -> GateReport:
             draw(st.lists(st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT), max_size=2))
         ),
         inputs=draw(
-            st.builds(Inputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets)
+            st.builds(
+                ReportInputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets
+            )
         ),
         files=draw(digests),
         versions=draw(st.dictionaries(TEXT, TEXT, max_size=2)),

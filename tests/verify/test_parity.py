@@ -89,7 +89,7 @@ class ShiftedModel:
 
     embed = run
 
-    def disease_logits(self, embedding: np.ndarray, species_index: np.ndarray) -> np.ndarray:
+    def run_heads(self, embedding: np.ndarray, species_index: np.ndarray) -> np.ndarray:
         return np.zeros((len(embedding), 2), np.float32)
 
 

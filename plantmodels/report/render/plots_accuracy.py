@@ -34,10 +34,12 @@ from plantmodels.report.statistics import Proportion
 MAX_MATRIX: Final = 40
 """Largest number of species whose matrix can be read; with more, the page has a table of the worst confusions."""
 
-WORST_SPECIES: Final = 8
-WORST_DISEASES: Final = 14
+_WORST_SPECIES: Final = 8
+_WORST_DISEASES: Final = 14
+"""Number of classes with the lowest accuracy that the plot shows."""
 
-_MOST_LABEL: Final = 46
+_MAX_LABEL: Final = 46
+"""Characters of a class's name in a label."""
 
 
 def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
@@ -76,8 +78,8 @@ def list_worst(rows: Mapping[str, ClassRow], at_most: int) -> list[WorstClass]:
     return [WorstClass(name, row) for name, row in order[:at_most] if row.images]
 
 
-def shorten(name: str, at_most: int = _MOST_LABEL) -> str:
-    """Return a class's name for a label. A dollar sign does not start a formula."""
+def shorten(name: str, at_most: int = _MAX_LABEL) -> str:
+    """Return a class's name for a label. Dollar signs are escaped: matplotlib would read a formula between them."""
     text = spell_class(name).replace("$", r"\$")
     return text if len(text) <= at_most else text[: at_most - 1] + "…"
 
@@ -85,8 +87,8 @@ def shorten(name: str, at_most: int = _MOST_LABEL) -> str:
 def _draw_worst(accuracy: Accuracy) -> Figure:
     """Plot INT8 as a dot with its interval for every class, hollow for small classes, and FP16 as an upright tick."""
     groups = {
-        "species": list_worst(accuracy.by_species, WORST_SPECIES),
-        "disease, given the true species": list_worst(accuracy.by_disease, WORST_DISEASES),
+        "species": list_worst(accuracy.by_species, _WORST_SPECIES),
+        "disease, given the true species": list_worst(accuracy.by_disease, _WORST_DISEASES),
     }
     groups = {title: rows for title, rows in groups.items() if rows}
     lines = sum(len(rows) + 1.6 for rows in groups.values())

@@ -157,10 +157,10 @@ PICKLES: dict[str, tuple[bytes, str]] = {
     "deep nesting": (proto(b"}" + b"\x8c\x01a}" * 1500 + b"s" * 1500), "nested too deeply|not a pickle of plain"),
     "more opcodes than any detector has": (proto(b"N" * 6000), "more than 5,000 pickle opcodes"),
     "a huge integer": (plain(threshold=2**1500), "threshold must be a finite number"),
-    "a huge integer by its length": (proto(b"\x8b\xff\xff\xff\x7f"), "not a whole pickle|opcode LONG4"),
-    "cut off": (plain()[:-20], "not a whole pickle"),
+    "a huge integer by its length": (proto(b"\x8b\xff\xff\xff\x7f"), "not a complete pickle|opcode LONG4"),
+    "cut off": (plain()[:-20], "not a complete pickle"),
     "two pickles": (plain() + plain(), "bytes follow the end of the pickle"),
-    "no pickle": (b"\x00" * 100, "not a whole pickle"),
+    "no pickle": (b"\x00" * 100, "not a complete pickle"),
     "another shape": (plain(inv_cov=np.eye(DIM)[1:]), r"inv_cov \(D, D\), got \(1, 32\) and \(31, 32\)"),
     "a mean of another shape": (plain(mean=np.zeros((1, 1, DIM))), r"mean must be \(C, D\)"),
     "NaN in the mean": (plain(mean=np.full(DIM, np.nan)), "must be finite, got NaN or infinity"),
@@ -201,10 +201,10 @@ def repeat_a_key(text: str) -> str:
 
 DOCUMENTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a repeated key": (repeat_a_key, "key 'repeated' is repeated"),
-    "deep nesting": (lambda text: '{"a":' * 100_000, "not the JSON expected"),
+    "deep nesting": (lambda text: '{"a":' * 100_000, "not valid JSON"),
     "an integer of 5,000 digits": (lambda text: text.replace("{", '{"a": ' + "9" * 5000 + ",", 1), "not the JSON"),
     "NaN": (lambda text: text.replace("{", '{"a": NaN,', 1), "NaN is not a JSON number"),
-    "NUL": (lambda text: text + "\0", "not the JSON expected"),
+    "NUL": (lambda text: text + "\0", "not valid JSON"),
     "no UTF-8": (lambda text: text.encode() + b"\xff", "not UTF-8 text"),
     "UTF-16": (lambda text: text.encode("utf-16"), "not UTF-8 text"),
     "a list": (lambda text: f"[{text}]", "expected a JSON object, got list"),
@@ -257,7 +257,7 @@ MANIFESTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a newer format": (lambda text: text.replace('"format_version": 1', '"format_version": 2'), "this code reads 1 to"),
     "a size of 4,000 digits": (
         lambda text: re.sub('"size_bytes": [0-9]+', '"size_bytes": ' + "9" * 4000, text),
-        "the files are not those of manifest.json",
+        "the files differ from manifest.json",
     ),
 }
 
