@@ -1,4 +1,4 @@
-"""`plantmodels-registry`: what people ask of the gated registry.
+"""`plantmodels-registry`: commands for people who promote versions in a gated registry.
 
 The exit status is 0 if the command succeeded, 1 for an expected error and 2 if the command was used wrongly.
 """
@@ -17,7 +17,7 @@ from plantmodels.data.progress import log_to_terminal
 @click.group(cls=KnownErrors)
 @click.version_option(__version__)
 def main() -> None:
-    """Waive, audit, compare and check the model versions of an MLflow registry with gates.
+    """Waive gates, and audit, compare and check model versions in a gated MLflow registry.
 
     Versions are promoted in MLflow's UI or through its client; the registry refuses those that fail a gate. The
     registry is MLFLOW_REGISTRY_URI, or else MLFLOW_TRACKING_URI: the address of a server, or plantmodels:DATABASE. To
@@ -46,7 +46,9 @@ def compare(name: str, a: str, b: str, html: Path | None, output_format: str) ->
 
 @main.command("load-check")
 @click.argument("uri")
-@click.option("--copy-to", type=PATH, default=None, help="Keep the checked copy in this folder, for pyfunc to load.")
+@click.option(
+    "--copy-to", type=PATH, default=None, help="Keep the checked copy as this new folder, for pyfunc to load."
+)
 @public_key_option
 def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
     """Check a version's files before its code runs, then load it.
@@ -74,7 +76,7 @@ def waive(name: str, version: str, gate: str, reason: str) -> None:
 
     click.echo(waive_gate(name, version, gate, reason))
     click.echo(
-        f"\nNext: promote the version: give it the alias production in MLflow's UI, or in Python:\n"
+        f"\nNext: promote the version. Give it the alias production in MLflow's UI, or in Python:\n"
         f'  MlflowClient().set_registered_model_alias("{name}", "production", "{version}")'
     )
 
@@ -97,7 +99,7 @@ def audit(name: str) -> None:
 def reconcile(name: str) -> None:
     """Make stage and alias of NAME agree again after a crash.
 
-    If a server dies between the two, the stage Production and the alias production may name different versions.
+    If a server dies while it changes them, the stage Production and the alias production may name different versions.
     """
     from mlflow_plugins.registry.admin import reconcile_model
 

@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from mlflow_plugins.checking.model_folder import (
     LoadCheckError,
     check_code,
@@ -21,7 +19,7 @@ from mlflow_plugins.checking.model_folder import (
     list_names,
 )
 from mlflow_plugins.flavor import load_model
-from mlflow_plugins.loading.handle import PROBE
+from mlflow_plugins.loading.handle import ask_about_grey_image
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
 from plantmodels.bundle.layout import PRECISIONS
 from plantmodels.bundle.manifest import list_files
@@ -173,9 +171,5 @@ def _check_heads(folder: Path, classifier: PlantClassifier) -> str:
 
 def _check_answer(classifier: PlantClassifier) -> str:
     """Check that a grey image gets finite numbers as its answer."""
-    (row,) = classifier.predict([PROBE], on_error="raise")
-    numbers = {"species_probability": row.species_probability, "ood_score": row.ood_score}
-    for name, value in numbers.items():
-        if value is None or not np.isfinite(value):
-            raise LoadCheckError(f"{classifier.precision}: answers a grey image with {name} {value}")
-    return f"{classifier.precision}: a grey image has OOD score {row.ood_score:.1f}"
+    answer = ask_about_grey_image(classifier, classifier.precision)
+    return f"{classifier.precision}: a grey image has OOD score {answer.ood_score:.1f}"

@@ -37,7 +37,8 @@ name_option = click.option("--name", default=DEFAULT_NAME, show_default=True, he
 def main() -> None:
     """Run one job of MLproject, inside one MLflow run.
 
-    Use plantmodels for the same work without MLflow, and plantmodels-registry to govern registered versions.
+    Use plantmodels for the same work without MLflow, and plantmodels-registry to waive gates,
+    audit and compare registered versions.
     """
     log_to_terminal()
 
@@ -74,7 +75,7 @@ def run_all(**options: Any) -> None:
 @bundle_option
 @seed_option
 def export(**options: Any) -> None:
-    """Write the bundle of a checkpoint."""
+    """Turn a checkpoint into a bundle, and log its sizes and times."""
     request = JobRequest(**options)
     from mlflow_plugins.jobs.main import run_export
 
@@ -105,7 +106,7 @@ def verify(**options: Any) -> None:
 @main.command()
 @bundle_option
 @name_option
-@click.option("--example", type=OptionalPath(), default="", help="Image file that becomes the input example.")
+@click.option("--example", type=OptionalPath(), default="", help="Image file that becomes the version's input example.")
 def register(bundle: Path, name: str, example: Path | None) -> None:
     """Register a bundle that was verified before."""
     from mlflow_plugins.jobs.main import run_register
@@ -123,7 +124,10 @@ def register(bundle: Path, name: str, example: Path | None) -> None:
 @click.option("--images", required=True, help="Folder of image files, or a .parquet table with a binary column image.")
 @click.option("--output", required=True, help="Folder of Parquet files; if a stopped job left it, it is completed.")
 @click.option(
-    "--spark-master", default=ScoreRequest.spark_master, show_default=True, help="Where Spark runs: spark://HOST:PORT."
+    "--spark-master",
+    default=ScoreRequest.spark_master,
+    show_default=True,
+    help="Where Spark runs: local[*] or spark://HOST:PORT.",
 )
 @click.option("--partition-by", default="", help="Columns of the scores that become folders, separated by commas.")
 @click.option(
@@ -131,7 +135,7 @@ def register(bundle: Path, name: str, example: Path | None) -> None:
     type=click.IntRange(min=1),
     default=ScoreRequest.images_per_batch,
     show_default=True,
-    help="Number of files in a batch, which is what a stop loses at most.",
+    help="Number of files in a batch; a stopped job loses at most one batch.",
 )
 @click.option(
     "--routing",
@@ -160,7 +164,7 @@ def score(
 @main.command()
 @train_options
 def train(**options: Any) -> None:
-    """Train a network from scratch, one step of the run an epoch."""
+    """Train a network from scratch; each epoch is a step of the run."""
     request = TrainRequest(**options)
     from mlflow_plugins.jobs.training import run_train_job
 
@@ -171,7 +175,7 @@ def train(**options: Any) -> None:
 @main.command()
 @distill_options
 def distill(**options: Any) -> None:
-    """Train a small student of a teacher, within a size limit."""
+    """Train a small student of a teacher, within a size limit; each epoch is a step of the run."""
     request = DistillRequest(**options)
     from mlflow_plugins.jobs.training import run_distill_job
 

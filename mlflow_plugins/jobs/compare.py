@@ -7,7 +7,7 @@ from pathlib import Path
 import mlflow
 
 from mlflow_plugins._mlflow_compat import resolve_models_uri
-from mlflow_plugins.jobs.run import to_one_line
+from mlflow_plugins.jobs.run import registration_errors
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
 from mlflow_plugins.loading.native import open_artifacts, read_recorded_manifest
 from plantmodels.bundle.layout import MANIFEST_FILE
@@ -35,7 +35,7 @@ def compare_versions(name: str, a: str, b: str) -> Comparison:
 def _resolve_version(name: str, version: str) -> str:
     """Return the URI by number of the version that an alias or a stage names now."""
     uri = f"models:/{name}{version}" if version.startswith("@") else f"models:/{name}/{version}"
-    with to_one_line(f"{uri} is not in the registry {mlflow.get_registry_uri()}"):
+    with registration_errors(f"{uri} cannot be found in the registry {mlflow.get_registry_uri()}"):
         found, number = resolve_models_uri(uri)
     return f"models:/{found}/{number}"
 
@@ -44,8 +44,8 @@ def _resolve_version(name: str, version: str) -> str:
 def _download_reports(uri: str) -> Iterator[Path]:
     """Give a folder with the files of a version's bundle that a comparison reads."""
     manifest_files = (DESCRIPTION_FILE, f"{BUNDLE_FOLDER}/{MANIFEST_FILE}")
-    with to_one_line(f"{uri} cannot be read"), open_artifacts(uri, manifest_files) as folder:
+    with registration_errors(f"{uri} cannot be read"), open_artifacts(uri, manifest_files) as folder:
         listed = read_recorded_manifest(folder).files
     wanted = [f"{BUNDLE_FOLDER}/{name}" for name in COMPARED_FILES if name in listed]
-    with to_one_line(f"{uri} cannot be read"), open_artifacts(uri, (*manifest_files, *wanted)) as folder:
+    with registration_errors(f"{uri} cannot be read"), open_artifacts(uri, (*manifest_files, *wanted)) as folder:
         yield folder / BUNDLE_FOLDER

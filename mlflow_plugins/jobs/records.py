@@ -7,7 +7,7 @@ import mlflow
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when imported
 
-from mlflow_plugins.jobs.run import PREFIX, to_one_line
+from mlflow_plugins.jobs.run import PREFIX, registration_errors
 from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER, SPECIES_FILES
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.report.gate_report import GateReport
@@ -74,7 +74,7 @@ def log_report(bundle: Path) -> None:
     Raises:
         RegistrationError: they cannot be uploaded.
     """
-    with to_one_line("the report could not be uploaded"):
+    with registration_errors("the report could not be uploaded"):
         for name in (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE):
             mlflow.log_artifact(str(bundle / name))
         mlflow.log_artifacts(str(bundle / PLOTS_FOLDER), PLOTS_FOLDER)

@@ -12,7 +12,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.records import version_tags
-from mlflow_plugins.jobs.run import SERVER_ERRORS, short_timeouts, to_one_line
+from mlflow_plugins.jobs.run import SERVER_ERRORS, registration_errors, short_timeouts
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -30,8 +30,8 @@ def check_registry(name: str) -> None:
     """
     uri = mlflow.get_registry_uri()
     if not name.strip() or any(character in name for character in "/:'"):
-        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without / : and '")
-    with short_timeouts(), to_one_line(f"the model registry {uri} cannot be used"):
+        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without the characters / : '")
+    with short_timeouts(), registration_errors(f"the model registry {uri} cannot be used"):
         try:
             MlflowClient().get_registered_model(name)
         except MlflowException as error:
@@ -52,7 +52,11 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         RegistrationError: nothing was registered.
     """
     tags = version_tags(read_metadata(bundle), report)
-    with log_step("upload"), to_one_line("the bundle could not be uploaded"), redirect_temporary_files("upload"):
+    with (
+        log_step("upload"),
+        registration_errors("the bundle could not be uploaded"),
+        redirect_temporary_files("upload"),
+    ):
         info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
     client = MlflowClient()
     try:
@@ -62,7 +66,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         with contextlib.suppress(*SERVER_ERRORS):
             client.finalize_logged_model(info.model_id, LoggedModelStatus.FAILED)
         raise
-    with to_one_line("the version could not be registered"):
+    with registration_errors("the version could not be registered"):
         return _register_once(info.model_id, name, tags)
 
 
@@ -117,13 +121,13 @@ def _read_back(bundle: Path, model_id: str) -> None:
     """Download a logged model, compare every digest with the bundle, and load it once."""
     manifest = read_manifest(bundle)
     with temporary_folder("read-back") as temporary:
-        with to_one_line("the uploaded files cannot be read back"):
+        with registration_errors("the uploaded files cannot be read back"):
             uri = f"models:/{model_id}"
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(temporary)))
         stored = folder / flavor.BUNDLE_FOLDER
         check_files(stored, manifest)
         for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if (bundle / SIGNATURE_FILE).exists() else [])):
             if digest_file(stored / name) != digest_file(bundle / name):
-                raise RegistrationError(f"{name} was read back with another content than was uploaded")
-        with to_one_line("the uploaded model does not load"):
+                raise RegistrationError(f"{name} was read back with other content than was uploaded; register again")
+        with registration_errors("the uploaded model does not load"):
             mlflow.pyfunc.load_model(str(folder))

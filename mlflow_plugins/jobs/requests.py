@@ -69,8 +69,8 @@ class ScoreRequest:
         output: folder of Parquet files; if a stopped job left it, it is completed.
         spark_master: where Spark runs, such as "local[*]" or "spark://host:7077".
         partition_by: columns of the scores that become folders, outermost first.
-        images_per_batch: number of image files in a batch, which is what a stop loses at most; for a table, the
-            number of its Parquet files.
+        images_per_batch: number of image files in a batch, or of Parquet files of a table; a stopped job loses at
+            most one batch.
         routing: how the disease head is chosen, "hard" or "soft".
     """
 

@@ -51,13 +51,13 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
     hide_bars_in_files()
     process = Process.current()
     tags = {f"{PREFIX}job": kind} | ({} if process is None else {PROCESS_TAG: process.to_json()})
-    with short_timeouts(), to_one_line("the tracking server"):
+    with short_timeouts(), registration_errors(f"the tracking server {mlflow.get_tracking_uri()} cannot be used"):
         run = mlflow.start_run(tags=tags)
     try:
         if process is not None:
             with short_timeouts(), contextlib.suppress(*SERVER_ERRORS):
                 end_abandoned_runs(run.info.experiment_id, process)
-        with to_one_line("the job was cut short"):
+        with registration_errors("the job was cut short"):
             yield run
     except BaseException as error:
         with short_timeouts():
@@ -70,7 +70,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
     try:
         mlflow.end_run()
     except SERVER_ERRORS as error:  # what the job was for is done
-        _LOGGER.warning("the run %s is done and could not be ended: %s", run.info.run_id, error)
+        _LOGGER.warning("the job is done, but its run %s could not be ended: %s", run.info.run_id, error)
 
 
 def end_abandoned_runs(experiment_id: str, here: Process) -> None:
@@ -124,7 +124,7 @@ def _list_models(client: MlflowClient, run: Run) -> Iterator[LoggedModel]:
 
 
 @contextmanager
-def to_one_line(what: str) -> Iterator[None]:
+def registration_errors(what: str) -> Iterator[None]:
     """Turn an error of a server or a disk into a `RegistrationError` of one line that starts with `what`."""
     try:
         yield
@@ -135,7 +135,7 @@ def to_one_line(what: str) -> Iterator[None]:
 
 @contextmanager
 def short_timeouts() -> Iterator[None]:
-    """Let MLflow give up a server that does not answer after seconds instead of minutes."""
+    """Let MLflow wait for a server that does not answer for seconds instead of minutes."""
     before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
     os.environ.update(_SHORT_TIMEOUTS)
     try:

@@ -18,7 +18,7 @@ import mlflow
 
 from mlflow_plugins._mlflow_compat import resolve_models_uri
 from mlflow_plugins.jobs.requests import ScoreRequest
-from mlflow_plugins.jobs.run import PREFIX, job_run, to_one_line
+from mlflow_plugins.jobs.run import PREFIX, job_run, registration_errors
 from mlflow_plugins.jobs.spark import (
     MAX_IMAGE_BYTES,
     escape_pattern,
@@ -82,7 +82,7 @@ def run_score(request: ScoreRequest) -> Scores:
     with job_run("score"):
         images, output = to_absolute(request.images), to_absolute(request.output)
         _check_folders(images, output)
-        with to_one_line(request.model):
+        with registration_errors(f"{request.model} cannot be found in the registry {mlflow.get_registry_uri()}"):
             name, version = resolve_models_uri(request.model)
         model = f"models:/{name}/{version}"
         mlflow.log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
@@ -131,8 +131,8 @@ class _Scorer:
         for name, value in asked.items():
             if begun.get(name) != value:
                 raise ScoringError(
-                    f"{self.output}: begun with {name} {begun.get(name)}, and now it is {value}: go on with what it "
-                    "was begun with, or give another output"
+                    f"{self.output}: begun with {name} {begun.get(name)}, but this job has {value}; repeat the first "
+                    "request to complete it, or choose another output"
                 )
 
     def run(self) -> Scores:
@@ -144,7 +144,7 @@ class _Scorer:
         files = None if self._is_table else self._list_files()
         scored = self._score(self._read(self.spark.readStream))
         if unknown := [name for name in self.request.partition_by if name not in scored.columns]:
-            raise ScoringError(f"cannot partition by {', '.join(unknown)}: expected {', '.join(scored.columns)}")
+            raise ScoringError(f"cannot partition by {', '.join(unknown)}: the scores have {', '.join(scored.columns)}")
         query = (
             scored.writeStream.foreachBatch(self._write_batch)
             .option("checkpointLocation", f"{self.output}/{_STATE}/checkpoint")
@@ -184,7 +184,7 @@ class _Scorer:
             columns = ", ".join(f"{name} {kind.simpleString()}" for name, kind in kinds.items())
             raise ScoringError(f"{self.images}: expected a binary column {IMAGE_COLUMN!r}, the columns are {columns}")
         if taken := sorted({*PREDICTION_COLUMNS, _MODEL, _BATCH, STRUCT_COLUMN} & set(kinds)):
-            raise ScoringError(f"{self.images}: the scores have columns {', '.join(taken)} of their own: rename them")
+            raise ScoringError(f"{self.images}: rename {', '.join(taken)}; the scores have columns of these names")
         return rows.repartition(self.spark.sparkContext.defaultParallelism)  # one file of it may be one task
 
     def _score(self, rows: "DataFrame") -> "DataFrame":
@@ -275,9 +275,9 @@ class _Scorer:
 
 def _check_folders(images: str, output: str) -> None:
     if "://" not in images and not Path(images).exists():
-        raise ScoringError(f"no images there: {images}")
+        raise ScoringError(f"{images}: no such folder or table of images")
     if "://" in output or not Path(output).exists():
         return
     begun = Path(output, _STATE, "request").is_dir()
     if not Path(output).is_dir() or (not begun and {path.name for path in Path(output).iterdir()} - {_STATE}):
-        raise ScoringError(f"{output}: is there already and holds no scores of this job")
+        raise ScoringError(f"{output}: exists already and holds no scores; choose another output")

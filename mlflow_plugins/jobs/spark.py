@@ -43,7 +43,7 @@ def spark_session(master: str) -> Iterator["SparkSession"]:
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ScoringError(f"bulk scoring needs pyspark, which conda.yaml pins ({error})") from error
+        raise ScoringError(f"bulk scoring needs pyspark; install plantmodels with its extra spark ({error})") from error
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
         raise ScoringError("Spark needs Java 17 (Debian: apt-get install openjdk-17-jre-headless)")
     if master.startswith("local"):

@@ -1,4 +1,4 @@
-"""The long steps of the jobs, each with what the run records of it; importing this module loads torch."""
+"""The long steps of the jobs: each does its work and logs the result; importing this module loads torch."""
 
 import contextlib
 

@@ -23,8 +23,7 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _LONGEST_PAUSE_S: Final = 600.0
 _CLOSING_S: Final = 5.0
-PROBE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
-"""A grey image. A version must answer it before it serves."""
+_GREY_IMAGE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
 
 
 def _resolve_models_uri(uri: str) -> tuple[str, str]:
@@ -46,6 +45,24 @@ class LoadedVersion:
     name: str
     version: str
     classifier: PlantClassifier
+
+
+def ask_about_grey_image(classifier: PlantClassifier, name: str) -> Prediction:
+    """Return a classifier's answer to a grey image, which every version must give before it serves.
+
+    Args:
+        classifier: the loaded classifier.
+        name: what the error calls it.
+
+    Raises:
+        BundleError: a number of the answer is missing or not finite.
+    """
+    (answer,) = classifier.predict([_GREY_IMAGE], on_error="raise")
+    numbers = {"species_probability": answer.species_probability, "ood_score": answer.ood_score}
+    for field, value in numbers.items():
+        if value is None or not np.isfinite(value):
+            raise BundleError(f"{name}: answers a grey image with {field} {value}; expected a finite number")
+    return answer
 
 
 class ModelHandle:
@@ -134,9 +151,7 @@ class ModelHandle:
 
     def _load(self, name: str, version: str) -> LoadedVersion:
         classifier = load_version(f"models:/{name}/{version}", self._options)
-        (row,) = classifier.predict([PROBE], on_error="raise")
-        if not np.isfinite(np.array([row.ood_score, row.species_probability], dtype=np.float64)).all():
-            raise BundleError(f"models:/{name}/{version}: answers a grey image with {row}")
+        ask_about_grey_image(classifier, f"models:/{name}/{version}")
         return LoadedVersion(name, version, classifier)
 
     def _watch(self) -> None:

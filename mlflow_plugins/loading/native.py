@@ -147,7 +147,8 @@ def read_recorded_manifest(folder: Path, public_key: Path | None = None) -> Mani
     content = read_manifest_bytes(bundle)
     if recorded != (found := sha256(content).hexdigest()):
         raise BundleError(
-            f"{folder}: {DESCRIPTION_FILE} records a manifest of digest {recorded!r:.70}, {MANIFEST_FILE} has {found}"
+            f"{folder}: {DESCRIPTION_FILE} records a manifest of digest {recorded!r:.70}, but the digest of "
+            f"{MANIFEST_FILE} is {found}"
         )
     if public_key is not None:
         check_manifest_signature(bundle, content, public_key)

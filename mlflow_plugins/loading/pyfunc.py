@@ -190,14 +190,14 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
             if name in model_input.keys():  # noqa: SIM118 - a DataFrame's `in` is about columns, a dict's about keys
                 return _read_column(model_input, name)
         columns = ", ".join(map(str, model_input.keys()))
-        raise ValueError(f"no column {IMAGE_COLUMN!r}: the columns are {columns or 'none at all'}")
+        raise ValueError(f"expected the column {IMAGE_COLUMN!r}, got {columns or 'no columns'}")
     if isinstance(model_input, np.ndarray):
         if model_input.ndim == 1:
             return map(_unwrap_row, model_input)
         if model_input.ndim == 4:
             return cast("Iterable[ImageLike]", model_input)
         raise ValueError(
-            f"an array must be (N,) of encoded images, (N, H, W, 3) uint8 or (N, 3, S, S) float32, "
+            f"an array must be (N,) of encoded images, (N, H, W, 3) uint8 or (N, 3, P, P) float32, "
             f"got {model_input.shape} {model_input.dtype}"
         )
     if isinstance(model_input, pd.Series | list | tuple):
@@ -210,10 +210,10 @@ def read_images(model_input: Any) -> Iterable[ImageLike]:
 
 def _read_column(model_input: Any, name: object) -> Iterable[ImageLike]:
     if isinstance(model_input, Mapping) and len(model_input) > 1:  # MLflow's server sends it for rows of unlike keys
-        raise ValueError(f"a dict of lists has the key {name!r} alone, got {', '.join(map(str, model_input))}")
+        raise ValueError(f"a dict of lists must have only the key {name!r}, got {', '.join(map(str, model_input))}")
     column = model_input[name]
     if isinstance(column, pd.DataFrame):
-        raise ValueError(f"several columns {name!r}: expected one")
+        raise ValueError(f"expected one column {name!r}, got several")
     return read_images(column)
 
 

@@ -82,7 +82,7 @@ class Guard:
             found = has_flavor(self._store.get_model_version_download_uri(name, version.version))
         except EvidenceError as error:
             raise permission_denied(
-                f"{name} version {version.version}: {error}; the registry cannot tell whether its gates passed"
+                f"{name} version {version.version}: {error}, so the registry cannot tell whether the gates apply"
             ) from error
         if found:  # it was registered before the registry was gated
             self.mark(name)
@@ -171,14 +171,15 @@ class Admission:
         """
         try:
             if not source.is_ready:
-                raise EvidenceError(f"{source.uri} is not READY: its upload was not finished")
+                raise EvidenceError(f"{source.uri} is not READY: its upload was not finished; log the bundle again")
             evidence = read_evidence(source.location)
             failures = None if evidence.report is None else evidence.find_failures(self._config.policy)
         except EvidenceError as error:
             raise self._audit.refuse(name, None, source.action, str(error)) from error
         gates = _describe_gates(failures)
         if source.origin is not None and gates != _PASSED:
-            raise self._audit.refuse(name, None, source.action, gates, evidence)
+            reason = f"only a version that passed every gate may be copied (gates {gates})"
+            raise self._audit.refuse(name, None, source.action, reason, evidence)
         return evidence, _make_stamps(evidence, failures)
 
     def admit(self, version: ModelVersion, action: str) -> None:
@@ -196,7 +197,7 @@ class Admission:
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
             if stamped is not None and stamped != evidence.model_sha256:
-                raise EvidenceError("its files are not those that were registered")
+                raise EvidenceError("its files are not those that were registered; register the bundle again")
             failures = evidence.find_failures(self._config.policy)
         except EvidenceError as error:
             raise self._audit.refuse(name, number, action, str(error)) from error

@@ -50,7 +50,9 @@ class Evidence:
             EvidenceError: there is no report.
         """
         if self.report is None:
-            raise EvidenceError(f"the bundle holds no {GATE_REPORT_FILE}: it was never verified")
+            raise EvidenceError(
+                f"the bundle holds no {GATE_REPORT_FILE}: it was never verified; verify it and register it again"
+            )
         strict = (_apply_policy(gate, policy) for gate in self.report.gates)
         return tuple(gate for gate in strict if not gate.passed)
 
@@ -153,7 +155,7 @@ def _check_model(folder: Path, *, is_loaded_in_place: bool) -> Evidence:
         raise EvidenceError(f"the class order is not the one that {DESCRIPTION_FILE} was written for")
     report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
     if report is not None and report.inputs.class_order_digest != class_order:
-        raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order")
+        raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order than the bundle has; verify it again")
     return Evidence(manifest_sha256, _digest_names(digests), report)
 
 

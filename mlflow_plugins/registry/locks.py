@@ -1,4 +1,4 @@
-"""One promotion at a time for each registered model, across threads, server workers and servers."""
+"""One change of a registered model at a time, across threads, server workers and servers."""
 
 import hashlib
 import threading
@@ -14,7 +14,7 @@ import sqlalchemy
 from plantmodels.bundle.file_lock import LockedError, hold_file_lock
 
 TIMEOUT_S: Final = 120
-"""How long a promotion waits for another promotion of the same model, in seconds."""
+"""How long a change waits for another change of the same model, in seconds."""
 
 
 class RegistryLocks:
@@ -55,7 +55,7 @@ class RegistryLocks:
 
 
 def _explain_timeout(name: str) -> str:
-    return f"another promotion of {name!r} has not finished within {TIMEOUT_S} s"
+    return f"another change of {name!r} has not finished within {TIMEOUT_S} s; try again"
 
 
 @contextmanager
@@ -65,7 +65,10 @@ def _hold_sqlite_lock(database: Path, name: str) -> Iterator[None]:
     try:
         with hold_file_lock(path, timeout_s=TIMEOUT_S) as is_held:
             if not is_held:
-                raise TimeoutError(f"{path}: this file system has no locks, so promotions cannot be kept apart")
+                raise TimeoutError(
+                    f"{path}: this file system has no locks, so two promotions could run at once; "
+                    "put the database on a local disk"
+                )
             yield
     except LockedError as error:
         raise TimeoutError(_explain_timeout(name)) from error

@@ -93,7 +93,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             refuse_reserved_tags(tag.key for tag in tags)
             return create(name, source, run_id, tags, *args, **kwargs)
         if PROMPT_TAG in (tag.key for tag in tags):
-            raise permission_denied(f"{name}: a version with the source {source} cannot be a prompt")
+            raise permission_denied(f"{name}: a version with artifacts or of a guarded model cannot be a prompt")
         found = self._admission.resolve_source(name, source)
         tags = found.drop_copied_stamps(tags)
         refuse_reserved_tags(tag.key for tag in tags)

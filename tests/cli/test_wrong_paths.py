@@ -117,7 +117,10 @@ def test_the_jobs(inputs: dict[str, str], embedded_mlflow: str) -> None:
         (["verify", *_words(inputs, export), "--bundle", absent], "no such bundle folder"),
         (["register", "--bundle", absent], "no such bundle folder"),
         (["register", "--bundle", bundle, "--example", absent], "no such image"),
-        (["score", "--model", "models:/a/1", "--images", absent, "--output", f"{absent}.parquet"], "no images there"),
+        (
+            ["score", "--model", "models:/a/1", "--images", absent, "--output", f"{absent}.parquet"],
+            "no such folder or table",
+        ),
     ]
     check("mlflow_plugins.jobs.__main__", cases, inputs, MLFLOW_TRACKING_URI=embedded_mlflow)
 

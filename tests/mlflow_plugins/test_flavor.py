@@ -325,10 +325,10 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        (pd.DataFrame({"picture": [b""], "x": [1]}), "no column 'image': the columns are picture, x"),
-        ({}, "no column 'image': the columns are none at all"),
-        (pd.DataFrame([[b"", b""]], columns=["image", "image"]), "several columns 'image'"),
-        ({"image": [b""], "img": [b""]}, "a dict of lists has the key 'image' alone, got image, img"),
+        (pd.DataFrame({"picture": [b""], "x": [1]}), "expected the column 'image', got picture, x"),
+        ({}, "expected the column 'image', got no columns"),
+        (pd.DataFrame([[b"", b""]], columns=["image", "image"]), "expected one column 'image', got several"),
+        ({"image": [b""], "img": [b""]}, "a dict of lists must have only the key 'image', got image, img"),
         (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
         ("leaf.jpg", "a list of images or an array, got str"),
         (None, "got NoneType"),

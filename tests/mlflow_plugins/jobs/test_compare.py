@@ -61,9 +61,9 @@ def test_the_command_prints_what_compare_prints(registered: tuple[Path, Path], t
 @pytest.mark.parametrize(
     ("name", "version", "message"),
     [
-        (NAME, "7", f"models:/{NAME}/7 is not in the registry sqlite:"),
-        (NAME, "@staging", f"models:/{NAME}@staging is not in the registry sqlite:"),
-        ("absent", "1", "models:/absent/1 is not in the registry sqlite:"),
+        (NAME, "7", f"models:/{NAME}/7 cannot be found in the registry sqlite:"),
+        (NAME, "@staging", f"models:/{NAME}@staging cannot be found in the registry sqlite:"),
+        ("absent", "1", "models:/absent/1 cannot be found in the registry sqlite:"),
     ],
 )
 def test_a_version_that_is_not_there_is_one_line(

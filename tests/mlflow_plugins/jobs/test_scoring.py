@@ -210,11 +210,11 @@ def test_one_output_holds_the_scores_of_one_request(model, leaf_images, tmp_path
     second = mlflow.register_model(MlflowClient().get_model_version("plants", "1").source, "plants")
     MlflowClient().set_registered_model_alias("plants", "production", second.version)
     for change, message in (
-        ({}, "scores: begun with model models:/plants/1, and now it is models:/plants/2: go on with what"),
-        ({"model": "models:/plants/1", "routing": "soft"}, "begun with routing hard, and now it is soft"),
+        ({}, "scores: begun with model models:/plants/1, but this job has models:/plants/2; repeat the first"),
+        ({"model": "models:/plants/1", "routing": "soft"}, "begun with routing hard, but this job has soft"),
         (
             {"model": "models:/plants/1", "partition_by": ("species",)},
-            r"partition_by \[\], and now it is \['species'\]",
+            r"partition_by \[\], but this job has \['species'\]",
         ),
     ):
         with pytest.raises(ScoringError, match=message):
@@ -272,14 +272,23 @@ def test_refusals(model, leaf_images, tmp_path: Path, monkeypatch: pytest.Monkey
     refused(RegistrationError, "models:/absent/1: .*not found", model="models:/absent/1")
     refused(RegistrationError, "models:/plants@nobody: .*not found", model="models:/plants@nobody")
     refused(RegistrationError, "does not name a version of a registered model", model="models:/m-123")
-    refused(ScoringError, "no images there: /absent", images="/absent")
+    refused(ScoringError, "/absent: no such folder or table of images", images="/absent")
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.txt").write_text("mine")
-    refused(ScoringError, "thesis: is there already and holds no scores of this job", output=str(tmp_path / "thesis"))
+    refused(
+        ScoringError,
+        "thesis: exists already and holds no scores; choose another output",
+        output=str(tmp_path / "thesis"),
+    )
     (tmp_path / "empty").mkdir()
     refused(ScoringError, "empty: holds no image to score", images=str(tmp_path / "empty"))
     output = str(tmp_path / "other scores")
-    refused(ScoringError, "cannot partition by colour: expected path, species", partition_by=("colour",), output=output)
+    refused(
+        ScoringError,
+        "cannot partition by colour: the scores have path, species",
+        partition_by=("colour",),
+        output=output,
+    )
     pd.DataFrame({"image": ["text"]}).to_parquet(tmp_path / "text.parquet")
     refused(
         ScoringError,
@@ -290,7 +299,7 @@ def test_refusals(model, leaf_images, tmp_path: Path, monkeypatch: pytest.Monkey
     pd.DataFrame({"image": [b""], "error": [""]}).to_parquet(tmp_path / "taken.parquet")
     refused(
         ScoringError,
-        "the scores have columns error of their own",
+        "rename error; the scores have columns of these names",
         images=str(tmp_path / "taken.parquet"),
         output=str(tmp_path / "scores 4"),
     )

@@ -107,8 +107,8 @@ def test_params_reach_the_classifier(server: str, leaf: bytes) -> None:
     [
         ("{", "JSON"),
         ({"images": []}, "dataframe_split"),
-        ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "no column 'image': the columns are picture"),
-        ({"instances": [{"image": ""}, {"img": ""}]}, "a dict of lists has the key 'image' alone, got image, img"),
+        ({"dataframe_split": {"columns": ["picture"], "data": [["x"]]}}, "expected the column 'image', got picture"),
+        ({"instances": [{"image": ""}, {"img": ""}]}, "a dict of lists must have only the key 'image', got image, img"),
         ({"inputs": [""], "params": {"routing": "firm"}}, "routing must be one of hard, soft, got 'firm'"),
         ({"inputs": [""], "params": {"top_k": -1}}, "top_k must be an integer of at least 0, got -1"),
         ({"inputs": [""], "params": {"top_k": "many"}}, "top_k"),

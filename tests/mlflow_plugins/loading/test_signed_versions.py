@@ -129,6 +129,6 @@ def test_a_signature_that_is_truncated_on_its_way_is_not_registered(
         return folder
 
     monkeypatch.setattr(mlflow.artifacts, "download_artifacts", cut)
-    with pytest.raises(RegistrationError, match=r"manifest\.json\.sig was read back with another content"):
+    with pytest.raises(RegistrationError, match=r"manifest\.json\.sig was read back with other content"):
         run_register(signed, "plants", None)
     assert not MlflowClient().search_registered_models()
