@@ -15,7 +15,7 @@ import pytest
 from mlflow.store.artifact import artifact_repository_registry
 
 from mlflow_plugins import flavor
-from mlflow_plugins.loading import pyfunc as pyfunc_model
+from mlflow_plugins.loading import pyfunc
 from plantmodels.bundle.layout import Precision
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.errors import BundleError, ManifestMismatchError
@@ -84,7 +84,7 @@ def test_base64_bytes_are_read_as_the_scoring_server_sends_them(model: Path, lea
 
 def test_signature_example_and_requirements_travel_with_the_model(model: Path, leaf: bytes) -> None:
     description = mlflow.models.Model.load(model)
-    assert description.signature == pyfunc_model.SIGNATURE
+    assert description.signature == pyfunc.SIGNATURE
     example = description.load_input_example(str(model))
     loaded = mlflow.pyfunc.load_model(str(model))
     pd.testing.assert_frame_equal(loaded.predict(example), loaded.predict([leaf]))
@@ -332,12 +332,12 @@ def test_an_empty_batch_is_an_empty_result_of_the_same_columns(model: Path, leaf
         (b"abc", "expected a DataFrame with the column 'image', a list of images or an array, got bytes"),
         ("leaf.jpg", "a list of images or an array, got str"),
         (None, "got NoneType"),
-        (np.zeros((4, 4, 3), np.uint8), r"\(N, 3, S, S\) float32, got \(4, 4, 3\) uint8"),
+        (np.zeros((4, 4, 3), np.uint8), r"\(N, 3, P, P\) float32, got \(4, 4, 3\) uint8"),
     ],
 )
 def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        pyfunc_model.read_images(form)
+        pyfunc.read_images(form)
 
 
 @pytest.mark.parametrize(
@@ -373,13 +373,13 @@ def test_arrow_types_do_not_depend_on_the_images(model: Path, leaf: bytes, tmp_p
     schemas = []
     for images in ([leaf, b""], [b"no image"], []):
         frame = loaded.predict(images, params=params)
-        table = pa.Table.from_pandas(frame, schema=pyfunc_model.arrow_schema(frame.columns))
+        table = pa.Table.from_pandas(frame, schema=pyfunc.arrow_schema(frame.columns))
         pq.write_table(table, tmp_path / "scores.parquet")
         read = pq.read_table(tmp_path / "scores.parquet")
         assert read.to_pylist() == frame.to_dict("records")
         schemas.append(read.schema.remove_metadata())
-    assert schemas == [pyfunc_model.arrow_schema([*COLUMNS, "candidates", "embedding"])] * 3
-    plain = pyfunc_model.arrow_schema()
+    assert schemas == [pyfunc.arrow_schema([*COLUMNS, "candidates", "embedding"])] * 3
+    plain = pyfunc.arrow_schema()
     assert plain.names == COLUMNS and all(field.nullable for field in plain)
     assert [str(kind) for kind in plain.types] == "string int64 double string double double double bool string".split()
 
@@ -414,6 +414,6 @@ def test_rows_as_structs_hold_the_same_values(model: Path, leaf: bytes) -> None:
     loaded = mlflow.pyfunc.load_model(str(model))
     plain = loaded.predict([leaf, b""], params={"top_k": 1})
     structs = loaded.predict([leaf, b""], params={"top_k": 1, "as_struct": True})
-    assert list(structs.columns) == [pyfunc_model.STRUCT_COLUMN]
-    assert structs[pyfunc_model.STRUCT_COLUMN].tolist() == plain.to_dict("records")
+    assert list(structs.columns) == [pyfunc.STRUCT_COLUMN]
+    assert structs[pyfunc.STRUCT_COLUMN].tolist() == plain.to_dict("records")
     assert loaded.predict([], params={"as_struct": True}).shape == (0, 1)

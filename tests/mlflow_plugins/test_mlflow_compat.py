@@ -23,7 +23,7 @@ OVERRIDDEN = [
 
 @pytest.mark.parametrize("base", [SqlAlchemyStore, WorkspaceAwareSqlAlchemyStore, RestStore])
 @pytest.mark.parametrize("name", OVERRIDDEN)
-def test_an_overridden_method_takes_what_mlflows_takes(base: type, name: str) -> None:
+def test_overridden_methods_take_the_arguments_of_mlflows_methods(base: type, name: str) -> None:
     theirs = list(inspect.signature(getattr(base, name)).parameters)
     ours = inspect.signature(getattr(GatedStoreMixin, name)).parameters.values()
     named = [parameter.name for parameter in ours if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]
@@ -31,7 +31,7 @@ def test_an_overridden_method_takes_what_mlflows_takes(base: type, name: str) ->
     assert named == (theirs[: len(named)] if passes_on else theirs)
 
 
-def test_no_writing_method_of_mlflows_store_is_overlooked() -> None:
+def test_every_writing_method_of_mlflows_store_is_overridden_or_known_to_be_harmless() -> None:
     """A method that MLflow adds must be looked at: may a version reach Production by it?"""
     seen_to = {
         *OVERRIDDEN,
@@ -52,7 +52,7 @@ def test_no_writing_method_of_mlflows_store_is_overlooked() -> None:
     assert writing - seen_to == set()
 
 
-def test_stores_by_address(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_address_decides_which_store_class_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     assert compat.get_store_class("sqlite:///a.db") is SqlAlchemyStore
     assert compat.get_store_class("http://127.0.0.1:1") is RestStore
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
@@ -71,11 +71,11 @@ def test_the_rest_store_takes_our_arguments() -> None:
         ("models:/leaves/3", (None, "leaves", "3")),
     ],
 )
-def test_models_uris(source: str, parsed: tuple[str | None, ...]) -> None:
+def test_models_uris_are_parsed(source: str, parsed: tuple[str | None, ...]) -> None:
     assert compat.parse_models_uri(source) == parsed
 
 
-def test_prompt_sources() -> None:
+def test_the_placeholder_of_prompts_is_known() -> None:
     assert "dummy-source" in compat.PROMPT_SOURCES
 
 
@@ -92,7 +92,7 @@ def test_a_server_finds_its_own_artifacts_without_http(tmp_path: Path, monkeypat
     assert compat.locate_artifacts("mlflow-artifacts:/1/models/m-1")[2] == tmp_path / "1/models/m-1"
 
 
-def test_a_request_and_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_user_is_known_only_if_basic_auth_checked_the_password(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not compat.is_serving()
     with flask.Flask("test").test_request_context(headers={"Authorization": "Basic YWRhOng="}):
         assert compat.is_serving()

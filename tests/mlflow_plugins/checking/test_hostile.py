@@ -282,7 +282,7 @@ def test_a_manifest_that_mlmodel_does_not_record(model: Path) -> None:
     check_refused(model, "records a manifest of digest|is not the one that MLmodel was written for", OF_THE_MODEL)
 
 
-def test_files_more_and_less(model: Path) -> None:
+def test_extra_missing_and_renamed_files(model: Path) -> None:
     extra = bundle_of(model) / "extra.txt"
     extra.write_text("")
     check_refused(model, r"not in the manifest: extra\.txt", WHOLE)

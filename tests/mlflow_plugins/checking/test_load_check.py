@@ -212,7 +212,7 @@ def test_another_environment_is_refused(model: Path, attack: str) -> None:
         ("data/bundle/more.txt", "not in the manifest: more.txt"),
     ],
 )
-def test_a_file_more_is_refused(model: Path, name: str, match: str) -> None:
+def test_an_extra_file_in_the_model_folder_is_refused(model: Path, name: str, match: str) -> None:
     (model / name).parent.mkdir(parents=True, exist_ok=True)
     (model / name).write_text("")
     refused(model, match)
@@ -258,7 +258,7 @@ def test_what_was_checked_is_what_is_kept(model: Path, tmp_path: Path, leaf: byt
 
 
 @pytest.mark.slow
-def test_a_version_behind_a_server(start_server, tiny_bundle, tmp_path: Path) -> None:
+def test_a_version_whose_artifacts_a_server_holds(start_server, tiny_bundle, tmp_path: Path) -> None:
     server = start_server("--workers", "1", "--artifacts-destination", str(tmp_path / "artifacts"))
     with mlflow.start_run():
         info = flavor.log_model(tiny_bundle.bundle, name="m")

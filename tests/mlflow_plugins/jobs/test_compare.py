@@ -94,7 +94,7 @@ def test_a_report_that_was_put_there_later_is_refused(registered: tuple[Path, Pa
 
 
 @pytest.mark.slow
-def test_of_a_server_only_reports_are_downloaded(
+def test_only_reports_are_downloaded_from_a_server(
     start_server, good_bundle: Path, bad_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start_server()

@@ -120,7 +120,7 @@ def test_an_answer_is_quick(report: GateReport, uri: str, expected: ExpectedRows
         wait_for(is_quick, 1800)
 
 
-def test_27_million_weights_cannot_fit_into_5_mb(report: GateReport) -> None:
+def test_species_size_fails_for_27_million_weights(report: GateReport) -> None:
     assert not report.gate("species_size").passed
 
 

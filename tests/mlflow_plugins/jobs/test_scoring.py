@@ -21,7 +21,7 @@ from mlflow_plugins import flavor
 from mlflow_plugins.jobs import spark
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.scoring import run_score
-from mlflow_plugins.loading import pyfunc as pyfunc_model
+from mlflow_plugins.loading import pyfunc
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
 
@@ -32,7 +32,7 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed"),
 ]
 
-COLUMNS = list(pyfunc_model.PREDICTION_COLUMNS)
+COLUMNS = list(pyfunc.PREDICTION_COLUMNS)
 
 
 @pytest.fixture
@@ -255,22 +255,32 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[
             process.wait()
 
 
-def test_a_cluster_needs_no_other_code(model, cluster: str, leaf_images, verified_bundle, tmp_path: Path) -> None:
+def test_a_cluster_gives_the_rows_of_one_machine(
+    model, cluster: str, leaf_images, verified_bundle, tmp_path: Path
+) -> None:
     scores = run_score(ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), cluster))
     assert (scores.images, scores.errors) == (45, 2)
     check_against_native(read_scores(tmp_path / "scores"), verified_bundle)
     assert list(tmp_path.glob("work/app-*")), "then it ran elsewhere"
 
 
-def test_refusals(model, leaf_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_requests_are_refused(model, leaf_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]")
 
     def refused(error: type[Exception], match: str, **change: object) -> None:
         with pytest.raises(error, match=match):
             run_score(ScoreRequest(**{**vars(good), **change}))
 
-    refused(RegistrationError, "models:/absent/1: .*not found", model="models:/absent/1")
-    refused(RegistrationError, "models:/plants@nobody: .*not found", model="models:/plants@nobody")
+    refused(
+        RegistrationError,
+        "models:/absent/1 cannot be found in the registry sqlite:.*not found",
+        model="models:/absent/1",
+    )
+    refused(
+        RegistrationError,
+        "models:/plants@nobody cannot be found in the registry sqlite:.*not found",
+        model="models:/plants@nobody",
+    )
     refused(RegistrationError, "does not name a version of a registered model", model="models:/m-123")
     refused(ScoringError, "/absent: no such folder or table of images", images="/absent")
     (tmp_path / "thesis").mkdir()
@@ -310,7 +320,7 @@ def test_refusals(model, leaf_images, tmp_path: Path, monkeypatch: pytest.Monkey
     refused(ScoringError, "bulk scoring needs pyspark")
 
 
-def test_the_cause_is_told_and_not_its_wrappings() -> None:
+def test_the_last_error_in_a_message_of_spark_is_the_cause() -> None:
     message = "[STREAM_FAILED] Query\nTraceback\npyspark.errors.PythonException: thrown\nValueError: no\n SQLSTATE: 1"
     assert spark._find_cause(message) == "ValueError: no"
     assert spark._find_cause("[PATH_NOT_FOUND] it is\nnot there") == "[PATH_NOT_FOUND] it is not there"

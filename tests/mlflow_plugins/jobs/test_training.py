@@ -38,7 +38,7 @@ def test_a_distillation_logs_the_size_of_its_file(tiny_checkpoint: Path, tiny_da
     assert only_run().data.metrics["size_bytes.species_int8"] == report.int8_bytes
 
 
-def test_a_training_that_cannot_be_is_a_failed_run(tiny_data: Path, tmp_path: Path) -> None:
+def test_a_training_that_is_refused_leaves_a_failed_run(tiny_data: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingError):
         run_train_job(TrainRequest(tiny_data, tmp_path / "x.ckpt", stages="nonsense"))
     assert only_run().info.status == "FAILED"

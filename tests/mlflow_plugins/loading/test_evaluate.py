@@ -37,7 +37,7 @@ def test_evaluate_counts_as_verify_does(verified_bundle: Path, leaves: pd.DataFr
         assert {"per_class_metrics", "confusion_matrix"} <= set(result.artifacts)
 
 
-def test_evaluate_finds_what_is_wrong(verified_bundle: Path, leaves: pd.DataFrame) -> None:
+def test_evaluate_counts_a_wrong_label(verified_bundle: Path, leaves: pd.DataFrame) -> None:
     run_register(verified_bundle, "plant-disease", None)
     answers = mlflow.pyfunc.load_model(URI).predict(leaves)
     leaves.loc[:6, "species"] = "Blueberry"

@@ -48,7 +48,7 @@ def artifact_of(version: str, name: str) -> Path:
     return Path(urlparse(uri).path, flavor.BUNDLE_FOLDER, name)
 
 
-def test_it_follows_the_alias(versions, leaf: bytes, wait_for: Callable[..., None]) -> None:
+def test_the_handle_follows_the_alias(versions, leaf: bytes, wait_for: Callable[..., None]) -> None:
     with ModelHandle(URI, interval_s=0.05, threads=1) as watching:
         assert watching.current.version == versions[0] and watching.predict([leaf])[0].rejected is False
         promote(versions[1])
@@ -100,7 +100,7 @@ def test_a_damaged_version_never_takes_over(versions, leaf: bytes, wait_for: Cal
         wait_for(lambda: watching.failure is None)
 
 
-def test_a_version_that_gives_no_number_never_takes_over(versions, leaf: bytes, monkeypatch) -> None:
+def test_a_version_that_answers_nan_never_takes_over(versions, leaf: bytes, monkeypatch) -> None:
     handle_ = ModelHandle(URI, interval_s=0, threads=1)
     promote(versions[1])
     with monkeypatch.context() as patch:
@@ -126,7 +126,7 @@ def test_a_registry_that_is_gone_changes_nothing(versions, leaf: bytes, wait_for
     assert caplog.text.count("the registry is gone") <= 1, "the same failure is told once"
 
 
-def test_refusals(versions) -> None:
+def test_bad_arguments_are_refused(versions) -> None:
     with pytest.raises(ValueError, match="interval_s must be at least 0, got -1"):
         ModelHandle(URI, interval_s=-1)
     with pytest.raises(MlflowException, match="alias nobody not found"):

@@ -85,7 +85,7 @@ def test_a_null_never_fails_its_neighbours(server: str, leaf: bytes, form: str) 
     assert "expected encoded bytes" in null.pop("error") and set(null.values()) == {None}
 
 
-def test_an_alias_is_served(leaf: bytes, verified_bundle: Path, tmp_path: Path, serve) -> None:
+def test_the_server_serves_an_alias(leaf: bytes, verified_bundle: Path, tmp_path: Path, serve) -> None:
     with mlflow.start_run():
         info = flavor.log_model(verified_bundle, name="plants")
     version = mlflow.register_model(info.model_uri, "plants")
@@ -115,7 +115,7 @@ def test_params_reach_the_classifier(server: str, leaf: bytes) -> None:
         ({"inputs": ["bad!"], "params": {"on_error": "raise"}}, "image 0: text that is not base64"),
     ],
 )
-def test_malformed_requests_are_told_why(server: str, document: Any, message: str) -> None:
+def test_a_malformed_request_gets_the_reason(server: str, document: Any, message: str) -> None:
     answer = ask(server, document)
     assert 400 <= answer.status_code < 500, answer.text
     assert message in answer.text

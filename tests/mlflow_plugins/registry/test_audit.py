@@ -25,7 +25,7 @@ def test_decisions_come_back_whole_and_by_time(decisions: list[Decision]) -> Non
     assert sorted(map(repr, read)) == sorted(map(repr, decisions))
 
 
-def test_a_decision_in_one_line() -> None:
+def test_a_decision_is_one_sentence() -> None:
     decision = Decision("2026-11-24T10:00:00.000001Z", None, "3", "set alias production", False, "x", "ab" * 32)
     assert decision.to_sentence() == (
         "2026-11-24T10:00:00.000001Z  REFUSED: an unknown user asked to set alias production "
@@ -35,5 +35,5 @@ def test_a_decision_in_one_line() -> None:
     assert of_a_model.to_sentence() == "2026-11-24T10:00:00.000001Z  REFUSED: ada asked to rename a to b: x"
 
 
-def test_times_are_of_one_length() -> None:
+def test_times_have_one_length_so_that_they_sort_as_text() -> None:
     assert len(read_clock()) == len("2026-11-24T10:00:00.000001Z") and read_clock() <= read_clock()

@@ -28,7 +28,7 @@ def edit(model: Path, **changes: object) -> None:
     (model / "MLmodel").write_text(yaml.safe_dump(document))
 
 
-def test_a_complete_model(model: Path) -> None:
+def test_the_evidence_of_a_complete_model(model: Path) -> None:
     found = read_evidence(str(model))
     assert found.manifest_sha256 == digest_file(model / "data/bundle" / MANIFEST_FILE).sha256
     assert found.find_failures(GatePolicy()) == ()
@@ -107,14 +107,14 @@ def test_links_are_refused(model: Path, tmp_path: Path) -> None:
         read_evidence(str(model))
 
 
-def test_a_bundle_that_was_never_verified_has_no_verdict(tiny_bundle, tmp_path: Path) -> None:
+def test_gates_of_a_bundle_that_was_never_verified_are_unknown(tiny_bundle, tmp_path: Path) -> None:
     flavor.save_model(tiny_bundle.bundle, tmp_path / "model")
     with pytest.raises(EvidenceError, match="it was never verified"):
         read_evidence(str(tmp_path / "model")).find_failures(GatePolicy())
 
 
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/1/models/m-1", "s3://bucket/m", "nothing://here"])
-def test_places_that_cannot_be_read(location: str) -> None:
+def test_artifacts_that_cannot_be_read_are_named(location: str) -> None:
     for read in (read_evidence, has_flavor):
         with pytest.raises(EvidenceError, match=f"the artifacts at {location} cannot be read"):
             read(location)

@@ -29,7 +29,7 @@ def _count(database: str, counter: Path, turns: int) -> None:
             counter.write_text(str(number + 1))
 
 
-def test_one_at_a_time_across_processes(database: str, tmp_path: Path) -> None:
+def test_one_process_at_a_time_holds_the_lock(database: str, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
     spawn = multiprocessing.get_context("spawn")
@@ -41,7 +41,7 @@ def test_one_at_a_time_across_processes(database: str, tmp_path: Path) -> None:
     assert counter.read_text() == "20"
 
 
-def test_waiting_ends_in_an_error(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lock_that_is_not_free_in_time_is_an_error(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TIMEOUT_S", 0.3)
     held = RegistryLocks(sqlalchemy.create_engine(database))
     never = pytest.raises(TimeoutError, match="'leaves' has not finished")

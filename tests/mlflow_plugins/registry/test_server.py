@@ -139,7 +139,7 @@ def _promote_until_refused(version: str) -> None:
         return
 
 
-def test_ways_round_by_plain_http_are_refused(start_server, good_bundle, bad_bundle):
+def test_promotions_by_plain_http_are_refused(start_server, good_bundle, bad_bundle):
     """Both of MLflow's API prefixes; a metric logged afterwards; an artifact overwritten afterwards."""
     server = start_server("--workers", "1")
     bad, good = register(bad_bundle), register(good_bundle)
@@ -184,7 +184,7 @@ def test_a_client_gates_an_ungated_server_for_itself(start_server, good_bundle, 
     assert production() == ([good], good)
 
 
-def test_workspaces_are_gated_each_by_itself(start_server, good_bundle, bad_bundle, monkeypatch):
+def test_each_workspace_is_gated_separately(start_server, good_bundle, bad_bundle, monkeypatch):
     start_server("--workers", "1", "--enable-workspaces")
     mlflow.create_workspace("greenhouse")
     for workspace in ("default", "greenhouse"):
