@@ -38,12 +38,23 @@ QUIET: Final = 0.05
 """Fraction of the processors that other programs may use. Two threads that wait for each other take four times as long
 when a third program wants one of two cores, so a turn waits for a quiet machine and is repeated if disturbed."""
 
-_BLUR_TICKS: Final = 2
-_ATTEMPTS: Final = 3
-_PROBE_S: Final = 0.2
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+"""Ticks of the kernel's clock in a second."""
+
+_IGNORED_TICKS: Final = 2
+"""The kernel counts processor time in whole ticks, so a difference of so few means nothing."""
+
+_ATTEMPTS: Final = 3
+"""Number of tries for a turn that other programs disturb."""
+
+_PROBE_S: Final = 0.2
+"""Seconds over which the use of the processors is measured before a turn."""
+
 _CLOSE_S: Final = 30
+"""Seconds that a worker has to end by itself."""
+
 _STDERR_TAIL: Final = 2_000
+"""Characters of a failed worker's output that the error quotes."""
 
 
 class Worker:
@@ -216,7 +227,7 @@ def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any
 
 def _share(processor_s: float, elapsed_s: float) -> float:
     """Return the fraction of all processors; differences of a few ticks of the kernel's clock are ignored."""
-    return max(0.0, (processor_s - _BLUR_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
+    return max(0.0, (processor_s - _IGNORED_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
 
 
 def _busy_s() -> float:

@@ -13,10 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from benchmarks.speed import best_entry
+from plantmodels.report.render.plot_style import INK, LINE, MUTED
 
-INK: Final = "#26302b"
-MUTED: Final = "#6d7772"
-LINE: Final = "#d9ddd8"
 _STYLES: Final[dict[str, dict[str, Any]]] = {
     "literal recipe INT8": {"color": "#a8352b", "linestyle": "-"},
     "PyTorch FP32": {"color": "#c07a3a", "linestyle": "-"},

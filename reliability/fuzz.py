@@ -38,7 +38,10 @@ MAX_MEMORY: Final = 4 * 2**30
 _COUNTERS: Final = ("case", "running", "accepted", "refused", "slowest_us", "slowest_case", "memory_kb", "memory_case")
 _LAYOUT: Final = struct.Struct(f"<{len(_COUNTERS)}q")
 _POLL_S: Final = 0.2
+"""Seconds between two looks at a worker."""
+
 _LAZY_IMPORTS: Final = ("PIL", "encodings", "linecache", "numpy", "torch")
+"""Packages that import parts of themselves while they read; these imports are not side effects."""
 
 
 @dataclass

@@ -40,8 +40,8 @@ JOBS: Final[Mapping[str, tuple[str, ...]]] = {
 }
 OLD_SEED, NEW_SEED = 1, 0
 NAME: Final = "plant-disease"
-POLL_S: Final = 0.0003
-LIMIT_S: Final = 900
+POLL_S: Final = 0.0003  # between two looks at the files of a running job
+LIMIT_S: Final = 900  # a job that runs longer is killed
 ATTEMPTS: Final = 3
 """Number of tries if the job ends before the chosen moment."""
 

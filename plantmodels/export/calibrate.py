@@ -47,7 +47,7 @@ class Temperatures:
 
 
 def fit_temperatures(outputs: ModelOutputs, samples: Sequence[LeafSample], run_heads: RunHeads) -> Temperatures:
-    """Fit both temperatures; the diseases' is fitted given the true species. Without any data it is 1.
+    """Fit both temperatures. The disease logits come from the true species' heads. Without data a temperature is 1.
 
     Args:
         outputs: outputs of the species model for N leaves.

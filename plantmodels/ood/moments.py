@@ -77,7 +77,7 @@ class RunningMoments:
         return result
 
     def pooled(self) -> "RunningMoments":
-        """Return the moments of the same embeddings taken as one class."""
+        """Return the moments with all embeddings counted as one class."""
         result = RunningMoments(1, self.means.shape[1])
         result.counts[0] = self.counts.sum()
         result.means[0] = self.counts @ self.means / max(1, result.counts[0])

@@ -57,7 +57,7 @@ def find_load_failures(contents: Mapping[str, bytes], models: OpenedModels) -> d
     Raises:
         MemoryError: memory ran out, which says nothing about the files.
     """
-    import onnx  # serving, which opens heads alone, does without it
+    import onnx  # the check of a version, which needs the heads alone, does without it
 
     failures = {}
     for name, content in contents.items():
