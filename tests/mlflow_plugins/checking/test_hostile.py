@@ -202,7 +202,7 @@ def repeat_a_key(text: str) -> str:
 DOCUMENTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
     "a repeated key": (repeat_a_key, "key 'repeated' is repeated"),
     "deep nesting": (lambda text: '{"a":' * 100_000, "not valid JSON"),
-    "an integer of 5,000 digits": (lambda text: text.replace("{", '{"a": ' + "9" * 5000 + ",", 1), "not the JSON"),
+    "an integer of 5,000 digits": (lambda text: text.replace("{", '{"a": ' + "9" * 5000 + ",", 1), "not valid JSON"),
     "NaN": (lambda text: text.replace("{", '{"a": NaN,', 1), "NaN is not a JSON number"),
     "NUL": (lambda text: text + "\0", "not valid JSON"),
     "no UTF-8": (lambda text: text.encode() + b"\xff", "not UTF-8 text"),
