@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import urllib.error
@@ -17,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
-from tests.fixtures.tracking import responds
+from tests.fixtures.tracking import free_port, responds
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "plant-disease"
@@ -46,9 +45,7 @@ def service(
     MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
     (code,) = code_blocks("service.md", "python")
     (tmp_path / "service.py").write_text(code.replace("interval_s=30", "interval_s=0.2"))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     with (tmp_path / "service.log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "uvicorn", "service:app", "--port", address.partition(":")[2]],

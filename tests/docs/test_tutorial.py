@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mlflow_plugins import flavor
-from tests.fixtures.tracking import responds
+from tests.fixtures.tracking import free_port, responds
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
@@ -79,9 +78,7 @@ def reader(embedded_mlflow: str, tmp_path: Path, tiny_data: Path, failing_bundle
     leaf = tmp_path / ".demo" / "data" / "val" / "Tomato___Late blight" / "0001.jpg"
     leaf.parent.mkdir(parents=True)
     shutil.copy(next(path for path in sorted(tiny_data.glob("val/*/*")) if path.suffix == ".jpg"), leaf)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        reader = Reader(tmp_path, free.getsockname()[1])
+    reader = Reader(tmp_path, free_port())
     yield reader
     reader.stop_server()
 

@@ -3,7 +3,6 @@
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from mlflow_plugins.jobs.scoring import run_score
 from mlflow_plugins.loading import pyfunc
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
+from tests.fixtures.tracking import free_port
 
 pytestmark = [
     pytest.mark.slow,
@@ -231,9 +231,7 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[
     monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
     monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
     command = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), "org.apache.spark.deploy.{0}.{1}"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"spark://127.0.0.1:{free.getsockname()[1]}"
+    url = f"spark://127.0.0.1:{free_port()}"
     started = []
 
     def launch(role: str, *arguments: str) -> str:
