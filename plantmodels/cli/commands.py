@@ -213,6 +213,7 @@ def sign(bundle: Path, private_key: Path) -> None:
     if is_encrypted(private_key):
         password = os.environ.get("PLANTMODELS_KEY_PASSWORD") or click.prompt("Password of the key", hide_input=True)
     click.echo(f"wrote {sign_bundle(bundle, private_key, password=password)}")
+    click.echo(next_steps.suggest_register_signed(bundle))
 
 
 @main.command()

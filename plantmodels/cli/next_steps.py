@@ -40,14 +40,22 @@ def suggest_verify(
 def suggest_register(report: GateReport, bundle: Path) -> str:
     """Return text that suggests looking at the report of a verified bundle and registering it."""
     note = "" if report.passed else ", even with failed gates (the registry will not promote it without a waiver)"
-    words = ["python", "-m", "mlflow_plugins.jobs", "register", *_bundle_words(bundle)]
-    return suggest(f"open {bundle / HTML_REPORT_FILE}, then register the bundle{note}", *words)
+    return suggest(f"open {bundle / HTML_REPORT_FILE}, then register the bundle{note}", *_register_words(bundle))
+
+
+def suggest_register_signed(bundle: Path) -> str:
+    """Return text that suggests registering a bundle that was just signed."""
+    return suggest("register the signed bundle", *_register_words(bundle))
 
 
 def suggest_export(checkpoint: Path, data: Path) -> str:
     """Return text that suggests exporting a new checkpoint."""
     words = ["plantmodels", "export", "--checkpoint", checkpoint, "--data", data, "--non-plants", "FOLDER"]
     return suggest("export the checkpoint", *words)
+
+
+def _register_words(bundle: Path) -> list[object]:
+    return ["python", "-m", "mlflow_plugins.jobs", "register", *_bundle_words(bundle)]
 
 
 def _bundle_words(bundle: Path) -> list[object]:

@@ -17,7 +17,7 @@ def check_checkpoint(path: Path) -> None:
         CheckpointError: no such file.
     """
     if not path.is_file():
-        raise CheckpointError(f"no checkpoint there: {path}: expected a regular file")
+        raise CheckpointError(f"{path}: no such checkpoint file")
 
 
 def check_data(data: Path, *splits: str) -> None:

@@ -39,7 +39,10 @@ def test_a_signed_bundle_is_inspected_and_asked_by_its_key(
     leaf = next(tiny_bundle.data.glob("val/*/*.jpg"))
     assert "signature   none" in run("inspect", "--bundle", bundle_copy).stdout
     result = run("sign", "--bundle", bundle_copy, "--private-key", signing_keys.private)
-    assert result.exit_code == 0 and result.stdout == f"wrote {bundle_copy / 'manifest.json.sig'}\n", result.output
+    assert result.exit_code == 0 and result.stdout.startswith(f"wrote {bundle_copy / 'manifest.json.sig'}\n"), (
+        result.output
+    )
+    assert f"mlflow_plugins.jobs register --bundle '{bundle_copy}'" in result.stdout
     assert "signature   not checked, no public key was given" in run("inspect", "--bundle", bundle_copy).stdout
     key = ("--public-key", signing_keys.public)
     assert f"signature   by the key of {signing_keys.public}" in run("inspect", "--bundle", bundle_copy, *key).stdout

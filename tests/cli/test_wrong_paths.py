@@ -55,8 +55,8 @@ def inputs(tiny_bundle, tmp_path: Path) -> dict[str, str]:
 
 
 MISSING = {
-    "--checkpoint": "no checkpoint there: ",
-    "--teacher": "no checkpoint there: ",
+    "--checkpoint": ": no such checkpoint file",
+    "--teacher": ": no such checkpoint file",
     "--data": ": no such data folder or manifest",
     "--non-plants": ": no such folder of non-plants",
     "--unseen-plants": ": no such folder of unseen plants",

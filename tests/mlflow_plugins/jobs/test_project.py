@@ -140,7 +140,7 @@ def test_failed_job_leaves_a_failed_run_with_its_reason(embedded_mlflow: str, ti
     run = mlflow_run(
         embedded_mlflow, "-P", "checkpoint=/absent.ckpt", "-P", f"data={tiny_bundle.data}", "-P", f"bundle={tmp_path}/m"
     )
-    assert run.returncode != 0 and "Error: no checkpoint there: /absent.ckpt" in run.stderr
+    assert run.returncode != 0 and "Error: /absent.ckpt: no such checkpoint file" in run.stderr
     (entry,) = MlflowClient().search_runs(["0"])
     assert entry.info.status == "FAILED"
     assert "/absent.ckpt" in entry.data.tags["plantmodels.failure"]
