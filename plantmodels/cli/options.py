@@ -39,7 +39,7 @@ def _combine(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     return decorate
 
 
-checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="The training checkpoint to export.")
+checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="The training checkpoint.")
 reference_checkpoint_option = click.option(
     "--checkpoint",
     type=OptionalPath(),

@@ -106,7 +106,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         sha256 = digest_file(path.resolve()).sha256  # Lightning's last.ckpt is a link
     except BundleError as error:
-        raise CheckpointError(f"no checkpoint there: {error}") from error
+        raise CheckpointError(str(error)) from error
     document = _load_document(path)
     spec = _read_spec(path, document["hyper_parameters"])
     state = _strip_prefix(path, document["state_dict"])

@@ -292,7 +292,7 @@ class TestVariants:
 Arguments = dict[str, Any]
 
 FAILURES: dict[str, tuple[Callable[[Arguments, Any], object], str]] = {
-    "no checkpoint": (lambda a, tmp: a.update(checkpoint=tmp / "none.ckpt"), "no checkpoint there"),
+    "no checkpoint": (lambda a, tmp: a.update(checkpoint=tmp / "none.ckpt"), "no such checkpoint file"),
     "no data": (lambda a, tmp: a.update(data=tmp / "none"), "no such data folder or manifest"),
     "no train split": (lambda a, tmp: a.update(data=a["data"] / "val"), "train: no such folder"),
     "no non-plants": (lambda a, tmp: a.update(non_plants=tmp / "none"), "no such folder of non-plants"),

@@ -134,10 +134,10 @@ def test_a_link_to_a_checkpoint_is_followed(tiny_checkpoint: Path, tmp_path: Pat
 class TestNoCheckpoint:
     def test_nothing_there(self, tmp_path: Path) -> None:
         for path in (tmp_path / "none.ckpt", tmp_path):
-            with pytest.raises(CheckpointError, match=r"no checkpoint there: .*expected a regular file"):
+            with pytest.raises(CheckpointError, match=r"no such checkpoint file"):
                 read_checkpoint(path)
         (tmp_path / "dangling").symlink_to(tmp_path / "none")
-        with pytest.raises(CheckpointError, match="no checkpoint there"):
+        with pytest.raises(CheckpointError, match="no such checkpoint file"):
             read_checkpoint(tmp_path / "dangling")
 
     @pytest.mark.parametrize(

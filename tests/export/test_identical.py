@@ -109,7 +109,7 @@ def test_two_processes_write_the_same_bytes(tiny_bundle, tiny_checkpoint_factory
                 str(ROOT),
                 "site-packages",
                 "stack_trace",
-                "plantmodels.build",
+                "plantmodels.",
                 "/root",
                 "/home",
             ):

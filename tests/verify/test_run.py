@@ -430,7 +430,7 @@ def test_bad_input_is_refused_before_anything_is_measured(
         ({"data": tmp_path / "unknown"}, DataError, "'Tulip___virus' is not in the checkpoint"),
         ({"non_plants": tmp_path / "absent"}, DataError, "absent: no such folder of non-plants"),
         ({"non_plants": tmp_path / "nothing"}, DataError, "nothing: holds no images"),
-        ({"checkpoint": tmp_path / "absent.ckpt"}, PlantModelsError, "no checkpoint there"),
+        ({"checkpoint": tmp_path / "absent.ckpt"}, PlantModelsError, "no such checkpoint file"),
         ({"checkpoint": other}, BundleError, "not the same checkpoint"),
     ]
     for changes, error, message in cases:
