@@ -10,6 +10,7 @@ PlantModelsError
 ├── TrainingError               a training diverged, cannot be resumed, or made an unusable network
 ├── ExportError                 a bundle cannot be made from a checkpoint, or cannot be written
 ├── PolicyError                 a gates.toml is malformed
+├── GatesNotPassedError         a bundle does not pass every gate
 ├── BundleError                 a bundle's files are not what contract 3 says
 │   ├── ManifestMismatchError   files differ from the manifest
 │   └── SignatureError          a signature is missing or wrong, or cannot be made
@@ -60,6 +61,19 @@ class ExportError(PlantModelsError):
 
 class PolicyError(PlantModelsError):
     """A `gates.toml` is not a valid gate policy."""
+
+
+class GatesNotPassedError(PlantModelsError):
+    """A bundle does not pass every gate (`GateReport.raise_for_failure`).
+
+    Attributes:
+        report: the `GateReport`.
+    """
+
+    def __init__(self, message: str, *, report: object) -> None:
+        """Keep the report as an attribute."""
+        super().__init__(message)
+        self.report = report
 
 
 class BundleError(PlantModelsError):

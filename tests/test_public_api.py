@@ -33,6 +33,7 @@ ERRORS = {
     "DataError",
     "DetectorError",
     "ExportError",
+    "GatesNotPassedError",
     "RegistryError",
     "ImageError",
     "ManifestMismatchError",

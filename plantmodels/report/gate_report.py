@@ -17,7 +17,7 @@ from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
 from plantmodels.bundle.serialization import decode, encode
-from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.errors import BundleError, GatesNotPassedError
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
@@ -93,21 +93,6 @@ class Machine:
     architecture: str
     cpu: str
     features: tuple[str, ...]
-
-
-class GatesNotPassedError(PlantModelsError):
-    """A bundle does not pass every gate.
-
-    Attributes:
-        report: the whole report.
-    """
-
-    def __init__(self, report: "GateReport") -> None:
-        """Name the gates that did not pass."""
-        super().__init__(
-            "not passed: " + ", ".join(_describe_failure(gate) for gate in report.gates if not gate.passed)
-        )
-        self.report = report
 
 
 def _describe_failure(gate: GateResult) -> str:
@@ -197,7 +182,8 @@ class GateReport:
             GatesNotPassedError: at least one gate failed or was not measured.
         """
         if not self.passed:
-            raise GatesNotPassedError(self)
+            failures = ", ".join(_describe_failure(gate) for gate in self.gates if not gate.passed)
+            raise GatesNotPassedError(f"not passed: {failures}", report=self)
 
     def stale_files(self, manifest: Manifest) -> tuple[str, ...]:
         """Return the names of files that were measured with other contents than the manifest lists, or not at all."""

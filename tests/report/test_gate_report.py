@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest, Manifest
-from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.errors import BundleError, GatesNotPassedError, PlantModelsError
 from plantmodels.report.gate_report import (
     GateReport,
-    GatesNotPassedError,
     ImageSet,
     Machine,
     ReportInputs,
