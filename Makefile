@@ -47,6 +47,9 @@ server: setup
 bench: $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(BUNDLE)' $(BENCH)
 
+# One thread for each of the two processes: more threads than cores wait for each other by spinning.
+test check: export OMP_NUM_THREADS := 1
+
 test: develop
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
