@@ -14,7 +14,7 @@ from reliability.kills import NAME, Series, check_versions, count_leftovers, fin
 @pytest.fixture
 def series(tmp_path: Path, verified_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Series:
     series = Series("main", tmp_path / "series", Path(), Path(), None)
-    for folder in (series.out, series.temporary, series.store):
+    for folder in (series.bundle, series.temporary, series.store):
         folder.mkdir(parents=True)
     monkeypatch.chdir(series.store)
     mlflow.set_tracking_uri(make_store_environment(str(series.store))["MLFLOW_TRACKING_URI"])
@@ -38,8 +38,8 @@ def test_what_a_dead_run_left_is_counted(series: Series) -> None:
     client.create_logged_model("0")
     (series.temporary / "plantmodels-read-back-x").mkdir()
     (series.temporary / "tmpx").mkdir()
-    (series.out.parent / ".models.staging-abcdefgh").mkdir()
-    (series.out.parent / ".models.lock").touch()
+    (series.bundle.parent / ".models.staging-abcdefgh").mkdir()
+    (series.bundle.parent / ".models.lock").touch()
     assert count_leftovers(series) == {
         "staging folders": 1,
         "lock files": 1,
