@@ -19,7 +19,15 @@ from mlflow_plugins._mlflow_compat import PROMPT_SOURCES, parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, has_flavor, read_evidence
-from mlflow_plugins.registry.tags import GATES_TAG, GUARDED_TAG, MANIFEST_TAG, MODEL_TAG, RESERVED, WAIVE_TAG
+from mlflow_plugins.registry.tags import (
+    GATES_TAG,
+    GLANCE_TAG,
+    GUARDED_TAG,
+    MANIFEST_TAG,
+    MODEL_TAG,
+    RESERVED,
+    WAIVE_TAG,
+)
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, find_waiver
 from plantmodels.report.gates import GateResult
 
@@ -31,6 +39,11 @@ def is_not_found(error: MlflowException) -> bool:
     return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
 
 
+def is_reserved(key: str) -> bool:
+    """Return whether only the registry may write a tag."""
+    return key.casefold() == GLANCE_TAG or key.casefold().startswith(RESERVED)
+
+
 def refuse_reserved_tags(keys: Iterable[str]) -> None:
     """Refuse tags that only the registry may write.
 
@@ -38,8 +51,10 @@ def refuse_reserved_tags(keys: Iterable[str]) -> None:
         MlflowException: PERMISSION_DENIED, naming the tag.
     """
     for key in keys:
-        if key.casefold().startswith(RESERVED):
-            raise permission_denied(f"tag {key!r}: names that start with {RESERVED!r} are reserved for the registry")
+        if is_reserved(key):
+            raise permission_denied(
+                f"tag {key!r}: {GLANCE_TAG!r} and names that start with {RESERVED!r} are reserved for the registry"
+            )
 
 
 class Guard:
@@ -127,7 +142,7 @@ class Source:
     def drop_copied_stamps(self, tags: list[Any]) -> list[Any]:
         """Return tags without those that MLflow copied from the origin; the copy gets stamps of its own."""
         copied = {} if self.origin is None else self.origin.tags
-        return [tag for tag in tags if not (tag.key.startswith(RESERVED) and tag.value == copied.get(tag.key))]
+        return [tag for tag in tags if not (is_reserved(tag.key) and tag.value == copied.get(tag.key))]
 
 
 class Admission:
@@ -182,12 +197,15 @@ class Admission:
             raise self._audit.refuse(name, None, source.action, reason, evidence)
         return evidence, _make_stamps(evidence, failures)
 
-    def admit(self, version: ModelVersion, action: str) -> None:
+    def admit(self, version: ModelVersion, action: str) -> Evidence:
         """Check a version's files and gates before its promotion, and write the decision down.
 
         Args:
             version: with its present tags.
             action: what was asked, such as "promote to stage Production".
+
+        Returns:
+            What its files prove.
 
         Raises:
             MlflowException: PERMISSION_DENIED with the gate, its limit and the measured value.
@@ -211,6 +229,7 @@ class Admission:
                 self._store.set_model_version_tag(name, number, tag)
         waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
         self._audit.record(name, number, action, allowed=True, reason=waived or "all gates passed", evidence=evidence)
+        return evidence
 
 
 def _make_stamps(evidence: Evidence, failures: tuple[GateResult, ...] | None) -> list[ModelVersionTag]:

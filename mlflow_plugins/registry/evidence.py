@@ -49,12 +49,19 @@ class Evidence:
         Raises:
             EvidenceError: there is no report.
         """
+        return tuple(gate for gate in self.judge_gates(policy) if not gate.passed)
+
+    def judge_gates(self, policy: GatePolicy) -> tuple[GateResult, ...]:
+        """Return every gate: one that failed by the report as it is, and any other as the policy judges it.
+
+        Raises:
+            EvidenceError: there is no report.
+        """
         if self.report is None:
             raise EvidenceError(
                 f"the bundle holds no {GATE_REPORT_FILE}: it was never verified; verify it and register it again"
             )
-        strict = (_apply_policy(gate, policy) for gate in self.report.gates)
-        return tuple(gate for gate in strict if not gate.passed)
+        return tuple(_apply_policy(gate, policy) for gate in self.report.gates)
 
 
 def _apply_policy(gate: GateResult, policy: GatePolicy) -> GateResult:

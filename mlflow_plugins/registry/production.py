@@ -26,16 +26,14 @@ class Production:
         self._store = store
         self._audit = audit
 
-    def move_in(self, version: ModelVersion) -> ModelVersion:
-        """Put an admitted version into Production, archive the one before, and return the version as it is now.
+    def move_in(self, version: ModelVersion) -> None:
+        """Put an admitted version into Production, and archive the one before.
 
         Both steps can be repeated. If the server dies between them, the alias is already right.
         """
         name, number = version.name, version.version
         self._store.set_registered_model_alias(name, ALIAS, number)
         self._store.transition_model_version_stage(name, number, STAGE_PRODUCTION, True)
-        promoted: ModelVersion = self._store.get_model_version(name, number)
-        return promoted
 
     def archive(self, name: str) -> None:
         """Move every version of a model that is in stage Production to stage Archived."""

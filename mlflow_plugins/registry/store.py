@@ -5,7 +5,7 @@ guarded model reaches Staging, Production or `@production` only after its files 
 and every gate passed or was waived. Alias and stage move together, under a lock; the version that was in Production
 before is archived. Every decision is written down before it is carried out.
 
-All other models and prompts behave as in plain MLflow. Only the tag prefix `plantmodels.` is reserved.
+All other models and prompts behave as in plain MLflow. Only the tags `.gates` and `plantmodels.…` are reserved.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from mlflow_plugins._mlflow_compat import (
 from mlflow_plugins.registry.admission import Admission, Guard, refuse_reserved_tags
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.description import Descriptions
 from mlflow_plugins.registry.locks import RegistryLocks
 from mlflow_plugins.registry.production import Production, is_spelling_of_alias
 from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, WAIVE_TAG
@@ -59,6 +60,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _admission: Admission
     _waivers: Waivers
     _production: Production
+    _descriptions: Descriptions
     _audit: AuditLog
     _config: RegistryConfig
     _locks: RegistryLocks
@@ -72,6 +74,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._admission = Admission(plain_store, config, self._audit)
         self._waivers = Waivers(plain_store, config, self._audit)
         self._production = Production(plain_store, self._audit)
+        self._descriptions = Descriptions(plain_store, config.policy)
 
     @contextlib.contextmanager
     def _lock_model(self, name: str) -> Iterator[None]:
@@ -108,7 +111,9 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._audit.record(
             name, version.version, found.action, allowed=True, reason=f"gates {gates}", evidence=evidence
         )
-        return version
+        self._descriptions.renew_version(name, version.version, evidence)
+        described: ModelVersion = super().get_model_version(name, version.version)
+        return described
 
     def delete_model_version(self, name: str, version: str) -> None:
         """Delete a version, with its alias and stage; its audit moves to the registered model."""
@@ -147,6 +152,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                 self._audit.record(name, found.version, f"move to stage {wanted}", allowed=True, reason=NO_GATE_APPLIES)
             if ALIAS in found.aliases:
                 super().delete_registered_model_alias(name, ALIAS)
+                self._descriptions.renew_model(name, None)
                 moved = super().get_model_version(name, version)
             return moved
 
@@ -163,8 +169,12 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             self._promote(super().get_model_version(name, version), f"set alias {ALIAS}")
 
     def _promote(self, version: ModelVersion, action: str) -> ModelVersion:
-        self._admission.admit(version, action)
-        return self._production.move_in(version)
+        evidence = self._admission.admit(version, action)
+        self._production.move_in(version)
+        self._descriptions.renew_version(version.name, version.version, evidence)
+        self._descriptions.renew_model(version.name, str(version.version))
+        promoted: ModelVersion = super().get_model_version(version.name, version.version)
+        return promoted
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         """Delete an alias; before `production`, the version in Production is archived."""
@@ -177,6 +187,8 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                 self._audit.record(name, str(held), f"delete alias {ALIAS}", allowed=True, reason=NO_GATE_APPLIES)
                 self._production.archive(name)
             super().delete_registered_model_alias(name, alias)
+            if held is not None:
+                self._descriptions.renew_model(name, None)
 
     # registered models
 
@@ -232,7 +244,8 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
         """Set a tag of a version; `plantmodels.waive.<gate>` waives a gate, other reserved tags are refused."""
         if tag.key.startswith(WAIVE_TAG):
-            self._waivers.grant(name, version, tag.key.removeprefix(WAIVE_TAG), tag.value)
+            evidence = self._waivers.grant(name, version, tag.key.removeprefix(WAIVE_TAG), tag.value)
+            self._descriptions.renew_version(name, version, evidence)
             return
         refuse_reserved_tags([tag.key])
         if tag.key == PROMPT_TAG and super().get_model_version(name, version).source not in PROMPT_SOURCES:
@@ -242,7 +255,9 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
         """Delete a tag of a version; `plantmodels.waive.<gate>` withdraws a waiver, other reserved tags are refused."""
         if key.startswith(WAIVE_TAG):
-            self._waivers.withdraw(name, version, key.removeprefix(WAIVE_TAG))
+            evidence = self._waivers.withdraw(name, version, key.removeprefix(WAIVE_TAG))
+            if evidence is not None:
+                self._descriptions.renew_version(name, version, evidence)
             return
         refuse_reserved_tags([key])
         super().delete_model_version_tag(name, version, key)

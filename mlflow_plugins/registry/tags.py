@@ -1,7 +1,7 @@
 """Names of the alias and the tags that the gated registry writes.
 
-Every tag that starts with `plantmodels.` is reserved: the registry refuses such tags from clients. The one exception
-is `plantmodels.waive.<gate>`, by which a person asks for a waiver.
+Every tag that starts with `plantmodels.` is reserved, and so is `.gates`: the registry refuses such tags from clients.
+The one exception is `plantmodels.waive.<gate>`, by which a person asks for a waiver.
 """
 
 from typing import Final
@@ -32,3 +32,6 @@ AUDIT_TAG: Final = f"{RESERVED}audit."
 
 COUNT_TAG: Final = f"{RESERVED}decisions"
 """On a registered model: the number of decisions about it so far."""
+
+GLANCE_TAG: Final = ".gates"
+"""On a version: "passed" or what failed, for people. MLflow's UI sorts tags by name, so it stands first."""

@@ -6,6 +6,7 @@ A waiver names the measured value and the manifest that it was given for. If eit
 True
 """
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass
 from typing import Any, Final
@@ -82,7 +83,7 @@ class Waivers:
         self._config = config
         self._audit = audit
 
-    def grant(self, name: str, version: str, gate_name: str, reason: str) -> None:
+    def grant(self, name: str, version: str, gate_name: str, reason: str) -> Evidence:
         """Waive a gate that fails now, for its present value and the present files.
 
         Args:
@@ -90,6 +91,9 @@ class Waivers:
             version: version number.
             gate_name: one of the version's failed gates.
             reason: the person's reason, 1 to 1000 characters.
+
+        Returns:
+            What the version's files prove.
 
         Raises:
             MlflowException: PERMISSION_DENIED; the user may not waive, the gate did not fail, or it can never be
@@ -108,9 +112,13 @@ class Waivers:
         waiver = Waiver(measured, evidence.manifest_sha256, reason.strip(), read_user(), read_clock())
         self._audit.record(name, version, action, allowed=True, reason=reason.strip(), evidence=evidence)
         self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_json()))
+        return evidence
 
-    def withdraw(self, name: str, version: str, gate_name: str) -> None:
+    def withdraw(self, name: str, version: str, gate_name: str) -> Evidence | None:
         """Delete a waiver.
+
+        Returns:
+            What the version's files prove; None if they cannot be read.
 
         Raises:
             MlflowException: PERMISSION_DENIED; the user may not waive.
@@ -119,6 +127,9 @@ class Waivers:
         self._check_user(name, version, action)
         self._audit.record(name, version, action, allowed=True, reason=NO_GATE_APPLIES)
         self._store.delete_model_version_tag(name, version, f"{WAIVE_TAG}{gate_name}")
+        with contextlib.suppress(EvidenceError):
+            return read_evidence(self._store.get_model_version_download_uri(name, version))
+        return None
 
     def _check_user(self, name: str, version: str, action: str) -> None:
         allowed = self._config.waiver_users

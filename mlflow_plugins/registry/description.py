@@ -1,0 +1,218 @@
+"""What people see at a glance in MLflow's UI: the gates of a version, and what is in Production since when.
+
+The registry writes its own part of a description, between two Markdown comments. Text outside of them is a person's and
+is never changed. If a person edits the registry's part, that becomes a person's text too.
+
+>>> text = renew_part("Leaves of 2026.", "Gates: all passed.")
+>>> text.splitlines()[0], text.splitlines()[3]
+('Leaves of 2026.', 'Gates: all passed.')
+>>> renew_part(text.replace("all passed", "fine"), "Gates: failed.") is None
+True
+"""
+
+import contextlib
+import hashlib
+import html
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from mlflow import MlflowClient
+from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+from mlflow.exceptions import MlflowException
+
+from mlflow_plugins._mlflow_compat import locate_artifacts
+from mlflow_plugins.registry.audit import name_user, read_clock, read_user
+from mlflow_plugins.registry.evidence import Evidence
+from mlflow_plugins.registry.tags import GLANCE_TAG
+from mlflow_plugins.registry.waivers import Waiver, find_waiver
+from plantmodels.bundle.layout import HTML_REPORT_FILE, summarize_sizes
+from plantmodels.report.gates import GateResult
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.summary import describe_accuracy
+
+_LOGGER: Final = logging.getLogger("mlflow.plantmodels.description")
+
+_MOST_CHARACTERS: Final = 5000
+"""MLflow's limit of a description."""
+
+_END: Final = "<!-- end of the registry's part -->"
+_PART: Final = re.compile(
+    r"<!-- written by the registry ([0-9a-f]{12}); edit outside of this part -->\n(.*?)\n" + re.escape(_END), re.DOTALL
+)
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+.!~=|:-])")
+"""Characters that MLflow's UI lets a backslash escape."""
+
+
+def renew_part(text: str | None, part: str) -> str | None:
+    """Return a description with the registry's part renewed, or added if it has none.
+
+    Args:
+        text: the description as it is; None or "" if there is none.
+        part: Markdown of the registry's part.
+
+    Returns:
+        The new description. None if it must stay as it is: a person edited the registry's part, or the result would be
+        longer than MLflow allows.
+    """
+    text = text or ""
+    digest = _digest_part(part)
+    block = f"<!-- written by the registry {digest}; edit outside of this part -->\n{part}\n{_END}"
+    found = _PART.findall(text)
+    if not found and _END not in text:
+        renewed = f"{text.rstrip()}\n\n{block}".lstrip()
+    elif len(found) == 1 and found[0][0] == _digest_part(found[0][1]):
+        renewed = _PART.sub(lambda _: block, text)
+    else:
+        return None
+    return renewed if len(renewed) <= _MOST_CHARACTERS else None
+
+
+def _digest_part(part: str) -> str:
+    return hashlib.sha256(part.encode()).hexdigest()[:12]
+
+
+def escape_markdown(text: str) -> str:
+    """Return a person's text so that Markdown shows it as it is, on one line."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+def summarize_gates(failed: Mapping[GateResult, Waiver | None] | None) -> str:
+    """Return whether a version passed its gates, in a few words.
+
+    Args:
+        failed: each failed gate and its waiver, if it has one; None if the version was never verified.
+    """
+    if failed is None:
+        return "never verified"
+    refused = [gate.name for gate, waiver in failed.items() if waiver is None]
+    if refused:
+        return f"failed: {', '.join(refused)}"
+    return f"passed; waived: {', '.join(gate.name for gate in failed)}" if failed else "passed"
+
+
+def describe_gates(
+    evidence: Evidence, policy: GatePolicy, failed: Mapping[GateResult, Waiver | None] | None, link: str | None
+) -> str:
+    """Return the registry's part of a version's description, as Markdown.
+
+    Args:
+        evidence: what the version's files prove.
+        policy: the registry's limits.
+        failed: each failed gate and its waiver, if it has one; None if the version was never verified.
+        link: address of report.html; None if the run does not hold it.
+    """
+    report = evidence.report
+    if report is None or failed is None:
+        return "This version was **never verified**: it holds no gate report, so it cannot be promoted."
+    bytes_of = {name: entry.size_bytes for name, entry in report.files.items()}
+    sizes = (f"{name} {size / 1e6:,.1f} MB" for name, size in summarize_sizes(bytes_of).items())
+    lines = [
+        f"Gates: **{escape_markdown(summarize_gates(failed))}**",
+        "",
+        "| gate | limit | measured | result |",
+        "|---|---|---|---|",
+        *(_write_row(gate, failed) for gate in evidence.judge_gates(policy)),
+        "",
+        describe_accuracy(report.accuracy),
+        "",
+        f"Sizes: {'; '.join(sizes)}.",
+    ]
+    return "\n".join(lines + ([] if link is None else ["", f"[Gate report]({link})"]))
+
+
+def _write_row(gate: GateResult, failed: Mapping[GateResult, Waiver | None]) -> str:
+    waiver = failed.get(gate)
+    result = gate.status if gate.passed else f"**{gate.status}**"
+    if waiver is not None:
+        result = f"{gate.status}, waived by {escape_markdown(name_user(waiver.user))}: {escape_markdown(waiver.reason)}"
+    return f"| {' | '.join([*map(escape_markdown, (gate.name, gate.limit_text, gate.measured_text)), result])} |"
+
+
+def describe_production(name: str, version: str | None) -> str:
+    """Return the registry's part of a registered model's description, as of now.
+
+    Args:
+        name: registered model.
+        version: the version that is in Production from now on; None if there is none any more.
+    """
+    at = f"{read_clock()[:16].replace('T', ' ')} UTC"
+    user = escape_markdown(name_user(read_user()))
+    if version is None:
+        return f"In Production: **nothing** since {at}, when {user} took the last version out."
+    return f"In Production: {_link_version(name, version)} since {at}, promoted by {user}."
+
+
+def _link_version(name: str, version: str) -> str:
+    return f"**[version {version}](#/models/{quote(name, safe='')}/versions/{version})**"
+
+
+class Descriptions:
+    """Writes what people see at a glance. A failure is logged, and does not undo what it is about."""
+
+    def __init__(self, store: Any, policy: GatePolicy) -> None:
+        """Take MLflow's own store, without the gate, and the registry's limits."""
+        self._store = store
+        self._policy = policy
+
+    def renew_version(self, name: str, number: str, evidence: Evidence) -> None:
+        """Write the gates of a version into its description, and their outcome into the tag that sorts first.
+
+        Args:
+            name: registered model.
+            number: version number.
+            evidence: what its files prove.
+        """
+        with _log_failures(f"{name} version {number}"):
+            version = self._store.get_model_version(name, number)
+            failed = None
+            if evidence.report is not None:
+                failures = evidence.find_failures(self._policy)
+                failed = {gate: find_waiver(version, gate, evidence.manifest_sha256) for gate in failures}
+            tag = ModelVersionTag(GLANCE_TAG, summarize_gates(failed))
+            self._store.set_model_version_tag(name, number, tag)
+            part = describe_gates(evidence, self._policy, failed, _find_report_page(version))
+            renewed = renew_part(version.description, part)
+            if renewed is not None:
+                self._store.update_model_version(name, number, renewed)
+
+    def renew_model(self, name: str, version: str | None) -> None:
+        """Write into a model's description what is in Production from now on.
+
+        Args:
+            name: registered model.
+            version: version number; None if nothing is in Production any more.
+        """
+        with _log_failures(name):
+            description = self._store.get_registered_model(name).description
+            if version is not None and f"In Production: {_link_version(name, version)} since" in (description or ""):
+                return  # promoted once more, so it is there since the first time
+            renewed = renew_part(description, describe_production(name, version))
+            if renewed is not None:
+                self._store.update_registered_model(name, renewed)
+
+
+@contextlib.contextmanager
+def _log_failures(subject: str) -> Iterator[None]:
+    try:
+        yield
+    except MlflowException as error:
+        _LOGGER.warning("%s: its description was not renewed: %s", subject, error.message)
+
+
+def _find_report_page(version: ModelVersion) -> str | None:
+    """Return the address of report.html in MLflow's UI; None if the version's run does not hold it."""
+    if not version.run_id:
+        return None
+    try:
+        run = MlflowClient().get_run(version.run_id).info
+        repository, path, _ = locate_artifacts(run.artifact_uri)
+        names = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(path or None)}
+    except Exception as error:  # the errors of artifact stores share no base class
+        _LOGGER.info("run %s: %s was not looked for: %s", version.run_id, HTML_REPORT_FILE, error)
+        return None
+    if HTML_REPORT_FILE not in names:
+        return None
+    return f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{HTML_REPORT_FILE}"

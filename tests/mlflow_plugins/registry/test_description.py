@@ -1,0 +1,181 @@
+"""What the registry writes into descriptions and the first tag, and that a person's text is never lost."""
+
+import logging
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+
+from mlflow_plugins import flavor
+from mlflow_plugins.registry.description import escape_markdown, renew_part
+from mlflow_plugins.registry.tags import GLANCE_TAG, WAIVE_TAG
+from plantmodels.report.gates import GATES
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
+
+NAME = "plant-disease"
+
+
+@pytest.fixture
+def client(embedded_mlflow: str) -> MlflowClient:
+    mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
+    return MlflowClient()
+
+
+def register(bundle: Path, *, report_in_run: bool = False) -> str:
+    with mlflow.start_run():
+        if report_in_run:
+            mlflow.log_artifact(str(bundle / "report.html"))
+        uri = flavor.log_model(bundle, name="m").model_uri
+    return str(mlflow.register_model(uri, NAME).version)
+
+
+def description(client: MlflowClient, version: str) -> str:
+    return client.get_model_version(NAME, version).description
+
+
+def test_registration_writes_gates_accuracy_sizes_and_the_report_page(client, bad_bundle):
+    version = register(bad_bundle, report_in_run=True)
+    text = description(client, version)
+    assert "Gates: **failed\\: ood\\_recall**" in text
+    assert "| ood\\_recall | ≥ 95 % | 50\\.00 % | **failed** |" in text
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(rows) == len(GATES) + 1
+    assert "The INT8 model names the right species for" in text
+    assert "Sizes: species, INT8 " in text
+    run_id = client.get_model_version(NAME, version).run_id
+    assert f"[Gate report](#/experiments/0/runs/{run_id}/artifacts/report.html)" in text
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "failed: ood_recall"
+
+
+def test_without_the_page_in_the_run_there_is_no_link(client, good_bundle):
+    version = register(good_bundle)
+    assert "Gate report" not in description(client, version)
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed"
+
+
+def test_the_tag_sorts_before_all_others(client, good_bundle):
+    tags = client.get_model_version(NAME, register(good_bundle)).tags
+    assert min(tags) == GLANCE_TAG
+
+
+def test_a_version_never_verified_says_so(client, tiny_bundle):
+    version = register(tiny_bundle.bundle)
+    assert "**never verified**" in description(client, version)
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "never verified"
+
+
+def test_a_waiver_appears_and_goes_and_its_reason_is_not_markdown(client, bad_bundle):
+    version = register(bad_bundle)
+    client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "see [x](http://a.b) | <b>now</b>")
+    text = description(client, version)
+    assert "| failed, waived by " in text
+    assert "see \\[x\\]\\(http\\://a\\.b\\) \\| &lt;b&gt;now&lt;/b&gt; |" in text
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed; waived: ood_recall"
+    client.delete_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall")
+    assert "waived" not in description(client, version)
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "failed: ood_recall"
+
+
+def test_a_persons_text_stays_and_the_table_is_renewed_below_it(client, bad_bundle):
+    version = register(bad_bundle)
+    client.update_model_version(NAME, version, f"Leaves of 2026.\n\n{description(client, version)}\n\nAsk Ada.")
+    client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
+    client.transition_model_version_stage(NAME, version, "Production")
+    text = description(client, version)
+    assert text.startswith("Leaves of 2026.\n\n<!--") and text.endswith("-->\n\nAsk Ada.")
+    assert "waived by" in text and text.count("| gate |") == 1
+
+
+def test_a_description_given_at_registration_stays(client, good_bundle):
+    client.create_registered_model(NAME)
+    with mlflow.start_run():
+        uri = flavor.log_model(good_bundle, name="m").model_uri
+    version = client.create_model_version(NAME, uri, description="Leaves of 2026.")
+    assert version.description.startswith("Leaves of 2026.\n\n<!--")
+    assert "| gate |" in version.description
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda text: text.replace("| **failed** |", "| fine, says Ada |"),
+        lambda text: text.replace("<!-- end of the registry's part -->", ""),
+        lambda text: f"{text}\n{text}",
+    ],
+)
+def test_what_a_person_wrote_into_the_table_is_not_overwritten(client, bad_bundle, edit):
+    version = register(bad_bundle)
+    edited = edit(description(client, version))
+    client.update_model_version(NAME, version, edited)
+    client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
+    text = description(client, version)
+    assert text == edited or (text.startswith(edited) and text.count("| gate |") == 2)
+
+
+def test_a_description_is_never_cut():
+    longest = "x" * 4999
+    assert renew_part(longest, "Gates: passed") is None
+
+
+def test_the_model_says_what_is_in_production_since_when(client, good_bundle):
+    first, second = register(good_bundle), register(good_bundle)
+    client.update_registered_model(NAME, "Our leaves.")
+
+    def text() -> str:
+        return client.get_registered_model(NAME).description
+
+    client.set_registered_model_alias(NAME, "production", first)
+    assert text().startswith("Our leaves.\n\n<!--")
+    assert f"In Production: **[version 1](#/models/{NAME}/versions/1)** since 20" in text()
+    before = text()
+    client.transition_model_version_stage(NAME, first, "Production")
+    assert text() == before
+    client.transition_model_version_stage(NAME, second, "Production")
+    assert "In Production: **[version 2]" in text() and "version 1" not in text()
+    client.transition_model_version_stage(NAME, second, "Archived")
+    assert "In Production: **nothing** since 20" in text()
+    client.set_registered_model_alias(NAME, "production", first)
+    client.delete_registered_model_alias(NAME, "production")
+    assert "In Production: **nothing** since 20" in text()
+    assert text().startswith("Our leaves.\n\n<!--")
+
+
+def test_a_copy_has_a_description_of_its_own(client, good_bundle):
+    register(good_bundle)
+    copied = client.copy_model_version(f"models:/{NAME}/1", "other")
+    assert client.get_model_version("other", copied.version).description.count("| gate |") == 1
+
+
+def test_a_description_that_cannot_be_written_stops_no_promotion(client, good_bundle, monkeypatch, caplog):
+    version = register(good_bundle)
+
+    def refuse(*arguments: object) -> None:
+        raise MlflowException("the disk is full")
+
+    monkeypatch.setattr(SqlAlchemyStore, "update_registered_model", refuse)
+    with caplog.at_level(logging.WARNING, "mlflow.plantmodels.description"):
+        monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
+        client.set_registered_model_alias(NAME, "production", version)
+    assert client.get_model_version(NAME, version).current_stage == "Production"
+    assert "plant-disease: its description was not renewed: the disk is full" in caplog.text
+
+
+def test_the_first_tag_is_the_registrys_own(client, good_bundle):
+    version = register(good_bundle)
+    for call in (
+        lambda: client.set_model_version_tag(NAME, version, GLANCE_TAG, "passed"),
+        lambda: client.set_model_version_tag(NAME, version, ".Gates", "passed"),
+        lambda: client.delete_model_version_tag(NAME, version, GLANCE_TAG),
+    ):
+        with pytest.raises(
+            MlflowException, match=r"'\.gates' and names that start with 'plantmodels\.' are reserved for the registry"
+        ):
+            call()
+
+
+def test_escaped_text_is_one_line():
+    assert escape_markdown("a\n| b\t`c`") == "a \\| b \\`c\\`"
