@@ -1,0 +1,159 @@
+import io
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from examples.drawn_leaves.draw import TAXONOMY, draw_image
+from plantmodels.data.duplicates import (
+    HASH_BITS,
+    MAX_DISTANCE,
+    DuplicateIndex,
+    Fingerprint,
+    Match,
+    take_fingerprint,
+    take_fingerprints,
+)
+from tests.fixtures.checkpoints import RealPaths
+
+LEAVES = 10
+
+
+@cache
+def draw_leaf(number: int) -> Image.Image:
+    """Draw one leaf of each of ten species."""
+    species = list(TAXONOMY)[number]
+    content = draw_image(f"data/val/{species}___{TAXONOMY[species][0]}/0001.jpg", seed=0)
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def encode(image: Image.Image, kind: str = "JPEG", **options: int) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def cut(image: Image.Image, part: float) -> Image.Image:
+    x, y = round(image.width * part), round(image.height * part)
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory: pytest.TempPathFactory) -> DuplicateIndex:
+    folder = tmp_path_factory.mktemp("leaves")
+    paths = [folder / f"{number}.png" for number in range(LEAVES)]
+    for number, path in enumerate(paths):
+        path.write_bytes(encode(draw_leaf(number), "PNG"))
+    return DuplicateIndex(take_fingerprints(paths))
+
+
+def fingerprint_of(folder: Path, content: bytes) -> Fingerprint:
+    (folder / "again.jpg").write_bytes(content)
+    return take_fingerprint(folder / "again.jpg")
+
+
+CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
+    "JPEG of quality 50": lambda image: encode(image, quality=50),
+    "JPEG of quality 95": lambda image: encode(image, quality=95),
+    "WebP of quality 60": lambda image: encode(image, "WEBP", quality=60),
+    "half the size": lambda image: encode(image.resize((128, 128)), quality=90),
+    "twice the size": lambda image: encode(image.resize((512, 512)), quality=90),
+    "another shape": lambda image: encode(image.resize((300, 200)), quality=90),
+    "1 % cut off": lambda image: encode(cut(image, 0.01), quality=90),
+    "3 % cut off": lambda image: encode(cut(image, 0.03), quality=90),
+    "5 % cut off": lambda image: encode(cut(image, 0.05), quality=90),
+    "5 % brighter": lambda image: encode(image.point(lambda value: min(255, int(value * 1.05))), quality=90),
+    "mirrored": lambda image: encode(ImageOps.mirror(image), quality=90),
+    "turned": lambda image: encode(image.rotate(270), quality=90),
+    "mirrored and turned": lambda image: encode(ImageOps.mirror(image).rotate(90), quality=90),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_copy_of_an_image_is_found_and_no_other_image_is(
+    index: DuplicateIndex, tmp_path: Path, change: str
+) -> None:
+    for number in range(LEAVES):
+        found = index.find(fingerprint_of(tmp_path, CHANGES[change](draw_leaf(number))))
+        assert [match.position for match in found] == [number], number
+        assert 0 <= found[0].distance <= MAX_DISTANCE
+
+
+def test_an_image_is_found_whichever_of_the_two_is_cropped(tmp_path: Path) -> None:
+    whole = fingerprint_of(tmp_path, encode(draw_leaf(0), "PNG"))
+    cropped = fingerprint_of(tmp_path, encode(cut(draw_leaf(0), 0.03), "PNG"))
+    assert [match.position for match in DuplicateIndex([whole]).find(cropped)] == [0]
+    assert [match.position for match in DuplicateIndex([cropped]).find(whole)] == [0]
+
+
+def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, tmp_path: Path) -> None:
+    for species in TAXONOMY:
+        content = draw_image(f"data/val/{species}___{TAXONOMY[species][0]}/0002.jpg", seed=0)
+        assert index.find(fingerprint_of(tmp_path, content)) == []
+
+
+def test_identical_bytes_match_even_where_they_are_no_image(tmp_path: Path) -> None:
+    for name, content in (("a.jpg", b"no image"), ("b.jpg", b"other"), ("c.jpg", b"no image")):
+        (tmp_path / name).write_bytes(content)
+    index = DuplicateIndex(take_fingerprints(sorted(tmp_path.iterdir())))
+    assert index.find(take_fingerprint(tmp_path / "a.jpg")) == [Match(0, 0), Match(2, 0)]
+
+
+def test_files_that_cannot_be_read_are_like_no_other_file(tmp_path: Path) -> None:
+    gone = take_fingerprint(tmp_path / "gone.jpg")
+    assert gone == Fingerprint("", None)
+    assert DuplicateIndex([gone, gone]).find(gone) == []
+    assert DuplicateIndex([]).find(gone) == []
+
+
+def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "leaf.png").write_bytes(encode(draw_leaf(0), "PNG"))
+    reads: list[Path] = []
+    read_bytes = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
+    fingerprint = take_fingerprint(tmp_path / "leaf.png")
+    assert fingerprint.thumbnail is not None and len(fingerprint.sha256) == 64
+    assert reads == [tmp_path / "leaf.png"]
+
+
+@pytest.mark.parametrize(("first", "second", "same"), [(255, 255, True), (255, 0, False), (128, 131, False)])
+def test_blank_images_are_compared_by_their_colour(tmp_path: Path, first: int, second: int, same: bool) -> None:
+    images = [Image.new("RGB", (90 + place, 80), (level,) * 3) for place, level in enumerate((first, second))]
+    one, other = (fingerprint_of(tmp_path, encode(image, "PNG")) for image in images)
+    assert [match.position for match in DuplicateIndex([one]).find(other)] == ([0] if same else [])
+
+
+def test_one_outline_in_two_colours_is_two_images(tmp_path: Path) -> None:
+    grey = np.asarray(draw_leaf(0).convert("L"), np.float64)
+    tinted = [Image.fromarray((grey[..., None] * weights).astype(np.uint8)) for weights in ((1, 0.3, 1), (0.3, 1, 0.3))]
+    one, other = (fingerprint_of(tmp_path, encode(image, "PNG")) for image in tinted)
+    assert DuplicateIndex([one]).find(other) == []
+
+
+def test_many_fingerprints_keep_their_order(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{number}.png" for number in range(150)]
+    for number, path in enumerate(paths):
+        path.write_bytes(os.fsencode(str(number)))
+    taken = list(take_fingerprints(paths))
+    assert [fingerprint.sha256 for fingerprint in taken] == [take_fingerprint(path).sha256 for path in paths]
+
+
+def test_the_largest_distance_lies_below_what_unrelated_images_have(index: DuplicateIndex) -> None:
+    """Unrelated hashes differ in half of their bits, give or take 8."""
+    assert HASH_BITS / 2 - 10 * np.sqrt(HASH_BITS) / 2 > MAX_DISTANCE
+
+
+@pytest.mark.real
+def test_no_two_real_leaves_are_taken_for_one_image(real_paths: RealPaths) -> None:
+    """Leaves of one class on one background are the hardest to tell apart: six million pairs in the measurement."""
+    data = real_paths.leaves
+    folders = sorted(path.name for path in (data / "val").iterdir() if path.name.startswith(("Cherry", "Raspberry")))
+    paths = [path for folder in folders for split in ("train", "val") for path in (data / split / folder).iterdir()]
+    assert len(paths) > 200
+    fingerprints = list(take_fingerprints(paths))
+    index = DuplicateIndex(fingerprints)
+    assert [[match.position for match in index.find(each)] for each in fingerprints] == [[i] for i in range(len(paths))]
