@@ -14,6 +14,7 @@ pytest_plugins = [
     "tests.fixtures.bundles",
     "tests.fixtures.machine",
     "tests.fixtures.tracking",
+    "tests.fixtures.databases",
     "tests.fixtures.servers",
     "tests.fixtures.proxy",
     "tests.fixtures.reports",

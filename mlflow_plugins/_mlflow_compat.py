@@ -4,11 +4,10 @@ Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when 
 """
 
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
@@ -27,8 +26,10 @@ __all__ = [
     "STAGE_PRODUCTION",
     "STAGE_STAGING",
     "get_canonical_stage",
-    "get_rest_store_arguments",
+    "get_connect_arguments",
+    "get_registry_tables",
     "get_store_class",
+    "get_workspace",
     "is_serving",
     "locate_artifacts",
     "parse_models_uri",
@@ -47,12 +48,8 @@ _HANDLERS: Final = "mlflow.server.handlers"
 _AUTH: Final = "mlflow.server.auth"
 
 
-def get_store_class(inner_uri: str) -> type[Any]:
-    """Return the class of MLflow's own registry store for a database or a REST server."""
-    if inner_uri.startswith(("http://", "https://")):
-        from mlflow.store.model_registry.rest_store import RestStore
-
-        return RestStore
+def get_store_class() -> type[Any]:
+    """Return the class of MLflow's own registry store for a database."""
     from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
     from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
     from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
@@ -60,11 +57,37 @@ def get_store_class(inner_uri: str) -> type[Any]:
     return WorkspaceAwareSqlAlchemyStore if MLFLOW_ENABLE_WORKSPACES.get() else SqlAlchemyStore
 
 
-def get_rest_store_arguments(inner_uri: str) -> tuple[Callable[[], Any]]:
-    """Return the arguments of `RestStore` for the address of a server."""
-    from mlflow.utils.credentials import get_default_host_creds
+def get_workspace(store: Any) -> str:
+    """Return the workspace of the present request; without workspaces, the only one that there is."""
+    return str(store._get_active_workspace())
 
-    return (partial(get_default_host_creds, inner_uri),)
+
+def get_registry_tables() -> dict[str, sqlalchemy.Table]:
+    """Return MLflow's tables of registered models by their names, such as `registered_models`."""
+    from mlflow.store.model_registry.dbmodels import models
+
+    found = (
+        models.SqlRegisteredModel,
+        models.SqlRegisteredModelTag,
+        models.SqlRegisteredModelAlias,
+        models.SqlModelVersion,
+        models.SqlModelVersionTag,
+    )
+    return {model.__table__.name: model.__table__ for model in found}
+
+
+def get_connect_arguments(url: sqlalchemy.URL) -> dict[str, str]:
+    """Return the arguments with which MLflow connects to a database: its certificates for MySQL."""
+    from mlflow.environment_variables import MLFLOW_MYSQL_SSL_CA, MLFLOW_MYSQL_SSL_CERT, MLFLOW_MYSQL_SSL_KEY
+
+    if url.get_backend_name() != "mysql":
+        return {}
+    certificates = {
+        "ssl_ca": MLFLOW_MYSQL_SSL_CA.get(),
+        "ssl_cert": MLFLOW_MYSQL_SSL_CERT.get(),
+        "ssl_key": MLFLOW_MYSQL_SSL_KEY.get(),
+    }
+    return {name: path for name, path in certificates.items() if path}
 
 
 def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:

@@ -11,7 +11,7 @@ def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
     """Return MLflow's registry store for an address, with the gate in front of it.
 
     Args:
-        store_uri: `plantmodels:` followed by a database URI or by the address of a REST server.
+        store_uri: `plantmodels:` followed by a database URI.
         tracking_uri: ignored; MLflow passes it, and the process's own tracking address is used.
     """
     from mlflow_plugins.registry.store import build_gated_store

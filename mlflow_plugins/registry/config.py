@@ -22,15 +22,18 @@ class RegistryConfig:
             who may edit a version may waive.
         policy: limits that every report must meet, whatever limits it was made with (`PLANTMODELS_POLICY`, the path
             of a `gates.toml`). The default limits apply if it is not given.
+        database_uri: the database that holds the registry's own tables (`PLANTMODELS_DATABASE_URI`). If None, they
+            are beside MLflow's.
     """
 
     guarded: tuple[str, ...] = ()
     waiver_users: tuple[str, ...] = ()
     policy: GatePolicy = field(default_factory=GatePolicy)
+    database_uri: str | None = None
 
     @classmethod
     def from_environment(cls) -> "RegistryConfig":
-        """Return the configuration that the three environment variables describe.
+        """Return the configuration that the environment variables describe.
 
         Raises:
             PolicyError: the policy file cannot be read or is not a gate policy.
@@ -40,6 +43,7 @@ class RegistryConfig:
             _split(os.environ.get("PLANTMODELS_GUARDED", "")),
             _split(os.environ.get("PLANTMODELS_WAIVER_USERS", "")),
             read_policy(Path(policy) if policy else None),
+            os.environ.get("PLANTMODELS_DATABASE_URI") or None,
         )
 
     def guards(self, name: str) -> bool:

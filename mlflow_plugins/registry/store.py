@@ -20,7 +20,6 @@ from mlflow_plugins._mlflow_compat import (
     STAGE_PRODUCTION,
     STAGE_STAGING,
     get_canonical_stage,
-    get_rest_store_arguments,
     get_store_class,
 )
 from mlflow_plugins.registry.admission import Admission, Guard, refuse_reserved_tags
@@ -29,8 +28,10 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.description import Descriptions
 from mlflow_plugins.registry.locks import RegistryLocks
 from mlflow_plugins.registry.production import Production, is_spelling_of_alias
+from mlflow_plugins.registry.records.tables import Records
 from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, WAIVE_TAG
 from mlflow_plugins.registry.waivers import Waivers
+from plantmodels.errors import RegistryError
 
 _Store: Any = object
 """Stands for MLflow's store class, which `build_gated_store` adds as the second base."""
@@ -42,14 +43,21 @@ def build_gated_store(inner_uri: str, config: RegistryConfig | None = None) -> A
     A server's read replica is not used: one that lags behind would answer with outdated tags and stages.
 
     Args:
-        inner_uri: a database URI, or the address of a REST server.
+        inner_uri: a database URI.
         config: what is guarded and by which limits; None reads the environment.
+
+    Raises:
+        RegistryError: it is the address of a server, or the database has tables of a newer version of plantmodels.
     """
-    base = get_store_class(inner_uri)
-    is_rest = inner_uri.startswith(("http://", "https://"))
-    gated_class = type(f"Gated{base.__name__}", (GatedStoreMixin, base), {})
-    store = gated_class(*(get_rest_store_arguments(inner_uri) if is_rest else (inner_uri,)))
-    store.install_gate(config or RegistryConfig.from_environment(), RegistryLocks(None if is_rest else store.engine))
+    if inner_uri.startswith(("http://", "https://")):
+        raise RegistryError(
+            f"plantmodels:{inner_uri}: the gates are in the server, so start it with --registry-store-uri "
+            f"plantmodels:DATABASE and give clients the address {inner_uri}"
+        )
+    config = config or RegistryConfig.from_environment()
+    base = get_store_class()
+    store = type(f"Gated{base.__name__}", (GatedStoreMixin, base), {})(inner_uri)
+    store.install_gate(config, RegistryLocks(store.engine), Records.open(store.engine, config.database_uri))
     return store
 
 
@@ -64,11 +72,12 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _audit: AuditLog
     _config: RegistryConfig
     _locks: RegistryLocks
+    _records: Records
 
-    def install_gate(self, config: RegistryConfig, locks: RegistryLocks) -> None:
+    def install_gate(self, config: RegistryConfig, locks: RegistryLocks, records: Records) -> None:
         """Set up the checks; they reach MLflow's own methods through `super()`, past the gate."""
         plain_store = super()
-        self._config, self._locks = config, locks
+        self._config, self._locks, self._records = config, locks, records
         self._audit = AuditLog(plain_store)
         self._guard = Guard(plain_store, config)
         self._admission = Admission(plain_store, config, self._audit)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import flask
 import pytest
-from mlflow.store.model_registry.rest_store import RestStore
+import sqlalchemy
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.store.model_registry.sqlalchemy_workspace_store import WorkspaceAwareSqlAlchemyStore
 
@@ -21,7 +21,7 @@ OVERRIDDEN = [
 ]
 
 
-@pytest.mark.parametrize("base", [SqlAlchemyStore, WorkspaceAwareSqlAlchemyStore, RestStore])
+@pytest.mark.parametrize("base", [SqlAlchemyStore, WorkspaceAwareSqlAlchemyStore])
 @pytest.mark.parametrize("name", OVERRIDDEN)
 def test_overridden_methods_take_the_arguments_of_mlflows_methods(base: type, name: str) -> None:
     theirs = list(inspect.signature(getattr(base, name)).parameters)
@@ -52,16 +52,29 @@ def test_every_writing_method_of_mlflows_store_is_overridden_or_known_to_be_harm
     assert writing - seen_to == set()
 
 
-def test_the_address_decides_which_store_class_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert compat.get_store_class("sqlite:///a.db") is SqlAlchemyStore
-    assert compat.get_store_class("http://127.0.0.1:1") is RestStore
+def test_workspaces_decide_which_store_class_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert compat.get_store_class() is SqlAlchemyStore
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", "true")
-    assert compat.get_store_class("sqlite:///a.db") is WorkspaceAwareSqlAlchemyStore
+    assert compat.get_store_class() is WorkspaceAwareSqlAlchemyStore
 
 
-def test_the_rest_store_takes_our_arguments() -> None:
-    (creds,) = compat.get_rest_store_arguments("http://127.0.0.1:1")
-    assert RestStore(creds).get_host_creds().host == "http://127.0.0.1:1"
+def test_a_store_without_workspaces_has_one(embedded_mlflow: str) -> None:
+    assert compat.get_workspace(SqlAlchemyStore(embedded_mlflow)) == "default"
+
+
+def test_the_tables_of_registered_models_have_the_columns_that_are_read() -> None:
+    columns = {name: set(table.columns.keys()) for name, table in compat.get_registry_tables().items()}
+    assert columns["registered_models"] >= {"workspace", "name", "creation_time"}
+    assert columns["registered_model_tags"] >= {"workspace", "name", "key", "value"}
+    assert columns["registered_model_aliases"] >= {"workspace", "name", "alias", "version"}
+    assert columns["model_versions"] >= {"workspace", "name", "version", "current_stage"}
+    assert columns["model_version_tags"] >= {"workspace", "name", "version", "key", "value"}
+
+
+def test_certificates_of_mysql_are_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_MYSQL_SSL_CA", "ca.pem")
+    assert compat.get_connect_arguments(sqlalchemy.make_url("mysql+pymysql://host/a")) == {"ssl_ca": "ca.pem"}
+    assert compat.get_connect_arguments(sqlalchemy.make_url("postgresql://host/a")) == {}
 
 
 @pytest.mark.parametrize(

@@ -173,17 +173,6 @@ def test_byte_code_put_beside_the_code_is_refused(start_server, good_bundle):
         client.set_registered_model_alias(NAME, "production", version)
 
 
-def test_a_client_gates_an_ungated_server_for_itself(start_server, good_bundle, bad_bundle):
-    """Over MLflow's REST store, with artifacts that must be downloaded to be checked."""
-    server = start_server("--workers", "1", gated=False)
-    mlflow.set_registry_uri(f"plantmodels:{server.address}")
-    good, bad = register(good_bundle), register(bad_bundle)
-    with pytest.raises(MlflowException, match=r"ood_recall measured 50\.00 %"):
-        MlflowClient().transition_model_version_stage(NAME, bad, "Production")
-    MlflowClient().transition_model_version_stage(NAME, good, "Production")
-    assert production() == ([good], good)
-
-
 def test_each_workspace_is_gated_separately(start_server, good_bundle, bad_bundle, monkeypatch):
     start_server("--workers", "1", "--enable-workspaces")
     mlflow.create_workspace("greenhouse")
