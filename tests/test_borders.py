@@ -13,13 +13,14 @@ import plantmodels
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"arrays", "errors"}
+GROUND = {"arrays", "errors", "foreign_text"}
 SERVING = GROUND | {"bundle", "serve"}
 PREPARING = SERVING | {"data", "ood", "export"}
 
 ROOMS = {
     "arrays": set(),
     "errors": GROUND,
+    "foreign_text": set(),
     "bundle": GROUND | {"bundle"},
     "serve": SERVING,
     "report": GROUND | {"bundle", "report"},

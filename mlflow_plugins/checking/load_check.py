@@ -27,6 +27,7 @@ from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.signature import read_trusted_manifest
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import PlantModelsError
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import PlantClassifier
 
 
@@ -94,7 +95,7 @@ def _copy_version(uri: str) -> Iterator[_VersionCopy]:
         except PlantModelsError:
             raise
         except Exception as error:  # the errors of artifact stores share no base class
-            reason = " ".join(str(error).split())[:300]
+            reason = quote_error(error)
             raise LoadCheckError(f"{uri}: cannot be read ({type(error).__name__}: {reason})") from error
         yield _VersionCopy(source, folder, tags)
 

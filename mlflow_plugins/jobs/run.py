@@ -17,6 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.jobs.processes import Process
 from plantmodels.errors import PlantModelsError, RegistrationError
+from plantmodels.foreign_text import quote_error, shorten
 
 PREFIX: Final = "plantmodels."
 """Prefix of this project's run params and tags; `mlflow run` logs its own parameters under their plain names."""
@@ -63,7 +64,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         with short_timeouts():
             with contextlib.suppress(*SERVER_ERRORS):
                 if isinstance(error, PlantModelsError):
-                    mlflow.set_tag(FAILURE_TAG, " ".join(str(error).split())[:_MAX_TAG])
+                    mlflow.set_tag(FAILURE_TAG, shorten(" ".join(str(error).split()), _MAX_TAG))
             with contextlib.suppress(*SERVER_ERRORS):
                 mlflow.end_run("FAILED")
         raise
@@ -129,7 +130,7 @@ def registration_errors(what: str) -> Iterator[None]:
     try:
         yield
     except SERVER_ERRORS as error:
-        reason = " ".join(str(error).split())[:500]
+        reason = quote_error(error)
         raise RegistrationError(f"{what}: {type(error).__name__}: {reason}") from error
 
 

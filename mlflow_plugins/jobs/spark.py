@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from plantmodels.errors import ScoringError
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import CHUNK
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def spark_errors() -> Iterator[None]:
 def _find_cause(message: str) -> str:
     """Return the last error in a message of Spark's, which is the cause that Spark wraps several times over."""
     causes = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", message, flags=re.MULTILINE)
-    return " ".join((causes[-1] if causes else message).split())[:500]
+    return quote_error(causes[-1] if causes else message)
 
 
 def to_absolute(path: str) -> str:

@@ -15,6 +15,7 @@ import yaml
 
 from plantmodels.bundle.files import read_bytes
 from plantmodels.errors import BundleError
+from plantmodels.foreign_text import quote_error
 
 DESCRIPTION_FILE: Final = "MLmodel"
 """The file that makes a folder an MLflow model."""
@@ -78,7 +79,7 @@ def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
         _check_events(content, aliases)
         document = yaml.load(content, _Loader)
     except _YAML_ERRORS as error:
-        raise BundleError(f"{path}: not the YAML expected ({' '.join(str(error).split())[:200]})") from error
+        raise BundleError(f"{path}: not the YAML expected ({quote_error(error)})") from error
     if not isinstance(document, dict):
         raise BundleError(f"{path}: expected a YAML object, got {type(document).__name__}")
     return document

@@ -23,6 +23,7 @@ from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_
 from plantmodels.bundle.signature import check_manifest_signature
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import LoadOptions, read_bundle
 from plantmodels.serve.session import release_free_memory
@@ -112,7 +113,7 @@ def open_artifacts(model_uri: str, names: Iterable[str], optional_names: Iterabl
                 wanted = f"{model_uri}: {name}"
                 repository.download_artifacts(name, dst_path=str(folder))
         except Exception as error:  # each artifact store has exceptions of its own
-            reason = " ".join(str(error).split())[:300]
+            reason = quote_error(error)
             raise BundleError(f"{wanted} cannot be downloaded ({type(error).__name__}: {reason})") from error
         yield folder
 

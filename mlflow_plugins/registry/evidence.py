@@ -17,6 +17,7 @@ from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, li
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.foreign_text import quote_error
 from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.gates import GateResult, judge_gate
 from plantmodels.report.policy import GatePolicy
@@ -124,7 +125,7 @@ def _evidence_errors(location: str) -> Iterator[None]:
     except PlantModelsError as error:
         raise EvidenceError(str(error)) from error
     except Exception as error:  # the errors of artifact stores share no base class
-        reason = " ".join(str(error).split())[:300]
+        reason = quote_error(error)
         raise EvidenceError(f"the artifacts at {location} cannot be read ({type(error).__name__}: {reason})") from error
 
 

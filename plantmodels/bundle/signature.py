@@ -19,6 +19,7 @@ from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import Manifest, check_files, parse_manifest, read_manifest_bytes
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import SignatureError
+from plantmodels.foreign_text import quote_error
 
 _MAX_BYTES: Final = 64 * 2**10
 """Largest signature file that is read; model-signing writes 2 KB."""
@@ -59,7 +60,9 @@ def sign_bundle(bundle: Path, private_key: Path, *, password: str | None = None)
         secret = None if password is None else password.encode()
         signer = signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     except Exception as error:  # the errors of model-signing and cryptography have no base class of their own
-        raise SignatureError(f"{private_key}: expected a private {_KEYS}, and its password ({error})") from error
+        raise SignatureError(
+            f"{private_key}: expected a private {_KEYS}, and its password ({quote_error(error)})"
+        ) from error
     with temporary_folder("sign") as temporary:
         manifest, signature = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
         manifest.write_bytes(content)
@@ -116,7 +119,7 @@ def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) ->
     try:
         verifier = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:  # the errors of model-signing and cryptography have no base class of their own
-        raise SignatureError(f"{public_key}: expected a public {_KEYS} ({error})") from error
+        raise SignatureError(f"{public_key}: expected a public {_KEYS} ({quote_error(error)})") from error
     with temporary_folder("signature") as temporary:
         copies = temporary / MANIFEST_FILE, temporary / SIGNATURE_FILE
         for copy, data in zip(copies, (manifest, content), strict=True):
@@ -125,7 +128,7 @@ def check_manifest_signature(folder: Path, manifest: bytes, public_key: Path) ->
             verifier.verify(*copies)
             signed = _read_signed_digests(content)
         except Exception as error:  # a hostile file may raise anything inside the parser; then it is not a signature
-            reason = f"{type(error).__name__} {' '.join(str(error).split())[:120]}".strip()
+            reason = f"{type(error).__name__}: {quote_error(error)}"
             raise SignatureError(f"{path}: not a signature of {MANIFEST_FILE} by {public_key} ({reason})") from error
     if signed != [hashlib.sha256(manifest).hexdigest()]:
         raise SignatureError(f"{path}: signed by {public_key}, but what it signs is not {MANIFEST_FILE}")

@@ -6,6 +6,7 @@ from typing import Any, Final
 import click
 
 from plantmodels.errors import PlantModelsError, is_out_of_memory
+from plantmodels.foreign_text import quote_error
 
 _PACKAGES: Final = ("plantmodels.", "mlflow_plugins.")
 
@@ -26,9 +27,9 @@ class KnownErrors(click.Group):
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = quote_error(error)
             place = f"{ctx.invoked_subcommand}, in {_find_place(error)}"
-            raise click.ClickException(f"memory ran out: {place} ({reason[:300]})") from error
+            raise click.ClickException(f"memory ran out: {place} ({reason})") from error
 
 
 def _find_place(error: BaseException) -> str:

@@ -18,6 +18,7 @@ from plantmodels.data.digests import digest_content, digest_lines, hash_to_fract
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest
 from plantmodels.data.inputs import check_data
 from plantmodels.errors import DataError
+from plantmodels.foreign_text import quote_error
 
 Split = Literal["train", "val"]
 CLASS_SEPARATOR: Final = "___"
@@ -150,7 +151,7 @@ def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
         # no na_filter: to pandas a disease called "None" is a missing value
         table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, na_filter=False)
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({error})") from error
+        raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({quote_error(error)})") from error
     missing = [name for name in _MANIFEST_COLUMNS if name not in table.columns]
     if missing:
         raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(_MANIFEST_COLUMNS)}")

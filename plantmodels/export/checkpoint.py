@@ -22,6 +22,7 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.inputs import check_checkpoint
 from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
+from plantmodels.foreign_text import quote_error
 
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
 _ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
@@ -169,12 +170,12 @@ def _load_document(path: Path) -> dict[str, Any]:
     try:
         document: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = quote_error(error)
         raise CheckpointError(
             f"{path}: not a checkpoint of tensors and plain values; torch.load(weights_only=True) refuses it ({reason})"
         ) from error
     except READ_ERRORS as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = quote_error(error)
         raise CheckpointError(f"{path}: not a checkpoint that torch can read ({reason})") from error
     for name in ("state_dict", "hyper_parameters"):
         if not isinstance(document, dict) or not isinstance(document.get(name), dict):

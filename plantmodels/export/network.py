@@ -15,6 +15,7 @@ from torch import nn
 
 from plantmodels.errors import CheckpointError
 from plantmodels.export.checkpoint import Checkpoint, NetworkSpec
+from plantmodels.foreign_text import quote_error
 
 _FIXED_ARGUMENTS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
 """Arguments of timm that a checkpoint cannot set: all weights come from the checkpoint, and nothing is downloaded."""
@@ -87,7 +88,7 @@ def _create_backbone(spec: NetworkSpec) -> tuple[nn.Module, int]:
     except _BUILD_ERRORS as error:
         raise CheckpointError(
             f"timm {timm.__version__} cannot build backbone {spec.backbone!r} with {dict(spec.backbone_kwargs)} for "
-            f"{size}x{size} images ({error})"
+            f"{size}x{size} images ({quote_error(error)})"
         ) from error
     if not isinstance(features, torch.Tensor) or features.ndim != 2:
         given = tuple(features.shape) if isinstance(features, torch.Tensor) else type(features).__name__

@@ -16,6 +16,7 @@ from PIL import Image
 from plantmodels.arrays import Inputs, Pixels
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.errors import ImageError
+from plantmodels.foreign_text import shorten
 from plantmodels.serve.preprocessing import decode_image, preprocess, read_file, upright_rgb
 
 ImageLike = bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | Pixels | Inputs
@@ -38,7 +39,7 @@ def image_to_input(image: ImageLike, preprocessing: Preprocessing, *, allow_path
         ImageError: the image cannot be decoded, has another type, shape or dtype, or is a path that may not be read.
     """
     if isinstance(image, os.PathLike) and not allow_paths:
-        raise ImageError(f"file paths are not read: {os.fspath(image)[:200]!r}")
+        raise ImageError(f"file paths are not read: {shorten(str(image), 200)!r}")
     if isinstance(image, os.PathLike) or (allow_paths and isinstance(image, str) and _is_file(image)):
         image = read_file(image)
     if isinstance(image, bytes | bytearray | memoryview | str):

@@ -25,6 +25,7 @@ from plantmodels.bundle.layout import (
 )
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.session import RUN_ERRORS
 
 _SPECIES_AT_ONCE = 32
@@ -164,7 +165,7 @@ def name_failing_model(file: str) -> Iterator[None]:
     try:
         yield
     except RUN_ERRORS as error:
-        raise BundleError(f"{file}: does not run ({' '.join(str(error).split())[:300]})") from error
+        raise BundleError(f"{file}: does not run ({quote_error(error)})") from error
 
 
 def check_output_shape(file: str, output: str, values: Logits, *shape: int) -> None:

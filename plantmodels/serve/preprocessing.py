@@ -24,6 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from plantmodels.arrays import Inputs
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
+from plantmodels.foreign_text import quote_error, shorten
 
 FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Many phones write MPO into a .jpg. Pillow opens it as JPEG, and its first image is the one that was taken."""
@@ -107,9 +108,9 @@ def decode_image(data: bytes | str) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of format {', '.join(FORMATS)} ({len(data):,} bytes)") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(f"too many pixels, at most {MAX_PIXELS:,} are decoded ({error})") from error
+        raise ImageError(f"too many pixels, at most {MAX_PIXELS:,} are decoded ({quote_error(error)})") from error
     except _PILLOW_ERRORS as error:
-        raise ImageError(f"cannot be decoded ({error})") from error
+        raise ImageError(f"cannot be decoded ({quote_error(error)})") from error
     return upright_rgb(image)
 
 
@@ -132,10 +133,10 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
     """
     try:
         if not Path(path).is_file():
-            raise ImageError(f"no such file: {str(path)[:200]!r}")
+            raise ImageError(f"no such file: {shorten(str(path), 200)!r}")
         return Path(path).read_bytes()
     except (OSError, ValueError) as error:  # too long a name, a null character
-        raise ImageError(f"cannot be read: {str(path)[:200]!r} ({error})") from error
+        raise ImageError(f"cannot be read: {shorten(str(path), 200)!r} ({error})") from error
 
 
 def _decode_base64(data: bytes | str) -> bytes:
@@ -166,7 +167,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         return to_rgb(image if turn is None else image.transpose(turn))
     except _PILLOW_ERRORS as error:
-        raise ImageError(f"cannot be decoded ({error})") from error
+        raise ImageError(f"cannot be decoded ({quote_error(error)})") from error
 
 
 def _check_header(image: Image.Image) -> None:

@@ -17,6 +17,7 @@ import onnxruntime as ort
 from plantmodels.bundle.files import read_bytes
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.errors import BundleError
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.onnx_guard import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
@@ -133,7 +134,7 @@ def open_session(
         )
         _decode_names(session)
     except _ORT_ERRORS as error:
-        raise BundleError(f"{path}: ONNX Runtime cannot open it ({str(error).strip()[:300]})") from error
+        raise BundleError(f"{path}: ONNX Runtime cannot open it ({quote_error(error)})") from error
     if problem := _find_fallback(session, list(wanted)):
         if list(wanted)[-1] != CPU:
             raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")

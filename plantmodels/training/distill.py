@@ -18,6 +18,7 @@ from plantmodels.data.progress import log_step
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
+from plantmodels.foreign_text import quote_error
 from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.dataset import LeafImages
 from plantmodels.training.loop import BatchLoss, TrainingTask, pick_device, run_training
@@ -181,7 +182,7 @@ def _read_teacher_outputs(path: Path, fingerprint: str) -> NetworkOutputs:
     try:
         document: Any = torch.load(path, map_location="cpu", weights_only=True)
     except READ_ERRORS as error:
-        raise TrainingError(f"{path}: not the outputs of a teacher ({error}); delete it") from error
+        raise TrainingError(f"{path}: not the outputs of a teacher ({quote_error(error)}); delete it") from error
     if not isinstance(document, dict) or document.get("fingerprint") != fingerprint:
         raise TrainingError(f"{path}: belongs to another teacher or other leaves; delete it or name another output")
     return NetworkOutputs(document["species_logits"], document["embedding"])

@@ -11,6 +11,7 @@ import torch
 from plantmodels.bundle.files import write_bytes
 from plantmodels.errors import TrainingError
 from plantmodels.export.checkpoint import READ_ERRORS
+from plantmodels.foreign_text import quote_error
 from plantmodels.training.recipe import EpochRecord
 
 
@@ -69,7 +70,7 @@ def load_state(path: Path, fingerprint: str, device: torch.device) -> TrainingSt
     try:
         document: Any = torch.load(path, map_location=device, weights_only=True)
     except READ_ERRORS as error:
-        raise TrainingError(f"{path}: not the state of a training ({error}); delete it") from error
+        raise TrainingError(f"{path}: not the state of a training ({quote_error(error)}); delete it") from error
     if not isinstance(document, dict) or document.get("fingerprint") != fingerprint:
         raise TrainingError(
             f"{path}: belongs to a training with another recipe, other data or another teacher; delete it or "

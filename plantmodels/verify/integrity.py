@@ -26,8 +26,9 @@ from plantmodels.bundle.layout import (
     head_file,
 )
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.session import RUN_ERRORS
-from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory, shorten_error
+from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory
 
 if TYPE_CHECKING:
     from plantmodels.export.checkpoint import Checkpoint
@@ -65,7 +66,7 @@ def find_load_failures(contents: Mapping[str, bytes], models: OpenedModels) -> d
             onnx.checker.check_model(content)
         except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
             raise_if_out_of_memory(error)
-            failures[name] = shorten_error(error)
+            failures[name] = quote_error(error)
         else:
             if name in models.errors:
                 failures[name] = models.errors[name]
@@ -96,7 +97,7 @@ def find_head_problems(models: OpenedModels, metadata: Metadata, checkpoint: "Ch
             problems += _find_problems_of_head(name, models, metadata, checkpoint, index)
         except RUN_ERRORS as error:
             raise_if_out_of_memory(error)
-            problems.append(f"{name}: does not run ({shorten_error(error)})")
+            problems.append(f"{name}: does not run ({quote_error(error)})")
     return tuple(problems)
 
 
@@ -190,7 +191,7 @@ def _compare_with_packed(
         together = packed.run([DISEASE_OUTPUT], {EMBEDDING: probes, SPECIES_INDEX_INPUT: index})[0]
     except RUN_ERRORS as error:
         raise_if_out_of_memory(error)
-        yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({shorten_error(error)})"
+        yield f"{PACKED_HEADS_FILE}: does not run for species {species_index} ({quote_error(error)})"
         return
     tolerance = 10 * _FLOAT_RTOL * max(1.0, float(np.abs(single).max()))
     same = together[:, :classes].shape == single.shape == (_PROBES, classes)

@@ -13,7 +13,6 @@ measured.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import onnxruntime as ort
@@ -24,13 +23,11 @@ from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, is_out_of_memory
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import count_cores, open_session
-
-_MAX_REASON: Final = 300
-"""Characters of a library's error message that a report quotes."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedMode
             )
         except (BundleError, RuntimeError, ValueError) as error:
             raise_if_out_of_memory(error)
-            errors[name] = shorten_error(error)
+            errors[name] = quote_error(error)
     return OpenedModels(sessions, errors)
 
 
@@ -131,7 +128,7 @@ def open_classifiers(contents: BundleContents, models: OpenedModels) -> tuple[di
                 classifier.run(np.zeros((batch, 3, side, side), np.float32))
         except BundleError as error:
             raise_if_out_of_memory(error)
-            return {}, f"the {precision.upper()} model cannot be run ({shorten_error(error)})"
+            return {}, f"the {precision.upper()} model cannot be run ({quote_error(error)})"
         classifiers[precision] = classifier
     return classifiers, ""
 
@@ -140,8 +137,3 @@ def raise_if_out_of_memory(error: Exception) -> None:
     """Raise `MemoryError` if an error only says that memory ran out, which no gate may be blamed for."""
     if is_out_of_memory(error):
         raise MemoryError(str(error)) from error
-
-
-def shorten_error(error: Exception) -> str:
-    """Return an error's message as one line of at most 300 characters, or the name of its type if it has none."""
-    return " ".join(str(error).split())[:_MAX_REASON] or type(error).__name__
