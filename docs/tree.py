@@ -19,6 +19,7 @@ _FOLDERS: Final = (
     "plantmodels/serve",
     "plantmodels/data",
     "plantmodels/export",
+    "plantmodels/export/checks",
     "plantmodels/ood",
     "plantmodels/training",
     "plantmodels/verify",

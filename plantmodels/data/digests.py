@@ -6,10 +6,14 @@ The order of the images does not matter: a digest stays the same when files are 
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.data.image_files import name_in_digest
 from plantmodels.errors import BundleError
+
+UNREADABLE: Final = "unreadable"
+"""Stands for the digest of a file that cannot be read."""
 
 
 def hash_to_fraction(text: str) -> float:
@@ -35,8 +39,8 @@ def digest_lines(lines: Iterable[str]) -> str:
 
 
 def digest_content(path: Path) -> str:
-    """Return the SHA-256 of a file's content, or "unreadable". Symbolic links are followed."""
+    """Return the SHA-256 of a file's content, or `UNREADABLE`. Symbolic links are followed."""
     try:
         return digest_file(path.resolve()).sha256
     except BundleError:
-        return "unreadable"
+        return UNREADABLE

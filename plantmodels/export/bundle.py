@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from threadpoolctl import threadpool_limits
 
-from plantmodels.arrays import Labels
+from plantmodels.arrays import Labels, Weights
 from plantmodels.bundle.detector import write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, SPECIES_FILES, describe_sizes
 from plantmodels.bundle.manifest import write_manifest
@@ -23,10 +23,14 @@ from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_leaves
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
 from plantmodels.data.sampling import DEFAULT_SEED, pick_each_class, thin_out
-from plantmodels.data.streaming import ImageStream, UnreadableImage
+from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibrate import fit_temperatures
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.export.checks.answers import count_answers, refuse_wrong_answers
+from plantmodels.export.checks.network import check_network, check_non_plants, read_labelled_images
+from plantmodels.export.checks.non_plants import refuse_known_files
+from plantmodels.export.checks.preprocessing import describe_odd_pixels
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.mixed_precision import MAX_DROP, LabelledImages, QuantizationResult, choose_int8
 from plantmodels.export.network import HierarchicalNetwork, load_network
@@ -63,6 +67,7 @@ class ExportSummary:
         seconds: name of each step to its wall-clock time in seconds.
         quantization: which products are INT8, and what was tried.
         unreadable: training leaves and non-plants that were skipped.
+        warnings: what looks odd and is no error.
     """
 
     bundle: Path
@@ -71,12 +76,14 @@ class ExportSummary:
     seconds: Mapping[str, float]
     quantization: QuantizationResult
     unreadable: tuple[UnreadableImage, ...]
+    warnings: tuple[str, ...]
 
     def describe(self) -> str:
         """Return the folder, file sizes, INT8 candidates and skipped images as text for a terminal."""
         lines = describe_sizes(self.sizes)
         lines += self.quantization.describe()
         lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
+        lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([f"wrote {self.bundle}", *lines])
 
 
@@ -100,12 +107,14 @@ def export_bundle(
     with lock_bundle(out), staged_bundle(out) as folder:
         with timer.log_step("read"):
             inputs = _read_inputs(checkpoint, data, non_plants, seed)
-        labelled, unreadable = _read_labelled_images(inputs)
+        with timer.log_step("check network"):
+            labelled, unreadable, warnings = _check_inputs(inputs)
         models, quantization = _write_models(folder, inputs, labelled, timer)
         with timer.log_step("digest data"):
             metadata = _build_metadata(inputs, models, seed)
         with timer.measure("embed"):
             embedded = _embed_images(folder, inputs, metadata)
+        _check_all_answers(inputs, embedded, labelled.heads)
         unreadable = tuple(dict.fromkeys([*unreadable, *embedded.unreadable]))  # a leaf may be read twice
         with timer.measure("select detector"):
             selection = select_detector(
@@ -114,7 +123,8 @@ def export_bundle(
         write_detector(folder / DETECTOR_FILE, selection.detector)
         heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)
         temperatures = fit_temperatures(embedded.plants.outputs, embedded.samples, partial(run_packed_heads, heads))
-        found = {
+        found: dict[str, Any] = {
+            "warnings": warnings,
             "unreadable_images": _list_unreadable(inputs, unreadable),
             "detector": {"reason": selection.reason, "trials": [asdict(trial) for trial in selection.trials]},
         }
@@ -127,7 +137,9 @@ def export_bundle(
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
-    return ExportSummary(out, metadata, dict(sorted(sizes.items())), timer.seconds, quantization, unreadable)
+    return ExportSummary(
+        out, metadata, dict(sorted(sizes.items())), timer.seconds, quantization, unreadable, tuple(warnings)
+    )
 
 
 @dataclass
@@ -161,6 +173,7 @@ class _ExportInputs:
         kept_leaves: at most `MAX_KEPT_LEAVES` leaves, whose embeddings are held in memory.
         further_leaves: leaves of which only the moments are kept.
         non_plants: images that show no plant, or None.
+        selection: the half of them that chooses the detector, or None.
     """
 
     checkpoint: Checkpoint
@@ -169,6 +182,7 @@ class _ExportInputs:
     kept_leaves: LeafSet
     further_leaves: LeafSet
     non_plants: NonPlantSet | None
+    selection: NonPlantSet | None
 
 
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _ExportInputs:
@@ -176,31 +190,43 @@ def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, see
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
     further, kept = split_by_name(leaves, 1.0, MAX_KEPT_LEAVES, seed)
     check_image_count(len(kept.samples))
+    others = None if non_plants is None else read_non_plants(non_plants)
+    if others is not None:
+        refuse_known_files(others, [*leaves.paths, *_list_val_images(data, checkpoint)], leaves.root)
     return _ExportInputs(
         checkpoint=checkpoint,
         leaves=leaves,
         kept_leaves=kept,
         further_leaves=further,
-        non_plants=None if non_plants is None else read_non_plants(non_plants),
+        non_plants=others,
+        selection=None if others is None else others.half("selection"),
         network=load_network(checkpoint),
     )
 
 
-def _read_labelled_images(inputs: _ExportInputs) -> tuple[LabelledImages, tuple[UnreadableImage, ...]]:
-    """Decode a few training leaves of every class; return them, and the files that were skipped."""
-    samples = pick_each_class(inputs.kept_leaves.samples, QUANTIZATION_IMAGES, key=class_of)
-    stream = ImageStream(
-        [sample.path for sample in samples],
-        inputs.checkpoint.spec.preprocessing,
-        set_size=len(inputs.leaves.samples),
-    )
-    read = list(stream.batches(QUANTIZATION_IMAGES))
-    if not read:
-        raise DataError(f"{inputs.leaves.root}: none of {len(samples)} training leaves can be read")
-    ((positions, pixels),) = read
-    species, diseases = np.array([class_of(samples[i]) for i in positions], np.int64).T
-    heads = {i: (weight.numpy(), bias.numpy()) for i, (weight, bias) in inputs.checkpoint.disease_heads.items()}
-    return LabelledImages(pixels, species, diseases, heads), stream.unreadable
+def _list_val_images(data: Path, checkpoint: Checkpoint) -> tuple[Path, ...]:
+    """Return the validation leaves; none if there are none, or if they are not as they should be: `verify` says so."""
+    try:
+        return read_leaves(data, "val", checkpoint.spec.taxonomy).paths
+    except DataError:
+        return ()
+
+
+def _check_inputs(inputs: _ExportInputs) -> tuple[LabelledImages, tuple[UnreadableImage, ...], list[str]]:
+    """Refuse a network or non-plants that cannot be right, before the long work.
+
+    Returns:
+        Labelled training leaves of every class, the files that were skipped, and warnings.
+    """
+    checkpoint, leaves, network = inputs.checkpoint, inputs.kept_leaves, inputs.network
+    first = pick_each_class(leaves.samples, QUANTIZATION_IMAGES, key=class_of)
+    images, unreadable = read_labelled_images(first, checkpoint, inputs.leaves)
+    taken = set(first)
+    unread = [sample for sample in leaves.samples if sample not in taken]
+    outputs = check_network(network, checkpoint, inputs.leaves, images, unread)
+    if inputs.non_plants is not None and inputs.selection is not None:
+        check_non_plants(network, checkpoint, inputs.selection, len(inputs.non_plants.paths), outputs)
+    return images, unreadable, [warning for warning in (describe_odd_pixels(images.pixels),) if warning]
 
 
 def _write_models(
@@ -333,12 +359,22 @@ def _embed_images(folder: Path, inputs: _ExportInputs, metadata: Metadata) -> _E
     return _EmbeddedImages(plants, samples, further, non_plants, (*embedder.unreadable, *skipped))
 
 
+def _check_all_answers(
+    inputs: _ExportInputs, embedded: _EmbeddedImages, heads: Mapping[int, tuple[Weights, Weights]]
+) -> None:
+    """Refuse names in another order once more, now that every training leaf was read; the first look reads a few."""
+    taxonomy = inputs.checkpoint.spec.taxonomy
+    species, diseases = np.array([class_of(sample) for sample in embedded.samples], np.int64).T
+    counts = count_answers(embedded.plants.outputs, species, diseases, heads, taxonomy)
+    refuse_wrong_answers(counts, taxonomy, inputs.checkpoint.path, inputs.leaves.root)
+
+
 def _embed_non_plants(
     inputs: _ExportInputs, model: SpeciesModel, metadata: Metadata
 ) -> tuple[NonPlantEmbeddings | None, tuple[UnreadableImage, ...]]:
-    if inputs.non_plants is None:
+    half = inputs.selection
+    if inputs.non_plants is None or half is None:
         return None, ()
-    half = inputs.non_plants.half("selection")
     paths = thin_out(half.paths, MAX_NON_PLANTS, key=half.source_of)
     if not paths:
         return None, ()

@@ -22,6 +22,7 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.inputs import check_checkpoint
 from plantmodels.errors import BundleError, CheckpointError, TaxonomyError
+from plantmodels.export.checks.preprocessing import check_scale
 from plantmodels.foreign_text import quote_error
 
 _PREFIXES: Final = ("model.", "net.", "_orig_mod.", "module.")
@@ -201,6 +202,7 @@ def _read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
             _to_tuple("std", parameters["std"]),
             **optional,
         )
+        check_scale(preprocessing)
         diseases = {name: _to_tuple("diseases", names) for name, names in parameters["diseases"].items()}
         taxonomy = Taxonomy(
             _to_tuple("species", parameters["species"]), {name: names for name, names in diseases.items() if names}

@@ -152,7 +152,15 @@ def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: P
     """
     plots = draw_plots(report)
     recipe = metadata.models[SPECIES_FILES["int8"]].get("recipe", {})
-    page = render_report(report, plots, recipe, metadata.provenance.get("detector", {}), _make_galleries(passes))
+    provenance = metadata.provenance
+    page = render_report(
+        report,
+        plots,
+        recipe,
+        provenance.get("detector", {}),
+        _make_galleries(passes),
+        tuple(map(str, provenance.get("warnings", ()))),
+    )
     with staged_bundle(bundle, start_from=bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())

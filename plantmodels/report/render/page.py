@@ -8,7 +8,7 @@ The templates hold the words and the layout; this module and its neighbours prep
 True
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
@@ -49,6 +49,7 @@ def render_report(
     recipe: Mapping[str, Any] = MappingProxyType({}),
     detector: Mapping[str, Any] = MappingProxyType({}),
     galleries: Mapping[str, Gallery] = MappingProxyType({}),
+    warnings: Sequence[str] = (),
 ) -> str:
     """Return the whole page as an HTML document.
 
@@ -59,6 +60,7 @@ def render_report(
         detector: how the detector was chosen, from the bundle's metadata.
         galleries: thumbnails by name: "flipped" for images where FP16 and INT8 differ, "let through" for accepted
             non-plants, and "rejected" for rejected plants.
+        warnings: what the export found odd, from the bundle's metadata.
     """
     template = make_environment().get_template("report.html.j2")
     return template.render(
@@ -71,6 +73,7 @@ def render_report(
         plots=plots,
         recipe=recipe,
         galleries=galleries,
+        warnings=warnings,
     )
 
 

@@ -291,3 +291,10 @@ def test_the_quantization_that_was_tried_is_shown(report: Make) -> None:
     assert page.index("loses too much") < page.index(">taken<")
     assert "<h2>Quantization</h2>" in page
     assert "<h2>Quantization</h2>" not in render_report(report(), {})
+
+
+def test_warnings_of_the_export_stand_at_the_top(report: Make) -> None:
+    page = render_report(report(), {}, warnings=("pixels have <b> mean 7",))
+    header = page[: page.index("</header>")]
+    assert "Warning of the export: pixels have &lt;b&gt; mean 7" in header
+    assert "Warning of the export" not in render_report(report(), {})

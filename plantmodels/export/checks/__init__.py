@@ -1,0 +1,1 @@
+"""Checks before the long work of an export: do names, preprocessing and non-plants fit the network?"""
