@@ -83,6 +83,21 @@ def waive(name: str, version: str, gate: str, reason: str) -> None:
 
 @main.command()
 @click.argument("name")
+@click.argument("version")
+@click.option("--force", is_flag=True, help="Take the version out of Production first, if it is there.")
+def delete(name: str, version: str, force: bool) -> None:
+    """Delete a VERSION of NAME.
+
+    A version in Production is not deleted, so that no service loses what it loads. With --force it is taken out of
+    Production first. Each step is in the audit.
+    """
+    from mlflow_plugins.registry.admin import delete_version
+
+    click.echo(delete_version(name, version, force=force))
+
+
+@main.command()
+@click.argument("name")
 def audit(name: str) -> None:
     """Print every decision of the registry about NAME.
 

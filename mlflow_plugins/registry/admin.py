@@ -1,4 +1,4 @@
-"""What people ask of the gated registry through the plain MLflow client: waive a gate, read the audit, reconcile."""
+"""What people ask of the gated registry through the plain MLflow client: waive, audit, delete, reconcile."""
 
 import warnings
 from collections.abc import Iterator
@@ -48,6 +48,32 @@ def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
                 "gated server, or plantmodels:DATABASE"
             )
     return f"{name} version {version}: {waiver.to_sentence(gate)}"
+
+
+def delete_version(name: str, version: str, *, force: bool) -> str:
+    """Delete a version, and return a line that says what was done.
+
+    Args:
+        name: registered model.
+        version: version number.
+        force: whether a version that is in Production is taken out of it first.
+
+    Raises:
+        RegistryError: the version is in Production and `force` is false, or it does not exist.
+    """
+    taken_out = ""
+    with _registry_errors(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MLflow deprecates stages
+        client = MlflowClient()
+        if force:
+            found = client.get_model_version(name, version)
+            if found.current_stage == STAGE_PRODUCTION:
+                client.transition_model_version_stage(name, version, STAGE_ARCHIVED)
+                taken_out = " It was taken out of Production first."
+            for alias in client.get_model_version(name, version).aliases:
+                client.delete_registered_model_alias(name, alias)
+        client.delete_model_version(name, version)
+    return f"{name} version {version} was deleted.{taken_out}"
 
 
 def list_decisions(name: str) -> list[Decision]:

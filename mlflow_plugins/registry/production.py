@@ -54,6 +54,18 @@ class Production:
             reason = f"version {', '.join(sorted(held))} is in Production; take it out first"
             raise self._audit.refuse(name, None, action, reason)
 
+    def refuse_deletion(self, version: ModelVersion) -> None:
+        """Refuse to delete a version that is in Production, by alias or by stage.
+
+        Raises:
+            MlflowException: PERMISSION_DENIED, with what to do first.
+        """
+        if version.current_stage != STAGE_PRODUCTION and not any(map(is_spelling_of_alias, version.aliases)):
+            return
+        name, number = version.name, version.version
+        advice = f"; take it out first, or use `plantmodels-registry delete {name} {number} --force`"
+        raise self._audit.refuse(name, number, "delete the version", "it is in Production", advice=advice)
+
     def list_versions(self, name: str) -> Iterator[ModelVersion]:
         """Yield every version of a model, one number after the other.
 

@@ -31,6 +31,7 @@ from mlflow_plugins.registry.production import Production, is_spelling_of_alias
 from mlflow_plugins.registry.records.tables import Records
 from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, WAIVE_TAG
 from mlflow_plugins.registry.waivers import Waivers
+from mlflow_plugins.registry.webhooks import AliasEvents
 from plantmodels.errors import RegistryError
 
 _Store: Any = object
@@ -69,6 +70,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _waivers: Waivers
     _production: Production
     _descriptions: Descriptions
+    _events: AliasEvents
     _audit: AuditLog
     _config: RegistryConfig
     _locks: RegistryLocks
@@ -84,6 +86,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._waivers = Waivers(plain_store, config, self._audit)
         self._production = Production(plain_store, self._audit)
         self._descriptions = Descriptions(plain_store, config.policy)
+        self._events = AliasEvents(self)
 
     @contextlib.contextmanager
     def _lock_model(self, name: str) -> Iterator[None]:
@@ -125,17 +128,16 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         return described
 
     def delete_model_version(self, name: str, version: str) -> None:
-        """Delete a version, with its alias and stage; its audit moves to the registered model."""
+        """Delete a version that is not in Production; its audit moves to the registered model."""
         if not self._guard.is_guarded(name):
             super().delete_model_version(name, version)
             return
         with self._lock_model(name):
             found: ModelVersion = super().get_model_version(name, version)
+            self._production.refuse_deletion(found)
             self._audit.keep_for_model(found)
             reason = f"it was in stage {found.current_stage}"
             self._audit.record(name, None, f"delete version {version}", allowed=True, reason=reason)
-            if ALIAS in found.aliases:  # an interrupted promotion may have left another version in the stage
-                self._production.archive(name)
             super().delete_model_version(name, version)
 
     # promotion
@@ -153,7 +155,10 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         with self._lock_model(name):
             found = super().get_model_version(name, version)
             if wanted == STAGE_PRODUCTION:
-                return self._promote(found, "promote to stage Production")
+                promoted = self._promote(found, "promote to stage Production")
+                if ALIAS not in found.aliases:
+                    self._events.tell_created(name, ALIAS, version)
+                return promoted
             if wanted == STAGE_STAGING:
                 self._admission.admit(found, "promote to stage Staging")
             moved: ModelVersion = transition(name, version, wanted, archive_existing_versions)
@@ -161,6 +166,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                 self._audit.record(name, found.version, f"move to stage {wanted}", allowed=True, reason=NO_GATE_APPLIES)
             if ALIAS in found.aliases:
                 super().delete_registered_model_alias(name, ALIAS)
+                self._events.tell_deleted(name, ALIAS)
                 self._descriptions.renew_model(name, None)
                 moved = super().get_model_version(name, version)
             return moved

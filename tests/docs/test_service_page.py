@@ -1,18 +1,21 @@
-"""The service of docs/service.md answers, refuses what is no image, and follows the alias."""
+"""The service of docs/service.md answers, refuses what is no image, follows the alias, and hears MLflow's webhook."""
 
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import pytest
+import requests
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
@@ -20,6 +23,7 @@ from tests.fixtures.tracking import free_port, responds
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "plant-disease"
+SECRET = "of the test"
 
 
 def register(bundle: Path) -> str:
@@ -34,33 +38,39 @@ def ask(url: str, body: bytes | None = None) -> dict[str, Any]:
 
 
 @pytest.fixture
-def service(
-    embedded_mlflow: str,
-    verified_bundle: Path,
-    code_blocks,
-    tmp_path: Path,
-    wait_for: Callable[..., None],
-) -> Iterator[str]:
+def serve_code(tmp_path: Path, wait_for: Callable[..., None]) -> Callable[..., AbstractContextManager[str]]:
+    """`with serve_code(code, NAME=value) as address`: the page's service, with these environment variables."""
+
+    @contextmanager
+    def start(code: str, **variables: str) -> Iterator[str]:
+        (tmp_path / "service.py").write_text(code)
+        address = f"127.0.0.1:{free_port()}"
+        with (tmp_path / "service.log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "uvicorn", "service:app", "--port", address.partition(":")[2]],
+                cwd=tmp_path,
+                env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"} | variables,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            wait_for(lambda: process.poll() is not None or responds(f"http://{address}/health"), 600)
+            assert process.poll() is None, (tmp_path / "service.log").read_text()
+            yield f"http://{address}"
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+
+    return start
+
+
+@pytest.fixture
+def service(embedded_mlflow: str, verified_bundle: Path, code_blocks, serve_code) -> Iterator[str]:
     """The page's service on version 1, which looks at the alias every 0.2 s; its address."""
     MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
-    (code,) = code_blocks("service.md", "python")
-    (tmp_path / "service.py").write_text(code.replace("interval_s=30", "interval_s=0.2"))
-    address = f"127.0.0.1:{free_port()}"
-    with (tmp_path / "service.log").open("w") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "uvicorn", "service:app", "--port", address.partition(":")[2]],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": f"{ROOT}:{tmp_path}"},
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        wait_for(lambda: process.poll() is not None or responds(f"http://{address}/health"), 600)
-        assert process.poll() is None, (tmp_path / "service.log").read_text()
-        yield f"http://{address}"
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    code = code_blocks("service.md", "python")[0]
+    with serve_code(code.replace("interval_s=30", "interval_s=0.2")) as address:
+        yield address
 
 
 @pytest.mark.slow
@@ -82,3 +92,32 @@ def test_the_service(
     MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
     wait_for(lambda: ask(f"{service}/health") == {"version": "2", "failure": None})
     assert ask(f"{service}/predict", image) == answer | {"version": "2"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
+def test_the_service_switches_when_mlflow_calls(
+    start_server, failing_bundle: Path, code_blocks, serve_code, monkeypatch, wait_for: Callable[..., None]
+) -> None:
+    """The handle itself looks only once an hour; promotions go by stage, for which plain MLflow sends nothing."""
+    start_server(
+        "--workers",
+        "1",
+        MLFLOW_WEBHOOK_ALLOWED_SCHEMES="http",
+        MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS="true",
+        MLFLOW_WEBHOOK_CACHE_TTL="1",
+        MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY="MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
+    )
+    client = MlflowClient()
+    for version in (register(failing_bundle), register(failing_bundle)):
+        client.set_model_version_tag(NAME, version, "plantmodels.waive.ood_recall", "a test")
+    client.transition_model_version_stage(NAME, "1", "Production")
+    code, receiver, subscription = code_blocks("service.md", "python")
+    with serve_code(f"{code}\n{receiver}".replace("interval_s=30", "interval_s=3600"), WEBHOOK_SECRET=SECRET) as url:
+        monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
+        exec(subscription.replace("https://service.example.org", url), {})
+        client.transition_model_version_stage(NAME, "2", "Production")
+        wait_for(lambda: ask(f"{url}/health") == {"version": "2", "failure": None}, 60)
+
+        forged = {"X-MLflow-Signature": "v1,AAAA", "X-MLflow-Timestamp": str(int(time.time()))}
+        assert requests.post(f"{url}/promoted", data=b"{}", headers=forged, timeout=60).status_code == 401

@@ -1,4 +1,4 @@
-"""waive, audit and reconcile, as a person types them, against a gated registry."""
+"""waive, audit, delete and reconcile, as a person types them, against a gated registry."""
 
 import mlflow
 import pytest
@@ -69,6 +69,24 @@ def test_a_missing_model_is_named(client, command) -> None:
     result = run(command, "nothing")
     assert result.exit_code == 1
     assert "nothing" in result.stderr
+
+
+def test_delete_of_a_version_in_production_needs_force(client, good_bundle) -> None:
+    version = register(good_bundle)
+    client.set_registered_model_alias("leaves", "production", version)
+    result = run("delete", "leaves", version)
+    assert result.exit_code == 1
+    assert "leaves version 1: refused to delete the version: it is in Production" in result.stderr
+    result = run("delete", "leaves", version, "--force")
+    assert result.stdout == "leaves version 1 was deleted. It was taken out of Production first.\n"
+    assert client.search_model_versions("name = 'leaves'") == []
+    audit = run("audit", "leaves").stdout
+    assert "REFUSED" in audit and "asked to move to stage Archived" in audit and "asked to delete version 1" in audit
+
+
+def test_delete_of_another_version_needs_no_force(client, good_bundle) -> None:
+    register(good_bundle)
+    assert run("delete", "leaves", 1).stdout == "leaves version 1 was deleted.\n"
 
 
 class Died(BaseException):

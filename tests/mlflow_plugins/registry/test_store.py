@@ -130,13 +130,30 @@ def test_deleting_the_alias_archives_the_version(client, good_bundle):
     assert client.get_model_version(NAME, version).current_stage == "Archived"
 
 
+@PROMOTIONS
+def test_a_version_in_production_is_not_deleted(client, good_bundle, promote):
+    version = register(good_bundle)
+    promote(client, version)
+    with refused(
+        "version 1: refused to delete the version: it is in Production; take it out first, "
+        "or use `plantmodels-registry delete plant-disease 1 --force`"
+    ):
+        client.delete_model_version(NAME, version)
+    assert served(client) == ([version], version)
+
+
 def test_deleting_a_version_leaves_its_audit(client, good_bundle):
     version = register(good_bundle)
     by_stage(client, version)
+    client.transition_model_version_stage(NAME, version, "Archived")
     client.delete_model_version(NAME, version)
-    assert served(client) == ([], None)
     actions = [decision.action for decision in read_decisions([client.get_registered_model(NAME).tags])]
-    assert actions == ["register a version", "promote to stage Production", f"delete version {version}"]
+    assert actions == [
+        "register a version",
+        "promote to stage Production",
+        "move to stage Archived",
+        f"delete version {version}",
+    ]
 
 
 def test_a_version_registered_before_the_gate_is_guarded_from_its_promotion_on(
@@ -454,6 +471,7 @@ def test_a_long_reason_fits_the_audit_of_a_deleted_version(client, judged_bundle
     for gate in ("ood_recall", "ood_precision", "latency", "int8_accuracy", "parity"):
         waive(client, version, gate, "x" * 1000)
     by_alias(client, version)
+    client.delete_registered_model_alias(NAME, "production")
     client.delete_model_version(NAME, version)
 
 
