@@ -19,7 +19,7 @@ from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.foreign_text import quote_error
 from plantmodels.report.gate_report import GateReport, read_report
-from plantmodels.report.gates import GateResult, judge_gate
+from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
 
 _MLFLOW_FILES: Final = ("registered_model_meta",)
@@ -62,16 +62,10 @@ class Evidence:
             raise EvidenceError(
                 f"the bundle holds no {GATE_REPORT_FILE}: it was never verified; verify it and register it again"
             )
-        return tuple(_apply_policy(gate, policy) for gate in self.report.gates)
-
-
-def _apply_policy(gate: GateResult, policy: GatePolicy) -> GateResult:
-    """Return a gate that failed as it is, and a gate that passed as the policy judges it."""
-    if not gate.passed:
-        return gate
-    return judge_gate(
-        gate.name, gate.measured, limit=policy.limit_of(gate.name), samples=gate.samples, detail=gate.detail
-    )
+        return tuple(
+            judged if reported.passed else reported
+            for reported, judged in zip(self.report.gates, self.report.judge_by(policy), strict=True)
+        )
 
 
 def describe_gate(gate: GateResult) -> str:

@@ -112,6 +112,11 @@ class Taxonomy:
         """The length of the longest list of diseases; 0 if no species has a head."""
         return max((len(names) for names in self.diseases.values()), default=0)
 
+    @property
+    def classes(self) -> int:
+        """The number of classes: every disease of every species, and each species without a head."""
+        return sum(max(1, len(self.diseases_of(index))) for index in range(len(self.species)))
+
     def diseases_of(self, species_index: int) -> tuple[str, ...]:
         """Return the disease names of a species in logit order; empty if it has no head."""
         return self.diseases.get(self.species[species_index], ())

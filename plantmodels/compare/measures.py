@@ -15,9 +15,11 @@ from typing import Final
 from plantmodels.bundle.layout import IMAGES_FILE, summarize_sizes
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.compare.model import MeasurePair, Section, Verdict
-from plantmodels.report.gate_report import GateReport, ImageSet
+from plantmodels.report.gate_report import GateReport
+from plantmodels.report.inputs import ImageSet
 from plantmodels.report.per_image import ImageRow, ImageSetName
-from plantmodels.report.results import Accuracy, ClassRow, Latency, Parity, Rejection
+from plantmodels.report.results import Accuracy, ClassRow, Rejection
+from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import (
     ALPHA,
     PairedCounts,

@@ -122,7 +122,7 @@ class Comparison:
     Attributes:
         a: name of A.
         b: name of B.
-        gates: the nine gates of contract 5, in its order.
+        gates: the gates of contract 5, in its order.
         sections: measures with verdicts.
         classes: one line for species or diseases that were added, removed or reordered.
         differences: settings, inputs, limits, provenance, versions and machine where they differ.

@@ -1,98 +1,39 @@
-"""The gate report: nine verdicts, the measurements they rest on, and the digests of the measured files.
+"""The gate report: every gate's verdict, the measurements it rests on, and the digests of the measured files.
 
 `gate-report.json` holds neither a timestamp nor a path, so the same inputs give the same report except for latency.
 It vouches only for the files whose digests it names; `read_report` checks that these are the bundle's files.
 
 >>> report = read_report(bundle)
->>> len(report.gates), report.gate("loads").status
-(9, 'passed')
+>>> [gate.name for gate in report.gates] == list(GATES), report.gate("loads").status
+(True, 'passed')
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
 from plantmodels.bundle.serialization import decode, encode
-from plantmodels.errors import BundleError, GatesNotPassedError
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.errors import BundleError, GatesNotPassedError, TaxonomyError
+from plantmodels.report.evidence.check import check_gates
+from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
+from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Accuracy, Latency, Parity, Rejection
+from plantmodels.report.results import Accuracy, Rejection
+from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import Interval
 from plantmodels.report.summary import describe_accuracy
 
-REPORT_FORMAT_VERSION: Final = 2
-"""Version of `gate-report.json` that is written and read. 2 added paired counts, classes, calibration and routing."""
-
-Source = Literal["train", "val", "non-plants", "unseen-plants"]
-
-
-@dataclass(frozen=True)
-class UnreadableFile:
-    """An image that was skipped.
-
-    Attributes:
-        source: set that the image belongs to.
-        name: its name below the folder of the set.
-        reason: why it could not be read.
-    """
-
-    source: Source
-    name: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """A set of images that was given.
-
-    Attributes:
-        images: number of images, readable or not.
-        measured: number of images that the gates rest on.
-        sha256: digest of all names and contents.
-    """
-
-    images: int
-    measured: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class ReportInputs:
-    """What a report was measured on.
-
-    Attributes:
-        checkpoint_sha256: digest of the checkpoint that parity was measured against; None when none was given.
-        class_order_digest: digest of the bundle's taxonomy.
-        val: the validation leaves.
-        non_plants: the images without plants; None when none were given.
-        unseen_plants: the plants of unknown species; None when none were given.
-    """
-
-    checkpoint_sha256: str | None
-    class_order_digest: str
-    val: ImageSet
-    non_plants: ImageSet | None
-    unseen_plants: ImageSet | None
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The machine that measured.
-
-    Attributes:
-        architecture: processor architecture, such as "x86_64".
-        cpu: name of the processor; "" when the system does not tell it.
-        features: features of the processor that speed up INT8.
-    """
-
-    architecture: str
-    cpu: str
-    features: tuple[str, ...]
+REPORT_FORMAT_VERSION: Final = 3
+"""Version of `gate-report.json` that is written and read. 3 added the gates from `accuracy` on, the fewest images of
+each gate, and every number's evidence."""
 
 
 def _describe_failure(gate: GateResult) -> str:
@@ -106,12 +47,14 @@ class GateReport:
     """Everything that `verify` found.
 
     Attributes:
-        gates: the nine gates of contract 5, in its order.
+        gates: the gates of contract 5, in its order.
         policy: the limits that were in force, and the digest of the file that set them.
+        taxonomy: the bundle's species and diseases.
         accuracy: accuracy of both precisions; None when the models could not be run.
         parity: differences from PyTorch; None without a checkpoint or when the models could not be run.
         rejection: rejection of plants and non-plants; None when the models could not be run.
         latency: time for one image; None when the models could not be run.
+        not_run: why the models could not be run; "" if they could.
         problems: name of a gate to the problems that it counted, for `loads` and `heads_complete`.
         unreadable: images that were skipped.
         inputs: checkpoint, data and class order that were measured.
@@ -122,10 +65,12 @@ class GateReport:
 
     gates: tuple[GateResult, ...]
     policy: GatePolicy
+    taxonomy: Taxonomy
     accuracy: Accuracy | None
     parity: Parity | None
     rejection: Rejection | None
     latency: Latency | None
+    not_run: str
     problems: Mapping[str, tuple[str, ...]]
     unreadable: tuple[UnreadableFile, ...]
     inputs: ReportInputs
@@ -134,20 +79,34 @@ class GateReport:
     machine: Machine
 
     def __post_init__(self) -> None:
-        """Check that every gate is there and was judged by the limit of the policy.
+        """Check that every gate is there.
 
         Raises:
-            ValueError: a gate is missing or misplaced, or was judged by a different limit.
+            ValueError: a gate is missing or misplaced.
         """
         names = tuple(gate.name for gate in self.gates)
         if names != tuple(GATES):
             raise ValueError(f"gates must be {', '.join(GATES)} in this order, got {', '.join(names) or 'none'}")
-        for gate in self.gates:
-            limit = self.policy.limit_of(gate.name)
-            if gate.limit != limit:
-                raise ValueError(
-                    f"gate {gate.name} was judged by the limit {gate.limit}, but the policy's limit is {limit}"
-                )
+
+    @property
+    def measured(self) -> Measured:
+        """What the gates are judged by."""
+        return Measured(
+            taxonomy=self.taxonomy,
+            files=self.files,
+            problems=self.problems,
+            heads_compared=self.inputs.checkpoint_sha256 is not None,
+            accuracy=self.accuracy,
+            rejection=self.rejection,
+            latency=self.latency,
+            parity=self.parity,
+            non_plants_given=self.inputs.non_plants is not None,
+            not_run=self.not_run,
+        )
+
+    def judge_by(self, policy: GatePolicy) -> tuple[GateResult, ...]:
+        """Return every gate, judged by other limits than those that were in force when it was measured."""
+        return judge_gates(self.measured, policy)
 
     @property
     def passed(self) -> bool:
@@ -194,6 +153,8 @@ class GateReport:
     def metrics(self) -> dict[str, float]:
         """Return every number worth plotting over versions by a dotted name. What was not measured is absent."""
         values: dict[str, float | None] = {f"gate.{gate.name}": gate.measured for gate in self.gates}
+        for gate in self.gates:
+            values |= {_name_metric(gate, value.name): value.measured for value in gate.values[1:]}
         values["gates_passed"] = sum(gate.passed for gate in self.gates)
         if self.accuracy is not None:
             for precision, counts in (("fp16", self.accuracy.fp16), ("int8", self.accuracy.int8)):
@@ -263,7 +224,7 @@ class GateReport:
 
         Raises:
             BundleError: the format version is not `REPORT_FORMAT_VERSION`; a value is missing, unknown or of the wrong
-                type; or the verdicts contradict their own numbers.
+                type; or a gate is not what the measured values and limits make it.
         """
         version = document.get("format_version")
         if type(version) is not int or version != REPORT_FORMAT_VERSION:
@@ -274,7 +235,8 @@ class GateReport:
         try:
             verdicts, body["gates"] = _split_verdicts(body.get("gates"))
             report = decode(cls, body, "report")
-        except ValueError as error:
+            check_gates(report.gates, report.judge_by(report.policy))
+        except (ValueError, TaxonomyError) as error:
             raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
         found = (document.get("passed"), verdicts)
         if found != (report.passed, [gate.passed for gate in report.gates]):
@@ -296,6 +258,11 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
         values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
         values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
     return values
+
+
+def _name_metric(gate: GateResult, value: str) -> str:
+    """Return the name of a further value of a gate; MLflow allows letters, digits, blanks and some signs in names."""
+    return f"gate.{gate.name}.{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}"
 
 
 _LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")

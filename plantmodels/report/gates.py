@@ -1,19 +1,19 @@
-"""The nine gates of contract 5: what each measures, whether a value passes, and how its numbers are written.
+"""The gates of contract 5: what each measures, whether its values pass, and how its numbers are written.
 
->>> gate = judge_gate("ood_recall", 0.961, limit=0.95, samples=300)
+>>> gate = judge_gate("ood_recall", [GateValue("", 0.95, 0.961)], samples=300, min_images=50)
 >>> gate.status, gate.measured_text, gate.limit_text
 ('passed', '96.10 %', '≥ 95 %')
->>> not_measured("ood_recall", limit=0.95, reason="no non-plants were given").passed
-False
+>>> judge_gate("ood_recall", [GateValue("", 0.95, 0.961)], samples=30, min_images=50).status
+'not measured'
 """
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from plantmodels.report.formatting import MISSING, format_number, format_range
+from plantmodels.report.formatting import MISSING, format_number, format_percent, format_range
 
 Operator = Literal["<", "≤", "≥"]
 Status = Literal["passed", "failed", "not measured"]
@@ -24,6 +24,9 @@ _COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
     "≥": operator.ge,
 }
 
+_ALWAYS_SHOWN: Final = 2
+"""Values of a gate that its line always shows. Further values are shown when they miss their limit."""
+
 
 @dataclass(frozen=True)
 class GateKind:
@@ -31,9 +34,9 @@ class GateKind:
 
     Attributes:
         meaning: one line that explains the gate to people.
-        comparison: operator between the measured value and the limit that must hold for the gate to pass.
-        unit: unit of the measured value and of the limit.
-        samples_of: plural noun for the samples that the value rests on.
+        comparison: operator between a measured value and its limit that must hold for the gate to pass.
+        unit: unit of the measured values and of the limits.
+        samples_of: plural noun for the samples that the values rest on.
     """
 
     meaning: str
@@ -48,16 +51,42 @@ GATES: Final[dict[str, GateKind]] = {
         "Accuracy lost from FP16 to INT8, the larger loss of species and disease", "≤", "drop", "images"
     ),
     "ood_precision": GateKind(
-        "Non-plants among the rejected images, at equal numbers of plants and non-plants", "≥", "share", "images"
+        "Non-plants among the rejected images, at equal numbers of plants and non-plants", "≥", "share", "non-plants"
     ),
-    "ood_recall": GateKind("Non-plants that are rejected", "≥", "share", "images"),
+    "ood_recall": GateKind("Non-plants that are rejected", "≥", "share", "non-plants"),
     "loads": GateKind("ONNX files that fail the checker or do not open", "≤", "files", "files"),
     "heads_complete": GateKind("Disease heads or classes that differ from the checkpoint", "≤", "problems", "heads"),
     "species_size": GateKind("Size of the INT8 species model", "<", "bytes", "files"),
     "head_size": GateKind("Size of the largest disease head", "<", "bytes", "files"),
     "latency": GateKind("Median time from one image to species and disease on the CPU", "<", "ms", "runs"),
+    "accuracy": GateKind(
+        "Images with the right species, and with the right species and disease", "≥", "share", "images"
+    ),
 }
 """The gates in the order of contract 5."""
+
+
+@dataclass(frozen=True)
+class GateValue:
+    """One measured value of a gate, and its limit.
+
+    Attributes:
+        name: what was measured, such as "end to end"; "" if the gate has a single value.
+        limit: limit in force, in the gate's unit.
+        measured: measured value in the same unit; None if it is not defined or not a finite number.
+        bound: the end of the value's confidence interval that is closer to failing. If it is given, it must meet the
+            limit. None if the policy asks for no confidence.
+    """
+
+    name: str
+    limit: float
+    measured: float | None
+    bound: float | None = None
+
+    @property
+    def judged(self) -> float | None:
+        """The number that is compared with the limit."""
+        return self.measured if self.measured is None or self.bound is None else self.bound
 
 
 @dataclass(frozen=True)
@@ -66,21 +95,23 @@ class GateResult:
 
     Attributes:
         name: one of `GATES`.
-        limit: limit in force, in `unit`.
-        comparison: operator between `measured` and `limit` that must hold for the gate to pass.
-        measured: measured value in `unit`; None when it was not measured or is not a finite number.
+        comparison: operator between a value and its limit that must hold for the gate to pass.
         unit: "max abs diff", "drop" or "share" (proportions of images), "files", "problems", "bytes" or "ms".
-        samples: number of images, files, heads or runs that the value rests on.
+        values: the measured values with their limits; the gate passes if all of them do.
+        samples: number of images, files, heads or runs that the values rest on.
+        min_images: number of samples below which the gate is not measured; 0 for a gate that measures no images.
+        confidence: confidence with which the limits must be met; None if the values alone are judged.
         status: the verdict; "not measured" counts as not passed.
         detail: one line of explanation; "" when there is nothing to add.
     """
 
     name: str
-    limit: float
     comparison: Operator
-    measured: float | None
     unit: str
+    values: tuple[GateValue, ...]
     samples: int
+    min_images: int
+    confidence: float | None
     status: Status
     detail: str = ""
 
@@ -97,27 +128,67 @@ class GateResult:
             raise ValueError(
                 f"gate {self.name} compares {kind.comparison} in {kind.unit}, got {self.comparison} in {self.unit}"
             )
-        if self.samples < 0:
-            raise ValueError(f"gate {self.name} has {self.samples} samples")
-        statuses: tuple[Status, ...] = ("failed", "not measured")
-        if self.measured is not None:
-            statuses = (_decide_status(self.name, self.measured, self.limit),)
-        if self.status not in statuses:
+        if self.samples < 0 or not self.values:
+            raise ValueError(f"gate {self.name} has {self.samples} samples and {len(self.values)} values")
+        allowed = self._list_possible_statuses()
+        if self.status not in allowed:
             raise ValueError(
-                f"gate {self.name} is {self.status!r}, but {self.measured} {self.comparison} {self.limit} "
-                f"makes it {' or '.join(map(repr, statuses))}"
+                f"gate {self.name} is {self.status!r}, but {self._list_comparisons()} "
+                f"makes it {' or '.join(map(repr, allowed))}"
             )
+
+    def _list_possible_statuses(self) -> tuple[Status, ...]:
+        if self.samples < self.min_images:
+            return ("not measured",)
+        if all(value.measured is None for value in self.values):
+            return ("failed", "not measured")
+        return ("passed" if all(map(self.is_met, self.values)) else "failed",)
+
+    def _list_comparisons(self) -> str:
+        if self.samples < self.min_images:
+            return f"{self.samples} of at least {self.min_images} images"
+        return " and ".join(
+            f"{value.judged} {self.comparison} {value.limit}{f' ({value.name})' if value.name else ''}"
+            for value in self.values
+        )
+
+    def is_met(self, value: GateValue) -> bool:
+        """Return whether one of the gate's values meets its limit."""
+        return _meets(self.comparison, value)
+
+    @property
+    def limit(self) -> float:
+        """The limit of the first value."""
+        return self.values[0].limit
+
+    @property
+    def measured(self) -> float | None:
+        """The first measured value; None when it is not defined."""
+        return self.values[0].measured
 
     @property
     def passed(self) -> bool:
-        """Whether the gate was measured and meets its limit."""
+        """Whether the gate was measured and meets its limits."""
         return self.status == "passed"
 
     @property
+    def _shown(self) -> list[GateValue]:
+        """The values that the gate's line shows."""
+        return [
+            value
+            for place, value in enumerate(self.values)
+            if place < _ALWAYS_SHOWN or (self.status == "failed" and not self.is_met(value))
+        ]
+
+    @property
     def limit_text(self) -> str:
-        """The limit for people, such as "≥ 95 %" or "0 problems"."""
-        display = _display_of(self)
-        number = f"{round(self.limit / display.scale, display.most_digits):,g}"
+        """The limit for people, such as "≥ 95 %", "0 problems" or "species ≥ 70 %, end to end ≥ 60 %"."""
+        text = ", ".join(f"{value.name} {self._write_limit(value)}".strip() for value in self._shown)
+        return text if self.confidence is None else f"{text}, with {format_percent(self.confidence, 0)} confidence"
+
+    def _write_limit(self, value: GateValue) -> str:
+        display = self._display_of(value)
+        number = f"{round(value.limit / display.scale, display.most_digits):,g}"
         if self.unit in ("files", "problems"):
             return f"{number}{display.suffix}"
         suffix = display.suffix.removesuffix("s") if self.unit == "drop" and number == "1" else display.suffix
@@ -125,26 +196,40 @@ class GateResult:
 
     @property
     def measured_text(self) -> str:
-        """The measured value for people, with as many digits as it takes not to contradict the verdict.
+        """The measured values for people, with as many digits as it takes not to contradict the verdict.
 
         A drop in accuracy says its direction: "0.19 points lost" or "0.13 points gained".
         """
-        if self.measured is None:
+        if all(value.measured is None for value in self.values):
             return MISSING
-        display = _display_of(self)
-        value, limit = self.measured / display.scale, self.limit / display.scale
-        digits = display.digits
-        while digits < display.most_digits and _decide_status(self.name, round(value, digits), limit) != self.status:
+        return ", ".join(f"{value.name} {self._write_value(value)}".strip() for value in self._shown)
+
+    def _write_value(self, value: GateValue) -> str:
+        if value.measured is None:
+            return MISSING
+        text = self._write_number(value, value.measured)
+        return text if value.bound is None else f"{text} (bound {self._write_number(value, value.bound)})"
+
+    def _write_number(self, value: GateValue, number: float) -> str:
+        display = self._display_of(value)
+        scaled, digits = number / display.scale, display.digits
+        meets = _COMPARE[self.comparison]
+        while digits < display.most_digits and meets(round(scaled, digits), value.limit / display.scale) != meets(
+            number, value.limit
+        ):
             digits += 1
         if self.unit == "drop":
-            direction = "gained" if round(value, digits) < 0 else "lost"
-            return f"{format_number(abs(value), digits)}{display.suffix} {direction}"
-        return format_number(value, digits) + ("" if self.unit in ("files", "problems") else display.suffix)
+            direction = "gained" if round(scaled, digits) < 0 else "lost"
+            return f"{format_number(abs(scaled), digits)}{display.suffix} {direction}"
+        return format_number(scaled, digits) + ("" if self.unit in ("files", "problems") else display.suffix)
 
     def interval_text(self, low: float, high: float) -> str:
-        """Return the 95 % interval of the measured value for people; accuracy that was gained is negative."""
-        display = _display_of(self)
+        """Return the 95 % interval of the first value for people; accuracy that was gained is negative."""
+        display = self._display_of(self.values[0])
         return format_range(low / display.scale, high / display.scale, display.digits) + display.suffix
+
+    def _display_of(self, value: GateValue) -> "_Display":
+        return _DISPLAYS[("MB" if value.limit >= 1e6 else "KB") if self.unit == "bytes" else self.unit]
 
     @property
     def samples_text(self) -> str:
@@ -175,33 +260,51 @@ _DISPLAYS: Final = {
 }
 
 
-def _display_of(gate: GateResult) -> _Display:
-    unit = ("MB" if gate.limit >= 1e6 else "KB") if gate.unit == "bytes" else gate.unit
-    return _DISPLAYS[unit]
-
-
-def _decide_status(name: str, measured: float, limit: float) -> Status:
-    return "passed" if _COMPARE[GATES[name].comparison](measured, limit) else "failed"
-
-
-def judge_gate(name: str, measured: float | None, *, limit: float, samples: int, detail: str = "") -> GateResult:
-    """Return the verdict on a measured value. NaN, infinity and None (a value that is not defined) fail.
+def judge_gate(
+    name: str,
+    values: Sequence[GateValue],
+    *,
+    samples: int,
+    min_images: int = 0,
+    confidence: float | None = None,
+    detail: str = "",
+) -> GateResult:
+    """Return the verdict on measured values. NaN, infinity and None (a value that is not defined) fail.
 
     Args:
         name: one of `GATES`.
-        measured: measured value in the gate's unit.
-        limit: limit in the gate's unit.
+        values: the measured values and limits in the gate's unit.
         samples: number of images, files, heads or runs that were measured.
+        min_images: with fewer samples the gate is not measured.
+        confidence: confidence of the values' bounds; None if they have none.
         detail: one line of explanation.
     """
-    if measured is not None and not math.isfinite(measured):
-        detail, measured = f"{detail}; measured {measured}".removeprefix("; "), None
-    status: Status = "failed" if measured is None else _decide_status(name, measured, limit)
     kind = GATES[name]
-    return GateResult(name, limit, kind.comparison, measured, kind.unit, samples, status, detail)
+    undefined = [v.measured for v in values if v.measured is not None and not math.isfinite(v.measured)]
+    few = f"needs at least {min_images:,} {kind.samples_of}, got {samples:,}" if samples < min_images else ""
+    explained = "; ".join(filter(None, [few, detail, *(f"measured {number}" for number in undefined)]))
+    finite = tuple(map(_drop_non_finite, values))
+    status: Status = "failed"
+    if samples < min_images:
+        status = "not measured"
+    elif all(_meets(kind.comparison, value) for value in finite):
+        status = "passed"
+    return GateResult(name, kind.comparison, kind.unit, finite, samples, min_images, confidence, status, explained)
 
 
-def not_measured(name: str, *, limit: float, reason: str) -> GateResult:
+def _drop_non_finite(value: GateValue) -> GateValue:
+    is_defined = value.measured is not None and math.isfinite(value.measured)
+    return value if is_defined else GateValue(value.name, value.limit, None)
+
+
+def _meets(comparison: Operator, value: GateValue) -> bool:
+    return value.judged is not None and _COMPARE[comparison](value.judged, value.limit)
+
+
+def not_measured(
+    name: str, limits: Mapping[str, float], *, reason: str, min_images: int = 0, confidence: float | None = None
+) -> GateResult:
     """Return the verdict on a gate that was not measured. It counts as not passed."""
     kind = GATES[name]
-    return GateResult(name, limit, kind.comparison, None, kind.unit, 0, "not measured", reason)
+    values = tuple(GateValue(value, limit, None) for value, limit in limits.items())
+    return GateResult(name, kind.comparison, kind.unit, values, 0, min_images, confidence, "not measured", reason)

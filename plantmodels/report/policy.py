@@ -12,7 +12,8 @@
 import hashlib
 import math
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -30,6 +31,8 @@ class LimitKind:
         lowest: smallest allowed value.
         highest: largest allowed value.
         is_integer: whether only integers are allowed.
+        is_optional: whether None is allowed in code, which stands for "no such limit"; a file then leaves the key out.
+        of_each: whether the key is a table of such values, one for each species that it names.
     """
 
     gate: str
@@ -38,56 +41,133 @@ class LimitKind:
     lowest: float
     highest: float
     is_integer: bool = False
+    is_optional: bool = False
+    of_each: bool = False
 
     @property
     def expected(self) -> str:
         """The allowed values in words."""
-        return f"{'an integer' if self.is_integer else 'a number'} from {self.lowest:g} to {self.highest:g}"
+        number = f"{'an integer' if self.is_integer else 'a number'} from {self.lowest:g} to {self.highest:g}"
+        return f"a table of species, each with {number}" if self.of_each else number
 
     def accepts(self, value: object) -> bool:
         """Return whether a value has the right type and lies in the allowed range."""
+        if self.of_each:
+            return isinstance(value, Mapping) and all(isinstance(k, str) and self._fits(v) for k, v in value.items())
+        return self._fits(value)
+
+    def _fits(self, value: object) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.is_integer else int | float):
             return False
         return math.isfinite(value) and self.lowest <= value <= self.highest
 
+    def normalize(self, value: Any) -> Any:
+        """Return an accepted value as the number type that the limit has."""
+        kind = int if self.is_integer else float
+        return {name: kind(each) for name, each in value.items()} if self.of_each else kind(value)
+
+
+_MOST_IMAGES: Final = 10**9
+
+
+def _min_images(gate: str) -> LimitKind:
+    return LimitKind(gate, "min_images", "smaller", 1, _MOST_IMAGES, is_integer=True)
+
+
+def _confidence(gate: str) -> LimitKind:
+    return LimitKind(gate, "confidence", None, 0.5, 0.9999, is_optional=True)
+
 
 LIMITS: Final[dict[str, LimitKind]] = {
     "parity_max_abs_diff": LimitKind("parity", "max_abs_diff", "larger", 0, 1e3),
+    "parity_min_images": _min_images("parity"),
     "int8_accuracy_max_drop": LimitKind("int8_accuracy", "max_drop", "larger", 0, 1),
-    "int8_accuracy_max_images": LimitKind("int8_accuracy", "max_images", None, 1, 10**9, is_integer=True),
+    "int8_accuracy_max_images": LimitKind("int8_accuracy", "max_images", None, 1, _MOST_IMAGES, is_integer=True),
+    "int8_accuracy_min_images": _min_images("int8_accuracy"),
+    "int8_accuracy_confidence": _confidence("int8_accuracy"),
     "ood_precision_min": LimitKind("ood_precision", "min", "smaller", 0, 1),
+    "ood_precision_min_images": _min_images("ood_precision"),
+    "ood_precision_confidence": _confidence("ood_precision"),
     "ood_recall_min": LimitKind("ood_recall", "min", "smaller", 0, 1),
+    "ood_recall_min_images": _min_images("ood_recall"),
+    "ood_recall_confidence": _confidence("ood_recall"),
     "species_size_max_bytes": LimitKind("species_size", "max_bytes", "larger", 1, 10**12, is_integer=True),
     "head_size_max_bytes": LimitKind("head_size", "max_bytes", "larger", 1, 10**12, is_integer=True),
     "latency_max_median_ms": LimitKind("latency", "max_median_ms", "larger", 0, 1e6),
+    "accuracy_min_species": LimitKind("accuracy", "min_species", "smaller", 0, 1),
+    "accuracy_min_end_to_end": LimitKind("accuracy", "min_end_to_end", "smaller", 0, 1),
+    "accuracy_min_worst_species": LimitKind("accuracy", "min_worst_species", None, 0, 1, is_optional=True),
+    "accuracy_min_worst_class": LimitKind("accuracy", "min_worst_class", None, 0, 1, is_optional=True),
+    "accuracy_species": LimitKind("accuracy", "species", None, 0, 1, of_each=True),
+    "accuracy_min_images": _min_images("accuracy"),
+    "accuracy_confidence": _confidence("accuracy"),
 }
 """Field of `GatePolicy` that a file may set to what it may be."""
+
+_VALUES: Final = {
+    "accuracy_min_species": "species",
+    "accuracy_min_end_to_end": "end to end",
+    "accuracy_min_worst_species": "worst species",
+    "accuracy_min_worst_class": "worst class",
+}
+"""Limit to the value that it is about, in a gate with several values."""
 
 
 @dataclass(frozen=True)
 class GatePolicy:
     """The limits in force; the defaults are those of contract 5.
 
+    `<gate>_min_images` is the number of images below which a gate is not measured. `<gate>_confidence` is None, or the
+    confidence of a two-sided interval; then the worse end of the interval must meet the limit, and not the value alone.
+
     Attributes:
         parity_max_abs_diff: a difference below this limit passes.
+        parity_min_images: fewest leaves that are compared with PyTorch; `verify` takes 64.
         int8_accuracy_max_drop: a drop at or below this limit passes; a proportion of the images.
         int8_accuracy_max_images: largest number of validation images that are measured.
+        int8_accuracy_min_images: fewest validation images.
+        int8_accuracy_confidence: confidence of the drop, or None.
         ood_precision_min: a precision at or above this limit passes.
+        ood_precision_min_images: fewest non-plants.
+        ood_precision_confidence: confidence of the precision, or None.
         ood_recall_min: a recall at or above this limit passes.
+        ood_recall_min_images: fewest non-plants.
+        ood_recall_confidence: confidence of the recall, or None.
         species_size_max_bytes: a size below this limit passes.
         head_size_max_bytes: a size below this limit passes.
         latency_max_median_ms: a median below this limit passes.
+        accuracy_min_species: a species accuracy at or above this limit passes.
+        accuracy_min_end_to_end: an accuracy of species and disease together at or above this limit passes.
+        accuracy_min_worst_species: lowest accuracy that any single species may have; None for no such limit.
+        accuracy_min_worst_class: lowest end-to-end accuracy that any single class may have; None for no such limit.
+        accuracy_species: name of a species to the lowest accuracy that this species may have.
+        accuracy_min_images: fewest validation images.
+        accuracy_confidence: confidence of every accuracy, or None.
         sha256: digest of the file that set the limits; None for the built-in defaults.
     """
 
     parity_max_abs_diff: float = 0.01
+    parity_min_images: int = 32
     int8_accuracy_max_drop: float = 0.01
     int8_accuracy_max_images: int = 10_000
+    int8_accuracy_min_images: int = 300
+    int8_accuracy_confidence: float | None = None
     ood_precision_min: float = 0.99
+    ood_precision_min_images: int = 50
+    ood_precision_confidence: float | None = None
     ood_recall_min: float = 0.95
+    ood_recall_min_images: int = 50
+    ood_recall_confidence: float | None = None
     species_size_max_bytes: int = 5_000_000
     head_size_max_bytes: int = 200_000
     latency_max_median_ms: float = 200.0
+    accuracy_min_species: float = 0.70
+    accuracy_min_end_to_end: float = 0.60
+    accuracy_min_worst_species: float | None = None
+    accuracy_min_worst_class: float | None = None
+    accuracy_species: Mapping[str, float] = field(default_factory=dict)
+    accuracy_min_images: int = 300
+    accuracy_confidence: float | None = None
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -98,26 +178,49 @@ class GatePolicy:
         """
         for name, kind in LIMITS.items():
             value = getattr(self, name)
+            if value is None and kind.is_optional:
+                continue
             if not kind.accepts(value):
                 raise ValueError(f"{name} must be {kind.expected}, got {value!r}")
-            object.__setattr__(self, name, int(value) if kind.is_integer else float(value))
+            object.__setattr__(self, name, kind.normalize(value))
 
-    def limit_of(self, gate: str) -> float:
-        """Return the limit that a gate's measured value is compared with; 0 for a gate that counts problems."""
+    def limits_of(self, gate: str) -> dict[str, float]:
+        """Return the limits of a gate: name of each of its values to its limit; "" where the gate has one value.
+
+        A gate that counts problems has the limit 0.
+        """
+        if gate == "accuracy":
+            return self._limits_of_accuracy()
         for name, kind in LIMITS.items():
-            if kind.gate == gate and kind.looser is not None:
-                return float(getattr(self, name))
-        return 0.0
+            if kind.gate == gate and kind.looser is not None and kind.key != "min_images":
+                return {"": float(getattr(self, name))}
+        return {"": 0.0}
+
+    def _limits_of_accuracy(self) -> dict[str, float]:
+        """Both accuracies must also exceed, beyond noise, those of always answering the commonest class."""
+        found = {words: getattr(self, name) for name, words in _VALUES.items()}
+        chance = {f"{name} above the commonest": 0.0 for name in ("species", "end to end")}
+        each = {f"species {name}": limit for name, limit in self.accuracy_species.items()}
+        return {name: limit for name, limit in (found | chance | each).items() if limit is not None}
+
+    def min_images_of(self, gate: str) -> int:
+        """Return the number of images below which a gate is not measured; 0 for a gate that measures no images."""
+        return int(getattr(self, f"{gate}_min_images", 0))
+
+    def confidence_of(self, gate: str) -> float | None:
+        """Return the confidence with which a gate's limits must be met; None if the values alone are judged."""
+        confidence: float | None = getattr(self, f"{gate}_confidence", None)
+        return confidence
 
     @property
     def loosened(self) -> tuple[str, ...]:
         """Names of the limits that let more bundles pass than the defaults of contract 5 do."""
         default = GatePolicy()
-        signs = {"larger": 1, "smaller": -1, None: 0}
+        signs = {"larger": 1, "smaller": -1}
         return tuple(
             name
             for name, kind in LIMITS.items()
-            if signs[kind.looser] * (getattr(self, name) - getattr(default, name)) > 0
+            if kind.looser is not None and signs[kind.looser] * (getattr(self, name) - getattr(default, name)) > 0
         )
 
 

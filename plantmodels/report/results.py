@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from plantmodels.report.statistics import Z_95, Interval, PairedCounts, Proportion
+from plantmodels.report.statistics import CONFIDENCE, Interval, PairedCounts, Proportion, normal_quantile
 
 SMALL_CLASS: Final = 20
 """A class with fewer images is called small, because a single image changes its accuracy by 5 points or more."""
@@ -109,6 +109,27 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Baseline:
+    """What always giving the same answer gets right, on the same images as INT8.
+
+    Attributes:
+        name: the commonest class, which is the best such answer.
+        counts: images answered rightly; first by always answering `name`, second by INT8.
+    """
+
+    name: str
+    counts: PairedCounts
+
+    def gain_at(self, confidence: float) -> float | None:
+        """Return the lower end of the interval of INT8's accuracy minus that of `name`; None without images.
+
+        Above 0, INT8 is better than always answering `name`, beyond noise.
+        """
+        interval = self.counts.interval_at(confidence)  # of the first minus the second
+        return None if interval is None else -interval[1]
+
+
+@dataclass(frozen=True)
 class Accuracy:
     """Accuracy of FP16 (its species model with the bundle's heads) and INT8 (which is served) on the same images.
 
@@ -124,6 +145,10 @@ class Accuracy:
         by_species: species to its counts of right species. Species without images are absent.
         by_disease: "<species>___<disease>" to its counts of right diseases, given the true species. Classes without
             images are absent.
+        by_class: class to its counts of right species and disease. A class is "<species>___<disease>", or the species
+            alone without a head. Classes without images are absent.
+        species_baseline: always answering the commonest species, against INT8.
+        class_baseline: always answering the commonest class, against INT8, end to end.
         confusions: true species to each wrong species that INT8 answered, with the number of images.
         species_calibration: calibration of INT8's species probability.
         disease_calibration: calibration of INT8's disease probability given the true species, for species with several
@@ -139,6 +164,9 @@ class Accuracy:
     disease_flips: int
     by_species: Mapping[str, ClassRow]
     by_disease: Mapping[str, ClassRow]
+    by_class: Mapping[str, ClassRow]
+    species_baseline: Baseline
+    class_baseline: Baseline
     confusions: Mapping[str, Mapping[str, int]]
     species_calibration: Calibration
     disease_calibration: Calibration
@@ -164,68 +192,10 @@ class Accuracy:
         """Value of the gate `int8_accuracy`: the larger drop of the two; negative when INT8 is better at both."""
         return None if self.worst is None else self.worst.difference
 
-
-@dataclass(frozen=True)
-class Scatter:
-    """Some species logits of the same images and classes, evenly spaced among all; for a plot.
-
-    Attributes:
-        pytorch: logits of the checkpoint's network in PyTorch.
-        fp16: logits of the FP16 model in ONNX Runtime.
-        int8: logits of the INT8 model, as served.
-    """
-
-    pytorch: tuple[float, ...]
-    fp16: tuple[float, ...]
-    int8: tuple[float, ...]
-
-    def __post_init__(self) -> None:
-        """Check that the lists are equally long.
-
-        Raises:
-            ValueError: their lengths differ.
-        """
-        lengths = (len(self.pytorch), len(self.fp16), len(self.int8))
-        if len(set(lengths)) > 1:
-            raise ValueError(f"a scatter needs as many logits of each, got {lengths}")
-
-
-@dataclass(frozen=True)
-class Parity:
-    """Largest absolute differences from PyTorch; None where an answer is missing or not finite.
-
-    Attributes:
-        images: number of real images.
-        heads: number of disease heads.
-        logits: difference of the FP16 species logits.
-        embedding: difference of the FP16 embedding.
-        head_logits: difference of the float heads in ONNX Runtime, on PyTorch's embeddings.
-        by_batch_size: batch size to the larger difference of FP16 logits and embedding.
-        int8_logits: difference of the INT8 species logits, for information.
-        int8_embedding: difference of the INT8 embedding, for information.
-        int8_head_logits: difference of the packed INT8 heads on PyTorch's embeddings, for information.
-        scatter: some of the species logits; None when some are missing or not finite.
-    """
-
-    images: int
-    heads: int
-    logits: float | None
-    embedding: float | None
-    head_logits: float | None
-    by_batch_size: Mapping[str, float | None]
-    int8_logits: float | None
-    int8_embedding: float | None
-    int8_head_logits: float | None
-    scatter: Scatter | None
-
-    @property
-    def worst(self) -> float | None:
-        """Value of the gate `parity`: the largest difference of FP16 logits, embedding and float heads.
-
-        None when one of them is missing or not finite.
-        """
-        values = (self.logits, self.embedding, self.head_logits)
-        return None if None in values else max(value for value in values if value is not None)
+    def worst_drop_at(self, confidence: float) -> float | None:
+        """Return the highest end of the intervals of both drops; None without images."""
+        intervals = [paired.interval_at(confidence) for paired in (self.species, self.disease)]
+        return max((interval[1] for interval in intervals if interval is not None), default=None)
 
 
 @dataclass(frozen=True)
@@ -347,7 +317,11 @@ class Rejection:
 
     @property
     def precision_interval(self) -> Interval | None:
-        """95 % interval of the precision; None when the precision is None.
+        """95 % interval of the precision; None when the precision is None."""
+        return self.precision_interval_at(CONFIDENCE)
+
+    def precision_interval_at(self, confidence: float) -> Interval | None:
+        """Return a two-sided interval of the precision; None when the precision is None.
 
         Wald's interval of `log(recall / false_alarm_rate)`, with half an image added to every count.
 
@@ -358,33 +332,6 @@ class Rejection:
             return None
         parts = [(rejected.count + 0.5, rejected.images + 0.5) for rejected in (self.non_plants, self.plants)]
         log_ratio = math.log(parts[0][0] / parts[0][1]) - math.log(parts[1][0] / parts[1][1])
-        error = Z_95 * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
+        error = normal_quantile(confidence) * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
         low, high = (1 / (1 + math.exp(-(log_ratio + side * error))) for side in (-1, 1))
         return low, high
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Time for one image at a time, after a warm-up.
-
-    Attributes:
-        runs: number of measurements of each kind.
-        threads: number of threads within an operator.
-        cpu: name of the processor.
-        load: load average of the machine over the minute before, because other work slows every run; None when the
-            system does not tell it.
-        median_ms: median time in milliseconds from a preprocessed tensor to species, score and disease; the value of
-            the gate `latency`.
-        p95_ms: 95th percentile of the same time, in milliseconds.
-        encoded_median_ms: median time in milliseconds from an encoded image to a prediction, for information.
-        encoded_p95_ms: 95th percentile of the time from an encoded image, in milliseconds.
-    """
-
-    runs: int
-    threads: int
-    cpu: str
-    load: float | None
-    median_ms: float
-    p95_ms: float
-    encoded_median_ms: float
-    encoded_p95_ms: float

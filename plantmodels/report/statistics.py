@@ -13,6 +13,7 @@ tests compare every formula with SciPy or with published values.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Final
 
 import numpy as np
@@ -25,9 +26,18 @@ _DRAWS: Final = 20_000
 """Enough draws that the ends of an interval are stable to a tenth of a percentage point."""
 
 Interval = tuple[float, float]
-"""Lower and upper end of a 95 % confidence interval."""
+"""Lower and upper end of a confidence interval."""
 
-Z_95: Final = 1.959963984540054
+CONFIDENCE: Final = 0.95
+"""Confidence of every interval unless a caller asks for another one."""
+
+
+def normal_quantile(confidence: float) -> float:
+    """Return how many standard errors a two-sided interval reaches: 1.96 for a confidence of 0.95."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+Z_95: Final = normal_quantile(CONFIDENCE)
 """The 97.5 % quantile of the standard normal distribution."""
 
 
@@ -59,16 +69,21 @@ class Proportion:
 
     @property
     def interval(self) -> Interval | None:
-        """Wilson's 95 % interval of the proportion; None without images.
+        """Wilson's 95 % interval of the proportion; None without images."""
+        return self.interval_at(CONFIDENCE)
+
+    def interval_at(self, confidence: float) -> Interval | None:
+        """Return Wilson's two-sided interval of the proportion; None without images.
 
         References:
             Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
         """
         if not self.images:
             return None
-        total, weight = self.images + Z_95**2, Z_95**2 / 2
+        z = normal_quantile(confidence)
+        total, weight = self.images + z**2, z**2 / 2
         centre = (self.count + weight) / total
-        half = Z_95 / total * math.sqrt(self.count * (self.images - self.count) / self.images + Z_95**2 / 4)
+        half = z / total * math.sqrt(self.count * (self.images - self.count) / self.images + z**2 / 4)
         return (
             0.0 if self.count == 0 else centre - half,
             1.0 if self.count == self.images else centre + half,
@@ -123,7 +138,11 @@ class PairedCounts:
 
     @property
     def interval(self) -> Interval | None:
-        """Tango's 95 % score interval of the difference, which inverts McNemar's test; None without images.
+        """Tango's 95 % score interval of the difference; None without images."""
+        return self.interval_at(CONFIDENCE)
+
+    def interval_at(self, confidence: float) -> Interval | None:
+        """Return Tango's two-sided score interval of the difference; None without images. It inverts McNemar's test.
 
         References:
             Tango, "Equivalence test and confidence interval for the difference in proportions for the paired-sample
@@ -131,14 +150,15 @@ class PairedCounts:
         """
         if not self.images:
             return None
-        return self._find_end(-1.0), self._find_end(1.0)
+        z = normal_quantile(confidence)
+        return self._find_end(-1.0, z), self._find_end(1.0, z)
 
-    def _find_end(self, towards: float) -> float:
-        """Find by bisection between the difference and ±1 where the score is `Z_95`."""
+    def _find_end(self, towards: float, z: float) -> float:
+        """Find by bisection between the difference and ±1 where the score is `z`."""
         inside, outside = self.difference or 0.0, towards
         for _ in range(60):
             middle = (inside + outside) / 2
-            if abs(self._score(middle)) <= Z_95:
+            if abs(self._score(middle)) <= z:
                 inside = middle
             else:
                 outside = middle

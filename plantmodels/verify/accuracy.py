@@ -26,7 +26,7 @@ from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
-from plantmodels.report.results import Accuracy, Bin, Calibration, ClassRow, Reliability
+from plantmodels.report.results import Accuracy, Baseline, Bin, Calibration, ClassRow, Reliability
 from plantmodels.report.statistics import PairedCounts
 from plantmodels.serve.classifier import PlantClassifier
 
@@ -278,6 +278,12 @@ def _count_answers(
             [right[has_head] for right in disease],
             taxonomy,
         ),
+        by_class=_count_classes(list(zip(truth.species.tolist(), truth.disease.tolist(), strict=True)), both, taxonomy),
+        species_baseline=_find_baseline([taxonomy.species[i] for i in truth.species.tolist()], species[1]),
+        class_baseline=_find_baseline(
+            [_name_class(taxonomy, *pair) for pair in zip(truth.species.tolist(), truth.disease.tolist(), strict=True)],
+            both[1],
+        ),
         confusions=_count_confusions(truth.species.tolist(), int8.species.tolist(), taxonomy.species),
         species_calibration=measure_calibration(served.species, species[1], metadata.species_temperature),
         disease_calibration=measure_calibration(served.disease, served.disease_right, metadata.disease_temperature),
@@ -296,6 +302,13 @@ def _count_classes(labels: Sequence[tuple[int, int]], right: Sequence[Mask], tax
     return {
         _name_class(taxonomy, *label): ClassRow(images[label], fp16[label], int8[label]) for label in sorted(images)
     }
+
+
+def _find_baseline(labels: Sequence[str], right: Mask) -> Baseline:
+    """Return the commonest label, the first in the alphabet of equals, against INT8."""
+    counts = Counter(labels)
+    commonest = min(counts, key=lambda name: (-counts[name], name))
+    return Baseline(commonest, _count_pairs(np.array([label == commonest for label in labels]), right))
 
 
 def _count_confusions(truth: Sequence[int], answers: Sequence[int], names: Sequence[str]) -> dict[str, dict[str, int]]:

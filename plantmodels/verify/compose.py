@@ -25,7 +25,9 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
-from plantmodels.report.gate_report import GateReport, ImageSet, Machine, ReportInputs, UnreadableFile
+from plantmodels.report.evidence.judge import Measured, judge_gates
+from plantmodels.report.gate_report import GateReport
+from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
 from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.gallery import Gallery
@@ -33,7 +35,6 @@ from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.statistics import Proportion
 from plantmodels.verify.accuracy import AccuracyRun
-from plantmodels.verify.judge import Measured, judge_gates
 from plantmodels.verify.reading import VerificationInputs
 from plantmodels.verify.rejection import RejectionRun, ScoredImages
 from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
@@ -78,14 +79,13 @@ def compose_report(
     return GateReport(
         gates=judge_gates(measured, policy),
         policy=policy,
+        taxonomy=measured.taxonomy,
         accuracy=measured.accuracy,
         parity=measured.parity,
         rejection=measured.rejection,
         latency=measured.latency,
-        problems={
-            "loads": tuple(f"{name}: {reason}" for name, reason in measured.load_failures.items()),
-            "heads_complete": measured.head_problems,
-        },
+        not_run=measured.not_run,
+        problems=measured.problems,
         unreadable=(*_read_skipped_in_export(metadata), *_list_unreadable(inputs, passes)),
         inputs=_record_inputs(metadata, inputs, measured),
         files=measured.files,

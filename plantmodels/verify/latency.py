@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 
 from plantmodels.export.provenance import describe_cpu
-from plantmodels.report.results import Latency
+from plantmodels.report.samples import Latency
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.session import count_cores

@@ -18,12 +18,12 @@ import numpy as np
 import onnxruntime as ort
 
 from plantmodels.bundle.files import read_bytes
-from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision, head_file
+from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
+from plantmodels.report.evidence.judge import list_head_files
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.models import SpeciesModel
@@ -90,11 +90,6 @@ def open_heads(bundle: Path, metadata: Metadata) -> OpenedModels:
     names = (PACKED_HEADS_FILE, *list_head_files(metadata.taxonomy))
     present = [name for name in names if (bundle / name).is_file()]
     return open_models({name: read_bytes(bundle / name, MAX_ONNX_BYTES) for name in present}, metadata)
-
-
-def list_head_files(taxonomy: Taxonomy) -> tuple[str, ...]:
-    """Return the names of the single heads that a taxonomy needs, in the order of its species."""
-    return tuple(head_file(taxonomy.slugs[index]) for index in taxonomy.species_with_head)
 
 
 def open_classifiers(contents: BundleContents, models: OpenedModels) -> tuple[dict[Precision, PlantClassifier], str]:

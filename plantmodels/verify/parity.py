@@ -27,7 +27,7 @@ from plantmodels.errors import BundleError
 from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
-from plantmodels.report.results import Parity, Scatter
+from plantmodels.report.samples import Parity, Scatter
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session

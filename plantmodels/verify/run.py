@@ -21,9 +21,10 @@ from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream
 from plantmodels.errors import BundleError
 from plantmodels.export.lock import lock_bundle
+from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Latency, Parity
+from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import BundleContents, LoadOptions
@@ -31,9 +32,8 @@ from plantmodels.serve.models import SpeciesModel
 from plantmodels.verify.accuracy import BATCH, measure_accuracy
 from plantmodels.verify.compose import Passes, compose_report, write_report
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
-from plantmodels.verify.judge import Measured
 from plantmodels.verify.latency import measure_latency
-from plantmodels.verify.opening import list_head_files, open_classifiers, open_models
+from plantmodels.verify.opening import open_classifiers, open_models
 from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import count_flips, measure_rejection
 
@@ -149,11 +149,12 @@ def _measure(
             latency = _measure_latency(bundle.contents, passes, threads)
     files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
     measured = Measured(
+        taxonomy=taxonomy,
         files=files,
-        onnx_files=tuple(name for name in files if name.endswith(".onnx")),
-        head_files=list_head_files(taxonomy),
-        load_failures=bundle.load_failures,
-        head_problems=bundle.head_problems,
+        problems={
+            "loads": tuple(f"{name}: {reason}" for name, reason in bundle.load_failures.items()),
+            "heads_complete": bundle.head_problems,
+        },
         heads_compared=inputs.checkpoint is not None,
         accuracy=None if passes is None else passes.accuracy.accuracy,
         rejection=rejection,

@@ -23,7 +23,8 @@ from plantmodels.compare.compare import compare_bundles
 from plantmodels.compare.model import Comparison, MeasurePair, Section
 from plantmodels.compare.render import render_page, render_text
 from plantmodels.errors import BundleError
-from plantmodels.report.gate_report import GateReport, ImageSet
+from plantmodels.report.gate_report import GateReport
+from plantmodels.report.inputs import ImageSet
 from plantmodels.report.per_image import ImageRow, write_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability

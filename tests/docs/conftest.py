@@ -1,6 +1,5 @@
 """The pages as blocks of code, and a bundle of which one gate failed."""
 
-import dataclasses
 import re
 import shutil
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.report.gate_report import read_report
-from plantmodels.report.gates import GATES, judge_gate
+from tests.fixtures.reports import with_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -33,10 +32,6 @@ def code_blocks() -> Callable[[str, str], list[str]]:
 def failing_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Path) -> Path:
     """The verified tiny bundle with a report in which only `ood_recall` failed; read-only."""
     bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("failing") / "models"))
-    report = read_report(bundle)
-    measured = {"parity": 0.001, "int8_accuracy": 0.0, "ood_precision": 0.995, "ood_recall": 0.94, "latency": 5.0}
-    values = {gate.name: gate.measured for gate in report.gates} | measured
-    gates = tuple(judge_gate(name, values[name], limit=report.policy.limit_of(name), samples=100) for name in GATES)
-    write_json(bundle / GATE_REPORT_FILE, dataclasses.replace(report, gates=gates).to_dict())
+    write_json(bundle / GATE_REPORT_FILE, with_values(read_report(bundle), ood_recall=0.94).to_dict())
     write_manifest(bundle)
     return bundle

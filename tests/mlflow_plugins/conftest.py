@@ -12,10 +12,7 @@ from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.report.gate_report import read_report
-from plantmodels.report.gates import GATES, judge_gate
-
-PASSING = {"parity": 0.001, "int8_accuracy": 0.0, "ood_precision": 0.995, "ood_recall": 0.97, "latency": 5.0}
-"""Values of these gates in a judged bundle; the other gates keep their measured values."""
+from tests.fixtures.reports import with_values
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +26,7 @@ def judged_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Pat
 
     def build(**measured: float) -> Path:
         bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("judged") / "models"))
-        report = read_report(bundle)
-        values = {gate.name: gate.measured for gate in report.gates} | PASSING | measured
-        gates = tuple(judge_gate(name, values[name], limit=report.policy.limit_of(name), samples=9) for name in GATES)
-        write_json(bundle / GATE_REPORT_FILE, dataclasses.replace(report, gates=gates).to_dict())
+        write_json(bundle / GATE_REPORT_FILE, with_values(read_report(bundle), **measured).to_dict())
         write_manifest(bundle)
         return bundle
 

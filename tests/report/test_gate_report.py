@@ -12,36 +12,32 @@ from hypothesis import strategies as st
 from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest, Manifest
+from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, PlantModelsError
-from plantmodels.report.gate_report import (
-    GateReport,
-    ImageSet,
-    Machine,
-    ReportInputs,
-    UnreadableFile,
-    read_report,
-)
-from plantmodels.report.gates import GATES, GateResult, judge_gate, not_measured
+from plantmodels.report.evidence.judge import Measured, judge_gates
+from plantmodels.report.gate_report import GateReport, read_report
+from plantmodels.report.gates import GATES
+from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import (
     Accuracy,
+    Baseline,
     Bin,
     Calibration,
     ClassRow,
     Estimate,
     Histogram,
-    Latency,
-    Parity,
     Rejection,
     Reliability,
-    Scatter,
     Separation,
 )
+from plantmodels.report.samples import Latency, Parity, Scatter
 from plantmodels.report.statistics import PairedCounts, Proportion
 
 Make = Callable[..., GateReport]
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+TEXTS = st.lists(TEXT, max_size=3).map(tuple)
 COUNTS = st.integers(0, 10**6)
 NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
 POSITIVE = st.floats(0, 1e9, allow_subnormal=False)
@@ -62,10 +58,17 @@ HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS, COUNTS), min_size=2, ma
         *(tuple(row[column] for row in bins[1:]) for column in (1, 2, 3)),
     )
 )
+BASELINES = st.builds(Baseline, TEXT, PAIRS)
 ESTIMATES = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
 SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES)
+TAXONOMIES = st.sampled_from([Taxonomy(("Mint",), {}), Taxonomy(("Mint", "Rose"), {"Rose": ("spot", "healthy")})])
 POLICIES = st.builds(
     GatePolicy,
+    int8_accuracy_min_images=st.integers(1, 10**6),
+    ood_recall_confidence=st.none() | st.floats(0.5, 0.99),
+    accuracy_confidence=st.none() | st.floats(0.5, 0.99),
+    accuracy_min_worst_class=st.none() | st.floats(0, 1, allow_subnormal=False),
+    accuracy_species=st.dictionaries(st.sampled_from(["Mint", "Rose"]), st.floats(0, 1, allow_subnormal=False)),
     parity_max_abs_diff=st.floats(0, 1, allow_subnormal=False),
     int8_accuracy_max_images=st.integers(1, 10**6),
     ood_recall_min=st.floats(0, 1, allow_subnormal=False),
@@ -75,21 +78,7 @@ POLICIES = st.builds(
 
 
 @st.composite
-def gates(draw: st.DrawFn, policy: GatePolicy) -> tuple[GateResult, ...]:
-    results = []
-    for name in GATES:
-        limit = policy.limit_of(name)
-        if draw(st.booleans()):
-            results.append(not_measured(name, limit=limit, reason=draw(TEXT)))
-        else:
-            measured = draw(st.none() | NUMBERS)
-            results.append(judge_gate(name, measured, limit=limit, samples=draw(COUNTS), detail=draw(TEXT)))
-    return tuple(results)
-
-
-@st.composite
 def reports(draw: st.DrawFn) -> GateReport:
-    policy = draw(POLICIES)
     digests = st.dictionaries(TEXT, st.builds(FileDigest, COUNTS, DIGESTS), max_size=3)
     shares = st.dictionaries(TEXT, SHARES, max_size=3)
     image_sets = st.builds(ImageSet, COUNTS, COUNTS, DIGESTS)
@@ -104,6 +93,9 @@ def reports(draw: st.DrawFn) -> GateReport:
         disease_flips=COUNTS,
         by_species=ROWS,
         by_disease=ROWS,
+        by_class=ROWS,
+        species_baseline=BASELINES,
+        class_baseline=BASELINES,
         confusions=st.dictionaries(TEXT, st.dictionaries(TEXT, COUNTS, max_size=2), max_size=2),
         species_calibration=CALIBRATIONS,
         disease_calibration=CALIBRATIONS,
@@ -136,25 +128,40 @@ def reports(draw: st.DrawFn) -> GateReport:
         HISTOGRAMS,
     )
     latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
-    return GateReport(
-        gates=draw(gates(policy)),
-        policy=policy,
+    policy = draw(POLICIES)
+    inputs = draw(
+        st.builds(
+            ReportInputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets
+        )
+    )
+    measured = Measured(
+        taxonomy=draw(TAXONOMIES),
+        files=draw(digests),
+        problems=draw(st.dictionaries(st.sampled_from(["loads", "heads_complete"]), TEXTS, max_size=2)),
+        heads_compared=inputs.checkpoint_sha256 is not None,
         accuracy=draw(st.none() | accuracy),
-        parity=draw(st.none() | parity),
         rejection=draw(st.none() | rejection),
         latency=draw(st.none() | latency),
-        problems=draw(st.dictionaries(TEXT, st.lists(TEXT, max_size=3).map(tuple), max_size=2)),
-        unreadable=tuple(
-            draw(st.lists(st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT), max_size=2))
-        ),
-        inputs=draw(
-            st.builds(
-                ReportInputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets
-            )
-        ),
-        files=draw(digests),
+        parity=draw(st.none() | parity),
+        non_plants_given=inputs.non_plants is not None,
+        not_run=draw(TEXT),
+    )
+    unreadable = st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT)
+    return GateReport(
+        gates=judge_gates(measured, policy),
+        policy=policy,
+        taxonomy=measured.taxonomy,
+        accuracy=measured.accuracy,
+        parity=measured.parity,
+        rejection=measured.rejection,
+        latency=measured.latency,
+        not_run=measured.not_run,
+        problems=measured.problems,
+        unreadable=tuple(draw(st.lists(unreadable, max_size=2))),
+        inputs=inputs,
+        files=measured.files,
         versions=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
-        machine=draw(st.builds(Machine, TEXT, TEXT, st.lists(TEXT, max_size=2).map(tuple))),
+        machine=draw(st.builds(Machine, TEXT, TEXT, TEXTS)),
     )
 
 
@@ -167,7 +174,7 @@ def test_every_report_survives_json(report: GateReport) -> None:
 @given(reports())
 def test_every_report_has_a_table_and_metrics(report: GateReport) -> None:
     table = report.table().splitlines()
-    assert [line.split()[0] for line in table[2:11]] == list(GATES)
+    assert [line.split()[0] for line in table[2 : 2 + len(GATES)]] == list(GATES)
     assert all(isinstance(value, float) for value in report.metrics().values())
     assert report.passed == (not report.failed)
 
@@ -217,7 +224,7 @@ def test_metrics_have_stable_names(report: Make) -> None:
     metrics = report().metrics()
     assert {f"gate.{name}" for name in GATES} <= set(metrics)
     assert metrics["gate.ood_recall"] == 0.98
-    assert metrics["gates_passed"] == 9
+    assert metrics["gates_passed"] == len(GATES)
     assert metrics["accuracy.int8.species"] == 0.95
     assert metrics["accuracy.fp16.disease"] == 70 / 80
     assert metrics["accuracy.drop.species"] == 0
@@ -248,15 +255,22 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2; verify again"),
-        ("format_version", 3, r"gate-report\.json: format_version 3, this code reads 2; verify again"),
+        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 3; verify again"),
+        ("format_version", 4, r"gate-report\.json: format_version 4, this code reads 3; verify again"),
         ("format_version", True, "format_version True"),
         ("passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", ..., "'passed' does not follow from the gates' status"),
-        ("gates.3.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
-        ("gates.3.measured", None, "gate ood_recall is 'passed', but None ≥ 0.95"),
-        ("gates.3.limit", 0.1, "gate ood_recall was judged by the limit 0.1, but the policy's limit is 0.95"),
+        ("gates.3.values.0.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
+        ("gates.3.values.0.measured", None, "gate ood_recall is 'passed', but None ≥ 0.95"),
+        ("gates.3.values.0.measured", 0.99, r"gate ood_recall\.values\.value\.measured is 0.99, but .* make it 0.98"),
+        ("gates.3.values.0.limit", 0.1, r"gate ood_recall\.values\.value\.limit is 0.1, but .* make it 0.95"),
+        ("gates.3.samples", 51, r"gate ood_recall\.samples is 51, but .* make it 50"),
+        (
+            "gates.9.values.1.measured",
+            0.95,
+            r"gate accuracy\.values\.end to end\.measured is 0.95, but .* make it 0.88",
+        ),
         ("gates.3.status", "fine", r"report\.gates\[3\]\.status: expected one of 'passed', 'failed', 'not measured'"),
         ("gates", [], "gates must be parity, int8_accuracy, .* in this order, got none"),
         ("gates", None, r"report\.gates: expected a list, got None"),

@@ -4,7 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from plantmodels.report.gates import GATES, GateResult, judge_gate, not_measured
+from plantmodels.report.gates import GATES, GateResult, GateValue, judge_gate, not_measured
+
+
+def judge(name: str, measured: float | None, *, limit: float, samples: int, detail: str = "") -> GateResult:
+    return judge_gate(name, [GateValue("", limit, measured)], samples=samples, detail=detail)
 
 
 @pytest.mark.parametrize(
@@ -20,24 +24,25 @@ from plantmodels.report.gates import GATES, GateResult, judge_gate, not_measured
         ("species_size", 5_000_000, 4_999_999, 5_000_000),
         ("head_size", 200_000, 199_999, 200_000),
         ("latency", 200, 199.999, 200),
+        ("accuracy", 0.7, 0.7, 0.699_999),
     ],
 )
 def test_each_gate_passes_and_fails_at_its_border(name: str, limit: float, passing: float, failing: float) -> None:
-    assert judge_gate(name, passing, limit=limit, samples=3).status == "passed"
-    assert judge_gate(name, failing, limit=limit, samples=3).status == "failed"
+    assert judge(name, passing, limit=limit, samples=3).status == "passed"
+    assert judge(name, failing, limit=limit, samples=3).status == "failed"
 
 
 @pytest.mark.parametrize("value", [None, math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("name", GATES)
 def test_what_is_not_finite_fails_and_is_recorded_as_none(name: str, value: float | None) -> None:
-    gate = judge_gate(name, value, limit=0.5, samples=1, detail="why")
+    gate = judge(name, value, limit=0.5, samples=1, detail="why")
     assert (gate.status, gate.measured, gate.passed) == ("failed", None, False)
     assert gate.measured_text == "–"
     assert gate.detail == ("why" if value is None else f"why; measured {value}")
 
 
 def test_not_measured_does_not_pass() -> None:
-    gate = not_measured("ood_recall", limit=0.95, reason="no non-plants were given")
+    gate = not_measured("ood_recall", {"": 0.95}, reason="no non-plants were given")
     assert (gate.status, gate.passed, gate.samples, gate.detail) == (
         "not measured",
         False,
@@ -68,7 +73,7 @@ def test_not_measured_does_not_pass() -> None:
 def test_numbers_are_written_for_people(
     name: str, measured: float, limit: float, limit_text: str, measured_text: str
 ) -> None:
-    gate = judge_gate(name, measured, limit=limit, samples=1)
+    gate = judge(name, measured, limit=limit, samples=1)
     assert (gate.limit_text, gate.measured_text) == (limit_text, measured_text)
 
 
@@ -78,15 +83,15 @@ def test_numbers_are_written_for_people(
     st.sampled_from([0.95, 0.99]),
 )
 def test_what_is_written_never_contradicts_the_verdict(name: str, measured: float, limit: float) -> None:
-    gate = judge_gate(name, measured, limit=limit, samples=1)
+    gate = judge(name, measured, limit=limit, samples=1)
     written = float(gate.measured_text.removesuffix(" %"))
     if abs(measured - limit) > 1e-9:
         assert (written >= 100 * limit) == gate.passed
 
 
 def test_samples_are_counted_in_their_own_noun() -> None:
-    assert judge_gate("loads", 0, limit=0, samples=1).samples_text == "1 file"
-    assert judge_gate("parity", 0, limit=1, samples=1539).samples_text == "1,539 images"
+    assert judge("loads", 0, limit=0, samples=1).samples_text == "1 file"
+    assert judge("parity", 0, limit=1, samples=1539).samples_text == "1,539 images"
 
 
 @pytest.mark.parametrize(
@@ -95,22 +100,67 @@ def test_samples_are_counted_in_their_own_noun() -> None:
         ({"name": "speed"}, "unknown gate 'speed'; gates are parity, int8_accuracy"),
         ({"status": "passed"}, r"gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
         ({"status": "not measured"}, r"gate ood_recall is 'not measured', but 0.5 ≥ 0.95 makes it 'failed'"),
-        ({"measured": None, "status": "passed"}, "but None ≥ 0.95 makes it 'failed' or 'not measured'"),
-        ({"measured": 0.97}, "gate ood_recall is 'failed', but 0.97 ≥ 0.95 makes it 'passed'"),
+        (
+            {"values": (GateValue("", 0.95, None),), "status": "passed"},
+            "but None ≥ 0.95 makes it 'failed' or 'not measured'",
+        ),
+        ({"values": (GateValue("", 0.95, 0.97),)}, "gate ood_recall is 'failed', but 0.97 ≥ 0.95 makes it 'passed'"),
         ({"comparison": "<"}, "gate ood_recall compares ≥ in share, got < in share"),
         ({"unit": "ms"}, "gate ood_recall compares ≥ in share, got ≥ in ms"),
         ({"samples": -1}, "gate ood_recall has -1 samples"),
+        ({"values": ()}, "gate ood_recall has 10 samples and 0 values"),
+        ({"min_images": 11}, r"is 'failed', but 10 of at least 11 images makes it 'not measured'"),
+        ({"values": (GateValue("", 0.95, 0.97, 0.9),), "status": "passed"}, r"but 0.9 ≥ 0.95 makes it 'failed'"),
     ],
 )
 def test_a_verdict_that_its_numbers_contradict_is_refused(changes: dict[str, object], message: str) -> None:
     values = {
         "name": "ood_recall",
-        "limit": 0.95,
         "comparison": "≥",
-        "measured": 0.5,
         "unit": "share",
+        "values": (GateValue("", 0.95, 0.5),),
         "samples": 10,
+        "min_images": 0,
+        "confidence": None,
         "status": "failed",
     }
     with pytest.raises(ValueError, match=message):
         GateResult(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def test_with_too_few_images_a_gate_is_not_measured() -> None:
+    gate = judge_gate("ood_recall", [GateValue("", 0.95, 1.0)], samples=49, min_images=50, detail="49 of 49")
+    assert (gate.status, gate.passed) == ("not measured", False)
+    assert gate.detail == "needs at least 50 non-plants, got 49; 49 of 49"
+    assert judge_gate("ood_recall", [GateValue("", 0.95, 1.0)], samples=50, min_images=50).passed
+
+
+def test_with_a_confidence_the_bound_must_meet_the_limit() -> None:
+    def judge_bound(bound: float) -> GateResult:
+        return judge_gate("ood_recall", [GateValue("", 0.95, 0.97, bound)], samples=300, confidence=0.9)
+
+    assert judge_bound(0.95).passed
+    assert not judge_bound(0.9499).passed
+    assert judge_bound(0.9499).measured_text == "97.00 % (bound 94.99 %)"
+    assert judge_bound(0.9499).limit_text == "≥ 95 %, with 90 % confidence"
+
+
+ACCURACY = (GateValue("species", 0.7, 0.81), GateValue("end to end", 0.6, 0.749), GateValue("worst class", 0.5, 0.4))
+
+
+def test_a_line_shows_two_values_and_each_that_misses_its_limit() -> None:
+    good = judge_gate("accuracy", (*ACCURACY[:2], GateValue("worst class", 0.3, 0.4)), samples=300)
+    assert (good.limit_text, good.measured_text) == (
+        "species ≥ 70 %, end to end ≥ 60 %",
+        "species 81.00 %, end to end 74.90 %",
+    )
+    bad = judge_gate("accuracy", ACCURACY, samples=300)
+    assert bad.status == "failed"
+    assert bad.limit_text == "species ≥ 70 %, end to end ≥ 60 %, worst class ≥ 50 %"
+    assert bad.measured_text == "species 81.00 %, end to end 74.90 %, worst class 40.00 %"
+
+
+def test_a_value_that_is_not_defined_fails_its_gate() -> None:
+    gate = judge_gate("accuracy", (*ACCURACY[:2], GateValue("species Rose", 0.5, None)), samples=300)
+    assert gate.status == "failed"
+    assert gate.measured_text == "species 81.00 %, end to end 74.90 %, species Rose –"

@@ -23,23 +23,34 @@ def test_the_file_at_the_root_holds_the_built_in_defaults_and_all_of_them() -> N
     assert policy.sha256 == hashlib.sha256(GATES_FILE.read_bytes()).hexdigest()
     assert replace(policy, sha256=None) == GatePolicy()
     found = {(gate, key) for gate, table in tomllib.loads(GATES_FILE.read_text()).items() for key in table}
-    assert found == {(kind.gate, kind.key) for kind in LIMITS.values()}
+    optional = {(kind.gate, kind.key) for kind in LIMITS.values() if kind.is_optional or kind.of_each}
+    assert found == {(kind.gate, kind.key) for kind in LIMITS.values()} - optional
+    text = GATES_FILE.read_text()
+    assert all(f"{key} = " in text or f"[{gate}.{key}]" in text for gate, key in optional), "optional keys are shown"
 
 
 def test_the_defaults_are_those_of_contract_5() -> None:
     policy = read_policy(None)
-    limits = {gate: policy.limit_of(gate) for gate in GATES}
-    assert limits == {
-        "parity": 0.01,
-        "int8_accuracy": 0.01,
-        "ood_precision": 0.99,
-        "ood_recall": 0.95,
-        "loads": 0,
-        "heads_complete": 0,
-        "species_size": 5_000_000,
-        "head_size": 200_000,
-        "latency": 200,
+    assert {gate: policy.limits_of(gate) for gate in GATES} == {
+        "parity": {"": 0.01},
+        "int8_accuracy": {"": 0.01},
+        "ood_precision": {"": 0.99},
+        "ood_recall": {"": 0.95},
+        "loads": {"": 0},
+        "heads_complete": {"": 0},
+        "species_size": {"": 5_000_000},
+        "head_size": {"": 200_000},
+        "latency": {"": 200},
+        "accuracy": {
+            "species": 0.7,
+            "end to end": 0.6,
+            "species above the commonest": 0,
+            "end to end above the commonest": 0,
+        },
     }
+    images = {gate: policy.min_images_of(gate) for gate in GATES if policy.min_images_of(gate)}
+    assert images == {"parity": 32, "int8_accuracy": 300, "ood_precision": 50, "ood_recall": 50, "accuracy": 300}
+    assert {policy.confidence_of(gate) for gate in GATES} == {None}
     assert policy.int8_accuracy_max_images == 10_000
     assert policy.sha256 is None
     assert policy.loosened == ()
@@ -80,6 +91,14 @@ def test_a_stricter_limit_is_not_looser(tmp_path: Path) -> None:
         ("[int8_accuracy]\nmax_images = 0", "max_images is 0, expected an integer from 1 to"),
         ("[int8_accuracy]\nmax_images = []", r"max_images is \[\], expected an integer from 1 to"),
         ("[parity\n", "not a TOML file"),
+        ("[ood_recall]\nmin_images = 0", r"\[ood_recall\] min_images is 0, expected an integer from 1 to"),
+        ("[loads]\nmin_images = 1", "unknown gate 'loads'; gates with limits are"),
+        ("[latency]\nmin_images = 1", r"\[latency\] has unknown key 'min_images'; it may set max_median_ms"),
+        ("[ood_recall]\nconfidence = 95", r"\[ood_recall\] confidence is 95, expected a number from 0.5 to 0.9999"),
+        ("[parity]\nconfidence = 0.9", r"\[parity\] has unknown key 'confidence'"),
+        ("[accuracy]\nmin_worst_class = 2", "min_worst_class is 2, expected a number from 0 to 1"),
+        ("[accuracy]\nspecies = 0.5", "species is 0.5, expected a table of species, each with a number from 0 to 1"),
+        ("[accuracy.species]\nRose = 2", "species is {'Rose': 2}, expected a table of species, each with a number"),
     ],
 )
 def test_a_malformed_policy_file_is_refused_by_name(tmp_path: Path, text: str, message: str) -> None:
@@ -98,3 +117,15 @@ def test_unreadable_files_are_refused(tmp_path: Path) -> None:
 def test_limits_set_in_code_are_checked_too() -> None:
     with pytest.raises(ValueError, match="ood_recall_min must be a number from 0 to 1, got 2"):
         GatePolicy(ood_recall_min=2)
+
+
+def test_optional_limits_of_accuracy_and_confidence(tmp_path: Path) -> None:
+    text = "[accuracy]\nmin_worst_species = 0.4\nconfidence = 0.9\nmin_images = 400\n[accuracy.species]\nRose = 0.9\n"
+    policy = read_policy(write(tmp_path, text))
+    assert policy.limits_of("accuracy") == GatePolicy().limits_of("accuracy") | {
+        "worst species": 0.4,
+        "species Rose": 0.9,
+    }
+    assert (policy.confidence_of("accuracy"), policy.min_images_of("accuracy")) == (0.9, 400)
+    assert policy.loosened == ()
+    assert read_policy(write(tmp_path, "[ood_recall]\nmin_images = 20")).loosened == ("ood_recall_min_images",)

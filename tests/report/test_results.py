@@ -1,6 +1,7 @@
 import pytest
 
-from plantmodels.report.results import SMALL_CLASS, Bin, ClassRow, Reliability, Scatter
+from plantmodels.report.results import SMALL_CLASS, Bin, ClassRow, Reliability
+from plantmodels.report.samples import Scatter
 
 
 def test_small_classes_are_named_as_such() -> None:

@@ -16,7 +16,7 @@ from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError
 from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
-from plantmodels.report.results import Parity
+from plantmodels.report.samples import Parity
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session

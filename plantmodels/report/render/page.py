@@ -79,7 +79,7 @@ def render_report(
 
 def _spell_verdict(report: GateReport) -> str:
     passed = len(report.gates) - len(report.failed)
-    return "All nine gates passed" if report.passed else f"{passed} of {len(report.gates)} gates passed"
+    return f"All {passed} gates passed" if report.passed else f"{passed} of {len(report.gates)} gates passed"
 
 
 def _list_facts(report: GateReport) -> list[str]:

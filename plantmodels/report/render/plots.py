@@ -28,7 +28,7 @@ from plantmodels.report.render.plot_style import (
 )
 from plantmodels.report.render.plots_accuracy import draw_accuracy
 from plantmodels.report.render.plots_rejection import draw_rejection
-from plantmodels.report.results import Latency, Scatter
+from plantmodels.report.samples import Latency, Scatter
 
 _SMALLEST_GAP: Final = 1e-8
 """Where equal logits are drawn, because a logarithmic axis has no 0."""

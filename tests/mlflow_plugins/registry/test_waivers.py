@@ -4,10 +4,10 @@ import json
 import pytest
 
 from mlflow_plugins.registry.waivers import Waiver
-from plantmodels.report.gates import judge_gate
+from plantmodels.report.gates import GateValue, judge_gate
 
 WAIVER = Waiver(0.5, "ab" * 32, "greenhouse only", "ada", "2026-11-24T10:00:00.000001Z")
-FAILED = judge_gate("ood_recall", 0.5, limit=0.95, samples=9)
+FAILED = judge_gate("ood_recall", [GateValue("", 0.95, 0.5)], samples=9)
 
 
 def test_a_waiver_covers_one_value_of_one_manifest() -> None:

@@ -8,7 +8,8 @@ import pytest
 from jinja2 import UndefinedError
 
 from plantmodels.report.formatting import spell_class
-from plantmodels.report.gate_report import GateReport, UnreadableFile
+from plantmodels.report.gate_report import GateReport
+from plantmodels.report.inputs import UnreadableFile
 from plantmodels.report.gates import GATES
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.environment import make_environment
@@ -89,7 +90,7 @@ def test_the_gate_table_comes_first_with_every_gate_in_words(report: Make) -> No
     assert statuses[8] == ("failed", "✕", "failed")
     assert "no checkpoint was given to compare with" in rows[0]
     assert "7 of 9 gates passed" in page
-    assert "All nine gates passed" in render(report())
+    assert "All 10 gates passed" in render(report())
 
 
 def test_counts_stand_beside_shares(report: Make) -> None:
@@ -144,7 +145,7 @@ def test_a_bundle_that_could_not_be_run_still_has_a_page(report: Make) -> None:
             latency=None,
             parity=None,
             not_run="INT8 does not open",
-            load_failures={"swin-species-int8.onnx": "truncated"},
+            problems={"loads": ("swin-species-int8.onnx: truncated",)},
         )
     )
     parse(page)

@@ -124,7 +124,7 @@ def test_labels_are_short_and_no_formulas(report: Make, accuracy: Callable[..., 
 
 
 def test_a_bundle_without_onnx_files_can_still_be_drawn(report: Make) -> None:
-    assert draw_plots(report(files={}, onnx_files=()))["file-sizes.png"]
+    assert draw_plots(report(files={}))["file-sizes.png"]
 
 
 def test_no_global_state_of_matplotlib_is_touched(report: Make) -> None:

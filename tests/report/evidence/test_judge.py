@@ -7,17 +7,20 @@ import pytest
 
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
 from plantmodels.bundle.manifest import FileDigest
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Accuracy, Parity
+from plantmodels.report.results import Accuracy
+from plantmodels.report.samples import Parity
 from plantmodels.report.statistics import PairedCounts, Proportion
-from plantmodels.verify.judge import Measured, judge_gates
+from tests.fixtures.reports import SMALL_SETS
 
 Make = Callable[..., Measured]
 
 
 def judged(measured: Measured, policy: GatePolicy | None = None) -> dict[str, GateResult]:
-    results = judge_gates(measured, policy or GatePolicy())
+    results = judge_gates(measured, replace(policy or GatePolicy(), **SMALL_SETS))
     assert [gate.name for gate in results] == list(GATES)
     return {gate.name: gate for gate in results}
 
@@ -26,7 +29,7 @@ def not_passed(measured: Measured, policy: GatePolicy | None = None) -> set[str]
     return {name for name, gate in judged(measured, policy).items() if not gate.passed}
 
 
-def test_a_good_bundle_passes_all_nine_gates(measured: Make) -> None:
+def test_a_good_bundle_passes_all_gates(measured: Make) -> None:
     results = judged(measured())
     assert not_passed(measured()) == set()
     assert {name: gate.measured for name, gate in results.items()} == {
@@ -39,17 +42,19 @@ def test_a_good_bundle_passes_all_nine_gates(measured: Make) -> None:
         "species_size": 4_200_000,
         "head_size": 4_100,
         "latency": 27.4,
+        "accuracy": 0.95,
     }
     assert {name: gate.samples for name, gate in results.items()} == {
         "parity": 64,
         "int8_accuracy": 100,
-        "ood_precision": 250,
+        "ood_precision": 50,
         "ood_recall": 50,
         "loads": 5,
         "heads_complete": 2,
         "species_size": 1,
         "head_size": 2,
         "latency": 40,
+        "accuracy": 100,
     }
 
 
@@ -131,12 +136,12 @@ def test_without_a_checkpoint_parity_and_heads_are_not_measured(measured: Make) 
 
 
 def test_a_bundle_that_cannot_be_run_is_still_judged(measured: Make) -> None:
-    failed = {"swin-species-int8.onnx": "Unable to parse proto"}
+    failed = {"loads": ("swin-species-int8.onnx: Unable to parse proto",)}
     broken = measured(
-        accuracy=None, rejection=None, latency=None, parity=None, load_failures=failed, not_run="INT8 does not open"
+        accuracy=None, rejection=None, latency=None, parity=None, problems=failed, not_run="INT8 does not open"
     )
     results = judged(broken)
-    for name in ("parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"):
+    for name in ("parity", "int8_accuracy", "ood_precision", "ood_recall", "latency", "accuracy"):
         assert (results[name].status, results[name].detail) == ("not measured", "INT8 does not open")
     assert (results["loads"].status, results["loads"].measured) == ("failed", 1)
     assert results["loads"].detail == "swin-species-int8.onnx: Unable to parse proto"
@@ -144,7 +149,9 @@ def test_a_bundle_that_cannot_be_run_is_still_judged(measured: Make) -> None:
 
 
 def test_many_problems_are_counted_and_some_are_named(measured: Make) -> None:
-    gate = judged(measured(head_problems=tuple(f"head {i}: missing" for i in range(320))))["heads_complete"]
+    gate = judged(measured(problems={"heads_complete": tuple(f"head {i}: missing" for i in range(320))}))[
+        "heads_complete"
+    ]
     assert (gate.status, gate.measured) == ("failed", 320)
     assert gate.detail == "head 0: missing; head 1: missing; head 2: missing; and 317 more"
 
@@ -169,7 +176,7 @@ def test_a_missing_species_file_fails_its_size(measured: Make) -> None:
 
 
 def test_without_heads_there_is_no_large_head(measured: Make) -> None:
-    gate = judged(measured(head_files=()))["head_size"]
+    gate = judged(measured(taxonomy=Taxonomy(("Apple", "Rose"), {})))["head_size"]
     assert (gate.status, gate.samples, gate.detail) == ("passed", 0, "no species has a head")
 
 

@@ -1,0 +1,265 @@
+"""Judges the gates of contract 5 from what was measured and the limits of the policy.
+
+`verify` makes the report's verdicts with it, reading a report makes them again, and the gated registry makes them a
+third time by its own policy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from plantmodels.bundle.layout import SPECIES_FILES, head_file
+from plantmodels.bundle.manifest import FileDigest
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.report.formatting import format_percent, spell_class
+from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.results import Accuracy, Baseline, ClassRow, Rejection
+from plantmodels.report.samples import Latency, Parity
+from plantmodels.report.statistics import CONFIDENCE, Interval, Proportion
+
+_SHOWN: Final = 3
+"""Problems that a gate's one line of detail names; the report lists all of them."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that the gates are judged by.
+
+    Attributes:
+        taxonomy: the bundle's species and diseases.
+        files: name of each measured file to its size and digest.
+        problems: name of a gate to the problems that it counts, for `loads` and `heads_complete`.
+        heads_compared: whether a checkpoint was given to compare heads and class order with.
+        accuracy: the accuracy; None if the models could not be run.
+        rejection: the rejection; None if the models could not be run.
+        latency: the latency; None if the models could not be run.
+        parity: the parity; None without a checkpoint, or if the models could not be run.
+        non_plants_given: whether a folder of non-plants was given.
+        not_run: why the models could not be run; "" if they could.
+    """
+
+    taxonomy: Taxonomy
+    files: Mapping[str, FileDigest]
+    problems: Mapping[str, tuple[str, ...]]
+    heads_compared: bool
+    accuracy: Accuracy | None
+    rejection: Rejection | None
+    latency: Latency | None
+    parity: Parity | None
+    non_plants_given: bool
+    not_run: str
+
+
+def list_head_files(taxonomy: Taxonomy) -> tuple[str, ...]:
+    """Return the names of the single heads that a taxonomy needs."""
+    return tuple(head_file(taxonomy.slugs[index]) for index in taxonomy.species_with_head)
+
+
+def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...]:
+    """Return the result of every gate, in the order of contract 5.
+
+    Args:
+        measured: what was measured.
+        policy: the limits.
+    """
+    return (
+        _judge_parity(measured, policy),
+        _judge_int8_accuracy(measured, policy),
+        *_judge_rejection(measured, policy),
+        _judge_loads(measured, policy),
+        _judge_heads(measured, policy),
+        *_judge_sizes(measured, policy),
+        _judge_latency(measured, policy),
+        _judge_accuracy(measured, policy),
+    )
+
+
+def _judge(
+    name: str, policy: GatePolicy, values: Mapping[str, tuple[float | None, float | None]], samples: int, detail: str
+) -> GateResult:
+    """Judge values by the policy's limits.
+
+    Args:
+        name: the gate.
+        policy: the limits.
+        values: name of each value to the measured value and to its bound, which counts only if the policy asks for it.
+        samples: number of samples.
+        detail: one line of explanation.
+    """
+    confidence = policy.confidence_of(name)
+    found = [
+        GateValue(value, limit, measured, None if confidence is None else bound)
+        for value, limit in policy.limits_of(name).items()
+        for measured, bound in [values[value]]
+    ]
+    least = policy.min_images_of(name)
+    return judge_gate(name, found, samples=samples, min_images=least, confidence=confidence, detail=detail)
+
+
+def _not_measured(name: str, policy: GatePolicy, reason: str) -> GateResult:
+    return not_measured(
+        name,
+        policy.limits_of(name),
+        reason=reason,
+        min_images=policy.min_images_of(name),
+        confidence=policy.confidence_of(name),
+    )
+
+
+def _single(measured: float | None, bound: float | None = None) -> dict[str, tuple[float | None, float | None]]:
+    return {"": (measured, bound)}
+
+
+def _end(interval: Interval | None, side: int) -> float | None:
+    return None if interval is None else interval[side]
+
+
+def _judge_parity(measured: Measured, policy: GatePolicy) -> GateResult:
+    parity = measured.parity
+    if parity is None:
+        return _not_measured("parity", policy, measured.not_run or "no checkpoint was given to compare with")
+    parts = {"logits": parity.logits, "embedding": parity.embedding, "heads": parity.head_logits}
+    detail = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
+    return _judge("parity", policy, _single(parity.worst), parity.images, detail)
+
+
+def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, accuracy = "int8_accuracy", measured.accuracy
+    if accuracy is None:
+        return _not_measured(name, policy, measured.not_run)
+    drops = {"species": accuracy.species.difference, "disease": accuracy.disease.difference}
+    written = ", ".join(f"{part} {drop:+.4f}" for part, drop in drops.items() if drop is not None)
+    bound = accuracy.worst_drop_at(policy.confidence_of(name) or CONFIDENCE)
+    values = _single(accuracy.worst_drop, bound)
+    return _judge(name, policy, values, accuracy.species.images, f"FP16 minus INT8: {written}")
+
+
+def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult, GateResult]:
+    names, rejection = ("ood_precision", "ood_recall"), measured.rejection
+    if rejection is None or rejection.recall is None:
+        reason = measured.not_run or (
+            "the half of the non-plants that gates may measure is empty"
+            if measured.non_plants_given
+            else "no non-plants were given"
+        )
+        return _not_measured(names[0], policy, reason), _not_measured(names[1], policy, reason)
+    plants, others = rejection.plants, rejection.non_plants
+    held_out = "held-out non-plants" if rejection.held_out else "non-plants"
+    recalled = f"{others.count:,} of {others.images:,} {held_out} rejected"
+    alarms = f"{plants.count:,} of {plants.images:,} plants rejected"
+    defined = "" if rejection.precision is not None else "; nothing is rejected, so precision is not defined"
+    confidences = [policy.confidence_of(name) or CONFIDENCE for name in names]
+    precision = _single(rejection.precision, _end(rejection.precision_interval_at(confidences[0]), 0))
+    recall = _single(rejection.recall, _end(others.interval_at(confidences[1]), 0))
+    return (
+        _judge(names[0], policy, precision, others.images, f"{alarms}, {recalled}{defined}"),
+        _judge(names[1], policy, recall, others.images, recalled),
+    )
+
+
+def _judge_loads(measured: Measured, policy: GatePolicy) -> GateResult:
+    failures = measured.problems.get("loads", ())
+    samples = sum(name.endswith(".onnx") for name in measured.files)
+    return _judge("loads", policy, _single(float(len(failures))), samples, _list_some(failures))
+
+
+def _judge_heads(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, problems = "heads_complete", measured.problems.get("heads_complete", ())
+    if not measured.heads_compared and not problems:
+        reason = "no checkpoint was given: class order and weights cannot be compared with it"
+        return _not_measured(name, policy, reason)
+    return _judge(
+        name, policy, _single(float(len(problems))), len(list_head_files(measured.taxonomy)), _list_some(problems)
+    )
+
+
+def _list_some(problems: tuple[str, ...]) -> str:
+    more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
+    return "; ".join(problems[:_SHOWN]) + more
+
+
+def _judge_sizes(measured: Measured, policy: GatePolicy) -> tuple[GateResult, GateResult]:
+    file = SPECIES_FILES["int8"]
+    species = measured.files.get(file)
+    size = None if species is None else float(species.size_bytes)
+    sizes = {
+        name: measured.files[name].size_bytes for name in list_head_files(measured.taxonomy) if name in measured.files
+    }
+    largest = max(sizes, key=lambda name: sizes[name], default="")
+    return (
+        _judge("species_size", policy, _single(size), int(species is not None), file + " is missing" * (size is None)),
+        _judge(
+            "head_size",
+            policy,
+            _single(float(sizes.get(largest, 0))),
+            len(sizes),
+            largest or "no species has a head",
+        ),
+    )
+
+
+def _judge_latency(measured: Measured, policy: GatePolicy) -> GateResult:
+    latency = measured.latency
+    if latency is None:
+        return _not_measured("latency", policy, measured.not_run)
+    load = "" if latency.load is None else f", load average {latency.load:.1f} before"
+    detail = f"95th percentile {latency.p95_ms:.1f} ms, {latency.threads} threads, {latency.cpu or 'CPU'}{load}"
+    return _judge("latency", policy, _single(latency.median_ms), latency.runs, detail)
+
+
+def _judge_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, accuracy, taxonomy = "accuracy", measured.accuracy, measured.taxonomy
+    if accuracy is None:
+        return _not_measured(name, policy, measured.not_run)
+    confidence = policy.confidence_of(name) or CONFIDENCE
+    species, classes = (_rate_classes(rows, confidence) for rows in (accuracy.by_species, accuracy.by_class))
+    values = {
+        "species": _rate(accuracy.int8.species, confidence),
+        "end to end": _rate(accuracy.int8.end_to_end, confidence),
+        "worst species": _find_worst(species),
+        "worst class": _find_worst(classes),
+        "species above the commonest": _gain(accuracy.species_baseline, len(taxonomy.species), confidence),
+        "end to end above the commonest": _gain(accuracy.class_baseline, taxonomy.classes, confidence),
+        **{f"species {each}": species.get(each, (None, None)) for each in policy.accuracy_species},
+    }
+    return _judge(name, policy, values, accuracy.species.images, _describe_baselines(accuracy))
+
+
+_Rate = tuple[float | None, float | None]
+"""A proportion, and the lower end of its interval."""
+
+
+def _rate(right: Proportion, confidence: float) -> _Rate:
+    return right.value, _end(right.interval_at(confidence), 0)
+
+
+def _rate_classes(rows: Mapping[str, ClassRow], confidence: float) -> dict[str, _Rate]:
+    return {name: _rate(Proportion(row.int8, row.images), confidence) for name, row in rows.items()}
+
+
+def _find_worst(rates: Mapping[str, _Rate]) -> _Rate:
+    """Return the lowest rate and the lowest bound, which can belong to two classes."""
+    columns = ([value for value in column if value is not None] for column in zip(*rates.values(), strict=True))
+    worst = [min(column, default=None) for column in columns]
+    return (worst[0], worst[1]) if worst else (None, None)
+
+
+def _gain(baseline: Baseline, classes: int, confidence: float) -> _Rate:
+    """Return by how much INT8 is better than always answering the commonest class, beyond noise.
+
+    The value is the lower end of the 95 % interval, and the bound is that of the policy's confidence if it is higher.
+    Of a single class, every answer is right, so both are 0.
+    """
+    if classes == 1:
+        return 0.0, 0.0
+    return baseline.gain_at(CONFIDENCE), baseline.gain_at(max(CONFIDENCE, confidence))
+
+
+def _describe_baselines(accuracy: Accuracy) -> str:
+    parts = {"species": accuracy.species_baseline, "class": accuracy.class_baseline}
+    return "; ".join(
+        f"the commonest {what}, {spell_class(baseline.name)}, is {format_percent(share)} of images"
+        for what, baseline in parts.items()
+        for share in [baseline.counts.first.value]
+    )
