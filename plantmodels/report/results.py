@@ -48,6 +48,15 @@ class ClassRow:
     fp16: int
     int8: int
 
+    def __post_init__(self) -> None:
+        """Check that no more images are right than there are.
+
+        Raises:
+            ValueError: a count is negative or larger than the number of images.
+        """
+        if not 0 <= min(self.fp16, self.int8) <= max(self.fp16, self.int8) <= self.images:
+            raise ValueError(f"right images must be from 0 to {self.images}, got {self.fp16} and {self.int8}")
+
     @property
     def is_small(self) -> bool:
         """Whether the class has fewer than `SMALL_CLASS` images, too few to say much about it."""

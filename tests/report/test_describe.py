@@ -17,7 +17,7 @@ def test_a_bundle_that_was_never_verified_says_so(tiny_bundle) -> None:
 def test_a_verified_bundle_shows_its_gates_and_its_accuracy(verified_bundle: Path) -> None:
     text, report = describe_bundle(verified_bundle), read_report(verified_bundle)
     passed = len(report.gates) - len(report.failed)
-    assert f"verified    yes, {passed} of 9 gates passed" in text.splitlines()
+    assert f"verified    yes, {passed} of {len(report.gates)} gates passed" in text.splitlines()
     assert text.endswith(report.table()) and report.accuracy_sentence in text.splitlines()
 
 

@@ -77,7 +77,7 @@ def test_a_stricter_limit_is_not_looser(tmp_path: Path) -> None:
         ),
         ("[loads]\nmax = 1", "unknown gate 'loads'; gates with limits are"),
         ("[parity]\nmax_diff = 1", r"\[parity\] has unknown key 'max_diff'; it may set max_abs_diff"),
-        ("parity = 0.5", r"parity must be a table \[parity\] with max_abs_diff, got 0.5"),
+        ("parity = 0.5", r"parity must be a table \[parity\] with max_abs_diff, min_images, got 0.5"),
         (
             "[parity]\nmax_abs_diff = '0.01'",
             r"\[parity\] max_abs_diff is '0.01', expected a number from 0 to 1000",

@@ -14,7 +14,7 @@ def test_a_waiver_covers_one_value_of_one_manifest() -> None:
     assert Waiver.from_json(WAIVER.to_json()) == WAIVER
     assert WAIVER.covers(FAILED, "ab" * 32)
     assert not WAIVER.covers(FAILED, "cd" * 32)
-    assert not WAIVER.covers(dataclasses.replace(FAILED, measured=0.4), "ab" * 32)
+    assert not WAIVER.covers(dataclasses.replace(FAILED, values=(GateValue("", 0.95, 0.4),)), "ab" * 32)
 
 
 @pytest.mark.parametrize("text", ["", "fine", "[]", "3", "null", "{}", json.dumps({"reason": "x"})])
