@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.bundle.layout import DEFAULT_BUNDLE
-from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
+from plantmodels.data.inputs import Split, check_checkpoint, check_data, check_image_folder
 from plantmodels.data.sampling import DEFAULT_SEED
 from plantmodels.report.policy import read_policy
 from plantmodels.serve.routing import Routing
@@ -38,7 +38,7 @@ class JobRequest:
     name: str = DEFAULT_NAME
     seed: int = DEFAULT_SEED
 
-    def check_paths(self, *splits: str) -> None:
+    def check_paths(self, *splits: Split) -> None:
         """Refuse paths that do not exist; takes no time and imports no torch.
 
         Args:

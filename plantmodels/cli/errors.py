@@ -5,6 +5,7 @@ from typing import Any, Final
 
 import click
 
+from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
 
@@ -23,7 +24,7 @@ class KnownErrors(click.Group):
             return super().invoke(ctx)
         except PlantModelsError as error:
             prefix = "memory ran out: " if is_out_of_memory(error) else ""
-            raise click.ClickException(prefix + " ".join(str(error).split())) from error
+            raise click.ClickException(printable_name(prefix + " ".join(str(error).split()))) from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

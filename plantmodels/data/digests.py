@@ -4,13 +4,16 @@ The order of the images does not matter: a digest stays the same when files are 
 """
 
 import hashlib
+import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
-from plantmodels.bundle.manifest import digest_file
 from plantmodels.data.image_files import name_in_digest
-from plantmodels.errors import BundleError
+
+_BLOCK_BYTES: Final = 2**20
+"""Most images are smaller, and are read by one call."""
 
 UNREADABLE: Final = "unreadable"
 """Stands for the digest of a file that cannot be read."""
@@ -22,7 +25,7 @@ def hash_to_fraction(text: str) -> float:
     >>> round(hash_to_fraction("leaf 1.jpg"), 6), round(hash_to_fraction("leaf 2.jpg"), 6)
     (0.946487, 0.859704)
     """
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6]) / 2**48
+    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()[:6]) / 2**48
 
 
 def digest_images(root: Path, paths: Iterable[Path]) -> str:
@@ -34,13 +37,27 @@ def digest_images(root: Path, paths: Iterable[Path]) -> str:
 
 
 def digest_lines(lines: Iterable[str]) -> str:
-    """Return the SHA-256 of lines in alphabetical order, one for each image."""
-    return hashlib.sha256("".join(sorted(lines)).encode()).hexdigest()
+    """Return the SHA-256 of lines in alphabetical order, one for each image. Names keep bytes that are not UTF-8."""
+    sha256 = hashlib.sha256()
+    for line in sorted(lines):
+        sha256.update(line.encode("utf-8", "surrogateescape"))
+    return sha256.hexdigest()
 
 
 def digest_content(path: Path) -> str:
-    """Return the SHA-256 of a file's content, or `UNREADABLE`. Symbolic links are followed."""
+    """Return the SHA-256 of a regular file's content, or `UNREADABLE`. Symbolic links are followed."""
     try:
-        return digest_file(path.resolve()).sha256
-    except BundleError:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+    except OSError:
         return UNREADABLE
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return UNREADABLE
+        sha256 = hashlib.sha256()
+        while block := os.read(descriptor, _BLOCK_BYTES):
+            sha256.update(block)
+        return sha256.hexdigest()
+    except OSError:
+        return UNREADABLE
+    finally:
+        os.close(descriptor)

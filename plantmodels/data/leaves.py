@@ -6,25 +6,17 @@
 True
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Literal
-
-import pandas as pd
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest
-from plantmodels.data.inputs import check_data
+from plantmodels.data.inputs import Split, check_data, find_split, is_image_table
+from plantmodels.data.labels import CLASS_SEPARATOR, Classes, read_manifest_rows, to_nfc
+from plantmodels.data.listing import LeftOut, list_class_images, list_folders
+from plantmodels.data.tables import extract_images, holds_images
 from plantmodels.errors import DataError
-from plantmodels.foreign_text import quote_error
-
-Split = Literal["train", "val"]
-CLASS_SEPARATOR: Final = "___"
-"""Between species and disease in the name of a folder, as in PlantVillage."""
-
-_MANIFEST_COLUMNS: Final = ("path", "species", "disease", "split")
 
 
 @dataclass(frozen=True)
@@ -50,11 +42,13 @@ class LeafSet:
         root: the data folder, or the folder of the manifest; names of images are relative to it.
         split: which split.
         samples: N labelled leaves.
+        left_out: the files of the split that are not taken as images.
     """
 
     root: Path
     split: Split
     samples: tuple[LeafSample, ...]
+    left_out: LeftOut = field(default=LeftOut(), compare=False)
 
     @property
     def paths(self) -> tuple[Path, ...]:
@@ -66,98 +60,66 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
     """Return the labelled images of one split; opens none of them.
 
     Args:
-        data: folder with `train/` and `val/`, or a CSV or Parquet manifest with the columns path, species,
-            disease, split (paths relative to the manifest).
+        data: folder with `train/` and `val/`; a CSV or Parquet manifest with the columns path, species, disease, split
+            (paths relative to the manifest); or Parquet files that hold the images, as Hugging Face writes them.
         split: which split.
-        taxonomy: the classes of the checkpoint.
+        taxonomy: the classes of the checkpoint. Names are compared in Unicode form NFC.
 
     Raises:
-        DataError: the split is missing or empty, the checkpoint does not know a class, or the manifest lacks a column.
+        DataError: the split is missing or empty, the checkpoint does not know a class, or the manifest lacks a column
+            or names no split.
     """
     check_data(data, split)
-    labelled = _read_folders(data, split, taxonomy) if data.is_dir() else _read_manifest(data, split)
-    known = {
-        (name, disease): (species_index, disease_index)
-        for species_index, name in enumerate(taxonomy.species)
-        for disease_index, disease in enumerate(taxonomy.diseases_of(species_index))
-    }
-    headless = {name: i for i, name in enumerate(taxonomy.species) if name not in taxonomy.diseases}
-    samples = []
-    for path, species, disease in sorted(labelled):
-        if species in headless:
-            samples.append(LeafSample(path, headless[species], None))
-        elif (species, disease) in known:
-            samples.append(LeafSample(path, *known[species, disease]))
-        else:
-            raise _unknown_class(path, species, disease, taxonomy)
+    classes, left_out = Classes(taxonomy), LeftOut()
+    if data.is_dir() and not is_image_table(data):
+        place, root = find_split(data, split), data
+        labels = {folder: classes.find(folder, *_name_class(folder)) for folder in list_folders(place)}
+        listing = list_class_images(place, list(labels))
+        samples = [LeafSample(path, *labels[path.parent]) for path in listing.paths]
+        left_out = listing.left_out
+    else:
+        root, rows = _read_rows(data, split)
+        samples = [LeafSample(path, *classes.find(path, species, disease)) for path, species, disease in rows]
     if not samples:
-        raise DataError(f"{data}: split {split!r} holds no images of type {', '.join(IMAGE_SUFFIXES)}")
-    return LeafSet(data if data.is_dir() else data.parent, split, tuple(samples))
+        seen = left_out.describe(f"; {split}")
+        raise DataError(f"{data}: split {split!r} holds no images of type {', '.join(IMAGE_SUFFIXES)}{seen}")
+    return LeafSet(root, split, tuple(samples), left_out)
+
+
+def _name_class(folder: Path) -> tuple[str, str]:
+    species, _, disease = folder.name.partition(CLASS_SEPARATOR)
+    return species, disease
+
+
+def _read_rows(data: Path, split: Split) -> tuple[Path, list[tuple[Path, str, str]]]:
+    """Return the root, and image, species and disease of each row of a manifest or of Parquet files, in path order."""
+    if holds_images(data):
+        return extract_images(data, split)
+    rows = read_manifest_rows(data, split)
+    return data.parent, sorted(rows, key=lambda row: (row[0].parts, *row[1:]))
 
 
 def list_classes(data: Path) -> Taxonomy:
     """Return the classes of the split "train" in alphabetical order, which a new training uses as its logit order.
 
     Args:
-        data: leaf folders or a manifest, as in `read_leaves`.
+        data: leaf folders, a manifest or Parquet files, as in `read_leaves`.
 
     Raises:
         DataError: the split is missing or empty, or the manifest lacks a column.
         TaxonomyError: the names of the classes cannot form a taxonomy.
     """
     check_data(data, "train")
-    if data.is_dir():
-        labelled = {
-            (species, disease)
-            for folder in _list_class_folders(data, "train")
-            for species, separator, disease in [folder.name.partition(CLASS_SEPARATOR)]
-            if separator and next(_list_images(folder), None)
-        }
+    if data.is_dir() and not is_image_table(data):
+        folders = [folder for folder in list_folders(find_split(data, "train")) if CLASS_SEPARATOR in folder.name]
+        labels = [_name_class(folder) for folder in folders if list_class_images(folder, [folder]).paths]
     else:
-        labelled = {(species, disease) for _, species, disease in _read_manifest(data, "train")}
-    if not labelled:
+        labels = [(species, disease) for _, species, disease in _read_rows(data, "train")[1]]
+    names = {(to_nfc(species), to_nfc(disease)) for species, disease in labels}
+    if not names:
         raise DataError(f"{data}: split 'train' holds no images in folders <Species>{CLASS_SEPARATOR}<Disease>")
-    species = sorted({name for name, _ in labelled})
-    return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in labelled if s == name)) for name in species})
-
-
-def _unknown_class(path: Path, species: str, disease: str, taxonomy: Taxonomy) -> DataError:
-    if species in taxonomy.diseases:
-        known = f"its diseases of {species!r} are {', '.join(taxonomy.diseases[species])}"
-    else:
-        known = f"its species are {', '.join(taxonomy.species)}"
-    return DataError(f"{path}: class {species + CLASS_SEPARATOR + disease!r} is not in the checkpoint; {known}")
-
-
-def _read_folders(data: Path, split: Split, taxonomy: Taxonomy) -> Iterator[tuple[Path, str, str]]:
-    for folder in _list_class_folders(data, split):
-        species, _, disease = folder.name.partition(CLASS_SEPARATOR)
-        headless = species in taxonomy.species and species not in taxonomy.diseases
-        if not headless and disease not in taxonomy.diseases.get(species, ()):
-            raise _unknown_class(folder, species, disease, taxonomy)
-        yield from ((path, species, disease) for path in _list_images(folder))
-
-
-def _list_class_folders(data: Path, split: Split) -> Iterator[Path]:
-    return (path for path in (data / split).iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _list_images(folder: Path) -> Iterator[Path]:
-    return (p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-
-
-def _read_manifest(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
-    try:
-        # no na_filter: to pandas a disease called "None" is a missing value
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str, na_filter=False)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({quote_error(error)})") from error
-    missing = [name for name in _MANIFEST_COLUMNS if name not in table.columns]
-    if missing:
-        raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(_MANIFEST_COLUMNS)}")
-    table = table.loc[table["split"] == split, list(_MANIFEST_COLUMNS)]
-    for row in table.itertuples(index=False):
-        yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
+    species = sorted({name for name, _ in names})
+    return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in names if s == name)) for name in species})
 
 
 def split_by_name(leaves: LeafSet, fraction: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:

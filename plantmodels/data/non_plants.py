@@ -6,13 +6,14 @@
 True
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from plantmodels.data.digests import digest_content, hash_to_fraction
-from plantmodels.data.image_files import IMAGE_SUFFIXES
+from plantmodels.data.image_files import IMAGE_SUFFIXES, printable_name
 from plantmodels.data.inputs import check_image_folder
+from plantmodels.data.listing import LeftOut, list_images
 from plantmodels.errors import DataError
 
 
@@ -23,15 +24,17 @@ class NonPlantSet:
     Attributes:
         root: the folder.
         paths: N image files.
+        left_out: the files of the folder that are not taken as images.
     """
 
     root: Path
     paths: tuple[Path, ...]
+    left_out: LeftOut = field(default=LeftOut(), compare=False)
 
     def source_of(self, path: Path) -> str:
         """Return the name of the subfolder of `root` that contains an image; "." if `root` itself contains it."""
         parts = path.relative_to(self.root).parts
-        return parts[0] if len(parts) > 1 else "."
+        return printable_name(parts[0]) if len(parts) > 1 else "."
 
     def half(self, which: Literal["selection", "gate"]) -> "NonPlantSet":
         """Return the half that may choose a detector, or the half that the gates measure.
@@ -56,7 +59,8 @@ def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
         DataError: the folder does not exist or contains no image.
     """
     check_image_folder(folder, kind)
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith("."))
-    if not paths:
-        raise DataError(f"{folder}: holds no images of type {', '.join(IMAGE_SUFFIXES)}")
-    return NonPlantSet(folder, tuple(paths))
+    listing = list_images(folder)
+    if not listing.paths:
+        seen = listing.left_out.describe(f"; {kind}")
+        raise DataError(f"{folder}: holds no images of type {', '.join(IMAGE_SUFFIXES)}{seen}")
+    return NonPlantSet(folder, listing.paths, listing.left_out)

@@ -9,6 +9,7 @@ A bar is drawn only where standard error is a terminal, and it disappears when i
 ['a', 'b', 'c']
 """
 
+import io
 import logging
 import sys
 import time
@@ -22,7 +23,12 @@ _Item = TypeVar("_Item")
 
 
 def log_to_terminal() -> None:
-    """Write what this project's packages log to standard error, one line for each message."""
+    """Write what this project's packages log to standard error, one line for each message.
+
+    Standard output then takes any text: a file name that is not UTF-8 ends no command.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     handler = _StandardError()
     handler.setFormatter(logging.Formatter("%(message)s"))
     for package in ("plantmodels", "mlflow_plugins", "examples"):

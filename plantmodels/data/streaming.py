@@ -23,6 +23,7 @@ import numpy as np
 
 from plantmodels.arrays import Inputs
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.data.image_files import printable_name
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError, ImageError
 from plantmodels.serve.preprocessing import decode_image, preprocess
@@ -129,10 +130,13 @@ class ImageStream:
         yield from pending
 
     def _skip(self, path: Path, error: ImageError) -> None:
-        self.unreadable += (UnreadableImage(path, str(error)),)
-        skipped = self._skipped_before + self.unreadable
+        if path not in {image.path for image in self.unreadable}:  # a manifest may list a file twice
+            self.unreadable += (UnreadableImage(path, str(error)),)
+        skipped = list({image.path: image for image in self._skipped_before + self.unreadable}.values())
         if len(skipped) > MAX_UNREADABLE * self._set_size:
-            named = "; ".join(f"{image.path}: {image.reason}" for image in skipped[:_NAMED_IN_ERROR])
+            named = "; ".join(
+                f"{printable_name(str(image.path))}: {image.reason}" for image in skipped[:_NAMED_IN_ERROR]
+            )
             raise DataError(
                 f"over {MAX_UNREADABLE:.0%} of {self._set_size:,} images cannot be read "
                 f"({len(skipped)} so far): {named}"

@@ -18,7 +18,7 @@ from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, SPECIES_
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.data.digests import digest_images
-from plantmodels.data.image_files import name_in_report
+from plantmodels.data.image_files import name_in_report, printable_name
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_leaves, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
@@ -66,8 +66,8 @@ class ExportSummary:
         sizes: name of each ONNX file to its size in bytes.
         seconds: name of each step to its wall-clock time in seconds.
         quantization: which products are INT8, and what was tried.
-        unreadable: training leaves and non-plants that were skipped.
-        warnings: what looks odd and is no error.
+        unreadable: training leaves and non-plants that were skipped, each once.
+        warnings: what looks odd and is no error: files that are not taken as images, for example.
     """
 
     bundle: Path
@@ -79,10 +79,10 @@ class ExportSummary:
     warnings: tuple[str, ...]
 
     def describe(self) -> str:
-        """Return the folder, file sizes, INT8 candidates and skipped images as text for a terminal."""
+        """Return the folder, file sizes, INT8 candidates and files that were not used as text for a terminal."""
         lines = describe_sizes(self.sizes)
         lines += self.quantization.describe()
-        lines += [f"skipped {image.path}: {image.reason}" for image in self.unreadable]
+        lines += [f"skipped {printable_name(str(image.path))}: {image.reason}" for image in self.unreadable]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join([f"wrote {self.bundle}", *lines])
 
@@ -115,7 +115,8 @@ def export_bundle(
         with timer.measure("embed"):
             embedded = _embed_images(folder, inputs, metadata)
         _check_all_answers(inputs, embedded, labelled.heads)
-        unreadable = tuple(dict.fromkeys([*unreadable, *embedded.unreadable]))  # a leaf may be read twice
+        skipped = {image.path: image for image in (*unreadable, *embedded.unreadable)}  # a leaf may be read twice
+        unreadable = tuple(skipped.values())
         with timer.measure("select detector"):
             selection = select_detector(
                 embedded.plants, embedded.non_plants, further_moments=embedded.further_moments, seed=seed
@@ -138,7 +139,13 @@ def export_bundle(
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}
     return ExportSummary(
-        out, metadata, dict(sorted(sizes.items())), timer.seconds, quantization, unreadable, tuple(warnings)
+        out,
+        metadata,
+        dict(sorted(sizes.items())),
+        timer.seconds,
+        quantization,
+        unreadable,
+        (*inputs.left_out, *warnings),
     )
 
 
@@ -183,6 +190,12 @@ class _ExportInputs:
     further_leaves: LeafSet
     non_plants: NonPlantSet | None
     selection: NonPlantSet | None
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Lines about the files of the leaves and of the non-plants that are not taken as images."""
+        others = "" if self.non_plants is None else self.non_plants.left_out.describe("non-plants")
+        return tuple(filter(None, (self.leaves.left_out.describe("train"), others)))
 
 
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _ExportInputs:

@@ -9,12 +9,14 @@ normalize. EXIF orientation is applied. CMYK, palette, grey, alpha and 16-bit im
 """
 
 import base64
+import importlib.util
 import io
 import math
 import os
 import re
 import struct
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +32,13 @@ FORMATS: Final = ("JPEG", "PNG", "WEBP")
 """Many phones write MPO into a .jpg. Pillow opens it as JPEG, and its first image is the one that was taken."""
 
 _MAGIC: Final = (b"\xff\xd8", b"\x89PNG", b"RIFF")
+
+HEIC_SUFFIXES: Final = (".heic", ".heif", ".hif")
+_HEIC_BRANDS: Final = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""What an iPhone writes. Pillow reads it only with the package pillow-heif, which is optional."""
+
+_FIRST_IMAGE_COUNTS: Final = ("MPO", "HEIF")
+"""Formats whose files may hold further images, such as a depth map; the first one is what was taken."""
 
 MAX_SCANS: Final = 100
 """Scans of a progressive JPEG. Cameras and programs write about ten. A scan takes only some ten bytes of the file, but
@@ -104,7 +113,7 @@ def decode_image(data: bytes | str) -> Image.Image:
     if (scans := _count_scans(data)) > MAX_SCANS:
         raise ImageError(f"{scans:,} scans, at most {MAX_SCANS} are decoded")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_load_heic_format() if is_heic(data) else FORMATS)
     except UnidentifiedImageError as error:
         raise ImageError(f"not an image of format {', '.join(FORMATS)} ({len(data):,} bytes)") from error
     except Image.DecompressionBombError as error:
@@ -112,6 +121,36 @@ def decode_image(data: bytes | str) -> Image.Image:
     except _PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({quote_error(error)})") from error
     return upright_rgb(image)
+
+
+def has_image_magic(data: bytes) -> bool:
+    """Return whether bytes begin as an image of a format that can be decoded, HEIC included."""
+    return data.startswith(_MAGIC) or is_heic(data)
+
+
+def is_heic(data: bytes) -> bool:
+    """Return whether bytes begin as a HEIC image does."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
+
+
+@cache
+def can_read_heic() -> bool:
+    """Return whether the optional package pillow-heif is installed."""
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def _load_heic_format() -> tuple[str, ...]:
+    """Teach Pillow to read HEIC; return the name of the format.
+
+    Raises:
+        ImageError: pillow-heif is not installed.
+    """
+    if not can_read_heic():
+        raise ImageError("a HEIC image: to read it, install pillow-heif (the extra heic of plantmodels)")
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return ("HEIF",)
 
 
 def _count_scans(data: bytes) -> int:
@@ -142,7 +181,7 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
 def _decode_base64(data: bytes | str) -> bytes:
     """Return the bytes behind base64 text; bytes that are an image, or no base64, are returned as they are."""
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
-    if raw.startswith(_MAGIC):
+    if has_image_magic(raw):
         return raw
     try:
         decoded = base64.b64decode(raw.translate(None, b" \t\r\n"), validate=True)  # encoders break lines
@@ -150,7 +189,7 @@ def _decode_base64(data: bytes | str) -> bytes:
         decoded = b""
     if isinstance(data, str) and raw and not decoded:
         raise ImageError(f"text that is not base64 of an image: {data[:40]!r} (file paths are not read)")
-    return decoded if decoded.startswith(_MAGIC) else raw
+    return decoded if has_image_magic(decoded) else raw
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -177,7 +216,7 @@ def _check_header(image: Image.Image) -> None:
         raise ImageError(f"{image.width}x{image.height} pixels, each side must have at least {MIN_SIDE}")
     if max(image.size) > MAX_ASPECT * min(image.size):
         raise ImageError(f"{image.width}x{image.height} pixels, one side is over {MAX_ASPECT} times the other")
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+    if image.format not in _FIRST_IMAGE_COUNTS and getattr(image, "n_frames", 1) > 1:
         raise ImageError(f"animated with {getattr(image, 'n_frames', 0)} frames: expected one still image")
 
 

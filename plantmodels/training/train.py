@@ -15,7 +15,9 @@ import torch
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.data.image_files import printable_name
 from plantmodels.data.leaves import LeafSet, digest_leaves, list_classes, read_leaves, split_by_name
+from plantmodels.data.listing import log_left_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.checkpoint import NetworkSpec
@@ -69,7 +71,9 @@ class TrainReport:
             f"{self.train_seconds:.0f} s; {self.held_out_images:,} leaves of the split train were held out",
             f"written: {describe_epoch(self.best)}",
         ]
-        return "\n".join([*lines, *(f"skipped {image.path}: {image.reason}" for image in self.unreadable)])
+        return "\n".join(
+            [*lines, *(f"skipped {printable_name(str(image.path))}: {image.reason}" for image in self.unreadable)]
+        )
 
 
 @dataclass(frozen=True)
@@ -177,6 +181,7 @@ def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) 
             to hold some out, or the disk is full.
     """
     leaves = read_leaves(data, "train", spec.taxonomy)
+    log_left_out({"train": leaves})
     loaded = load_images(leaves, spec.preprocessing, out.parent)
     samples = loaded.samples
     kept = LeafSet(leaves.root, leaves.split, samples)

@@ -23,7 +23,8 @@ from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Mask, Scores
 from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.image_files import name_in_report
-from plantmodels.data.leaves import CLASS_SEPARATOR, LeafSample, LeafSet, class_of
+from plantmodels.data.labels import CLASS_SEPARATOR
+from plantmodels.data.leaves import LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, Baseline, Bin, Calibration, ClassRow, Reliability

@@ -10,6 +10,7 @@ from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import LeafSet, digest_leaves, read_leaves
+from plantmodels.data.listing import log_left_out
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.serve.loading import BundleContents, read_bundle
@@ -69,6 +70,7 @@ def read_inputs(
     leaves = read_leaves(data, "val", metadata.taxonomy)
     others = None if non_plants is None else read_non_plants(non_plants)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
+    log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen})
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
     digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
     if others is not None:

@@ -71,6 +71,10 @@ class TestStream:
 
         assert len(list(first)) == 10
         assert len(first.unreadable) == 1
+        again = ImageStream(part, PREPROCESSING, set_size=100, skipped_before=first.unreadable)
+        assert len(list(again)) == 10, "one broken file counts once, however often it is read"
+        (tmp_path / "worse.jpg").write_bytes(b"")
+        part = [tmp_path / "worse.jpg", *part]
         second = ImageStream(part, PREPROCESSING, set_size=100, skipped_before=first.unreadable)
         with pytest.raises(DataError, match=r"over 1% of 100 images cannot be read \(2 so far\)"):
             list(second)

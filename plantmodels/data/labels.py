@@ -1,0 +1,168 @@
+"""Labels of images: the class names of folders and manifests, matched with the classes of a checkpoint.
+
+>>> classes = Classes(Taxonomy(("Café", "Rose"), {"Rose": ("rust", "healthy")}))
+>>> classes.find("here", unicodedata.normalize("NFD", "Café"), "any"), classes.find("here", "Rose", "healthy")
+((0, None), (1, 1))
+"""
+
+import difflib
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.image_files import printable_name
+from plantmodels.data.inputs import Split, name_split
+from plantmodels.errors import DataError
+from plantmodels.foreign_text import quote_error
+
+CLASS_SEPARATOR: Final = "___"
+"""Between species and disease in the name of a folder, as in PlantVillage."""
+
+MANIFEST_COLUMNS: Final = ("path", "species", "disease", "split")
+
+_SIMILAR: Final = 0.7
+"""A known class whose name agrees with an unknown one to this degree is shown beside it (`difflib`)."""
+
+_NAMED_CHARACTERS: Final = 3
+
+
+class Classes:
+    """The classes of a taxonomy, found by their names in Unicode form NFC: macOS writes é as two characters."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        """Index the classes."""
+        self._taxonomy = taxonomy
+        self._species = {name: i for i, name in enumerate(taxonomy.species)}
+        self._diseases = {
+            (name, disease): k
+            for i, name in enumerate(taxonomy.species)
+            for k, disease in enumerate(taxonomy.diseases_of(i))
+        }
+
+    def find(self, place: object, species: str, disease: str) -> tuple[int, int | None]:
+        """Return the indices of species and disease; None for the disease of a species without a head.
+
+        Args:
+            place: the folder or file with this label, for the error.
+            species: name of the species.
+            disease: name of the disease; any name will do if the species has no head.
+
+        Raises:
+            DataError: the checkpoint does not know the class.
+        """
+        name, ill = to_nfc(species), to_nfc(disease)
+        if name in self._species and name not in self._taxonomy.diseases:
+            return self._species[name], None
+        if (name, ill) in self._diseases:
+            return self._species[name], self._diseases[name, ill]
+        raise self._unknown(place, name, ill)
+
+    def _unknown(self, place: object, species: str, disease: str) -> DataError:
+        if species in self._taxonomy.diseases:
+            known = self._taxonomy.diseases[species]
+            listed = f"its diseases of {species!r} are {', '.join(known)}{show_difference(disease, known)}"
+        else:
+            known = self._taxonomy.species
+            listed = f"its species are {', '.join(known)}{show_difference(species, known)}"
+        name = printable_name(species + CLASS_SEPARATOR + disease)
+        return DataError(f"{place}: class '{name}' is not in the checkpoint; {listed}")
+
+
+def to_nfc(name: str) -> str:
+    """Return a name with composed characters (Unicode form NFC)."""
+    return unicodedata.normalize("NFC", name)
+
+
+def show_difference(name: str, known: Iterable[str]) -> str:
+    """Return the most similar known name, and the characters that differ if they cannot be told apart by eye.
+
+    Returns:
+        Text to append to a message; "" if no known name is similar.
+
+    >>> show_difference("Ros\N{CYRILLIC SMALL LETTER IE}", ["Rose"])
+    "; similar is 'Rose': 'е' (U+0435 CYRILLIC SMALL LETTER IE) stands for 'e' (U+0065 LATIN SMALL LETTER E)"
+    """
+    similar = difflib.get_close_matches(name, known, 1, _SIMILAR)
+    if not similar:
+        folded = {_fold(other): other for other in known}
+        similar = [folded[_fold(name)]] if _fold(name) in folded else []
+    if not similar:
+        return ""
+    found = f"; similar is {similar[0]!r}"
+    if (name + similar[0]).isascii():
+        return found
+    steps = difflib.SequenceMatcher(None, name, similar[0], autojunk=False).get_opcodes()
+    parts = [
+        f"{_spell(name[a:b])} stands for {_spell(similar[0][c:d])}" for step, a, b, c, d in steps if step != "equal"
+    ]
+    return f"{found}: {', '.join(parts[:_NAMED_CHARACTERS])}"
+
+
+def _fold(name: str) -> str:
+    """Return the letters and digits of a name in lower case and without accents."""
+    plain = unicodedata.normalize("NFKD", name).casefold()
+    return "".join(character for character in plain if character.isalnum())
+
+
+def _spell(characters: str) -> str:
+    """Return characters with their code points."""
+    if not characters:
+        return "nothing"
+    return " ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'without a name')})" for c in characters)
+
+
+def read_manifest_rows(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
+    """Yield image, species and disease of each row of a CSV or Parquet manifest that belongs to a split.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or has a value in the column split that names no split.
+    """
+    table = _read_table(path)
+    missing = [name for name in MANIFEST_COLUMNS if name not in table.columns]
+    if missing:
+        raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(MANIFEST_COLUMNS)}")
+    meant = pick_split(path, table["split"], split)
+    import pandas as pd
+
+    for row in table.loc[meant, list(MANIFEST_COLUMNS)].itertuples(index=False):
+        yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
+
+
+def pick_split(path: Path, values: Any, split: Split) -> list[bool]:
+    """Return which rows of a manifest belong to a split.
+
+    Args:
+        path: the manifest, for the error.
+        values: the column split.
+        split: the split that is wanted.
+
+    Raises:
+        DataError: a value names no split; the error lists all values.
+    """
+    counts = Counter("" if value is None or value != value else str(value) for value in values)  # NaN is not itself
+    meant = {value: name_split(value) for value in counts}
+    if unknown := [value for value, name in meant.items() if name is None]:
+        found = ", ".join(f"{value!r} ({number:,})" for value, number in sorted(counts.items()))
+        raise DataError(
+            f"{path}: the column split holds {unknown[0]!r}, which names no split; expected train or val, or a name "
+            f"that means them (training, validation, valid, dev), or test, which is not read; found {found}"
+        )
+    return [meant.get("" if value is None or value != value else str(value)) == split for value in values]
+
+
+def _read_table(path: Path) -> Any:
+    import pandas as pd
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return pd.read_parquet(path)
+        # no na_filter: to pandas a disease called "None" is a missing value
+        table = pd.read_csv(path, dtype=object, na_filter=False, encoding_errors="surrogateescape")
+        for name in table.columns:
+            str(name).encode()  # values may name files that are not UTF-8, but the names of columns are text
+        return table
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: neither a folder nor a CSV or Parquet manifest ({quote_error(error)})") from error
