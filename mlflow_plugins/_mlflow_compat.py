@@ -4,6 +4,8 @@ Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when 
 """
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,6 +13,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
+    STAGE_DELETED_INTERNAL,
     STAGE_PRODUCTION,
     STAGE_STAGING,
     get_canonical_stage,
@@ -20,11 +23,14 @@ from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_K
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 __all__ = [
+    "DELETED_STAGE",
     "PROMPT_SOURCES",
     "PROMPT_TAG",
     "STAGE_ARCHIVED",
     "STAGE_PRODUCTION",
     "STAGE_STAGING",
+    "S3Folder",
+    "find_s3_folder",
     "get_canonical_stage",
     "get_connect_arguments",
     "get_registry_tables",
@@ -42,6 +48,9 @@ PROMPT_SOURCES: Final = _PROMPT_SOURCE_PLACEHOLDERS
 
 PROMPT_TAG: Final = IS_PROMPT_TAG_KEY
 """Marks a prompt. If one version of a model has this tag, MLflow's search leaves out all versions of the model."""
+
+DELETED_STAGE: Final = STAGE_DELETED_INTERNAL
+"""Stage of a deleted version, whose row stays in the database."""
 
 _BASIC_AUTH: Final = "mlflow.server.auth:authenticate_request_basic_auth"
 _HANDLERS: Final = "mlflow.server.handlers"
@@ -126,12 +135,42 @@ def locate_artifacts(uri: str) -> tuple[Any, str, Path | None]:
     handlers = sys.modules.get(_HANDLERS)
     if handlers is not None and handlers._is_servable_proxied_run_artifact_root(uri):
         repository = handlers._get_artifact_repo_mlflow_artifacts()
-        path: str = handlers._get_proxied_run_artifact_destination_path(uri)
+        proxied: str = handlers._get_proxied_run_artifact_destination_path(uri)
+        path: str = handlers._get_workspace_scoped_repo_path_if_enabled(proxied)
     else:
         repository, path = get_artifact_repository(uri), ""
     if isinstance(repository, LocalArtifactRepository):
         return repository, path, Path(repository.artifact_dir, path)
     return repository, path, None
+
+
+@dataclass(frozen=True)
+class S3Folder:
+    """A folder of artifacts in a bucket.
+
+    Attributes:
+        client: boto3's client.
+        bucket: name of the bucket.
+        prefix: what the key of every file in the folder begins with; ends with "/", or is empty.
+        arguments: further arguments of every request.
+    """
+
+    client: Any
+    bucket: str
+    prefix: str
+    arguments: Mapping[str, Any]
+
+
+def find_s3_folder(repository: Any, path: str) -> S3Folder | None:
+    """Return where a folder of a repository lies in S3; None if the repository is not one of S3."""
+    from mlflow.store.artifact.s3_artifact_repo import S3ArtifactRepository
+
+    if not isinstance(repository, S3ArtifactRepository):
+        return None
+    bucket, root = repository.parse_s3_compliant_uri(repository.artifact_uri)
+    prefix = "/".join(part for part in (root.strip("/"), path.strip("/")) if part)
+    owner = repository._bucket_owner_params
+    return S3Folder(repository._get_s3_client(), bucket, f"{prefix}/" if prefix else "", owner)
 
 
 def is_serving() -> bool:

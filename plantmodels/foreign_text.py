@@ -1,12 +1,17 @@
-r"""Quotes the messages of other libraries in ours: one line, without noise, and with its end, where the reason stands.
+r"""Foreign text in ours: messages of other libraries, without noise, and what strangers wrote, safe to print.
 
 >>> quote_error(RuntimeError("\x1b[31mcannot open\x1b[0m\n  the model"))
 'cannot open the model'
->>> shorten("a" * 10 + "the reason", 16)
+>>> shorten("a" * 10 + "the reason", 15)
 'aa … the reason'
+>>> escape_controls("passed\n2026 allowed: ada\x1b[2K")
+'passed\\n2026 allowed: ada\\x1b[2K'
+>>> escape_controls("größer als 5 µm")
+'größer als 5 µm'
 """
 
 import re
+import unicodedata
 from typing import Final
 
 MAX_QUOTE: Final = 1200
@@ -23,6 +28,28 @@ _CALL: Final = re.compile(r"(?<![\w:~<>])[\w:~<>]++(?=\()")
 _RETURN_TYPE: Final = re.compile(r"(?:(?<!\S)(?:static|virtual|inline|const|void|bool|int|\S+::\S+)\s+){1,6}$")
 _LONGEST_SIGNATURE: Final = 600
 _AFTER_SIGNATURE: Final = re.compile(r"\s*(?:const\b|noexcept\b|\[with [^\]]*\])")
+
+_CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
+"""Unicode categories that are invisible, change the direction of text, end a line or steer a terminal."""
+
+
+def find_control(text: str) -> str | None:
+    """Return the first control or format character of a text in escaped form; None if it has none."""
+    return next((_escape(character) for character in text if unicodedata.category(character) in _CONTROLS), None)
+
+
+def escape_controls(text: str) -> str:
+    """Return a text in which every control and format character is written as its escape sequence.
+
+    So what a stranger wrote can neither begin a line of its own nor steer a terminal.
+    """
+    return "".join(
+        _escape(character) if unicodedata.category(character) in _CONTROLS else character for character in text
+    )
+
+
+def _escape(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def quote_error(error: BaseException | str) -> str:

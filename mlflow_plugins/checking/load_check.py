@@ -136,7 +136,7 @@ def _check_bundle(folder: Path) -> tuple[str, str]:
 
     evidence = read_evidence(str(folder))
     taxonomy = read_metadata(folder / BUNDLE_FOLDER).taxonomy
-    return evidence.model_sha256, (
+    return evidence.digest_model(), (
         f"manifest {evidence.manifest_sha256[:12]} and class order {taxonomy.digest[:12]}, as recorded in MLmodel; "
         f"{len(taxonomy.species)} species"
     )

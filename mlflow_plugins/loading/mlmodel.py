@@ -24,7 +24,9 @@ FLAVOR_NAME: Final = "plantmodels"
 BUNDLE_FOLDER: Final = "data/bundle"
 """The bundle's folder inside a model folder."""
 
-_MAX_BYTES: Final = 4 * 2**20
+MAX_BYTES: Final = 4 * 2**20
+"""The largest MLmodel that is read."""
+
 _MAX_DEPTH: Final = 50
 _MERGE: Final = "<<"
 _YAML_ERRORS: Final = (yaml.YAMLError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
@@ -57,7 +59,12 @@ def read_description(folder: Path, *, aliases: bool = False) -> dict[str, Any]:
         BundleError: the file cannot be read (`read_yaml`), or names no flavors.
     """
     path = folder / DESCRIPTION_FILE
-    document = read_yaml(path, aliases=aliases)
+    return parse_description(path, read_bytes(path, MAX_BYTES), aliases=aliases)
+
+
+def parse_description(path: Path, content: bytes, *, aliases: bool = False) -> dict[str, Any]:
+    """Return the MLmodel with a given content, as `read_description` does; the path is used only in errors."""
+    document = _parse_yaml(path, content, aliases)
     if not isinstance(document.get("flavors"), dict):
         raise BundleError(f"{path}: names no flavors")
     return document
@@ -74,7 +81,10 @@ def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:
         BundleError: the file is missing, too large or not a regular file; or its YAML is malformed, nested too deeply,
             not one object, or holds a repeated key, a merge key, an unaccepted alias or a tag that is not plain.
     """
-    content = read_bytes(path, _MAX_BYTES)
+    return _parse_yaml(path, read_bytes(path, MAX_BYTES), aliases)
+
+
+def _parse_yaml(path: Path, content: bytes, aliases: bool) -> dict[str, Any]:
     try:
         _check_events(content, aliases)
         document = yaml.load(content, _Loader)

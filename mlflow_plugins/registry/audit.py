@@ -22,6 +22,7 @@ from mlflow_plugins._mlflow_compat import is_serving, read_authenticated_user
 from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.tags import AUDIT_TAG, COUNT_TAG
 from plantmodels.bundle.serialization import decode, parse_json_text
+from plantmodels.foreign_text import escape_controls
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.audit")
 """A child of MLflow's logger, so that the server's log shows every decision."""
@@ -36,11 +37,11 @@ _UNKNOWN_USER: Final = "an unknown user"
 
 
 def permission_denied(message: str) -> MlflowException:
-    """Return the error that refuses a request.
+    """Return the error that refuses a request; control characters in foreign text are escaped.
 
     Its code is PERMISSION_DENIED, the only one with which the message reaches the UI and every client unchanged.
     """
-    return MlflowException(message, error_code=PERMISSION_DENIED)
+    return MlflowException(escape_controls(message), error_code=PERMISSION_DENIED)
 
 
 def read_user() -> str | None:
@@ -84,13 +85,18 @@ class Decision:
     number: int = 0
 
     def to_sentence(self) -> str:
-        """Return one line for people: when, whether it was allowed, who asked for what, and why."""
+        """Return one line for people: when, whether it was allowed, who asked for what, and why.
+
+        Control characters are escaped: a reason cannot add a line that looks like a decision.
+        """
         verdict = "allowed" if self.allowed else "REFUSED"
         details = [] if self.version is None else [f"version {self.version}"]
         if self.manifest_sha256 is not None:
             details.append(f"manifest {self.manifest_sha256[:12]}")
         where = f" ({', '.join(details)})" if details else ""
-        return f"{self.at}  {verdict}: {name_user(self.user)} asked to {self.action}{where}: {self.reason}"
+        return escape_controls(
+            f"{self.at}  {verdict}: {name_user(self.user)} asked to {self.action}{where}: {self.reason}"
+        )
 
     def to_tag(self) -> tuple[str, str]:
         """Return key and value of the decision's tag. Each decision has its own, so servers never overwrite any."""
@@ -139,7 +145,7 @@ class AuditLog:
         decision = Decision(
             read_clock(), read_user(), number_text, action, allowed, reason, digest, self._count_decision(name)
         )
-        _LOGGER.info("%s: %s", name, decision.to_sentence())
+        _LOGGER.info("%s: %s", escape_controls(name), decision.to_sentence())
         key, value = decision.to_tag()
         if version is None:
             with contextlib.suppress(MlflowException):  # the refused name may belong to no model

@@ -1,7 +1,9 @@
 """The configuration of a gated registry, which only the server's environment sets.
 
->>> RegistryConfig(guarded=("prod-*",)).guards("Prod-plants")
+>>> RegistryConfig(guarded=("prod-*",)).guards("Pröd-plants")
 True
+>>> RegistryConfig(unguarded=("scratch-*",)).exempts("Scratch-plants")
+False
 """
 
 import fnmatch
@@ -9,6 +11,7 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mlflow_plugins.registry.guard.names import fold
 from plantmodels.report.policy import GatePolicy, read_policy
 
 
@@ -18,6 +21,8 @@ class RegistryConfig:
 
     Attributes:
         guarded: patterns of model names that are always guarded (`PLANTMODELS_GUARDED`, separated by commas).
+        unguarded: patterns of model names that are never guarded, whatever their versions hold
+            (`PLANTMODELS_UNGUARDED`, separated by commas). They outweigh `guarded`.
         waiver_users: users who may waive a gate (`PLANTMODELS_WAIVER_USERS`, separated by commas). If empty, everybody
             who may edit a version may waive.
         policy: limits that every report must meet, whatever limits it was made with (`PLANTMODELS_POLICY`, the path
@@ -27,6 +32,7 @@ class RegistryConfig:
     """
 
     guarded: tuple[str, ...] = ()
+    unguarded: tuple[str, ...] = ()
     waiver_users: tuple[str, ...] = ()
     policy: GatePolicy = field(default_factory=GatePolicy)
     database_uri: str | None = None
@@ -40,15 +46,23 @@ class RegistryConfig:
         """
         policy = os.environ.get("PLANTMODELS_POLICY")
         return cls(
-            _split(os.environ.get("PLANTMODELS_GUARDED", "")),
-            _split(os.environ.get("PLANTMODELS_WAIVER_USERS", "")),
-            read_policy(Path(policy) if policy else None),
-            os.environ.get("PLANTMODELS_DATABASE_URI") or None,
+            guarded=_split(os.environ.get("PLANTMODELS_GUARDED", "")),
+            unguarded=_split(os.environ.get("PLANTMODELS_UNGUARDED", "")),
+            waiver_users=_split(os.environ.get("PLANTMODELS_WAIVER_USERS", "")),
+            policy=read_policy(Path(policy) if policy else None),
+            database_uri=os.environ.get("PLANTMODELS_DATABASE_URI") or None,
         )
 
     def guards(self, name: str) -> bool:
-        """Return whether the configuration guards a model name. Case is ignored, because some databases ignore it."""
-        return any(fnmatch.fnmatchcase(name.casefold(), pattern.casefold()) for pattern in self.guarded)
+        """Return whether the configuration lists a model name.
+
+        Case, accents, width and invisible characters are ignored, because some databases and all readers ignore them.
+        """
+        return any(fnmatch.fnmatchcase(fold(name), fold(pattern)) for pattern in self.guarded)
+
+    def exempts(self, name: str) -> bool:
+        """Return whether the configuration exempts a model name, which must be spelled as the pattern is."""
+        return any(fnmatch.fnmatchcase(name, pattern) for pattern in self.unguarded)
 
 
 def _split(text: str) -> tuple[str, ...]:

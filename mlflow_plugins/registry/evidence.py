@@ -1,29 +1,45 @@
-"""What the files of a model prove. They are read from the artifact store; what a client says about them is ignored."""
+"""What the files of a model prove. They are read from the artifact store; what a client says about them is ignored.
+
+Every file is read once: the bytes that are digested are the bytes that are parsed. So nobody can show one content to
+the check of the digest and another one to the check of the gates.
+"""
 
 import hashlib
-import threading
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlparse
 
-from mlflow_plugins._mlflow_compat import locate_artifacts
-from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
-from plantmodels.bundle.detector import read_detector
-from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, MANIFEST_FILE
-from plantmodels.bundle.manifest import FileDigest, check_files, digest_file, list_files, read_manifest
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, MAX_BYTES, parse_description
+from mlflow_plugins.registry.artifacts.files import ModelFiles, open_files
+from plantmodels.bundle.detector import MAX_PICKLE_BYTES, parse_detector
+from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    GATE_REPORT_FILE,
+    HEADS_LIST_FILE,
+    MANIFEST_FILE,
+    METADATA_FILE,
+    SIGNATURE_FILE,
+)
+from plantmodels.bundle.manifest import FileDigest, Manifest, check_digests, parse_manifest
 from plantmodels.bundle.metadata import read_metadata
-from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import BundleError, PlantModelsError
-from plantmodels.foreign_text import quote_error
-from plantmodels.report.gate_report import GateReport, read_report
+from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
 
+_LOGGER: Final = logging.getLogger("mlflow.plantmodels.evidence")
+"""A child of MLflow's logger: the server's log shows what a client is not told, such as the server's paths."""
+
 _MLFLOW_FILES: Final = ("registered_model_meta",)
 """Files that MLflow writes into the model folder after registration."""
+
+_BUNDLE: Final = Path(BUNDLE_FOLDER)
+_PREFIX: Final = f"{BUNDLE_FOLDER}/"
 
 
 class EvidenceError(PlantModelsError):
@@ -32,17 +48,23 @@ class EvidenceError(PlantModelsError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the files of one model prove.
+    """What the small files of one model prove, and the way to read the others.
 
     Attributes:
         manifest_sha256: digest of the bundle's manifest, which names every file of the bundle.
-        model_sha256: digest of the names and digests of all files of the model: bundle, MLmodel and code.
+        manifest: the bundle's manifest.
         report: the gate report, which is about exactly these files; None if the bundle was never verified.
+        files: all files of the model.
+        digests: the files that were read so far, by name.
+        names: all files that belong to the model.
     """
 
     manifest_sha256: str
-    model_sha256: str
+    manifest: Manifest
     report: GateReport | None
+    files: ModelFiles
+    digests: Mapping[str, FileDigest]
+    names: tuple[str, ...]
 
     def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
         """Return the gates that fail by the limits of the report or by those of the policy.
@@ -67,6 +89,19 @@ class Evidence:
             for reported, judged in zip(self.report.gates, self.report.judge_by(policy), strict=True)
         )
 
+    def digest_model(self) -> str:
+        """Read all other files, and return the digest of the names and digests of all files: bundle, MLmodel and code.
+
+        Raises:
+            EvidenceError: a file of the bundle is missing or changed, or a file cannot be read.
+        """
+        with _evidence_errors("the model"):
+            unread = [name for name in self.names if name not in self.digests]
+            digests = {**self.digests, **self.files.digest(unread)}
+            check_digests(_BUNDLE, self.manifest, _in_bundle(digests))
+            lines = "".join(f"{name}\0{digests[name].sha256}\n" for name in sorted(digests))
+            return hashlib.sha256(lines.encode()).hexdigest()
+
 
 def describe_gate(gate: GateResult) -> str:
     """Return a line about a failed gate, with its measured value and its limit."""
@@ -76,27 +111,20 @@ def describe_gate(gate: GateResult) -> str:
 
 
 def has_flavor(location: str) -> bool:
-    """Return whether the model at a URI holds our flavor; without an MLmodel the answer is no.
+    """Return whether the model at a URI holds our flavor.
 
     Raises:
-        EvidenceError: the files cannot be read, so the answer is unknown.
+        EvidenceError: its MLmodel is missing or cannot be read, so the answer is unknown.
     """
     with _evidence_errors(location):
-        repository, path, folder = locate_artifacts(location)
-        if folder is not None:
-            if not folder.is_dir():
-                raise EvidenceError(f"the artifacts at {location} cannot be read (no such folder)")
-            return (folder / DESCRIPTION_FILE).is_file() and _names_our_flavor(folder)
-        names = {Path(entry.path).name for entry in repository.list_artifacts(path or None)}
-        if DESCRIPTION_FILE not in names:
-            return False
-        with temporary_folder("mlmodel") as temporary:
-            repository.download_artifacts(f"{path}/{DESCRIPTION_FILE}".lstrip("/"), str(temporary))
-            return _names_our_flavor(next(temporary.rglob(DESCRIPTION_FILE)).parent)
+        content = open_files(location).read(DESCRIPTION_FILE, MAX_BYTES)
+        if content.isascii() and b"\\" not in content and FLAVOR_NAME.encode() not in content:
+            return False  # no YAML of these characters means the name; parsing takes ten times as long
+        return FLAVOR_NAME in parse_description(Path(DESCRIPTION_FILE), content, aliases=True)["flavors"]
 
 
 def read_evidence(location: str) -> Evidence:
-    """Read and check every file of a model in its artifact store.
+    """Read the files of a model that say what it is and how its gates are; `digest_model` reads the others.
 
     Args:
         location: URI of the model folder.
@@ -105,8 +133,8 @@ def read_evidence(location: str) -> Evidence:
         EvidenceError: the model is not of our flavor, a file is missing, changed or not listed, the report is about
             other files, the class order differs, or the files cannot be read.
     """
-    with _evidence_errors(location), _open_model_folder(location) as folder:
-        return _check_model(folder, is_loaded_in_place=urlparse(location).scheme in ("", "file"))
+    with _evidence_errors(location):
+        return _read_model(open_files(location), is_loaded_in_place=urlparse(location).scheme in ("", "file"))
 
 
 @contextmanager
@@ -118,47 +146,89 @@ def _evidence_errors(location: str) -> Iterator[None]:
         raise
     except PlantModelsError as error:
         raise EvidenceError(str(error)) from error
+    except FileNotFoundError as error:
+        raise EvidenceError(f"{error}: no such file") from error
     except Exception as error:  # the errors of artifact stores share no base class
-        reason = quote_error(error)
-        raise EvidenceError(f"the artifacts at {location} cannot be read ({type(error).__name__}: {reason})") from error
+        _LOGGER.warning("%s cannot be read", location, exc_info=error)
+        raise EvidenceError(f"its files cannot be read ({type(error).__name__}; the server's log says more)") from error
 
 
-@contextmanager
-def _open_model_folder(location: str) -> Iterator[Path]:
-    """Yield the folder of a model on this machine: its own folder, or a copy that exists during the block."""
-    repository, path, folder = locate_artifacts(location)
-    if folder is not None:
-        yield folder
-        return
-    with temporary_folder("registry") as temporary:
-        yield Path(repository.download_artifacts(path, str(temporary)))
-
-
-def _names_our_flavor(folder: Path) -> bool:
-    return FLAVOR_NAME in read_description(folder, aliases=True)["flavors"]
-
-
-def _check_model(folder: Path, *, is_loaded_in_place: bool) -> Evidence:
-    flavor = read_description(folder)["flavors"].get(FLAVOR_NAME)
+def _read_model(files: ModelFiles, *, is_loaded_in_place: bool) -> Evidence:
+    names = tuple(name for name in files.sizes if _belongs_to_model(name, is_loaded_in_place))
+    description = files.read(DESCRIPTION_FILE, MAX_BYTES)
+    flavor = parse_description(Path(DESCRIPTION_FILE), description)["flavors"].get(FLAVOR_NAME)
     if not isinstance(flavor, dict) or flavor.get("bundle") != BUNDLE_FOLDER:
         raise EvidenceError(f"{DESCRIPTION_FILE} does not describe a {FLAVOR_NAME} bundle in {BUNDLE_FOLDER}")
-    bundle = folder / BUNDLE_FOLDER
-    names = [name for name in list_files(folder) if _belongs_to_model(name, is_loaded_in_place)]
-    digests = {name: _digest_file_once(folder / name) for name in names}
-    manifest = read_manifest(bundle)
-    check_files(bundle, manifest, digest=_digest_file_once)
-    manifest_sha256 = digests[f"{BUNDLE_FOLDER}/{MANIFEST_FILE}"].sha256
+    listed = files.read(_PREFIX + MANIFEST_FILE, MAX_JSON_BYTES)
+    digests = {DESCRIPTION_FILE: _digest(description), _PREFIX + MANIFEST_FILE: _digest(listed)}
+    manifest_sha256 = digests[_PREFIX + MANIFEST_FILE].sha256
     if flavor.get("manifest_sha256") != manifest_sha256:
         raise EvidenceError(f"{MANIFEST_FILE} is not the one that {DESCRIPTION_FILE} was written for")
-    metadata = read_metadata(bundle)
-    read_detector(bundle / DETECTOR_FILE).check_length(metadata.embedding_dim)
+    manifest = parse_manifest(Path(), listed)
+    _check_sizes(manifest, files.sizes)
+    contents = _read_contents(files, manifest)
+    found = {name: _digest(content) for name, content in contents.items()}
+    check_digests(_BUNDLE, manifest, found, contents)
+    report = _judge_contents(manifest, contents, flavor)
+    digests |= {_PREFIX + name: digest for name, digest in found.items()}
+    return Evidence(manifest_sha256, manifest, report, files, digests, names)
+
+
+def _check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
+    """Check the names and sizes of the bundle's files before any of them is read."""
+    found = {
+        name: FileDigest(size, manifest.files[name].sha256 if name in manifest.files else "")
+        for name, size in _in_bundle(sizes).items()
+    }
+    check_digests(_BUNDLE, manifest, found)
+
+
+def _in_bundle(files: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the entries of the files that a manifest lists, by their names in the bundle."""
+    inside = {name.removeprefix(_PREFIX): value for name, value in files.items() if name.startswith(_PREFIX)}
+    return {name: value for name, value in inside.items() if name not in (MANIFEST_FILE, SIGNATURE_FILE)}
+
+
+_MAX_BYTES: Final = {
+    METADATA_FILE: MAX_JSON_BYTES,
+    HEADS_LIST_FILE: MAX_JSON_BYTES,
+    DETECTOR_FILE: MAX_PICKLE_BYTES,
+    GATE_REPORT_FILE: MAX_JSON_BYTES,
+}
+"""The files that are parsed, and the largest size of each."""
+
+
+def _read_contents(files: ModelFiles, manifest: Manifest) -> dict[str, bytes]:
+    missing = set(_MAX_BYTES) - set(manifest.files) - {GATE_REPORT_FILE}
+    if missing:
+        raise BundleError(f"{MANIFEST_FILE} does not list {min(missing)}, which every bundle has")
+    return {name: files.read(_PREFIX + name, limit) for name, limit in _MAX_BYTES.items() if name in manifest.files}
+
+
+def _judge_contents(manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]) -> GateReport | None:
+    """Return the report, after a check that metadata, detector and report agree with each other and with MLmodel."""
+    metadata = read_metadata(Path(), contents)
+    parse_detector(Path(DETECTOR_FILE), contents[DETECTOR_FILE]).check_length(metadata.embedding_dim)
     class_order = metadata.taxonomy.digest
     if flavor.get("class_order_digest") != class_order:
         raise EvidenceError(f"the class order is not the one that {DESCRIPTION_FILE} was written for")
-    report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
-    if report is not None and report.inputs.class_order_digest != class_order:
+    if GATE_REPORT_FILE not in contents:
+        return None
+    report = _parse_report(contents[GATE_REPORT_FILE], manifest)
+    if report.inputs.class_order_digest != class_order:
         raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order than the bundle has; verify it again")
-    return Evidence(manifest_sha256, _digest_names(digests), report)
+    return report
+
+
+def _parse_report(content: bytes, manifest: Manifest) -> GateReport:
+    report = GateReport.from_dict(parse_json(Path(GATE_REPORT_FILE), content))
+    stale = report.stale_files(manifest)
+    if stale:
+        raise BundleError(
+            f"{GATE_REPORT_FILE}: was measured on other files than {MANIFEST_FILE} lists ({', '.join(stale[:5])}); "
+            "verify again"
+        )
+    return report
 
 
 def _belongs_to_model(name: str, is_loaded_in_place: bool) -> bool:
@@ -170,32 +240,5 @@ def _belongs_to_model(name: str, is_loaded_in_place: bool) -> bool:
     return name not in _MLFLOW_FILES and not (is_loaded_in_place and "__pycache__" in name.split("/"))
 
 
-def _digest_names(digests: dict[str, FileDigest]) -> str:
-    lines = "".join(f"{name}\0{entry.sha256}\n" for name, entry in sorted(digests.items()))
-    return hashlib.sha256(lines.encode()).hexdigest()
-
-
-_MAX_CACHED_DIGESTS: Final = 100_000
-"""Entries, about 40 MB; then the cache starts anew."""
-
-_cached_digests: dict[tuple[str, int, int, int, int], FileDigest] = {}
-_cache_lock = threading.Lock()
-
-
-def _digest_file_once(path: Path) -> FileDigest:
-    """Return a file's digest; read it again only if its size, inode, modification time or change time differs.
-
-    A program can set the modification time of a file, but not its change time (`st_ctime`).
-    """
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: expected a regular file")
-    stat = path.stat()
-    key = (str(path), stat.st_size, stat.st_ino, stat.st_mtime_ns, stat.st_ctime_ns)
-    found = _cached_digests.get(key)
-    if found is None:
-        found = digest_file(path)
-        with _cache_lock:
-            if len(_cached_digests) >= _MAX_CACHED_DIGESTS:
-                _cached_digests.clear()
-            _cached_digests[key] = found
-    return found
+def _digest(content: bytes) -> FileDigest:
+    return FileDigest(len(content), hashlib.sha256(content).hexdigest())

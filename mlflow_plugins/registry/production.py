@@ -1,6 +1,5 @@
 """What is in Production: the alias `production` and the stage Production, which move together."""
 
-import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,12 +9,13 @@ from mlflow.exceptions import MlflowException
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
 from mlflow_plugins.registry.admission import is_not_found
 from mlflow_plugins.registry.audit import AuditLog
+from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.tags import ALIAS
 
 
 def is_spelling_of_alias(alias: str) -> bool:
-    """Return whether a database might take a name for the alias `production`; some ignore case and width."""
-    return unicodedata.normalize("NFKC", str(alias)).casefold() == ALIAS
+    """Return whether a reader or a database might take a name for the alias `production`."""
+    return fold(alias) == ALIAS
 
 
 class Production:

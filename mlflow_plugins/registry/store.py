@@ -5,7 +5,9 @@ guarded model reaches Staging, Production or `@production` only after its files 
 and every gate passed or was waived. Alias and stage move together, under a lock; the version that was in Production
 before is archived. Every decision is written down before it is carried out.
 
-All other models and prompts behave as in plain MLflow. Only the tags `.gates` and `plantmodels.…` are reserved.
+Every other call goes to MLflow's store exactly as it came, and is answered by it. Only the tags `.gates` and
+`plantmodels.…` are reserved. Names are used as the database spells them, because some databases
+ignore case and accents.
 """
 
 import contextlib
@@ -13,23 +15,26 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModelTag
+from mlflow.exceptions import MlflowException
 
 from mlflow_plugins._mlflow_compat import (
-    PROMPT_SOURCES,
     PROMPT_TAG,
     STAGE_PRODUCTION,
     STAGE_STAGING,
     get_canonical_stage,
     get_store_class,
+    get_workspace,
 )
-from mlflow_plugins.registry.admission import Admission, Guard, refuse_reserved_tags
+from mlflow_plugins.registry.admission import Admission, Source
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.description import Descriptions
+from mlflow_plugins.registry.guard.guard import Guard, is_prompt_tag
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.locks import RegistryLocks
-from mlflow_plugins.registry.production import Production, is_spelling_of_alias
+from mlflow_plugins.registry.production import Production
 from mlflow_plugins.registry.records.tables import Records
-from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, WAIVE_TAG
+from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, UNREAD_TAG, WAIVE_TAG
 from mlflow_plugins.registry.waivers import Waivers
 from mlflow_plugins.registry.webhooks import AliasEvents
 from plantmodels.errors import RegistryError
@@ -75,13 +80,15 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _config: RegistryConfig
     _locks: RegistryLocks
     _records: Records
+    _rows: Rows
 
     def install_gate(self, config: RegistryConfig, locks: RegistryLocks, records: Records) -> None:
         """Set up the checks; they reach MLflow's own methods through `super()`, past the gate."""
         plain_store = super()
         self._config, self._locks, self._records = config, locks, records
+        self._rows = Rows(self.engine, lambda: get_workspace(self))
         self._audit = AuditLog(plain_store)
-        self._guard = Guard(plain_store, config)
+        self._guard = Guard(plain_store, config, self._rows)
         self._admission = Admission(plain_store, config, self._audit)
         self._waivers = Waivers(plain_store, config, self._audit)
         self._production = Production(plain_store, self._audit)
@@ -89,9 +96,9 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._events = AliasEvents(self)
 
     @contextlib.contextmanager
-    def _lock_model(self, name: str) -> Iterator[None]:
+    def _lock_models(self, *names: str) -> Iterator[None]:
         try:
-            with self._locks.hold(name):
+            with self._locks.hold(*names):
                 yield
         except TimeoutError as error:
             raise permission_denied(str(error)) from error
@@ -102,26 +109,44 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self, name: str, source: str, run_id: str | None = None, tags: Any = None, *args: Any, **kwargs: Any
     ) -> ModelVersion:
         """Register a version. A version of a guarded model must be complete, and gets stamps of what its files are."""
-        tags = list(tags or [])
-        create: Callable[..., ModelVersion] = super().create_model_version
-        if source in PROMPT_SOURCES and not self._guard.is_marked(name):
-            refuse_reserved_tags(tag.key for tag in tags)
-            return create(name, source, run_id, tags, *args, **kwargs)
-        if PROMPT_TAG in (tag.key for tag in tags):
+        plain_store: Any = super()
+
+        def create(tags: Any) -> ModelVersion:
+            version: ModelVersion = plain_store.create_model_version(name, source, run_id, tags, *args, **kwargs)
+            return version
+
+        given = list(tags) if isinstance(tags, list | tuple) else []
+        if self._guard.is_guarded(name):
+            return self._create_guarded(name, self._admission.resolve_source(source), given, create)
+        found = None if self._guard.exempts(name) else self._admission.find_source(source)
+        if found is not None and self._guard.holds_flavor(source, found.location):
+            return self._create_guarded(name, found, given, create)
+        wanted = given if found is None else self._admission.drop_copied_stamps(found, given)
+        self._guard.refuse_reserved_tags(wanted)
+        if found is not None and (problem := self._guard.explain_unread(found, given)) is not None:
+            wanted = [*wanted, ModelVersionTag(UNREAD_TAG, problem)]
+        return create(tags if wanted == given else wanted)
+
+    def _create_guarded(
+        self, name: str, source: Source, tags: list[Any], create: Callable[[Any], ModelVersion]
+    ) -> ModelVersion:
+        """Register a version that the gates apply to, with stamps of what its files are."""
+        stored = self._rows.find_model(name)
+        if stored is None:  # the error that MLflow has for it
+            return create(tags)
+        name = stored.name
+        if any(map(is_prompt_tag, tags)):
             raise permission_denied(f"{name}: a version with artifacts or of a guarded model cannot be a prompt")
-        found = self._admission.resolve_source(name, source)
-        tags = found.drop_copied_stamps(tags)
-        refuse_reserved_tags(tag.key for tag in tags)
-        if not self._guard.guards_new_version(name, found.location):
-            return create(name, source, run_id, tags, *args, **kwargs)
-        evidence, stamps = self._admission.check_new_version(name, found)
+        tags = self._admission.drop_copied_stamps(source, tags)
+        self._guard.refuse_reserved_tags(tags)
+        evidence, stamps = self._admission.check_new_version(name, source)
         if not self._guard.is_guarded(name):  # versions promoted so far were never asked for their gates
-            self._production.refuse_if_occupied(name, found.action)
+            self._production.refuse_if_occupied(name, source.action)
         self._guard.mark(name)
-        version: ModelVersion = create(name, source, run_id, tags + stamps, *args, **kwargs)
+        version = create(tags + stamps)
         gates = next(tag.value for tag in stamps if tag.key == GATES_TAG)
         self._audit.record(
-            name, version.version, found.action, allowed=True, reason=f"gates {gates}", evidence=evidence
+            name, version.version, source.action, allowed=True, reason=f"gates {gates}", evidence=evidence
         )
         self._descriptions.renew_version(name, version.version, evidence)
         described: ModelVersion = super().get_model_version(name, version.version)
@@ -129,16 +154,18 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
 
     def delete_model_version(self, name: str, version: str) -> None:
         """Delete a version that is not in Production; its audit moves to the registered model."""
-        if not self._guard.is_guarded(name):
+        guarded = self._guard.find_guarded_version(name, version)
+        if guarded is None:
             super().delete_model_version(name, version)
             return
-        with self._lock_model(name):
-            found: ModelVersion = super().get_model_version(name, version)
+        name = guarded.name
+        with self._lock_models(name):
+            found: ModelVersion = super().get_model_version(name, guarded.version)
             self._production.refuse_deletion(found)
             self._audit.keep_for_model(found)
             reason = f"it was in stage {found.current_stage}"
-            self._audit.record(name, None, f"delete version {version}", allowed=True, reason=reason)
-            super().delete_model_version(name, version)
+            self._audit.record(name, None, f"delete version {found.version}", allowed=True, reason=reason)
+            super().delete_model_version(name, guarded.version)
 
     # promotion
 
@@ -147,12 +174,14 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     ) -> ModelVersion:
         """Move a version to a stage; checks it before Production and Staging, and keeps the alias in step."""
         transition: Callable[..., ModelVersion] = super().transition_model_version_stage
-        found: ModelVersion = super().get_model_version(name, version)
-        wanted = get_canonical_stage(stage)
+        wanted = _read_stage(stage)
         is_promotion = wanted in (STAGE_PRODUCTION, STAGE_STAGING)
-        if not (self._guard.is_guarded_version(found) if is_promotion else self._guard.is_guarded(name)):
+        find = self._guard.find_judged_version if is_promotion else self._guard.find_guarded_version
+        guarded = None if wanted is None else find(name, version)
+        if guarded is None:
             return transition(name, version, stage, archive_existing_versions)
-        with self._lock_model(name):
+        name, version = guarded.name, guarded.version
+        with self._lock_models(name):
             found = super().get_model_version(name, version)
             if wanted == STAGE_PRODUCTION:
                 promoted = self._promote(found, "promote to stage Production")
@@ -173,15 +202,17 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
         """Set an alias; checks the version before `production`, and moves it to stage Production as well."""
-        found: ModelVersion = super().get_model_version(name, version)
-        if not is_spelling_of_alias(alias) or not self._guard.is_guarded_version(found):
+        protected = self._guard.find_protected_alias(alias)
+        guarded = None if protected is None else self._guard.find_judged_version(name, version)
+        if guarded is None:
             super().set_registered_model_alias(name, alias, version)
             return
-        if alias != ALIAS:
-            reason = f"this alias must be written {ALIAS!r}"
-            raise self._audit.refuse(name, found.version, f"set alias {alias}", reason)
-        with self._lock_model(name):
-            self._promote(super().get_model_version(name, version), f"set alias {ALIAS}")
+        name, version = guarded.name, guarded.version
+        if alias != protected:
+            reason = f"this alias must be written {protected!r}"
+            raise self._audit.refuse(name, version, f"set alias {alias}", reason)
+        with self._lock_models(name):
+            self._promote(super().get_model_version(name, version), f"set alias {alias}")
 
     def _promote(self, version: ModelVersion, action: str) -> ModelVersion:
         evidence = self._admission.admit(version, action)
@@ -193,13 +224,16 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         """Delete an alias; before `production`, the version in Production is archived."""
-        if alias != ALIAS or not self._guard.is_guarded(name):
+        protected = self._guard.find_protected_alias(alias)
+        guarded = None if protected is None else self._guard.find_guarded(name)
+        if guarded is None or self._rows.find_alias(name, alias) not in (None, protected):
             super().delete_registered_model_alias(name, alias)
             return
-        with self._lock_model(name):
-            held = super().get_registered_model(name).aliases.get(ALIAS)
+        name, alias = guarded.name, str(protected)
+        with self._lock_models(name):
+            held = super().get_registered_model(name).aliases.get(alias)
             if held is not None:
-                self._audit.record(name, str(held), f"delete alias {ALIAS}", allowed=True, reason=NO_GATE_APPLIES)
+                self._audit.record(name, str(held), f"delete alias {alias}", allowed=True, reason=NO_GATE_APPLIES)
                 self._production.archive(name)
             super().delete_registered_model_alias(name, alias)
             if held is not None:
@@ -208,16 +242,21 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     # registered models
 
     def create_registered_model(self, name: str, tags: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Create a registered model; refuses reserved tags."""
-        refuse_reserved_tags(tag.key for tag in tags or [])
+        """Create a registered model; refuses reserved tags, and a prompt with a name that is listed for models."""
+        given = list(tags) if isinstance(tags, list | tuple) else []
+        self._guard.refuse_reserved_tags(given)
+        if any(map(is_prompt_tag, given)) and self._guard.lists(name):
+            raise permission_denied(f"{name}: this name is guarded, so it cannot be a prompt")
         return super().create_registered_model(name, tags, *args, **kwargs)
 
     def delete_registered_model(self, name: str) -> None:
         """Delete a registered model unless a version is in Production; its audit stays in the server's log only."""
-        if not self._guard.is_guarded(name):
+        guarded = self._guard.find_guarded(name)
+        if guarded is None:
             super().delete_registered_model(name)
             return
-        with self._lock_model(name):
+        name = guarded.name
+        with self._lock_models(name):
             action = "delete the registered model"
             self._production.refuse_if_occupied(name, action)
             self._audit.record(name, None, action, allowed=True, reason="nothing is in Production")
@@ -230,49 +269,75 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         the configuration's guard of the new name applies, every version must be one that could be promoted.
         """
         rename = super().rename_registered_model
-        if not (self._guard.is_guarded(name) or self._config.guards(new_name)):
+        stored = self._rows.find_model(name)
+        if stored is None or not (self._guard.is_guarded(name) or self._guard.lists(new_name)):
             return rename(name, new_name)
-        first, second = sorted((name, str(new_name)))
-        with self._lock_model(first), self._lock_model(second) if second != first else contextlib.nullcontext():
+        name = stored.name
+        with self._lock_models(name, new_name):
             action = f"rename {name} to {new_name}"
             self._production.refuse_if_occupied(name, action)
-            if self._config.guards(new_name) and not self._config.guards(name):
-                for version in self._production.list_versions(name):
-                    self._admission.admit(version, action)
+            if self._guard.lists(new_name) and not self._guard.lists(name):
+                self._admit_all(name, action)
             self._audit.record(name, None, action, allowed=True, reason="nothing is in Production")
             return rename(name, new_name)
+
+    def _admit_all(self, name: str, action: str) -> None:
+        """Check every version of a model that is about to get a guarded name."""
+        if PROMPT_TAG in super().get_registered_model(name).tags:
+            raise self._audit.refuse(name, None, action, "a prompt cannot have a guarded name")
+        for version in self._production.list_versions(name):
+            self._admission.admit(version, action)
 
     # tags
 
     def set_registered_model_tag(self, name: str, tag: RegisteredModelTag) -> None:
         """Set a tag of a model; refuses reserved tags, and the tag that would make a guarded model a prompt."""
-        refuse_reserved_tags([tag.key])
-        if tag.key == PROMPT_TAG and self._guard.is_guarded(name):
+        self._guard.refuse_reserved_tags([tag])
+        if is_prompt_tag(tag) and self._guard.is_guarded(name):
             raise permission_denied(f"{name}: a guarded model cannot be a prompt")
         super().set_registered_model_tag(name, tag)
 
     def delete_registered_model_tag(self, name: str, key: str) -> None:
         """Delete a tag of a model; refuses reserved tags."""
-        refuse_reserved_tags([key])
+        self._guard.refuse_reserved_tag(key)
         super().delete_registered_model_tag(name, key)
 
     def set_model_version_tag(self, name: str, version: str, tag: ModelVersionTag) -> None:
         """Set a tag of a version; `plantmodels.waive.<gate>` waives a gate, other reserved tags are refused."""
-        if tag.key.startswith(WAIVE_TAG):
-            evidence = self._waivers.grant(name, version, tag.key.removeprefix(WAIVE_TAG), tag.value)
-            self._descriptions.renew_version(name, version, evidence)
+        gate = _read_waived_gate(tag.key)
+        guarded = None if gate is None else self._rows.find_version(name, version)
+        if gate is not None and guarded is not None:
+            evidence = self._waivers.grant(guarded.name, guarded.version, gate, tag.value)
+            self._descriptions.renew_version(guarded.name, guarded.version, evidence)
             return
-        refuse_reserved_tags([tag.key])
-        if tag.key == PROMPT_TAG and super().get_model_version(name, version).source not in PROMPT_SOURCES:
-            raise permission_denied(f"{name} version {version}: a version with artifacts cannot be a prompt")
+        if gate is None:
+            self._guard.refuse_reserved_tag(tag.key)
+        if is_prompt_tag(tag) and (guarded := self._guard.find_guarded_version(name, version)) is not None:
+            raise permission_denied(f"{guarded.name} version {guarded.version}: a guarded model cannot be a prompt")
         super().set_model_version_tag(name, version, tag)
 
     def delete_model_version_tag(self, name: str, version: str, key: str) -> None:
         """Delete a tag of a version; `plantmodels.waive.<gate>` withdraws a waiver, other reserved tags are refused."""
-        if key.startswith(WAIVE_TAG):
-            evidence = self._waivers.withdraw(name, version, key.removeprefix(WAIVE_TAG))
+        gate = _read_waived_gate(key)
+        found = None if gate is None else self._rows.find_version(name, version)
+        if gate is not None and found is not None:
+            evidence = self._waivers.withdraw(found.name, found.version, gate)
             if evidence is not None:
-                self._descriptions.renew_version(name, version, evidence)
+                self._descriptions.renew_version(found.name, found.version, evidence)
             return
-        refuse_reserved_tags([key])
+        if gate is None:
+            self._guard.refuse_reserved_tag(key)
         super().delete_model_version_tag(name, version, key)
+
+
+def _read_stage(stage: object) -> str | None:
+    """Return the stage that a text means; None if MLflow will refuse it."""
+    try:
+        return str(get_canonical_stage(stage))
+    except (MlflowException, AttributeError):
+        return None
+
+
+def _read_waived_gate(key: object) -> str | None:
+    """Return the gate that a tag asks to waive; None for all other tags."""
+    return key.removeprefix(WAIVE_TAG) if isinstance(key, str) and key.startswith(WAIVE_TAG) else None

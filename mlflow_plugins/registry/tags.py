@@ -24,6 +24,12 @@ MODEL_TAG: Final = f"{RESERVED}model_sha256"
 GATES_TAG: Final = f"{RESERVED}gates"
 """On a version: "passed", "never verified" or the gates that failed."""
 
+UNREAD_TAG: Final = f"{RESERVED}not_read"
+"""On a version of ours whose files the server could not read when it was registered: why."""
+
+CLAIM_TAG: Final = "class_order_digest"
+"""Set by our client on what it logs and registers, so that a version is known as ours if its files cannot be read."""
+
 WAIVE_TAG: Final = f"{RESERVED}waive."
 """Prefix, followed by a gate's name: a waiver of this gate."""
 

@@ -18,6 +18,7 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.bundle.serialization import decode_text
+from plantmodels.foreign_text import escape_controls, find_control
 from plantmodels.report.gates import GateResult
 
 INTEGRITY_GATES: Final = frozenset({"loads", "heads_complete"})
@@ -50,8 +51,8 @@ class Waiver:
         return self.measured == gate.measured and self.manifest_sha256 == manifest_sha256
 
     def to_sentence(self, gate_name: str) -> str:
-        """Return who waived the gate, and why."""
-        return f"{gate_name} was waived by {name_user(self.user)}: {self.reason}"
+        """Return who waived the gate, and why; control characters are escaped."""
+        return escape_controls(f"{gate_name} was waived by {name_user(self.user)}: {self.reason}")
 
     def to_json(self) -> str:
         """Return the value of its tag."""
@@ -146,6 +147,8 @@ class Waivers:
             problem = f"{gate_name} is not a failed gate of this version; failed gates: {', '.join(failures) or 'none'}"
         elif not reason.strip() or len(reason) > _MAX_REASON:
             problem = f"a waiver needs a reason of 1 to {_MAX_REASON} characters"
+        elif (character := find_control(reason.strip())) is not None:
+            problem = f"the reason must be one line of plain text, got the character {character}"
         else:
             return
         raise self._audit.refuse(name, version, f"waive {gate_name}", problem, evidence)

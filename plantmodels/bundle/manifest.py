@@ -199,6 +199,28 @@ def check_files(
         raise _build_mismatch_error(folder, tuple(missing), tuple(changed), tuple(sorted(unexpected)))
 
 
+def check_digests(
+    folder: Path, manifest: Manifest, digests: Mapping[str, FileDigest], names: Iterable[str] | None = None
+) -> None:
+    """Raise unless digests that the caller has computed are those that the manifest lists.
+
+    Args:
+        folder: the bundle, used only in errors.
+        manifest: the manifest to compare with.
+        digests: size and SHA-256 of files by name.
+        names: the files to compare; None compares all files, and checks that there are no others.
+
+    Raises:
+        ManifestMismatchError: names the files that are missing, changed or unexpected.
+    """
+    wanted = tuple(manifest.files) if names is None else tuple(names)
+    missing = tuple(name for name in wanted if name not in digests or name not in manifest.files)
+    changed = tuple(name for name in wanted if name not in missing and digests[name] != manifest.files[name])
+    unexpected = tuple(sorted(set(digests) - set(manifest.files))) if names is None else ()
+    if missing or changed or unexpected:
+        raise _build_mismatch_error(folder, missing, changed, unexpected)
+
+
 def read_checked(folder: Path, manifest: Manifest, names: Iterable[str], *, every_file: bool) -> dict[str, bytes]:
     """Read files once, and return the very bytes that were compared with the manifest.
 

@@ -1,4 +1,5 @@
-import os
+import logging
+import mmap
 import shutil
 from pathlib import Path
 
@@ -7,9 +8,9 @@ import pytest
 import yaml
 
 from mlflow_plugins import flavor
-from mlflow_plugins.registry import evidence
+from mlflow_plugins.registry.artifacts.local import LocalFiles
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor, read_evidence
-from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
+from plantmodels.bundle.layout import MANIFEST_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.report.policy import GatePolicy
 
@@ -36,37 +37,47 @@ def test_the_evidence_of_a_complete_model(model: Path) -> None:
 
 
 def test_the_digest_is_of_every_file_and_its_name(model: Path) -> None:
-    before = read_evidence(str(model)).model_sha256
+    before = read_evidence(str(model)).digest_model()
     (model / "registered_model_meta").write_text("MLflow's own")
     (model / "code/__pycache__").mkdir()
     (model / "code/__pycache__/x.pyc").write_bytes(b"python's own")
-    assert read_evidence(str(model)).model_sha256 == before
+    assert read_evidence(str(model)).digest_model() == before
     (model / "code/more.py").write_text("")
-    assert read_evidence(str(model)).model_sha256 != before
+    assert read_evidence(str(model)).digest_model() != before
 
 
-def test_a_file_is_read_again_when_only_its_time_of_change_differs(model: Path) -> None:
-    read_evidence(str(model))
-    path = model / "data/bundle" / GATE_REPORT_FILE
-    stat = path.stat()
-    text = path.read_text()
-    path.write_text(text.replace("0.97", "0.99", 1))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert path.stat().st_size == stat.st_size and path.stat().st_mtime_ns == stat.st_mtime_ns
-    with pytest.raises(EvidenceError, match=f"changed: {GATE_REPORT_FILE}"):
-        read_evidence(str(model))
+def test_a_write_through_a_memory_map_is_noticed(model: Path) -> None:
+    """It changes neither size, inode nor times of the file, by which a digest could be remembered."""
+    path = model / "data/bundle" / SPECIES_FILES["int8"]
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as view:
+        view[-1] ^= 1
+        before = path.stat()  # the first write has set the times
+        with pytest.raises(EvidenceError, match=f"changed: {SPECIES_FILES['int8']}"):
+            read_evidence(str(model)).digest_model()
+        view[-1] ^= 1
+        after = path.stat()
+        assert (before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (
+            after.st_mtime_ns,
+            after.st_ctime_ns,
+            after.st_ino,
+        )
+        read_evidence(str(model)).digest_model()
 
 
-def test_a_second_reading_opens_no_file_of_the_bundle(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = read_evidence(str(model))
-    monkeypatch.setattr(evidence, "digest_file", lambda path: pytest.fail(f"read again: {path}"))
-    assert read_evidence(str(model)) == first
+def test_the_bytes_that_are_digested_are_the_bytes_that_are_parsed(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each file is opened once, so another content put there meanwhile is judged by neither check."""
+    opened: list[str] = []
+    genuine = LocalFiles._open
 
+    def count(self: LocalFiles, name: str) -> object:
+        opened.append(name)
+        return genuine(self, name)
 
-def test_the_cache_of_digests_is_bounded(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(evidence, "_MAX_CACHED_DIGESTS", 3)
-    read_evidence(str(model))
-    assert len(evidence._cached_digests) <= 3
+    monkeypatch.setattr(LocalFiles, "_open", count)
+    read_evidence(str(model)).digest_model()
+    assert len(opened) == len(set(opened)) == sum(path.is_file() for path in model.rglob("*"))
 
 
 @pytest.mark.parametrize(
@@ -94,9 +105,8 @@ def test_an_mlmodel_of_another_bundle_is_refused(model: Path, changes: dict[str,
 )
 def test_an_invalid_mlmodel_is_refused(model: Path, text: str, message: str) -> None:
     (model / "MLmodel").write_text(text)
-    for read in (read_evidence, has_flavor):
-        with pytest.raises(EvidenceError, match=message):
-            read(str(model))
+    with pytest.raises(EvidenceError, match=message):
+        read_evidence(str(model))
 
 
 def test_links_are_refused(model: Path, tmp_path: Path) -> None:
@@ -114,10 +124,21 @@ def test_gates_of_a_bundle_that_was_never_verified_are_unknown(tiny_bundle, tmp_
 
 
 @pytest.mark.parametrize("location", ["mlflow-artifacts:/1/models/m-1", "s3://bucket/m", "nothing://here"])
-def test_artifacts_that_cannot_be_read_are_named(location: str) -> None:
+def test_artifacts_that_cannot_be_read_are_an_error(location: str, caplog: pytest.LogCaptureFixture) -> None:
+    logging.getLogger("mlflow").propagate = True
     for read in (read_evidence, has_flavor):
-        with pytest.raises(EvidenceError, match=f"the artifacts at {location} cannot be read"):
+        with pytest.raises(EvidenceError, match=r"its files cannot be read \(\w+; the server's log says more\)"):
             read(location)
+        assert f"{location} cannot be read" in caplog.text
+
+
+def test_refusals_hold_no_path_of_the_server(model: Path, tmp_path: Path) -> None:
+    (model / "data/bundle" / SPECIES_FILES["int8"]).write_bytes(b"")
+    (model / "data/more").symlink_to(tmp_path)
+    for folder in (model, tmp_path / "nothing here", tmp_path):
+        with pytest.raises(EvidenceError) as error:
+            read_evidence(str(folder))
+        assert str(tmp_path) not in str(error.value)
 
 
 class Echo(mlflow.pyfunc.PythonModel):
@@ -129,5 +150,19 @@ def test_our_flavor_is_recognized(model: Path, tmp_path: Path) -> None:
     mlflow.pyfunc.save_model(tmp_path / "other", python_model=Echo(), pip_requirements=[])
     assert has_flavor(str(model))
     assert not has_flavor(str(tmp_path / "other"))
-    with pytest.raises(EvidenceError, match="no such folder"):
+    with pytest.raises(EvidenceError, match="MLmodel: no such file"):
         has_flavor(str(tmp_path / "nothing here"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"flavors: {plantmodels: {}}",
+        b'flavors: {"\\x70lantmodels": {}}',
+        b'flavors:\n  ? "plant\\\n    models"\n  : {}',
+        "flavors: {plantmodels: {}}".encode("utf-16"),
+    ],
+)
+def test_no_spelling_of_yaml_hides_our_flavor(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "MLmodel").write_bytes(content)
+    assert has_flavor(str(tmp_path))

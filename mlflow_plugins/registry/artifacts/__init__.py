@@ -1,0 +1,1 @@
+"""The files of a model where they are stored: listed once, and each read once."""

@@ -1,0 +1,77 @@
+"""The files of a model on this machine.
+
+Digests are not remembered: a write through a memory map changes neither size, inode nor times of a file. Reading
+100 MB takes less than 0.1 s.
+"""
+
+import errno
+import hashlib
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from io import BufferedReader
+from pathlib import Path
+from typing import Final
+
+from plantmodels.bundle.manifest import FileDigest
+from plantmodels.errors import BundleError
+
+NO_FOLDER: Final = "no such folder in the artifact store"
+"""What is said of a model whose files are gone."""
+
+
+class LocalFiles:
+    """The files of a model in a folder of this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the model folder."""
+        self._folder = folder
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Size in bytes of every file by its name; see `ModelFiles`."""
+        if not self._folder.is_dir():
+            raise BundleError(NO_FOLDER)
+        found = {}
+        for path in sorted(self._folder.rglob("*")):
+            name, status = path.relative_to(self._folder).as_posix(), path.lstat()
+            if stat.S_ISREG(status.st_mode):
+                found[name] = status.st_size
+            elif not stat.S_ISDIR(status.st_mode):
+                raise BundleError(f"{name}: a bundle holds plain files and folders only")
+        return found
+
+    def read(self, name: str, max_bytes: int) -> bytes:
+        """Return the content of a file; see `ModelFiles`."""
+        with self._open(name) as file:
+            content = file.read(max_bytes + 1)
+            if len(content) > max_bytes:
+                size = os.fstat(file.fileno()).st_size
+                raise BundleError(f"{name}: {size:,} bytes, at most {max_bytes:,} are read")
+            return content
+
+    def digest(self, names: Iterable[str]) -> dict[str, FileDigest]:
+        """Return size and SHA-256 of files; see `ModelFiles`."""
+        return {name: self._digest_one(name) for name in names}
+
+    def _digest_one(self, name: str) -> FileDigest:
+        with self._open(name) as file:
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            return FileDigest(file.tell(), sha256)
+
+    @contextmanager
+    def _open(self, name: str) -> Iterator[BufferedReader]:
+        """Open a regular file. Errors name the file, but not the folder, which is the server's own matter."""
+        try:
+            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(name) from error
+        except OSError as error:
+            problem = "expected a regular file" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
+            raise BundleError(f"{name}: {problem}") from error
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BundleError(f"{name}: expected a regular file")
+            yield file

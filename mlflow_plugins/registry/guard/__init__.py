@@ -1,0 +1,1 @@
+"""Which models and versions the gates apply to, by what the database and the files say."""

@@ -1,0 +1,134 @@
+"""Which registered models and versions the gates apply to.
+
+Guarded are the names that the server's configuration lists, models under which the registry has seen our flavor, and
+versions whose MLmodel can be read and names our flavor. Names that the configuration exempts are never guarded. All
+else is left to MLflow's own store, exactly as it came.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, Final
+
+from mlflow.entities.model_registry import RegisteredModelTag
+
+from mlflow_plugins._mlflow_compat import PROMPT_SOURCES, PROMPT_TAG
+from mlflow_plugins.registry.admission import Source
+from mlflow_plugins.registry.audit import permission_denied
+from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.evidence import EvidenceError, has_flavor
+from mlflow_plugins.registry.guard.names import fold
+from mlflow_plugins.registry.guard.rows import Rows, StoredModel, StoredVersion
+from mlflow_plugins.registry.tags import ALIAS, CLAIM_TAG, GLANCE_TAG, GUARDED_TAG, RESERVED
+
+_REMEMBERED_NAMES: Final = 10_000
+"""Names whose place in the configuration is remembered; it depends on nothing but the name."""
+
+_MAX_PROBLEM: Final = 1000
+"""Characters of the tag that says why files could not be read."""
+
+
+def is_prompt_tag(tag: Any) -> bool:
+    """Return whether a tag makes a model a prompt, in any spelling that a database might take for it."""
+    key = getattr(tag, "key", None)
+    return isinstance(key, str) and fold(key) == PROMPT_TAG
+
+
+class Guard:
+    """Tells guarded models and versions from those of others."""
+
+    def __init__(self, store: Any, config: RegistryConfig, rows: Rows) -> None:
+        """Take MLflow's own store, without the gate, the registry's configuration and its rows."""
+        self._store = store
+        self._config = config
+        self._rows = rows
+        self.lists = lru_cache(_REMEMBERED_NAMES)(self._lists)
+
+    def _lists(self, name: object) -> bool:
+        """Return whether the configuration lists a name, in this spelling or in one that the database takes for it."""
+        if not isinstance(name, str) or self._config.exempts(name) or not self._config.guarded:
+            return False
+        return self._config.guards(name) or self._rows.takes_for_name(name, self._config.guarded)
+
+    def exempts(self, name: object) -> bool:
+        """Return whether the configuration exempts a name."""
+        return isinstance(name, str) and self._config.exempts(name)
+
+    def find_guarded(self, name: object) -> StoredModel | None:
+        """Return the registered model that a request means, if it exists and is guarded."""
+        found = self._rows.find_model(name)
+        return found if found is not None and self._is_guarded(found) else None
+
+    def find_guarded_version(self, name: object, version: object) -> StoredVersion | None:
+        """Return the version that a request means, if it exists and its model is guarded."""
+        found = self._rows.find_version(name, version)
+        return found if found is not None and self._is_guarded(found) else None
+
+    def find_judged_version(self, name: object, version: object) -> StoredVersion | None:
+        """Return the version that a request means, if it exists and the gates apply to it.
+
+        The gates apply if the model is guarded, if the version's MLmodel can be read and names our flavor, or if its
+        client called it ours when it could not be read. In the last two cases the model is guarded from now on.
+        """
+        found = self._rows.find_version(name, version)
+        if found is None or self._is_guarded(found):
+            return found
+        if self.exempts(found.name):
+            return None
+        if not found.is_unread and not self.holds_flavor(found.source, found.location):
+            return None
+        self.mark(found.name)  # it was registered before the registry was gated, or could not be read
+        return found
+
+    def is_guarded(self, name: object) -> bool:
+        """Return whether a name is guarded, whether or not there is such a model."""
+        return self.find_guarded(name) is not None or self.lists(name)
+
+    def _is_guarded(self, found: StoredModel | StoredVersion) -> bool:
+        return not self.exempts(found.name) and (found.is_marked or self.lists(found.name))
+
+    def holds_flavor(self, source: str | None, location: str | None) -> bool:
+        """Return whether the files of a version can be read and are of our flavor."""
+        try:
+            return source not in PROMPT_SOURCES and bool(location) and has_flavor(str(location))
+        except EvidenceError:
+            return False
+
+    def explain_unread(self, source: Source, tags: Iterable[Any]) -> str | None:
+        """Return why a new version's files cannot be read, if its client calls it ours; else None."""
+        claimed = source.claims_flavor or any(tag.key == CLAIM_TAG for tag in tags)
+        if not claimed or not source.location:
+            return None
+        try:
+            has_flavor(source.location)
+        except EvidenceError as error:
+            return f"{error}; the gates are checked when it is promoted"[:_MAX_PROBLEM]
+        return None
+
+    def mark(self, name: str) -> None:
+        """Guard a model from now on."""
+        self._store.set_registered_model_tag(name, RegisteredModelTag(GUARDED_TAG, "true"))
+
+    def find_protected_alias(self, alias: object) -> str | None:
+        """Return the protected alias that a reader or the database takes an alias for; None for all others."""
+        if not isinstance(alias, str):
+            return None
+        return ALIAS if fold(alias) == ALIAS or self._rows.takes_for_alias(alias, ALIAS) else None
+
+    def refuse_reserved_tags(self, tags: Iterable[Any]) -> None:
+        """Refuse tags that only the registry may write; see `refuse_reserved_tag`."""
+        for tag in tags:
+            self.refuse_reserved_tag(getattr(tag, "key", None))
+
+    def refuse_reserved_tag(self, key: object) -> None:
+        """Refuse a tag that only the registry may write.
+
+        Raises:
+            MlflowException: PERMISSION_DENIED, naming the tag.
+        """
+        if not isinstance(key, str):
+            return
+        is_glance = fold(key) == GLANCE_TAG or self._rows.takes_for_tag(key, GLANCE_TAG)
+        if is_glance or fold(key).startswith(RESERVED) or self._rows.takes_for_tag(key, f"{RESERVED}*"):
+            raise permission_denied(
+                f"tag {key!a}: {GLANCE_TAG!r} and names that start with {RESERVED!r} are reserved for the registry"
+            )

@@ -1,0 +1,167 @@
+"""Rows of MLflow's own tables, as the database stores them.
+
+A database may find a row by another spelling than the stored one: MariaDB ignores case and accents. So the gate asks
+which row a request means, and uses the stored spelling from there on.
+"""
+
+import fnmatch
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import sqlalchemy
+from sqlalchemy import bindparam, func, literal, or_, select, union_all
+
+from mlflow_plugins._mlflow_compat import DELETED_STAGE, get_registry_tables
+from mlflow_plugins.registry.tags import GUARDED_TAG, UNREAD_TAG
+
+_EXACT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
+"""Databases that take two names for one only if they are the same characters."""
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A registered model as the database stores it.
+
+    Attributes:
+        name: its name, in the stored spelling.
+        is_marked: whether the registry has seen our flavor under this name.
+    """
+
+    name: str
+    is_marked: bool
+
+
+@dataclass(frozen=True)
+class StoredVersion:
+    """A version as the database stores it.
+
+    Attributes:
+        name: name of its model, in the stored spelling.
+        version: its number.
+        source: what it was registered from.
+        location: URI of its files.
+        is_marked: whether the registry has seen our flavor under this name.
+        is_unread: whether it was registered as ours although its files could not be read.
+    """
+
+    name: str
+    version: str
+    source: str | None
+    location: str | None
+    is_marked: bool
+    is_unread: bool
+
+
+class Rows:
+    """Looks up rows of one registry, each with a single short query."""
+
+    def __init__(self, engine: sqlalchemy.Engine, workspace: Callable[[], str]) -> None:
+        """Take the database's engine, and a function that returns the workspace of the present request."""
+        self._engine = engine
+        self._workspace = workspace
+        self._is_exact = engine.dialect.name in _EXACT_DIALECTS
+        self._tables = get_registry_tables()
+        self._model_query = _select_model(self._tables)
+        self._version_query = _select_version(self._tables)
+        self._alias_query = _select_alias(self._tables["registered_model_aliases"])
+
+    def find_model(self, name: object) -> StoredModel | None:
+        """Return the registered model that a request means; None if there is none."""
+        found = self._find(self._model_query, name=name)
+        return None if found is None else StoredModel(found.name, bool(found.is_marked))
+
+    def find_version(self, name: object, version: Any) -> StoredVersion | None:
+        """Return the version that a request means; None if there is none."""
+        try:
+            number = int(version)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        found = self._find(self._version_query, name=name, version=number)
+        if found is None:
+            return None
+        location = found.storage_location or found.source
+        return StoredVersion(
+            found.name, str(number), found.source, location, bool(found.is_marked), bool(found.is_unread)
+        )
+
+    def find_alias(self, name: str, alias: str) -> str | None:
+        """Return the stored spelling of the alias that a request means; None if the model has no such alias."""
+        found = self._find(self._alias_query, name=name, alias=alias)
+        return None if found is None else str(found.alias)
+
+    def takes_for_alias(self, alias: str, known: str) -> bool:
+        """Return whether the database takes an alias for a known one."""
+        if self._is_exact or alias.isascii():  # without accents, no collation finds more than `fold` does
+            return alias == known
+        return self._matches(self._tables["registered_model_aliases"].c.alias, alias, [known])
+
+    def takes_for_name(self, name: str, patterns: Iterable[str]) -> bool:
+        """Return whether the database takes a name for one that a pattern with `*` and `?` matches."""
+        return not self._is_exact and self._matches(self._tables["registered_models"].c.name, name, patterns)
+
+    def takes_for_tag(self, key: str, pattern: str) -> bool:
+        """Return whether the database takes a tag's name for one that a pattern with `*` and `?` matches."""
+        if self._is_exact or key.isascii():
+            return fnmatch.fnmatchcase(key, pattern)
+        return self._matches(self._tables["model_version_tags"].c.key, key, [pattern])
+
+    def _matches(self, column: Any, text: str, patterns: Iterable[str]) -> bool:
+        """Compare a text with patterns by the collation of a column."""
+        typed = union_all(select(column.label("text")).where(sqlalchemy.false()), select(literal(text)))
+        values = typed.subquery("typed")
+        likes = [values.c.text.like(_translate_pattern(pattern), escape="|") for pattern in patterns]
+        equals = [values.c.text == pattern for pattern in patterns if not set(pattern) & set("*?[")]
+        query = select(func.count()).select_from(values).where(or_(*likes, *equals))
+        with self._engine.connect() as connection:
+            return bool(connection.execute(query).scalar())
+
+    def _find(self, query: Any, **parameters: object) -> Any:
+        if not isinstance(parameters["name"], str):
+            return None
+        with self._engine.connect() as connection:
+            return connection.execute(query, parameters | {"workspace": self._workspace()}).first()
+
+
+_Tables = dict[str, sqlalchemy.Table]
+
+
+def _select_model(tables: _Tables) -> Any:
+    model = tables["registered_models"]
+    return _filter(select(model.c.name, _is_marked(tables, model)), model, "name")
+
+
+def _select_version(tables: _Tables) -> Any:
+    version, tag = tables["model_versions"], tables["model_version_tags"]
+    unread = _has_row(tag, tag.c.key == UNREAD_TAG, *_same(tag, version, "workspace", "name", "version"))
+    columns = (version.c.name, version.c.source, version.c.storage_location)
+    found = select(*columns, _is_marked(tables, version), unread.label("is_unread"))
+    return _filter(found, version, "name", "version").where(version.c.current_stage != DELETED_STAGE)
+
+
+def _select_alias(alias: sqlalchemy.Table) -> Any:
+    return _filter(select(alias.c.alias), alias, "name", "alias")
+
+
+def _filter(query: Any, table: sqlalchemy.Table, *columns: str) -> Any:
+    """Return the query limited to the workspace, and to the rows whose columns equal the parameters of these names."""
+    return query.where(*(table.c[name] == bindparam(name) for name in ("workspace", *columns)))
+
+
+def _is_marked(tables: _Tables, table: sqlalchemy.Table) -> sqlalchemy.Label[bool]:
+    tag = tables["registered_model_tags"]
+    return _has_row(tag, tag.c.key == GUARDED_TAG, *_same(tag, table, "workspace", "name")).label("is_marked")
+
+
+def _same(table: sqlalchemy.Table, other: sqlalchemy.Table, *columns: str) -> list[Any]:
+    return [table.c[name] == other.c[name] for name in columns]
+
+
+def _has_row(table: sqlalchemy.Table, *conditions: Any) -> sqlalchemy.Exists:
+    return select(literal(1)).select_from(table).where(*conditions).exists()
+
+
+def _translate_pattern(pattern: str) -> str:
+    """Return the SQL form of a pattern with `*` and `?`."""
+    escaped = "".join(f"|{character}" if character in "%_|" else character for character in pattern)
+    return escaped.replace("*", "%").replace("?", "_")
