@@ -3,6 +3,7 @@
 The exit status is 0 if the command succeeded, 1 for an expected error and 2 if the command was used wrongly.
 """
 
+import sys
 from pathlib import Path
 
 import click
@@ -10,7 +11,17 @@ import click
 from plantmodels import __version__
 from plantmodels.cli.commands import show_comparison
 from plantmodels.cli.errors import KnownErrors
-from plantmodels.cli.options import PATH, format_option, html_option, public_key_option
+from plantmodels.cli.options import (
+    PATH,
+    data_option,
+    format_option,
+    html_option,
+    non_plants_option,
+    public_key_option,
+    reference_checkpoint_option,
+    unseen_plants_option,
+)
+from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
 from plantmodels.data.progress import log_to_terminal
 
 
@@ -60,6 +71,41 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
 
     for line in check_version(uri, copy_to=copy_to, public_key=public_key):
         click.echo(line)
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+@data_option
+@reference_checkpoint_option
+@non_plants_option
+@unseen_plants_option
+def remeasure(
+    name: str,
+    version: str,
+    data: Path,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    unseen_plants: Path | None,
+) -> None:
+    """Measure a VERSION of NAME again and compare with its report.
+
+    The version's own files are copied from the registry and measured on the images that you give: those that its report
+    was made on. The exit status is 1 if an image has another answer or is not in both. Nothing in the registry changes.
+    """
+    check_data(data, "val")
+    if non_plants is not None:
+        check_image_folder(non_plants, "non-plants")
+    if unseen_plants is not None:
+        check_image_folder(unseen_plants, "unseen plants")
+    if checkpoint is not None:
+        check_checkpoint(checkpoint)
+    from mlflow_plugins.checking.remeasure import remeasure_version
+
+    uri = f"models:/{name}{'' if version.startswith('@') else '/'}{version}"
+    found = remeasure_version(uri, data, non_plants=non_plants, unseen_plants=unseen_plants, checkpoint=checkpoint)
+    click.echo(found.describe())
+    sys.exit(0 if found.is_same else 1)
 
 
 @main.command()

@@ -39,7 +39,7 @@ PLUGIN_ROOMS = {
     "flavor": (SERVING, {"loading", "flavor"}),
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "loading", "registry"}),
     "registry_store": (set(), {"registry"}),
-    "checking": (SERVING | {"verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
+    "checking": (SERVING | {"report", "verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
     "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "loading", "flavor", "jobs"}),
 }
 """Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""

@@ -32,7 +32,7 @@ from plantmodels.serve.classifier import PlantClassifier
 
 
 @dataclass(frozen=True)
-class _VersionCopy:
+class VersionCopy:
     """A private copy of a version's files.
 
     Attributes:
@@ -61,16 +61,16 @@ def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | N
     """
     if copy_to is not None and copy_to.exists():
         raise LoadCheckError(f"{copy_to}: exists already; expected a path that does not exist")
-    with _copy_version(uri) as copied:
+    with copy_version(uri) as copied:
         folder = copied.folder
         yield f"fetched      {copied.source}"
         yield f"files        {check_names(folder)}"
         yield f"MLmodel      {check_description(folder)}"
         yield f"environment  {check_environment(folder)}"
         yield f"code         {check_code(folder)}"
-        model_sha256, line = _check_bundle(folder)
+        model_sha256, line = check_bundle(folder)
         yield f"bundle       {line}"
-        yield f"registry     {_check_stamps(model_sha256, copied.tags)}"
+        yield f"registry     {check_stamps(model_sha256, copied.tags)}"
         if public_key is not None:
             read_trusted_manifest(folder / BUNDLE_FOLDER, public_key)
             yield f"signature    made with the key of {public_key}"
@@ -86,7 +86,7 @@ def check_version(uri: str, *, copy_to: Path | None = None, public_key: Path | N
 
 
 @contextmanager
-def _copy_version(uri: str) -> Iterator[_VersionCopy]:
+def copy_version(uri: str) -> Iterator[VersionCopy]:
     """Copy all files of a version into a temporary folder. Links are not followed, and pipes are not opened."""
     with temporary_folder("check") as temporary:
         try:
@@ -97,7 +97,7 @@ def _copy_version(uri: str) -> Iterator[_VersionCopy]:
         except Exception as error:  # the errors of artifact stores share no base class
             reason = quote_error(error)
             raise LoadCheckError(f"{uri}: cannot be read ({type(error).__name__}: {reason})") from error
-        yield _VersionCopy(source, folder, tags)
+        yield VersionCopy(source, folder, tags)
 
 
 def _resolve_uri(uri: str) -> tuple[str, dict[str, str] | None]:
@@ -130,7 +130,7 @@ def _copy_files(source: str, temporary: Path) -> Path:
     return Path(shutil.copytree(stored, temporary / "copy", symlinks=True))
 
 
-def _check_bundle(folder: Path) -> tuple[str, str]:
+def check_bundle(folder: Path) -> tuple[str, str]:
     """Check the bundle as the registry does, and return the digest of all files and a line for people."""
     from mlflow_plugins.registry.evidence import read_evidence
 
@@ -142,7 +142,7 @@ def _check_bundle(folder: Path) -> tuple[str, str]:
     )
 
 
-def _check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
+def check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
     """Compare the files' digest with the one that the gated registry stamped on the version."""
     from mlflow_plugins.registry.tags import MODEL_TAG
 
