@@ -33,8 +33,8 @@ from benchmarks.driver import (
 from benchmarks.machine import read_memory
 from benchmarks.many_species import write_checkpoint
 from benchmarks.speed import worker_command
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import read_leaves
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.session import count_cores
 

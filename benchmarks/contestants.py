@@ -142,7 +142,7 @@ class PyTorch(_Peer):
         """Build the network; with `bf16` it runs under CPU autocast."""
         import torch
 
-        from plantmodels.export.checkpoint import read_checkpoint
+        from plantmodels.checkpoint.reading import read_checkpoint
         from plantmodels.export.network import load_network
 
         super().__init__(setup)

@@ -26,7 +26,7 @@ from plantmodels.bundle.layout import (
     SPECIES_INDEX_INPUT,
     head_file,
 )
-from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.export.onnx_heads import write_heads
 from plantmodels.serve.session import open_session
 

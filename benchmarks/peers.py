@@ -27,10 +27,10 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from benchmarks.driver import PATH
 from plantmodels.bundle.files import read_json
+from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import read_leaves
 from plantmodels.data.streaming import ImageStream
-from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 
 CALIBRATION_IMAGES: Final = 300

@@ -18,6 +18,7 @@ _FOLDERS: Final = (
     "plantmodels/bundle",
     "plantmodels/serve",
     "plantmodels/data",
+    "plantmodels/checkpoint",
     "plantmodels/export",
     "plantmodels/export/checks",
     "plantmodels/ood",

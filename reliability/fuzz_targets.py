@@ -135,7 +135,7 @@ def _onnx_target() -> Target:
 def _checkpoint_target() -> Target:
     import torch  # takes seconds, and the other readers do not need it
 
-    from plantmodels.export.checkpoint import read_checkpoint
+    from plantmodels.checkpoint.reading import read_checkpoint
 
     files = make_checkpoints()
     read = _read_from_disk(read_checkpoint)

@@ -13,20 +13,23 @@ import plantmodels
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"arrays", "errors", "foreign_text"}
+GROUND = {"arrays", "errors", "foreign_text", "plain_yaml"}
 SERVING = GROUND | {"bundle", "serve"}
-PREPARING = SERVING | {"data", "ood", "export"}
+READING = SERVING | {"data", "checkpoint"}
+PREPARING = READING | {"ood", "export"}
 
 ROOMS = {
     "arrays": set(),
     "errors": GROUND,
     "foreign_text": set(),
+    "plain_yaml": {"foreign_text"},
     "bundle": GROUND | {"bundle"},
     "serve": SERVING,
     "report": GROUND | {"bundle", "report"},
     "compare": GROUND | {"bundle", "report", "compare"},
     "data": SERVING | {"data"},
     "ood": SERVING | {"data", "ood"},
+    "checkpoint": READING,
     "export": PREPARING,
     "training": PREPARING | {"training", "report"},  # training curves are drawn in the report's style
     "verify": PREPARING | {"verify", "report"},

@@ -170,7 +170,7 @@ def _train_checkpoint(data: Path, checkpoint: Path, recipe: DemoRecipe, seed: in
     # torch and timm take seconds to import, and drawing needs neither
     from plantmodels.bundle.metadata import Preprocessing
     from plantmodels.bundle.taxonomy import Taxonomy
-    from plantmodels.export.checkpoint import NetworkSpec
+    from plantmodels.checkpoint.spec import NetworkSpec
     from plantmodels.training.recipe import Recipe, Stage
     from plantmodels.training.train import train_network
 

@@ -9,11 +9,11 @@ from mlflow_plugins.jobs.requests import JobRequest
 from mlflow_plugins.jobs.run import PREFIX
 from plantmodels.bundle.layout import PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import DataError, ImageError
 from plantmodels.export.bundle import ExportSummary, export_bundle
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import read_policy
 from plantmodels.serve.preprocessing import decode_image

@@ -73,14 +73,22 @@ def list_tables(folder: Path) -> list[Path]:
     return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
 
 
-def check_checkpoint(path: Path) -> None:
-    """Refuse a checkpoint that is not a file.
+WEIGHT_FILES: Final = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin")
+"""The files that hold the weights in a folder of Hugging Face's; the first that exists is read."""
+
+
+def check_checkpoint(path: Path, hyper_parameters: Path | None = None) -> None:
+    """Refuse a checkpoint that is neither a file nor a folder with weights, and a missing file of hyper-parameters.
 
     Raises:
         CheckpointError: no such file.
     """
-    if not path.is_file():
+    if path.is_dir() and not any((path / name).is_file() for name in WEIGHT_FILES):
+        raise CheckpointError(f"{path}: no such checkpoint file: the folder holds none of {', '.join(WEIGHT_FILES)}")
+    if not path.is_file() and not path.is_dir():
         raise CheckpointError(f"{path}: no such checkpoint file")
+    if hyper_parameters is not None and not hyper_parameters.is_file():
+        raise CheckpointError(f"{hyper_parameters}: no such file of hyper-parameters")
 
 
 def check_data(data: Path, *splits: Split) -> None:

@@ -17,6 +17,7 @@ from plantmodels.bundle.detector import write_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, SPECIES_FILES, describe_sizes
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
+from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.data.digests import digest_images
 from plantmodels.data.image_files import name_in_report, printable_name
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_leaves, read_leaves, split_by_name
@@ -26,7 +27,6 @@ from plantmodels.data.sampling import DEFAULT_SEED, pick_each_class, thin_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibrate import fit_temperatures
-from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.checks.answers import count_answers, refuse_wrong_answers
 from plantmodels.export.checks.network import check_network, check_non_plants, read_labelled_images
 from plantmodels.export.checks.non_plants import refuse_known_files
@@ -200,6 +200,7 @@ class _ExportInputs:
 
 def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _ExportInputs:
     checkpoint = read_checkpoint(checkpoint_path)
+    checkpoint.log_ignored()
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
     further, kept = split_by_name(leaves, 1.0, MAX_KEPT_LEAVES, seed)
     check_image_count(len(kept.samples))

@@ -1,6 +1,6 @@
 """Builds the PyTorch network of a checkpoint, with which all exported files are compared.
 
->>> from plantmodels.export.checkpoint import read_checkpoint
+>>> from plantmodels.checkpoint.reading import read_checkpoint
 >>> network = load_network(read_checkpoint(checkpoint))
 >>> species_logits, embedding = network(torch.zeros(2, 3, 224, 224))
 >>> len(species_logits), len(embedding)
@@ -13,8 +13,10 @@ import timm
 import torch
 from torch import nn
 
+from plantmodels.checkpoint.reading import Checkpoint
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.errors import CheckpointError
-from plantmodels.export.checkpoint import Checkpoint, NetworkSpec
+from plantmodels.export.layouts import describe_origin, list_misfits, translate_names
 from plantmodels.foreign_text import quote_error
 
 _FIXED_ARGUMENTS: Final = {"num_classes": 0, "pretrained": False, "checkpoint_path": ""}
@@ -114,25 +116,14 @@ def load_network(checkpoint: Checkpoint) -> HierarchicalNetwork:
 
 
 def _load_backbone(backbone: nn.Module, checkpoint: Checkpoint) -> None:
-    expected, found = backbone.state_dict(), checkpoint.backbone
-    problems = [f"missing: {name}" for name in expected if name not in found]
-    problems += [f"unknown: {name}" for name in found if name not in expected]
-    problems += [
-        f"{name}: {tuple(found[name].shape)}, timm has {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in found and found[name].shape != tensor.shape
-    ]
-    problems += [
-        f"{name}: {found[name].dtype}, timm has {tensor.dtype}"
-        for name, tensor in expected.items()
-        if name in found and found[name].is_floating_point() != tensor.is_floating_point()
-    ]
-    if problems:
+    path, name = checkpoint.path, checkpoint.spec.backbone
+    state = translate_names(backbone, checkpoint.backbone)
+    if problems := list_misfits(backbone, state):
         raise CheckpointError(
-            f"{checkpoint.path}: {len(problems)} backbone tensor(s) do not fit timm's {checkpoint.spec.backbone!r}: "
-            + "; ".join(problems[:5])
+            f"{path}: {len(problems)} backbone tensor(s) do not fit timm's {name!r}: {'; '.join(problems[:5])}"
+            f"{describe_origin(checkpoint.backbone)}"
         )
-    backbone.load_state_dict(dict(found))
+    backbone.load_state_dict(dict(state))
 
 
 def _load_linear(

@@ -27,7 +27,7 @@ from plantmodels.bundle.layout import (
     SPECIES_INDEX_INPUT,
     head_file,
 )
-from plantmodels.export.checkpoint import Checkpoint
+from plantmodels.checkpoint.reading import Checkpoint
 from plantmodels.export.onnx_builder import IR_VERSION
 from plantmodels.export.quantize import quantize_weight
 

@@ -14,9 +14,9 @@ from typing import Any, Final
 import torch
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.checkpoint.reading import READ_ERRORS, read_checkpoint
 from plantmodels.data.progress import log_step
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import READ_ERRORS, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 from plantmodels.foreign_text import quote_error
 from plantmodels.training.curves import curves_path, draw_curves

@@ -12,8 +12,8 @@ import timm
 import torch
 from torch.nn import functional
 
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import NetworkSpec
 
 
 def needs_image_size(backbone: str) -> bool:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.checkpoint.reading import READ_ERRORS
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import READ_ERRORS
 from plantmodels.foreign_text import quote_error
 from plantmodels.training.recipe import EpochRecord
 

@@ -14,8 +14,8 @@ import timm
 import torch
 from torch import nn
 
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.quantize import quantize_int8

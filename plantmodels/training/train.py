@@ -15,12 +15,12 @@ import torch
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.leaves import LeafSet, digest_leaves, list_classes, read_leaves, split_by_name
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
-from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.dataset import LeafImages, load_images

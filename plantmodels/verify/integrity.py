@@ -31,7 +31,7 @@ from plantmodels.serve.session import RUN_ERRORS
 from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory
 
 if TYPE_CHECKING:
-    from plantmodels.export.checkpoint import Checkpoint
+    from plantmodels.checkpoint.reading import Checkpoint
 
 INT8_ROUNDING: Final = 0.01
 """Largest change of a weight by rounding, relative to the largest weight of its class: half a step is 1/254 with eight

@@ -23,8 +23,8 @@ from plantmodels.arrays import Embeddings, Inputs, Logits
 from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.serialization import replace_non_finite
+from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.errors import BundleError
-from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
 from plantmodels.report.samples import Parity, Scatter

@@ -16,7 +16,7 @@ from plantmodels.report.per_image import ImageSetName
 from plantmodels.serve.loading import BundleContents, read_bundle
 
 if TYPE_CHECKING:
-    from plantmodels.export.checkpoint import Checkpoint
+    from plantmodels.checkpoint.reading import Checkpoint
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ from plantmodels.verify.reading import VerificationInputs, read_contents, read_i
 from plantmodels.verify.rejection import count_flips, measure_rejection
 
 if TYPE_CHECKING:
-    from plantmodels.export.checkpoint import Checkpoint
+    from plantmodels.checkpoint.reading import Checkpoint
 
 _BUILT_IN_LIMITS: Final = GatePolicy()
 

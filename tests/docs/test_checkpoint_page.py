@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from plantmodels.export.checkpoint import read_checkpoint
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.export.network import load_network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +90,11 @@ def test_the_script_converts_a_bare_state_dict(
 def test_every_error_in_the_table_is_one_of_the_code() -> None:
     page = (ROOT / "docs" / "checkpoint.md").read_text(encoding="utf-8").partition("## What the errors mean")[2]
     messages = re.findall(r"^\| `(.+?)`", page, re.MULTILINE)
-    sources = [path for room in ("export", "bundle", "data") for path in (ROOT / "plantmodels" / room).glob("*.py")]
+    sources = [
+        path
+        for room in ("checkpoint", "export", "bundle", "data")
+        for path in (ROOT / "plantmodels" / room).glob("*.py")
+    ]
     code = "".join(path.read_text(encoding="utf-8") for path in sources)
 
     assert len(messages) > 10

@@ -10,8 +10,8 @@ from examples.drawn_leaves import prepare
 from examples.drawn_leaves.__main__ import main
 from examples.drawn_leaves.draw import TAXONOMY
 from examples.drawn_leaves.prepare import DemoPaths, DemoRecipe, prepare_demo
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import DataError
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 
 TINY = DemoRecipe(

@@ -14,6 +14,7 @@ import torch
 from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.manifest import check_files, digest_file, list_files, read_manifest, write_manifest
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.digests import digest_images
 from plantmodels.data.leaves import digest_leaves, read_leaves
 from plantmodels.data.non_plants import read_non_plants
@@ -21,7 +22,6 @@ from plantmodels.errors import PlantModelsError
 from plantmodels.export import bundle as export_module
 from plantmodels.export.bundle import export_bundle
 from plantmodels.export.calibrate import fit_temperature
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 from plantmodels.export.onnx_species import ExportedSpecies
 from plantmodels.serve.classifier import PlantClassifier

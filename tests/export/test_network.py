@@ -9,8 +9,8 @@ import pytest
 import timm
 import torch
 
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import CheckpointError
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 
 SMALL = {"resnet10t": {}, "mobilenetv3_small_050": {}}

@@ -13,9 +13,9 @@ import pytest
 import timm
 import torch
 
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import ExportError
 from plantmodels.export import onnx_species
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import HierarchicalNetwork, load_network
 from plantmodels.export.onnx_species import TOLERANCE, export_species
 

@@ -11,7 +11,8 @@ from onnx.reference import ReferenceEvaluator
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.export.checkpoint import NetworkSpec, read_checkpoint
+from plantmodels.checkpoint.reading import read_checkpoint
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork, load_network
 from plantmodels.export.onnx_swin import build_swin, is_supported
 from plantmodels.serve.session import open_session

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import CheckpointError, TrainingError
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 from plantmodels.training import distill, students
 from plantmodels.training.distill import DistillReport, distill_network

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.export.checkpoint import NetworkSpec
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.dataset import NO_DISEASE, LeafImages
 from plantmodels.training.loop import measure_accuracies

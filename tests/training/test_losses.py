@@ -8,7 +8,7 @@ from scipy.stats import entropy
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.export.checkpoint import NetworkSpec
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.losses import BatchLabels, DistillWeights, NetworkOutputs, distillation_loss, label_loss
 

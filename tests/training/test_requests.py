@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.distill import run_distill
 from plantmodels.training.recipe import EpochRecord, Stage

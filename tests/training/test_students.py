@@ -7,8 +7,8 @@ import torch
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.errors import TrainingError
-from plantmodels.export.checkpoint import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.quantize import quantize_int8

@@ -10,8 +10,9 @@ from PIL import Image
 
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.checkpoint.reading import read_checkpoint
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.errors import CheckpointError, DataError, TrainingError
-from plantmodels.export.checkpoint import NetworkSpec, read_checkpoint
 from plantmodels.export.network import load_network
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.training import loop

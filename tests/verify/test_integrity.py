@@ -9,7 +9,7 @@ from onnx import numpy_helper
 from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_FILES, head_file
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.export.checkpoint import Checkpoint, read_checkpoint
+from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.export.onnx_heads import Int8Head, build_int8_head, quantize_head
 from plantmodels.verify import integrity
 from plantmodels.verify.opening import open_heads, open_models

@@ -13,8 +13,8 @@ from torch import nn
 
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.metadata import read_metadata
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import BundleError
-from plantmodels.export.checkpoint import read_checkpoint
 from plantmodels.export.network import load_network
 from plantmodels.report.samples import Parity
 from plantmodels.serve.classifier import PlantClassifier

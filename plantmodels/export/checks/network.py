@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from plantmodels.arrays import Inputs
+from plantmodels.checkpoint.reading import Checkpoint
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.sampling import pick_each_class
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
-from plantmodels.export.checkpoint import Checkpoint
 from plantmodels.export.checks.answers import AnswerCounts, count_answers, refuse_wrong_answers
 from plantmodels.export.checks.non_plants import refuse_leaf_like
 from plantmodels.export.mixed_precision import LabelledImages

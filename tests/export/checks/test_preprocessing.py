@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from plantmodels.bundle.metadata import Preprocessing
-from plantmodels.export.checks.preprocessing import check_scale, describe_odd_pixels
+from plantmodels.checkpoint.scale import check_scale
+from plantmodels.export.checks.preprocessing import describe_odd_pixels
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.__main__ import main
-from plantmodels.export.checkpoint import read_checkpoint
+from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.report.gate_report import read_report
 from plantmodels.serve.classifier import PlantClassifier
 

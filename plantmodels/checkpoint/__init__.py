@@ -1,0 +1,1 @@
+"""Reads the files that hold a trained network, and runs nothing that they name."""
