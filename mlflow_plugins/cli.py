@@ -3,7 +3,10 @@
 The exit status is 0 if the command succeeded, 1 for an expected error and 2 if the command was used wrongly.
 """
 
+import json
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -118,13 +121,27 @@ def waive(name: str, version: str, gate: str, reason: str) -> None:
 
     The waiver holds for the version's files and the measured value as they are now, and becomes void if either changes.
     """
-    from mlflow_plugins.registry.admin import waive_gate
+    from mlflow_plugins.registry.commands.admin import waive_gate
 
     click.echo(waive_gate(name, version, gate, reason))
     click.echo(
         f"\nNext: promote the version. Give it the alias production in MLflow's UI, or in Python:\n"
         f'  MlflowClient().set_registered_model_alias("{name}", "production", "{version}")'
     )
+
+
+def _parse_time(is_end: bool) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
+    """Return what turns an option's text into the audit's form of a time."""
+
+    def parse(context: click.Context, parameter: click.Parameter, text: str | None) -> str | None:
+        from mlflow_plugins.registry.commands.history import parse_time
+
+        try:
+            return None if text is None else parse_time(text, is_end=is_end)
+        except ValueError as error:
+            raise click.BadParameter(str(error), context, parameter) from error
+
+    return parse
 
 
 @main.command()
@@ -137,22 +154,70 @@ def delete(name: str, version: str, force: bool) -> None:
     A version in Production is not deleted, so that no service loses what it loads. With --force it is taken out of
     Production first. Each step is in the audit.
     """
-    from mlflow_plugins.registry.admin import delete_version
+    from mlflow_plugins.registry.commands.admin import delete_version
 
     click.echo(delete_version(name, version, force=force))
 
 
 @main.command()
 @click.argument("name")
-def audit(name: str) -> None:
+@click.option("--version", type=click.IntRange(1), default=None, help="Only decisions about this version.")
+@click.option("--since", metavar="TIME", callback=_parse_time(False), help="Only decisions at this time or later.")
+@click.option("--until", metavar="TIME", callback=_parse_time(True), help="Only decisions at this time or earlier.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with every field of each decision.")
+def audit(name: str, version: int | None, since: str | None, until: str | None, as_json: bool) -> None:
     """Print every decision of the registry about NAME.
 
-    The oldest decision comes first; decisions about deleted versions are included.
+    The oldest decision comes first. Decisions about deleted versions, and about the model under former names, are
+    included; NAME may itself have been deleted. A TIME is 2026-11-24T10:00 or 2026-11-24, in UTC unless it names a
+    zone.
     """
-    from mlflow_plugins.registry.admin import list_decisions
+    from mlflow_plugins.registry.commands.history import list_decisions
 
-    for decision in list_decisions(name):
+    number = None if version is None else str(version)
+    decisions = list_decisions(name, version=number, since=since, until=until)
+    if as_json:
+        click.echo(json.dumps([asdict(decision) for decision in decisions], indent=2))
+        return
+    for decision in decisions:
         click.echo(decision.to_sentence())
+
+
+@main.command()
+@click.argument("name")
+@click.option("--at", metavar="TIME", callback=_parse_time(True), help="The time in question; default: now.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def production(name: str, at: str | None, as_json: bool) -> None:
+    """Say which version of NAME was in Production at a time.
+
+    Prints the version, since when, who promoted it, and its gates and waivers. A TIME is 2026-11-24T10:00 or
+    2026-11-24, in UTC unless it names a zone.
+    """
+    from mlflow_plugins.registry.audit import read_clock
+    from mlflow_plugins.registry.commands.history import find_production
+
+    found = find_production(name, at or read_clock())
+    click.echo(json.dumps(asdict(found), indent=2) if as_json else "\n".join(found.to_lines()))
+
+
+@main.command()
+@click.argument("names", metavar="[NAME]...", nargs=-1)
+def doctor(names: tuple[str, ...]) -> None:
+    """Examine every guarded model, or only those named.
+
+    For the versions in Production and Staging: whether stage and alias agree, whether the files are whole, whether the
+    run and the logged model still exist, whether waivers hold, and whether the gates would let the version in today.
+    Prints what is wrong and what mends it. The exit status is 1 if anything is wrong. Nothing is changed.
+    """
+    from mlflow_plugins.registry.commands.history import examine_models
+
+    findings = examine_models(names)
+    for name, found in findings.items():
+        click.echo(f"{name}: {'nothing is wrong' if not found else ''}".rstrip())
+        for finding in found:
+            click.echo(f"  {finding['problem']}\n    → {finding['advice']}")
+    if any(findings.values()):
+        sys.exit(1)
 
 
 @main.command()
@@ -162,7 +227,7 @@ def reconcile(name: str) -> None:
 
     If a server dies while it changes them, the stage Production and the alias production may name different versions.
     """
-    from mlflow_plugins.registry.admin import reconcile_model
+    from mlflow_plugins.registry.commands.admin import reconcile_model
 
     click.echo(reconcile_model(name))
 

@@ -17,8 +17,9 @@ from mlflow_plugins._mlflow_compat import parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
+from mlflow_plugins.registry.records.stamps import Stamps
 from mlflow_plugins.registry.tags import CLAIM_TAG, GATES_TAG, GLANCE_TAG, MANIFEST_TAG, MODEL_TAG, RESERVED, WAIVE_TAG
-from mlflow_plugins.registry.waivers import INTEGRITY_GATES, find_waiver
+from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers
 from plantmodels.report.gates import GateResult
 
 _PASSED: Final = "passed"
@@ -53,14 +54,29 @@ class Source:
         return "register a version" if self.origin is None else f"copy models:/{'/'.join(self.origin)}"
 
 
+@dataclass(frozen=True)
+class Admitted:
+    """A version that may be promoted.
+
+    Attributes:
+        evidence: what its files prove.
+        decision: number of the decision in the audit.
+    """
+
+    evidence: Evidence
+    decision: int
+
+
 class Admission:
     """Decides whether a version of a guarded model may be registered or promoted."""
 
-    def __init__(self, store: Any, config: RegistryConfig, audit: AuditLog) -> None:
-        """Take MLflow's own store, without the gate, and the registry's configuration and audit."""
+    def __init__(self, store: Any, config: RegistryConfig, audit: AuditLog, waivers: Waivers, stamps: Stamps) -> None:
+        """Take MLflow's own store, without the gate, and the registry's parts that are asked."""
         self._store = store
         self._config = config
         self._audit = audit
+        self._waivers = waivers
+        self._stamps = stamps
 
     def resolve_source(self, uri: str) -> Source:
         """Find the files that a new version is made from, as MLflow will.
@@ -117,27 +133,26 @@ class Admission:
             raise self._audit.refuse(name, None, source.action, reason, evidence)
         return evidence, _make_stamps(evidence, model_sha256, failures)
 
-    def admit(self, version: ModelVersion, action: str) -> Evidence:
+    def admit(self, version: ModelVersion, action: str, production: int | None = None) -> Admitted:
         """Check a version's gates and then its files before its promotion, and write the decision down.
 
         Args:
             version: with its present tags.
             action: what was asked, such as "promote to stage Production".
-
-        Returns:
-            What its files prove.
+            production: the version that will be in Production; 0 for none, None if that does not change.
 
         Raises:
             MlflowException: PERMISSION_DENIED with the gate, its limit and the measured value.
         """
         name, number = version.name, version.version
-        stamped = version.tags.get(MODEL_TAG)
+        stamp = self._stamps.find(name, number)
+        stamped = version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
             failures = evidence.find_failures(self._config.policy)
         except EvidenceError as error:
             raise self._audit.refuse(name, number, action, str(error)) from error
-        waivers = {gate: find_waiver(version, gate, evidence.manifest_sha256) for gate in failures}
+        waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in failures}
         refused = [gate for gate, waiver in waivers.items() if waiver is None]
         if refused:
             reason, advice = "; ".join(map(describe_gate, refused)), _advise(refused[0].name, name, number)
@@ -148,12 +163,17 @@ class Admission:
                 raise EvidenceError("its files are not those that were registered; register the bundle again")
         except EvidenceError as error:
             raise self._audit.refuse(name, number, action, str(error)) from error
-        if stamped is None:  # registered before the registry was gated: from now on these files are meant
-            for tag in _make_stamps(evidence, model_sha256, failures):
+        if stamp is None:  # registered before the registry was gated: from now on these files are meant
+            tags = _make_stamps(evidence, model_sha256, failures)
+            self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
+            for tag in tags if stamped is None else ():
                 self._store.set_model_version_tag(name, number, tag)
         waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
-        self._audit.record(name, number, action, allowed=True, reason=waived or "all gates passed", evidence=evidence)
-        return evidence
+        reason, gates = waived or "all gates passed", evidence.judge_gates(self._config.policy)
+        decision = self._audit.record(
+            name, number, action, allowed=True, reason=reason, evidence=evidence, production=production, gates=gates
+        )
+        return Admitted(evidence, decision)
 
 
 def _is_stamp(tag: Any) -> bool:

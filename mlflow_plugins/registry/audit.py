@@ -1,34 +1,30 @@
-"""The registry's audit: every decision is written into tags before it is carried out, and can be read back.
+"""The registry's audit: every decision is written into a table before it is carried out, and can be read back.
 
 >>> Decision("2026-11-24T10:00:00Z", "ada", "3", "set alias production", True, "all gates passed", None).to_sentence()
 '2026-11-24T10:00:00Z  allowed: ada asked to set alias production (version 3): all gates passed'
 """
 
-import contextlib
 import getpass
 import json
 import logging
-import secrets
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
 
 from mlflow_plugins._mlflow_compat import is_serving, read_authenticated_user
 from mlflow_plugins.registry.evidence import Evidence
-from mlflow_plugins.registry.tags import AUDIT_TAG, COUNT_TAG
-from plantmodels.bundle.serialization import decode, parse_json_text
+from mlflow_plugins.registry.records.identity import Identities
+from mlflow_plugins.registry.records.tables import DECISIONS, OUTCOMES, Records
 from plantmodels.foreign_text import escape_controls
+from plantmodels.report.gates import GateResult
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.audit")
 """A child of MLflow's logger, so that the server's log shows every decision."""
-
-_MAX_REASON: Final = 2000
-"""Characters. The audit of deleted versions moves to tags of the registered model, which hold 5,000 characters."""
 
 NO_GATE_APPLIES: Final = "no gate applies to this"
 """Reason of a decision that needs no check, such as taking a version out of Production."""
@@ -71,8 +67,12 @@ class Decision:
         allowed: whether the registry allowed it.
         reason: why it was allowed or refused.
         manifest_sha256: digest of the version's manifest; None if its files were not read.
-        number: position among the decisions about this model, so that their order survives a clock that is set back.
-            0 if the model does not exist, and in entries written before decisions were numbered.
+        number: position among all decisions, so that their order survives a clock that is set back.
+        name: what the registered model was called.
+        production: the version that the decision puts into Production: 0 if none is there afterwards, None if the
+            decision changes nothing there.
+        carried_out_at: when Production had been changed; None if it was not, because the server died in between.
+        gates: what each gate measured; None if the gates were not asked.
     """
 
     at: str
@@ -83,6 +83,10 @@ class Decision:
     reason: str
     manifest_sha256: str | None
     number: int = 0
+    name: str = ""
+    production: int | None = None
+    carried_out_at: str | None = None
+    gates: tuple[Mapping[str, str], ...] | None = None
 
     def to_sentence(self) -> str:
         """Return one line for people: when, whether it was allowed, who asked for what, and why.
@@ -98,27 +102,40 @@ class Decision:
             f"{self.at}  {verdict}: {name_user(self.user)} asked to {self.action}{where}: {self.reason}"
         )
 
-    def to_tag(self) -> tuple[str, str]:
-        """Return key and value of the decision's tag. Each decision has its own, so servers never overwrite any."""
-        return f"{AUDIT_TAG}{self.at.replace(':', '')}.{secrets.token_hex(3)}", json.dumps(
-            asdict(self) | {"reason": self.reason[:_MAX_REASON]}, ensure_ascii=False
-        )
 
+@dataclass(frozen=True)
+class DecisionQuery:
+    """Which decisions to read.
 
-def read_decisions(tags: Iterable[Mapping[str, str]]) -> list[Decision]:
-    """Return all decisions in the tags of a model and its versions, ordered by number and then by time."""
-    found = {key: value for group in tags for key, value in group.items() if key.startswith(AUDIT_TAG)}
-    documents = [{"number": 0, **parse_json_text(found[key])} for key in sorted(found)]
-    decisions = [decode(Decision, document, "decision") for document in documents]
-    return sorted(decisions, key=lambda decision: decision.number)
+    Attributes:
+        name: registered model. Decisions about it under former names are included, and so are those about deleted
+            models of this name.
+        version: only decisions about this version.
+        since: only decisions at this time in UTC, ISO 8601, or later.
+        until: only decisions at this time or earlier.
+        about_production: only decisions that changed what is in Production, or were meant to.
+        newest_first: the order; otherwise the oldest comes first.
+        beyond: number of the decision that the last page ended with; None for the first page.
+        limit: decisions of one page.
+    """
+
+    name: str
+    version: str | None = None
+    since: str | None = None
+    until: str | None = None
+    about_production: bool = False
+    newest_first: bool = False
+    beyond: int | None = None
+    limit: int = 1000
 
 
 class AuditLog:
-    """Writes decisions into the tags of versions and models, and into the server's log."""
+    """Writes decisions into the registry's tables and into the server's log, and reads them back."""
 
-    def __init__(self, store: Any) -> None:
-        """Take MLflow's own store, without the gate, as the place for the tags."""
-        self._store = store
+    def __init__(self, records: Records, identities: Identities) -> None:
+        """Take the registry's tables and the identities of its models."""
+        self._records = records
+        self._identities = identities
 
     def record(
         self,
@@ -129,8 +146,10 @@ class AuditLog:
         allowed: bool,
         reason: str,
         evidence: Evidence | None = None,
-    ) -> None:
-        """Write one decision down.
+        production: int | None = None,
+        gates: Iterable[GateResult] | None = None,
+    ) -> int:
+        """Write one decision down and return its number.
 
         Args:
             name: registered model.
@@ -139,19 +158,39 @@ class AuditLog:
             allowed: the decision.
             reason: why.
             evidence: what was read from the version's files, if anything was.
+            production: the version that will be in Production; 0 for none, None if that does not change. Call
+                `confirm` when it is there.
+            gates: the gates as they were judged, if they were.
+
+        Raises:
+            MlflowException: TEMPORARILY_UNAVAILABLE; it cannot be written, so it must not be carried out.
         """
         digest = None if evidence is None else evidence.manifest_sha256
-        number_text = None if version is None else str(version)
-        decision = Decision(
-            read_clock(), read_user(), number_text, action, allowed, reason, digest, self._count_decision(name)
-        )
+        number = None if version is None else str(version)
+        decision = Decision(read_clock(), read_user(), number, action, allowed, reason, digest)
         _LOGGER.info("%s: %s", escape_controls(name), decision.to_sentence())
-        key, value = decision.to_tag()
-        if version is None:
-            with contextlib.suppress(MlflowException):  # the refused name may belong to no model
-                self._store.set_registered_model_tag(name, RegisteredModelTag(key, value))
-        else:
-            self._store.set_model_version_tag(name, version, ModelVersionTag(key, value))
+        row = {
+            "workspace": self._identities.get_workspace(),
+            "model_id": self._identities.find(name),
+            "name": name,
+            "version": None if version is None else int(version),
+            "at": decision.at,
+            "user": decision.user,
+            "action": action,
+            "allowed": allowed,
+            "reason": reason,
+            "manifest_sha256": digest,
+            "gates": None if gates is None else json.dumps(describe_gates(gates), ensure_ascii=False),
+            "production": production,
+        }
+        with self._records.begin() as connection:
+            made: Any = connection.execute(DECISIONS.insert().values(row)).inserted_primary_key
+        return int(made[0])
+
+    def confirm(self, number: int) -> None:
+        """Write down that a decision about Production was carried out."""
+        with self._records.begin() as connection:
+            connection.execute(OUTCOMES.insert().values(decision_id=number, at=read_clock()))
 
     def refuse(
         self,
@@ -176,19 +215,50 @@ class AuditLog:
         subject = name if version is None else f"{name} version {version}"
         return permission_denied(f"{subject}: refused to {action}: {reason}{advice}")
 
-    def keep_for_model(self, version: Any) -> None:
-        """Copy a version's audit to its registered model, because deleting the version deletes its tags."""
-        for key, value in version.tags.items():
-            if key.startswith(AUDIT_TAG):
-                self._store.set_registered_model_tag(version.name, RegisteredModelTag(key, value))
+    def find(self, query: DecisionQuery) -> list[Decision]:
+        """Return one page of decisions."""
+        row, conditions = DECISIONS.c, [DECISIONS.c.workspace == self._identities.get_workspace()]
+        identity = self._identities.find(query.name)
+        by_name = row.name == query.name
+        conditions.append(sqlalchemy.or_(by_name, row.model_id == identity) if identity else by_name)
+        if query.version is not None:
+            conditions.append(row.version == int(query.version))
+        if query.since is not None:
+            conditions.append(row.at >= query.since)
+        if query.until is not None:
+            conditions.append(row.at <= query.until)
+        if query.about_production:
+            conditions.append(row.production.is_not(None))
+        if query.beyond is not None:
+            conditions.append(row.id < query.beyond if query.newest_first else row.id > query.beyond)
+        joined = DECISIONS.outerjoin(OUTCOMES, OUTCOMES.c.decision_id == row.id)
+        order = row.id.desc() if query.newest_first else row.id
+        asked = sqlalchemy.select(DECISIONS, OUTCOMES.c.at.label("carried_out_at")).select_from(joined)
+        with self._records.begin() as connection:
+            rows = connection.execute(asked.where(*conditions).order_by(order).limit(query.limit)).all()
+        return [_read_row(row) for row in rows]
 
-    def _count_decision(self, name: str) -> int:
-        """Return the next decision's number.
 
-        Promotions happen under the model's lock, so they never share a number. Other decisions may.
-        """
-        number = 0
-        with contextlib.suppress(MlflowException):  # the refused name may belong to no model
-            number = int(self._store.get_registered_model(name).tags.get(COUNT_TAG, 0)) + 1
-            self._store.set_registered_model_tag(name, RegisteredModelTag(COUNT_TAG, str(number)))
-        return number
+def describe_gates(gates: Iterable[GateResult]) -> list[dict[str, str]]:
+    """Return gates as the audit keeps them: the texts that people see."""
+    return [
+        {"gate": gate.name, "status": gate.status, "measured": gate.measured_text, "limit": gate.limit_text}
+        for gate in gates
+    ]
+
+
+def _read_row(row: Any) -> Decision:
+    return Decision(
+        at=row.at,
+        user=row.user,
+        version=None if row.version is None else str(row.version),
+        action=row.action,
+        allowed=bool(row.allowed),
+        reason=row.reason,
+        manifest_sha256=row.manifest_sha256,
+        number=row.id,
+        name=row.name,
+        production=row.production,
+        carried_out_at=row.carried_out_at,
+        gates=None if row.gates is None else tuple(json.loads(row.gates)),
+    )

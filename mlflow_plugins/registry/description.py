@@ -27,7 +27,7 @@ from mlflow_plugins._mlflow_compat import locate_artifacts
 from mlflow_plugins.registry.audit import name_user, read_clock, read_user
 from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.tags import GLANCE_TAG
-from mlflow_plugins.registry.waivers import Waiver, find_waiver
+from mlflow_plugins.registry.waivers import Waiver, Waivers
 from plantmodels.bundle.layout import HTML_REPORT_FILE, summarize_sizes
 from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
@@ -152,10 +152,11 @@ def _link_version(name: str, version: str) -> str:
 class Descriptions:
     """Writes what people see at a glance. A failure is logged, and does not undo what it is about."""
 
-    def __init__(self, store: Any, policy: GatePolicy) -> None:
-        """Take MLflow's own store, without the gate, and the registry's limits."""
+    def __init__(self, store: Any, policy: GatePolicy, waivers: Waivers) -> None:
+        """Take MLflow's own store, without the gate, and the registry's limits and waivers."""
         self._store = store
         self._policy = policy
+        self._waivers = waivers
 
     def renew_version(self, name: str, number: str, evidence: Evidence) -> None:
         """Write the gates of a version into its description, and their outcome into the tag that sorts first.
@@ -170,7 +171,8 @@ class Descriptions:
             failed = None
             if evidence.report is not None:
                 failures = evidence.find_failures(self._policy)
-                failed = {gate: find_waiver(version, gate, evidence.manifest_sha256) for gate in failures}
+                digest = evidence.manifest_sha256
+                failed = {gate: self._waivers.find(name, number, gate, digest) for gate in failures}
             tag = ModelVersionTag(GLANCE_TAG, summarize_gates(failed))
             self._store.set_model_version_tag(name, number, tag)
             part = describe_gates(evidence, self._policy, failed, _find_report_page(version))

@@ -8,7 +8,6 @@ import hashlib
 import logging
 import threading
 import time
-import unicodedata
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
@@ -18,6 +17,7 @@ from typing import Final
 import sqlalchemy
 
 from mlflow_plugins._mlflow_compat import get_connect_arguments
+from mlflow_plugins.registry.guard.names import fold
 from plantmodels.bundle.file_lock import LockedError, hold_file_lock
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.locks")
@@ -76,9 +76,7 @@ class RegistryLocks:
 
 
 def _make_key(name: str) -> str:
-    letters = unicodedata.normalize("NFKD", name)
-    folded = "".join(letter for letter in letters if not unicodedata.combining(letter)).casefold()
-    return hashlib.sha256(f"plantmodels:{folded.strip()}".encode("utf-8", "surrogatepass")).hexdigest()
+    return hashlib.sha256(f"plantmodels:{fold(name)}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _explain_timeout(names: tuple[str, ...]) -> str:

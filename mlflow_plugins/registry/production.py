@@ -10,6 +10,7 @@ from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
 from mlflow_plugins.registry.admission import is_not_found
 from mlflow_plugins.registry.audit import AuditLog
 from mlflow_plugins.registry.guard.names import fold
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import ALIAS
 
 
@@ -21,9 +22,10 @@ def is_spelling_of_alias(alias: str) -> bool:
 class Production:
     """Moves versions of one store into Production and out of it. Callers hold the model's lock."""
 
-    def __init__(self, store: Any, audit: AuditLog) -> None:
-        """Take MLflow's own store, without the gate, and the registry's audit."""
+    def __init__(self, store: Any, rows: Rows, audit: AuditLog) -> None:
+        """Take MLflow's own store, without the gate, its rows and the registry's audit."""
         self._store = store
+        self._rows = rows
         self._audit = audit
 
     def move_in(self, version: ModelVersion) -> None:
@@ -37,9 +39,8 @@ class Production:
 
     def archive(self, name: str) -> None:
         """Move every version of a model that is in stage Production to stage Archived."""
-        for version in self.list_versions(name):
-            if version.current_stage == STAGE_PRODUCTION:
-                self._store.transition_model_version_stage(name, version.version, STAGE_ARCHIVED, False)
+        for number in self._rows.list_in_stage(name, STAGE_PRODUCTION):
+            self._store.transition_model_version_stage(name, str(number), STAGE_ARCHIVED, False)
 
     def refuse_if_occupied(self, name: str, action: str) -> None:
         """Refuse an action while a version of the model is in Production, by alias or by stage.
@@ -47,11 +48,10 @@ class Production:
         Raises:
             MlflowException: PERMISSION_DENIED, naming the version.
         """
-        aliases = self._store.get_registered_model(name).aliases
-        held = {str(version) for alias, version in aliases.items() if is_spelling_of_alias(alias)}
-        held |= {str(v.version) for v in self.list_versions(name) if v.current_stage == STAGE_PRODUCTION}
+        aliased = self._rows.find_aliased(name, ALIAS)
+        held = set(self._rows.list_in_stage(name, STAGE_PRODUCTION)) | (set() if aliased is None else {int(aliased)})
         if held:
-            reason = f"version {', '.join(sorted(held))} is in Production; take it out first"
+            reason = f"version {', '.join(map(str, sorted(held)))} is in Production; take it out first"
             raise self._audit.refuse(name, None, action, reason)
 
     def refuse_deletion(self, version: ModelVersion) -> None:

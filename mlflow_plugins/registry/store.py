@@ -16,6 +16,7 @@ from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModelTag
 from mlflow.exceptions import MlflowException
+from mlflow.store.entities import PagedList
 
 from mlflow_plugins._mlflow_compat import (
     PROMPT_TAG,
@@ -27,12 +28,18 @@ from mlflow_plugins._mlflow_compat import (
 )
 from mlflow_plugins.registry.admission import Admission, Source
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
+from mlflow_plugins.registry.commands.answers import Answers
+from mlflow_plugins.registry.commands.doctor import Doctor
+from mlflow_plugins.registry.commands.questions import Question
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.description import Descriptions
 from mlflow_plugins.registry.guard.guard import Guard, is_prompt_tag
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.locks import RegistryLocks
 from mlflow_plugins.registry.production import Production
+from mlflow_plugins.registry.records.identity import Identities
+from mlflow_plugins.registry.records.old_tags import has_old_tags, move_old_tags
+from mlflow_plugins.registry.records.stamps import Stamps
 from mlflow_plugins.registry.records.tables import Records
 from mlflow_plugins.registry.tags import ALIAS, GATES_TAG, UNREAD_TAG, WAIVE_TAG
 from mlflow_plugins.registry.waivers import Waivers
@@ -63,7 +70,11 @@ def build_gated_store(inner_uri: str, config: RegistryConfig | None = None) -> A
     config = config or RegistryConfig.from_environment()
     base = get_store_class()
     store = type(f"Gated{base.__name__}", (GatedStoreMixin, base), {})(inner_uri)
-    store.install_gate(config, RegistryLocks(store.engine), Records.open(store.engine, config.database_uri))
+    locks, records = RegistryLocks(store.engine), Records.open(store.engine, config.database_uri)
+    if has_old_tags(store.engine):
+        with locks.hold("plantmodels_schema"):
+            move_old_tags(store.engine, records)
+    store.install_gate(config, locks, records)
     return store
 
 
@@ -79,20 +90,25 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _audit: AuditLog
     _config: RegistryConfig
     _locks: RegistryLocks
-    _records: Records
+    _stamps: Stamps
+    _answers: Answers
     _rows: Rows
 
     def install_gate(self, config: RegistryConfig, locks: RegistryLocks, records: Records) -> None:
         """Set up the checks; they reach MLflow's own methods through `super()`, past the gate."""
         plain_store = super()
-        self._config, self._locks, self._records = config, locks, records
+        self._config, self._locks = config, locks
         self._rows = Rows(self.engine, lambda: get_workspace(self))
-        self._audit = AuditLog(plain_store)
+        identities = Identities(plain_store, self._rows)
+        self._audit = AuditLog(records, identities)
+        self._stamps = Stamps(records, identities)
         self._guard = Guard(plain_store, config, self._rows)
-        self._admission = Admission(plain_store, config, self._audit)
-        self._waivers = Waivers(plain_store, config, self._audit)
-        self._production = Production(plain_store, self._audit)
-        self._descriptions = Descriptions(plain_store, config.policy)
+        self._waivers = Waivers(plain_store, config, self._audit, records, identities)
+        self._admission = Admission(plain_store, config, self._audit, self._waivers, self._stamps)
+        self._production = Production(plain_store, self._rows, self._audit)
+        self._descriptions = Descriptions(plain_store, config.policy, self._waivers)
+        doctor = Doctor(plain_store, self._rows, config, self._audit, self._waivers, self._stamps)
+        self._answers = Answers(plain_store, self._audit, doctor)
         self._events = AliasEvents(self)
 
     @contextlib.contextmanager
@@ -144,6 +160,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             self._production.refuse_if_occupied(name, source.action)
         self._guard.mark(name)
         version = create(tags + stamps)
+        self._stamps.keep(name, version.version, {tag.key: tag.value for tag in stamps})
         gates = next(tag.value for tag in stamps if tag.key == GATES_TAG)
         self._audit.record(
             name, version.version, source.action, allowed=True, reason=f"gates {gates}", evidence=evidence
@@ -153,7 +170,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         return described
 
     def delete_model_version(self, name: str, version: str) -> None:
-        """Delete a version that is not in Production; its audit moves to the registered model."""
+        """Delete a version that is not in Production."""
         guarded = self._guard.find_guarded_version(name, version)
         if guarded is None:
             super().delete_model_version(name, version)
@@ -162,7 +179,6 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         with self._lock_models(name):
             found: ModelVersion = super().get_model_version(name, guarded.version)
             self._production.refuse_deletion(found)
-            self._audit.keep_for_model(found)
             reason = f"it was in stage {found.current_stage}"
             self._audit.record(name, None, f"delete version {found.version}", allowed=True, reason=reason)
             super().delete_model_version(name, guarded.version)
@@ -188,13 +204,16 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                 if ALIAS not in found.aliases:
                     self._events.tell_created(name, ALIAS, version)
                 return promoted
+            left = 0 if ALIAS in found.aliases else None  # what is in Production afterwards
             if wanted == STAGE_STAGING:
-                self._admission.admit(found, "promote to stage Staging")
+                decision = self._admission.admit(found, "promote to stage Staging", left).decision
+            else:
+                action, reason = f"move to stage {wanted}", NO_GATE_APPLIES
+                decision = self._audit.record(name, version, action, allowed=True, reason=reason, production=left)
             moved: ModelVersion = transition(name, version, wanted, archive_existing_versions)
-            if not is_promotion:
-                self._audit.record(name, found.version, f"move to stage {wanted}", allowed=True, reason=NO_GATE_APPLIES)
             if ALIAS in found.aliases:
                 super().delete_registered_model_alias(name, ALIAS)
+                self._audit.confirm(decision)
                 self._events.tell_deleted(name, ALIAS)
                 self._descriptions.renew_model(name, None)
                 moved = super().get_model_version(name, version)
@@ -215,9 +234,10 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             self._promote(super().get_model_version(name, version), f"set alias {alias}")
 
     def _promote(self, version: ModelVersion, action: str) -> ModelVersion:
-        evidence = self._admission.admit(version, action)
+        admitted = self._admission.admit(version, action, int(version.version))
         self._production.move_in(version)
-        self._descriptions.renew_version(version.name, version.version, evidence)
+        self._audit.confirm(admitted.decision)
+        self._descriptions.renew_version(version.name, version.version, admitted.evidence)
         self._descriptions.renew_model(version.name, str(version.version))
         promoted: ModelVersion = super().get_model_version(version.name, version.version)
         return promoted
@@ -231,11 +251,13 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             return
         name, alias = guarded.name, str(protected)
         with self._lock_models(name):
-            held = super().get_registered_model(name).aliases.get(alias)
+            held = self._rows.find_aliased(name, alias)
+            action, reason = f"delete alias {alias}", NO_GATE_APPLIES
+            decision = self._audit.record(name, held, action, allowed=True, reason=reason, production=0)
             if held is not None:
-                self._audit.record(name, str(held), f"delete alias {alias}", allowed=True, reason=NO_GATE_APPLIES)
                 self._production.archive(name)
             super().delete_registered_model_alias(name, alias)
+            self._audit.confirm(decision)
             if held is not None:
                 self._descriptions.renew_model(name, None)
 
@@ -250,7 +272,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         return super().create_registered_model(name, tags, *args, **kwargs)
 
     def delete_registered_model(self, name: str) -> None:
-        """Delete a registered model unless a version is in Production; its audit stays in the server's log only."""
+        """Delete a registered model unless a version is in Production; its audit is kept."""
         guarded = self._guard.find_guarded(name)
         if guarded is None:
             super().delete_registered_model(name)
@@ -261,6 +283,13 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             self._production.refuse_if_occupied(name, action)
             self._audit.record(name, None, action, allowed=True, reason="nothing is in Production")
             super().delete_registered_model(name)
+
+    def search_registered_models(self, filter_string: str | None = None, *args: Any, **kwargs: Any) -> Any:
+        """Search registered models; a filter that carries a question of `plantmodels-registry` is answered."""
+        question = Question.from_filter(filter_string)
+        if question is None:
+            return super().search_registered_models(filter_string, *args, **kwargs)
+        return PagedList(self._answers.answer(question), token=None)
 
     def rename_registered_model(self, name: str, new_name: str) -> Any:
         """Rename a registered model.

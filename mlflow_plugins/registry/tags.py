@@ -31,13 +31,16 @@ CLAIM_TAG: Final = "class_order_digest"
 """Set by our client on what it logs and registers, so that a version is known as ours if its files cannot be read."""
 
 WAIVE_TAG: Final = f"{RESERVED}waive."
-"""Prefix, followed by a gate's name: a waiver of this gate."""
+"""Prefix, followed by a gate's name: a person sets it to ask for a waiver. The waiver itself is in the tables."""
 
-AUDIT_TAG: Final = f"{RESERVED}audit."
-"""Prefix, followed by a time and random characters: one decision."""
+ID_TAG: Final = f"{RESERVED}id"
+"""On a registered model: its identity in the registry's tables, which survives a new name."""
 
-COUNT_TAG: Final = f"{RESERVED}decisions"
-"""On a registered model: the number of decisions about it so far."""
+OLD_AUDIT_TAG: Final = f"{RESERVED}audit."
+"""Prefix of tags that held the decisions before there were tables."""
+
+OLD_COUNT_TAG: Final = f"{RESERVED}decisions"
+"""Tag of a registered model that counted its decisions before there were tables."""
 
 GLANCE_TAG: Final = ".gates"
 """On a version: "passed" or what failed, for people. MLflow's UI sorts tags by name, so it stands first."""

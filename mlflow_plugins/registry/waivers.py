@@ -7,15 +7,18 @@ True
 """
 
 import contextlib
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final
 
-from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
+import sqlalchemy
+from mlflow.entities.model_registry import ModelVersionTag
 
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, name_user, read_clock, read_user
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.records.identity import Identities
+from mlflow_plugins.registry.records.tables import WAIVERS, Records
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.bundle.serialization import decode_text
 from plantmodels.foreign_text import escape_controls, find_control
@@ -54,35 +57,67 @@ class Waiver:
         """Return who waived the gate, and why; control characters are escaped."""
         return escape_controls(f"{gate_name} was waived by {name_user(self.user)}: {self.reason}")
 
-    def to_json(self) -> str:
-        """Return the value of its tag."""
-        return json.dumps(asdict(self), ensure_ascii=False)
+    def to_tag(self) -> str:
+        """Return what the version's tag shows in MLflow's UI."""
+        return f"waived by {name_user(self.user)} on {self.at[:10]}: {self.reason}"
+
+    def to_row(self) -> dict[str, Any]:
+        """Return the columns of its row in the table of waivers, but for those that say what it is about."""
+        measured = None if self.measured is None else repr(float(self.measured))
+        return asdict(self) | {"measured": measured, "withdrawn": False}
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "Waiver":
+        """Return the waiver of a row."""
+        measured = None if row["measured"] is None else float(row["measured"])
+        return cls(measured, row["manifest_sha256"], row["reason"], row["user"], row["at"])
 
     @classmethod
     def from_json(cls, text: str) -> "Waiver | None":
-        """Return the waiver that a tag's value holds; None if the registry did not write the value."""
+        """Return the waiver in a tag of a registry that kept waivers in tags; None if the value holds none."""
         try:
             return decode_text(cls, text, "waiver")
         except ValueError:
             return None
 
 
-def find_waiver(version: ModelVersion, gate: GateResult, manifest_sha256: str) -> Waiver | None:
-    """Return the waiver that lets a version pass a failed gate; None if there is none that applies."""
-    waiver = Waiver.from_json(version.tags.get(f"{WAIVE_TAG}{gate.name}", ""))
-    if waiver is None or gate.name in INTEGRITY_GATES or not waiver.covers(gate, manifest_sha256):
-        return None
-    return waiver
-
-
 class Waivers:
-    """Grants and withdraws waivers, and writes both into the audit."""
+    """Grants and withdraws waivers, and writes both into the audit.
 
-    def __init__(self, store: Any, config: RegistryConfig, audit: AuditLog) -> None:
-        """Take MLflow's own store, without the gate, and the registry's configuration and audit."""
+    The waiver is a row of the registry's tables. The version's tag only shows it.
+    """
+
+    def __init__(
+        self, store: Any, config: RegistryConfig, audit: AuditLog, records: Records, identities: Identities
+    ) -> None:
+        """Take MLflow's own store, without the gate, and the registry's configuration, audit and tables."""
         self._store = store
         self._config = config
         self._audit = audit
+        self._records = records
+        self._identities = identities
+
+    def find(self, name: str, version: str, gate: GateResult, manifest_sha256: str) -> Waiver | None:
+        """Return the waiver that lets a version pass a failed gate; None if there is none that applies."""
+        if gate.name in INTEGRITY_GATES:
+            return None
+        of_gate = (
+            WAIVERS.c.model_id == self._identities.find(name),
+            WAIVERS.c.version == int(version),
+            WAIVERS.c.gate == gate.name,
+        )
+        last = sqlalchemy.select(WAIVERS).where(*of_gate).order_by(WAIVERS.c.id.desc()).limit(1)
+        with self._records.begin() as connection:
+            row = connection.execute(last).mappings().first()
+        if row is None or row["withdrawn"]:
+            return None
+        waiver = Waiver.from_row(dict(row))
+        return waiver if waiver.covers(gate, manifest_sha256) else None
+
+    def _write(self, name: str, version: str, gate_name: str, row: dict[str, Any]) -> None:
+        whose = {"workspace": self._identities.get_workspace(), "model_id": self._identities.find(name)}
+        with self._records.begin() as connection:
+            connection.execute(WAIVERS.insert().values(whose | {"version": int(version), "gate": gate_name} | row))
 
     def grant(self, name: str, version: str, gate_name: str, reason: str) -> Evidence:
         """Waive a gate that fails now, for its present value and the present files.
@@ -112,7 +147,8 @@ class Waivers:
         measured = failures[gate_name].measured
         waiver = Waiver(measured, evidence.manifest_sha256, reason.strip(), read_user(), read_clock())
         self._audit.record(name, version, action, allowed=True, reason=reason.strip(), evidence=evidence)
-        self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_json()))
+        self._write(name, version, gate_name, waiver.to_row())
+        self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_tag()))
         return evidence
 
     def withdraw(self, name: str, version: str, gate_name: str) -> Evidence | None:
@@ -127,6 +163,7 @@ class Waivers:
         action = f"withdraw the waiver of {gate_name}"
         self._check_user(name, version, action)
         self._audit.record(name, version, action, allowed=True, reason=NO_GATE_APPLIES)
+        self._write(name, version, gate_name, {"user": read_user(), "at": read_clock(), "withdrawn": True})
         self._store.delete_model_version_tag(name, version, f"{WAIVE_TAG}{gate_name}")
         with contextlib.suppress(EvidenceError):
             return read_evidence(self._store.get_model_version_download_uri(name, version))

@@ -13,7 +13,7 @@ import sqlalchemy
 from sqlalchemy import bindparam, func, literal, or_, select, union_all
 
 from mlflow_plugins._mlflow_compat import DELETED_STAGE, get_registry_tables
-from mlflow_plugins.registry.tags import GUARDED_TAG, UNREAD_TAG
+from mlflow_plugins.registry.tags import GUARDED_TAG, ID_TAG, UNREAD_TAG
 
 _EXACT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 """Databases that take two names for one only if they are the same characters."""
@@ -30,6 +30,21 @@ class StoredModel:
 
     name: str
     is_marked: bool
+
+
+@dataclass(frozen=True)
+class StoredIdentity:
+    """What tells a registered model from others that have or had its name.
+
+    Attributes:
+        name: its name, in the stored spelling.
+        creation_time: when it was made, in milliseconds.
+        identity: its identity in the registry's tables; None if it has none yet.
+    """
+
+    name: str
+    creation_time: int | None
+    identity: str | None
 
 
 @dataclass(frozen=True)
@@ -59,12 +74,13 @@ class Rows:
     def __init__(self, engine: sqlalchemy.Engine, workspace: Callable[[], str]) -> None:
         """Take the database's engine, and a function that returns the workspace of the present request."""
         self._engine = engine
-        self._workspace = workspace
+        self.get_workspace = workspace
         self._is_exact = engine.dialect.name in _EXACT_DIALECTS
         self._tables = get_registry_tables()
         self._model_query = _select_model(self._tables)
         self._version_query = _select_version(self._tables)
         self._alias_query = _select_alias(self._tables["registered_model_aliases"])
+        self._identity_query = _select_identity(self._tables)
 
     def find_model(self, name: object) -> StoredModel | None:
         """Return the registered model that a request means; None if there is none."""
@@ -89,6 +105,33 @@ class Rows:
         """Return the stored spelling of the alias that a request means; None if the model has no such alias."""
         found = self._find(self._alias_query, name=name, alias=alias)
         return None if found is None else str(found.alias)
+
+    def find_aliased(self, name: str, alias: str) -> str | None:
+        """Return the version that an alias of a model names; None if the model has no such alias."""
+        found = self._find(self._alias_query, name=name, alias=alias)
+        return None if found is None else str(found.version)
+
+    def find_identity(self, name: str) -> StoredIdentity | None:
+        """Return what tells the model that has a name now from others; None if there is none."""
+        found = self._find(self._identity_query, name=name)
+        return None if found is None else StoredIdentity(found.name, found.creation_time, found.identity)
+
+    def list_in_stage(self, name: str, *stages: str) -> dict[int, str]:
+        """Return the versions of a model that are in one of the stages, and their stages."""
+        version = self._tables["model_versions"]
+        query = _filter(select(version.c.version, version.c.current_stage), version, "name")
+        with self._engine.connect() as connection:
+            asked = query.where(version.c.current_stage.in_(stages)).order_by(version.c.version)
+            rows = connection.execute(asked, {"name": name, "workspace": self.get_workspace()})
+            return {row.version: row.current_stage for row in rows}
+
+    def list_models(self) -> list[StoredModel]:
+        """Return every registered model of the workspace."""
+        model = self._tables["registered_models"]
+        query = _filter(select(model.c.name, _is_marked(self._tables, model)), model).order_by(model.c.name)
+        with self._engine.connect() as connection:
+            rows = connection.execute(query, {"workspace": self.get_workspace()})
+            return [StoredModel(row.name, bool(row.is_marked)) for row in rows]
 
     def takes_for_alias(self, alias: str, known: str) -> bool:
         """Return whether the database takes an alias for a known one."""
@@ -120,7 +163,7 @@ class Rows:
         if not isinstance(parameters["name"], str):
             return None
         with self._engine.connect() as connection:
-            return connection.execute(query, parameters | {"workspace": self._workspace()}).first()
+            return connection.execute(query, parameters | {"workspace": self.get_workspace()}).first()
 
 
 _Tables = dict[str, sqlalchemy.Table]
@@ -140,7 +183,14 @@ def _select_version(tables: _Tables) -> Any:
 
 
 def _select_alias(alias: sqlalchemy.Table) -> Any:
-    return _filter(select(alias.c.alias), alias, "name", "alias")
+    return _filter(select(alias.c.alias, alias.c.version), alias, "name", "alias")
+
+
+def _select_identity(tables: _Tables) -> Any:
+    model, tag = tables["registered_models"], tables["registered_model_tags"]
+    is_identity = sqlalchemy.and_(tag.c.key == ID_TAG, *_same(tag, model, "workspace", "name"))
+    columns = select(model.c.name, model.c.creation_time, tag.c.value.label("identity"))
+    return _filter(columns.select_from(model.outerjoin(tag, is_identity)), model, "name")
 
 
 def _filter(query: Any, table: sqlalchemy.Table, *columns: str) -> Any:

@@ -8,6 +8,7 @@ import sqlalchemy
 
 from mlflow_plugins.registry import locks
 from mlflow_plugins.registry.locks import RegistryLocks
+from tests.fixtures.databases import ON_EVERY_DATABASE
 
 
 def _count(database: str, counter: Path, turns: int) -> None:
@@ -20,6 +21,7 @@ def _count(database: str, counter: Path, turns: int) -> None:
             counter.write_text(str(number + 1))
 
 
+@ON_EVERY_DATABASE
 def test_one_process_at_a_time_holds_the_lock(registry_database: str, tmp_path: Path) -> None:
     counter = tmp_path / "counter"
     counter.write_text("0")
@@ -32,6 +34,7 @@ def test_one_process_at_a_time_holds_the_lock(registry_database: str, tmp_path: 
     assert counter.read_text() == "20"
 
 
+@ON_EVERY_DATABASE
 def test_a_lock_that_is_not_free_in_time_is_an_error(registry_database: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(locks, "TIMEOUT_S", 0.3)
     held = RegistryLocks(sqlalchemy.create_engine(registry_database))
@@ -40,6 +43,7 @@ def test_a_lock_that_is_not_free_in_time_is_an_error(registry_database: str, mon
         pass
 
 
+@ON_EVERY_DATABASE
 def test_another_server_waits_no_longer_than_the_timeout(
     registry_database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,6 +101,7 @@ def test_no_more_connections_than_allowed_are_used(postgresql_database: str) -> 
     assert len(most) == 30 and max(most) <= locks.CONNECTIONS
 
 
+@ON_EVERY_DATABASE
 def test_an_error_releases_the_lock(registry_database: str) -> None:
     held = RegistryLocks(sqlalchemy.create_engine(registry_database))
     with pytest.raises(KeyError), held.hold("leaves"):
@@ -130,6 +135,7 @@ def test_spellings_that_a_database_may_take_for_one_name_share_a_lock(monkeypatc
                 pass
 
 
+@ON_EVERY_DATABASE
 def test_two_threads_that_want_two_locks_each_wait_for_each_other(registry_database: str) -> None:
     held = RegistryLocks(sqlalchemy.create_engine(registry_database))
     held_at_once: list[str] = []

@@ -10,8 +10,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 
 from mlflow_plugins import flavor
-from mlflow_plugins.registry.admin import list_decisions, reconcile_model
-from mlflow_plugins.registry.tags import AUDIT_TAG, WAIVE_TAG
+from mlflow_plugins.registry.commands.admin import reconcile_model
+from mlflow_plugins.registry.commands.history import list_decisions
+from mlflow_plugins.registry.tags import WAIVE_TAG
+from tests.fixtures.databases import ON_EVERY_DATABASE
 
 pytestmark = [
     pytest.mark.slow,
@@ -32,11 +34,13 @@ def production() -> tuple[list[str], str | None]:
     return stage, client.get_registered_model(NAME).aliases.get("production")
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def database(request: pytest.FixtureRequest) -> str:
-    return "sqlite:///server.db" if request.param == "sqlite" else request.getfixturevalue("postgresql_database")
+@pytest.fixture
+def database(registry_database: str) -> str:
+    """A database that the server makes its tables in, if it is sqlite."""
+    return "sqlite:///server.db" if registry_database.startswith("sqlite") else registry_database
 
 
+@ON_EVERY_DATABASE
 def test_two_clients_promoting_200_times_each_end_in_one_state(start_server, database, good_bundle):
     start_server("--workers", "2", database=database)
     versions = [register(good_bundle), register(good_bundle)]
@@ -109,6 +113,7 @@ def test_with_basic_auth_decisions_name_the_user(start_server, bad_bundle, monke
     ]
 
 
+@ON_EVERY_DATABASE
 def test_a_server_killed_in_the_midst_of_promotions_is_mended(start_server, database, good_bundle, bad_bundle):
     server = start_server("--workers", "2", database=database)
     good, failing = [register(good_bundle), register(good_bundle)], register(bad_bundle)
@@ -126,7 +131,7 @@ def test_a_server_killed_in_the_midst_of_promotions_is_mended(start_server, data
         reconcile_model(NAME)
         stage, alias = production()
         assert stage == ([] if alias is None else [alias])
-    assert any(key.startswith(AUDIT_TAG) for key in MlflowClient().get_model_version(NAME, failing).tags)
+    assert any(not decision.allowed for decision in list_decisions(NAME, version=failing))
 
 
 def _promote_until_refused(version: str) -> None:

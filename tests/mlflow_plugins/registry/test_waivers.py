@@ -11,7 +11,9 @@ FAILED = judge_gate("ood_recall", [GateValue("", 0.95, 0.5)], samples=9)
 
 
 def test_a_waiver_covers_one_value_of_one_manifest() -> None:
-    assert Waiver.from_json(WAIVER.to_json()) == WAIVER
+    assert Waiver.from_json(json.dumps(dataclasses.asdict(WAIVER))) == WAIVER
+    assert Waiver.from_row(WAIVER.to_row()) == WAIVER
+    assert WAIVER.to_tag() == "waived by ada on 2026-11-24: greenhouse only"
     assert WAIVER.covers(FAILED, "ab" * 32)
     assert not WAIVER.covers(FAILED, "cd" * 32)
     assert not WAIVER.covers(dataclasses.replace(FAILED, values=(GateValue("", 0.95, 0.4),)), "ab" * 32)

@@ -10,6 +10,7 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.records.tables import METADATA, SCHEMA, SCHEMA_VERSION, Records
 from mlflow_plugins.registry.store import build_gated_store
 from plantmodels.errors import RegistryError
+from tests.fixtures.databases import ON_EVERY_DATABASE
 
 
 @pytest.fixture
@@ -17,6 +18,7 @@ def engine(tmp_path: Path) -> sqlalchemy.Engine:
     return sqlalchemy.create_engine(f"sqlite:///{tmp_path / 'a.db'}")
 
 
+@ON_EVERY_DATABASE
 def test_tables_are_made_once_by_servers_that_start_together(registry_database: str) -> None:
     failures: list[BaseException] = []
 
@@ -52,6 +54,7 @@ def test_tables_of_a_newer_version_are_refused(engine: sqlalchemy.Engine) -> Non
         Records.open(engine, None)
 
 
+@ON_EVERY_DATABASE
 def test_mlflow_opens_and_upgrades_a_database_that_has_the_tables(registry_database: str) -> None:
     from alembic import command
     from mlflow.store.db.utils import _get_alembic_config, _get_schema_version, _verify_schema

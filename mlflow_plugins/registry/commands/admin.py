@@ -1,28 +1,16 @@
-"""What people ask of the gated registry through the plain MLflow client: waive, audit, delete, reconcile."""
+"""Changes that people make in the gated registry through MLflow's plain client: waive, delete, reconcile."""
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-import mlflow
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
-from mlflow_plugins.registry.audit import Decision, read_decisions
+from mlflow_plugins.registry.audit import read_clock
+from mlflow_plugins.registry.commands.history import find_production
+from mlflow_plugins.registry.commands.questions import ask_about, registry_errors
 from mlflow_plugins.registry.tags import ALIAS, GUARDED_TAG, WAIVE_TAG
-from mlflow_plugins.registry.waivers import Waiver
 from plantmodels.errors import RegistryError
-
-
-@contextmanager
-def _registry_errors() -> Iterator[None]:
-    """Turn an error of MLflow's client into a `RegistryError` that names the registry."""
-    try:
-        yield
-    except MlflowException as error:
-        raise RegistryError(f"{mlflow.get_registry_uri()}: {error.message}") from error
 
 
 def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
@@ -37,17 +25,11 @@ def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
     Raises:
         RegistryError: the registry refused, or it is not a gated one. Then no waiver is left.
     """
+    ask_about("audit", name, limit=1)  # a registry without the gate would take the waiver for any other tag
     client, key = MlflowClient(), f"{WAIVE_TAG}{gate}"
-    with _registry_errors():
+    with registry_errors():
         client.set_model_version_tag(name, version, key, reason)
-        waiver = Waiver.from_json(client.get_model_version(name, version).tags[key])
-        if waiver is None:
-            client.delete_model_version_tag(name, version, key)
-            raise RegistryError(
-                f"{mlflow.get_registry_uri()} is not a gated registry, so nothing was waived; use the address of a "
-                "gated server, or plantmodels:DATABASE"
-            )
-    return f"{name} version {version}: {waiver.to_sentence(gate)}"
+        return f"{name} version {version}: {gate} was {client.get_model_version(name, version).tags[key]}"
 
 
 def delete_version(name: str, version: str, *, force: bool) -> str:
@@ -62,7 +44,7 @@ def delete_version(name: str, version: str, *, force: bool) -> str:
         RegistryError: the version is in Production and `force` is false, or it does not exist.
     """
     taken_out = ""
-    with _registry_errors(), warnings.catch_warnings():
+    with registry_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MLflow deprecates stages
         client = MlflowClient()
         if force:
@@ -74,17 +56,6 @@ def delete_version(name: str, version: str, *, force: bool) -> str:
                 client.delete_registered_model_alias(name, alias)
         client.delete_model_version(name, version)
     return f"{name} version {version} was deleted.{taken_out}"
-
-
-def list_decisions(name: str) -> list[Decision]:
-    """Return every decision about a registered model and its versions, deleted ones included, oldest first.
-
-    Raises:
-        RegistryError: the model does not exist, or the registry cannot be reached.
-    """
-    with _registry_errors():
-        model = MlflowClient().get_registered_model(name)
-        return read_decisions([model.tags, *(version.tags for version in _list_versions(name))])
 
 
 def reconcile_model(name: str) -> str:
@@ -99,7 +70,7 @@ def reconcile_model(name: str) -> str:
         RegistryError: the gates now refuse the version that should be in Production, or the model does not exist or
             was never registered through a gated registry.
     """
-    with _registry_errors(), warnings.catch_warnings():
+    with registry_errors(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # MLflow deprecates stages, and they are what is repaired here
         client = MlflowClient()
         model = client.get_registered_model(name)
@@ -107,15 +78,21 @@ def reconcile_model(name: str) -> str:
             raise RegistryError(f"{name} was never registered through a gated registry, so nothing can be reconciled")
         alias = model.aliases.get(ALIAS)
         in_stage = sorted(int(v.version) for v in _list_versions(name) if v.current_stage == STAGE_PRODUCTION)
+        recorded = find_production(name, read_clock()).version
         if alias is None and not in_stage:
+            if recorded is not None:  # the server died before it had written the end of the change
+                client.delete_registered_model_alias(name, ALIAS)
             return f"{name}: no version is in Production"
         wanted = int(alias) if alias is not None else in_stage[-1]
-        if in_stage == [wanted] and alias is not None:
+        agree = in_stage == [wanted] and alias is not None
+        if agree and recorded == str(wanted):
             return f"{name}: version {wanted} is in Production by stage and by alias; nothing was changed"
         client.set_registered_model_alias(name, ALIAS, str(wanted))
         for other in in_stage:
             if other != wanted and client.get_model_version(name, str(other)).current_stage == STAGE_PRODUCTION:
                 client.transition_model_version_stage(name, str(other), STAGE_ARCHIVED)
+    if agree:
+        return f"{name}: version {wanted} is in Production by stage and by alias, and by the audit from now on"
     stages = f"version {', '.join(map(str, in_stage))}" if in_stage else "no version"
     before = "no alias was set" if alias is None else f"the alias was on version {alias}"
     return (

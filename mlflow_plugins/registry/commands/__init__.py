@@ -1,0 +1,1 @@
+"""What people ask of a gated registry with `plantmodels-registry`, and what the server answers."""

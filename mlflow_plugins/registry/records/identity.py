@@ -1,0 +1,46 @@
+"""Which registered model a row of the registry's tables is about, whatever the model is called today.
+
+MLflow gives models no identity that survives a new name. So the registry writes one into a tag of the model: the tag
+moves with the model when it is renamed, and is gone when the model is deleted. A new model of the same name gets
+another one.
+"""
+
+import hashlib
+from typing import Any
+
+from mlflow.entities.model_registry import RegisteredModelTag
+
+from mlflow_plugins.registry.guard.rows import Rows
+from mlflow_plugins.registry.tags import ID_TAG
+
+
+def make_id(workspace: str, name: str, creation_time: int | None) -> str:
+    """Return the identity of a model by its first known name; servers that make it at once make the same one."""
+    return hashlib.sha256(f"{workspace}\n{name}\n{creation_time}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+class Identities:
+    """Knows the identities of one registry's models."""
+
+    def __init__(self, store: Any, rows: Rows) -> None:
+        """Take MLflow's own store, without the gate, and its rows."""
+        self._store = store
+        self._rows = rows
+
+    def get_workspace(self) -> str:
+        """Return the workspace of the present request."""
+        return self._rows.get_workspace()
+
+    def find(self, name: str) -> str:
+        """Return the identity of the model that has a name now; "" if there is none.
+
+        A model that has no identity gets one.
+        """
+        found = self._rows.find_identity(name)
+        if found is None:
+            return ""
+        if found.identity is not None:
+            return found.identity
+        identity = make_id(self.get_workspace(), found.name, found.creation_time)
+        self._store.set_registered_model_tag(found.name, RegisteredModelTag(ID_TAG, identity))
+        return identity
