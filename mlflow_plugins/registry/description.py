@@ -1,12 +1,13 @@
 """What people see at a glance in MLflow's UI: the gates of a version, and what is in Production since when.
 
-The registry writes its own part of a description, between two Markdown comments. Text outside of them is a person's and
-is never changed. If a person edits the registry's part, that becomes a person's text too.
+The registry writes its own part of a description. A Markdown comment after it says how many lines it has, with their
+digest. All other text is a person's and is never changed. If a person edits the registry's part, that becomes a
+person's text too.
 
->>> text = renew_part("Leaves of 2026.", "Gates: all passed.")
->>> text.splitlines()[0], text.splitlines()[3]
-('Leaves of 2026.', 'Gates: all passed.')
->>> renew_part(text.replace("all passed", "fine"), "Gates: failed.") is None
+>>> text = renew_part("Leaves of 2026.", "Gates passed.")
+>>> text.splitlines()[:3]
+['Leaves of 2026.', '', 'Gates passed.']
+>>> renew_part(text.replace("passed", "are fine"), "Gates failed.") is None
 True
 """
 
@@ -38,11 +39,9 @@ _LOGGER: Final = logging.getLogger("mlflow.plantmodels.description")
 _MOST_CHARACTERS: Final = 5000
 """MLflow's limit of a description."""
 
-_END: Final = "<!-- end of the registry's part -->"
-_PART: Final = re.compile(
-    r"<!-- written by the registry ([0-9a-f]{12}); edit outside of this part -->\n(.*?)\n" + re.escape(_END), re.DOTALL
-)
-_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+.!~=|:-])")
+_MARK: Final = re.compile(r"^<!-- (\d+) lines? above written by the registry ([0-9a-f]{12}) -->$", re.MULTILINE)
+_ANY_MARK: Final = "written by the registry"
+_MARKDOWN: Final = re.compile(r"([\\`*_{}\[\]()#+!~=|])")
 """Characters that MLflow's UI lets a backslash escape."""
 
 
@@ -58,16 +57,32 @@ def renew_part(text: str | None, part: str) -> str | None:
         longer than MLflow allows.
     """
     text = text or ""
-    digest = _digest_part(part)
-    block = f"<!-- written by the registry {digest}; edit outside of this part -->\n{part}\n{_END}"
-    found = _PART.findall(text)
-    if not found and _END not in text:
-        renewed = f"{text.rstrip()}\n\n{block}".lstrip()
-    elif len(found) == 1 and found[0][0] == _digest_part(found[0][1]):
-        renewed = _PART.sub(lambda _: block, text)
+    if _ANY_MARK not in text:
+        renewed = f"{text.rstrip()}\n\n{_sign_part(part)}".lstrip()
+    elif (place := _find_part(text)) is not None:
+        renewed = f"{text[: place[0]]}{_sign_part(part)}{text[place[1] :]}"
     else:
         return None
     return renewed if len(renewed) <= _MOST_CHARACTERS else None
+
+
+def _sign_part(part: str) -> str:
+    lines = part.count("\n") + 1
+    return (
+        f"{part}\n<!-- {lines} line{'' if lines == 1 else 's'} above written by the registry {_digest_part(part)} -->"
+    )
+
+
+def _find_part(text: str) -> tuple[int, int] | None:
+    """Return where the registry's part begins and where its comment ends; None if a person edited it."""
+    marks = list(_MARK.finditer(text))
+    if len(marks) != 1:
+        return None
+    lines = text[: marks[0].start()].splitlines(keepends=True)[-int(marks[0][1]) :]
+    part = "".join(lines)
+    if _digest_part(part.removesuffix("\n")) != marks[0][2]:
+        return None
+    return marks[0].start() - len(part), marks[0].end()
 
 
 def _digest_part(part: str) -> str:
@@ -76,21 +91,24 @@ def _digest_part(part: str) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return a person's text so that Markdown shows it as it is, on one line."""
-    return _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    escaped = _MARKDOWN.sub(r"\\\1", html.escape(" ".join(text.split()), quote=False))
+    return escaped.replace("://", "&#58;//")  # no address becomes a link by itself
 
 
-def summarize_gates(failed: Mapping[GateResult, Waiver | None] | None) -> str:
+def summarize_gates(failed: Mapping[GateResult, Waiver | None] | None, quote: str = "") -> str:
     """Return whether a version passed its gates, in a few words.
 
     Args:
         failed: each failed gate and its waiver, if it has one; None if the version was never verified.
+        quote: what stands before and after the name of a gate.
     """
     if failed is None:
         return "never verified"
-    refused = [gate.name for gate, waiver in failed.items() if waiver is None]
+    refused = [gate for gate, waiver in failed.items() if waiver is None]
+    names = ", ".join(f"{quote}{gate.name}{quote}" for gate in refused or failed)
     if refused:
-        return f"failed: {', '.join(refused)}"
-    return f"passed; waived: {', '.join(gate.name for gate in failed)}" if failed else "passed"
+        return f"failed: {names}"
+    return f"passed; waived: {names}" if failed else "passed"
 
 
 def describe_gates(
@@ -106,11 +124,11 @@ def describe_gates(
     """
     report = evidence.report
     if report is None or failed is None:
-        return "This version was **never verified**: it holds no gate report, so it cannot be promoted."
+        return "Gates never verified: this version holds no gate report, so it cannot be promoted."
     bytes_of = {name: entry.size_bytes for name, entry in report.files.items()}
-    sizes = (f"{name} {size / 1e6:,.1f} MB" for name, size in summarize_sizes(bytes_of).items())
+    sizes = (f"{name} {_format_size(size)}" for name, size in summarize_sizes(bytes_of).items())
     lines = [
-        f"Gates: **{escape_markdown(summarize_gates(failed))}**",
+        f"Gates {summarize_gates(failed, quote='`')}",
         "",
         "| gate | limit | measured | result |",
         "|---|---|---|---|",
@@ -128,7 +146,12 @@ def _write_row(gate: GateResult, failed: Mapping[GateResult, Waiver | None]) -> 
     result = gate.status if gate.passed else f"**{gate.status}**"
     if waiver is not None:
         result = f"{gate.status}, waived by {escape_markdown(name_user(waiver.user))}: {escape_markdown(waiver.reason)}"
-    return f"| {' | '.join([*map(escape_markdown, (gate.name, gate.limit_text, gate.measured_text)), result])} |"
+    limit, measured = (f"{html.escape(text)}&ensp;" for text in (gate.limit_text, gate.measured_text))  # columns touch
+    return f"| `{gate.name}` | {limit} | {measured} | {result} |"
+
+
+def _format_size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:,.1f} KB"
 
 
 def describe_production(name: str, version: str | None) -> str:
@@ -141,12 +164,12 @@ def describe_production(name: str, version: str | None) -> str:
     at = f"{read_clock()[:16].replace('T', ' ')} UTC"
     user = escape_markdown(name_user(read_user()))
     if version is None:
-        return f"In Production: **nothing** since {at}, when {user} took the last version out."
+        return f"In Production: nothing since {at}, when {user} took the last version out."
     return f"In Production: {_link_version(name, version)} since {at}, promoted by {user}."
 
 
 def _link_version(name: str, version: str) -> str:
-    return f"**[version {version}](#/models/{quote(name, safe='')}/versions/{version})**"
+    return f"[version {version}](#/models/{quote(name, safe='')}/versions/{version})"
 
 
 class Descriptions:
