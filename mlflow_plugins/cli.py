@@ -111,25 +111,6 @@ def remeasure(
     sys.exit(0 if found.is_same else 1)
 
 
-@main.command()
-@click.argument("name")
-@click.argument("version")
-@click.argument("gate")
-@click.option("--reason", required=True, help="Why this version may be used although the gate failed.")
-def waive(name: str, version: str, gate: str, reason: str) -> None:
-    """Waive one failed GATE of one VERSION, with a reason.
-
-    The waiver holds for the version's files and the measured value as they are now, and becomes void if either changes.
-    """
-    from mlflow_plugins.registry.commands.admin import waive_gate
-
-    click.echo(waive_gate(name, version, gate, reason))
-    click.echo(
-        f"\nNext: promote the version. Give it the alias production in MLflow's UI, or in Python:\n"
-        f'  MlflowClient().set_registered_model_alias("{name}", "production", "{version}")'
-    )
-
-
 def _parse_time(is_end: bool) -> Callable[[click.Context, click.Parameter, str | None], str | None]:
     """Return what turns an option's text into the audit's form of a time."""
 
@@ -142,6 +123,46 @@ def _parse_time(is_end: bool) -> Callable[[click.Context, click.Parameter, str |
             raise click.BadParameter(str(error), context, parameter) from error
 
     return parse
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+@click.argument("gate")
+@click.option("--reason", required=True, help="Why this version may be used although the gate failed.")
+@click.option("--until", metavar="TIME", callback=_parse_time(True), help="When the waiver ends; default: never.")
+def waive(name: str, version: str, gate: str, reason: str, until: str | None) -> None:
+    """Waive one failed GATE of one VERSION, with a reason.
+
+    The waiver holds for the version's files and the measured value as they are now, and becomes void if either changes.
+    After its end the version cannot be promoted any more; one that is in Production then stays there. A TIME is
+    2026-12-31 or 2026-12-31T18:00, in UTC unless it names a zone.
+    """
+    from mlflow_plugins.registry.commands.admin import waive_gate
+
+    click.echo(waive_gate(name, version, gate, reason, until))
+    click.echo(
+        f"\nNext: promote the version. Give it the alias production in MLflow's UI, or in Python:\n"
+        f'  MlflowClient().set_registered_model_alias("{name}", "production", "{version}")'
+    )
+
+
+@main.command()
+@click.argument("name")
+@click.argument("version")
+def check(name: str, version: str) -> None:
+    """Say whether the registry would promote VERSION of NAME now.
+
+    Checks the files, the gates by the limits of the server, and the waivers, as a promotion does, but changes nothing.
+    The exit status is 1 if it would refuse. Who may promote, and how many must ask, is not part of it.
+    """
+    from mlflow_plugins.registry.commands.admin import check_version
+
+    reason = check_version(name, version)
+    if reason is not None:
+        click.echo(f"{name} version {version} would be refused: {reason}")
+        sys.exit(1)
+    click.echo(f"{name} version {version} would be promoted")
 
 
 @main.command()

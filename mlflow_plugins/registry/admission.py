@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_plugins._mlflow_compat import parse_models_uri
+from mlflow_plugins.registry.approvals import Approvals, Request
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
@@ -67,16 +68,59 @@ class Admitted:
     decision: int
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A version whose gates and files let it be promoted.
+
+    Attributes:
+        evidence: what its files prove.
+        failures: failed gates, all of which were waived.
+        model_sha256: digest of all its files.
+        state: why the gates let it through, with all waivers.
+    """
+
+    evidence: Evidence
+    failures: tuple[GateResult, ...]
+    model_sha256: str
+    state: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a version may not be promoted.
+
+    Attributes:
+        reason: the failed gates with limit and measured value, or what is wrong with the files.
+        advice: what the user can do about it; "" if nothing but a new version helps.
+        evidence: what the files prove; None if that is the problem.
+        error: what was raised while the files were read.
+    """
+
+    reason: str
+    advice: str = ""
+    evidence: Evidence | None = None
+    error: EvidenceError | None = None
+
+
 class Admission:
     """Decides whether a version of a guarded model may be registered or promoted."""
 
-    def __init__(self, store: Any, config: RegistryConfig, audit: AuditLog, waivers: Waivers, stamps: Stamps) -> None:
+    def __init__(
+        self,
+        store: Any,
+        config: RegistryConfig,
+        audit: AuditLog,
+        waivers: Waivers,
+        stamps: Stamps,
+        approvals: Approvals,
+    ) -> None:
         """Take MLflow's own store, without the gate, and the registry's parts that are asked."""
         self._store = store
         self._config = config
         self._audit = audit
         self._waivers = waivers
         self._stamps = stamps
+        self._approvals = approvals
 
     def resolve_source(self, uri: str) -> Source:
         """Find the files that a new version is made from, as MLflow will.
@@ -133,47 +177,82 @@ class Admission:
             raise self._audit.refuse(name, None, source.action, reason, evidence)
         return evidence, _make_stamps(evidence, model_sha256, failures)
 
-    def admit(self, version: ModelVersion, action: str, production: int | None = None) -> Admitted:
+    def admit(
+        self, version: ModelVersion, action: str, production: int | None = None, alias: str | None = None
+    ) -> Admitted:
         """Check a version's gates and then its files before its promotion, and write the decision down.
 
         Args:
             version: with its present tags.
             action: what was asked, such as "promote to stage Production".
             production: the version that will be in Production; 0 for none, None if that does not change.
+            alias: the protected alias that will name the version, for which several users may have to ask; None if
+                one user is enough.
 
         Raises:
-            MlflowException: PERMISSION_DENIED with the gate, its limit and the measured value.
+            MlflowException: PERMISSION_DENIED with the gate, its limit and the measured value, or with how many users
+                must still ask.
         """
         name, number = version.name, version.version
-        stamp = self._stamps.find(name, number)
-        stamped = version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
+        found = self.judge(version)
+        if isinstance(found, Refusal):
+            raise self._audit.refuse(name, number, action, found.reason, found.evidence, found.advice) from found.error
+        reason = found.state
+        if alias is not None:
+            request = Request(name, str(number), alias, action, found.model_sha256, found.state)
+            reason = "; ".join(filter(None, [found.state, self._approvals.collect(request)]))
+        self._stamp(version, found)
+        gates = found.evidence.judge_gates(self._config.policy)
+        decision = self._audit.record(
+            name,
+            number,
+            action,
+            allowed=True,
+            reason=reason,
+            evidence=found.evidence,
+            production=production,
+            gates=gates,
+        )
+        return Admitted(found.evidence, decision)
+
+    def judge(self, version: ModelVersion) -> "Judged | Refusal":
+        """Return whether a version's gates and files let it be promoted now. Nothing is written."""
+        name, number = version.name, version.version
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
             failures = evidence.find_failures(self._config.policy)
         except EvidenceError as error:
-            raise self._audit.refuse(name, number, action, str(error)) from error
+            return Refusal(str(error), error=error)
         waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in failures}
         refused = [gate for gate, waiver in waivers.items() if waiver is None]
         if refused:
-            reason, advice = "; ".join(map(describe_gate, refused)), _advise(refused[0].name, name, number)
-            raise self._audit.refuse(name, number, action, reason, evidence, advice)
+            ends = {gate: self._waivers.find_end(name, number, gate, evidence.manifest_sha256) for gate in refused}
+            texts = (describe_gate(gate) + (f", its waiver ended {end}" if end else "") for gate, end in ends.items())
+            return Refusal("; ".join(texts), _advise(refused[0].name, name, number), evidence)
+        stamped = self._read_stamp(version)
         try:  # only now: it takes a download of every file
             model_sha256 = evidence.digest_model()
             if stamped is not None and stamped != model_sha256:
                 raise EvidenceError("its files are not those that were registered; register the bundle again")
         except EvidenceError as error:
-            raise self._audit.refuse(name, number, action, str(error)) from error
-        if stamp is None:  # registered before the registry was gated: from now on these files are meant
-            tags = _make_stamps(evidence, model_sha256, failures)
-            self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
-            for tag in tags if stamped is None else ():
-                self._store.set_model_version_tag(name, number, tag)
+            return Refusal(str(error), error=error)
         waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
-        reason, gates = waived or "all gates passed", evidence.judge_gates(self._config.policy)
-        decision = self._audit.record(
-            name, number, action, allowed=True, reason=reason, evidence=evidence, production=production, gates=gates
-        )
-        return Admitted(evidence, decision)
+        return Judged(evidence, failures, model_sha256, waived or "all gates passed")
+
+    def _read_stamp(self, version: ModelVersion) -> str | None:
+        """Return the digest of a version's files at its registration; None if it was not registered here."""
+        stamp = self._stamps.find(version.name, version.version)
+        return version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
+
+    def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
+        """Stamp a version that was registered before the registry was gated: from now on these files are meant."""
+        name, number = version.name, version.version
+        if self._stamps.find(name, number) is not None:
+            return
+        tags = _make_stamps(judged.evidence, judged.model_sha256, judged.failures)
+        self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
+        for tag in tags if MODEL_TAG not in version.tags else ():
+            self._store.set_model_version_tag(name, number, tag)
 
 
 def _is_stamp(tag: Any) -> bool:

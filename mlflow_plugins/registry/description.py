@@ -145,7 +145,9 @@ def _write_row(gate: GateResult, failed: Mapping[GateResult, Waiver | None]) -> 
     waiver = failed.get(gate)
     result = gate.status if gate.passed else f"**{gate.status}**"
     if waiver is not None:
-        result = f"{gate.status}, waived by {escape_markdown(name_user(waiver.user))}: {escape_markdown(waiver.reason)}"
+        end = "" if waiver.until is None else f" until {waiver.until}"
+        user, reason = escape_markdown(name_user(waiver.user)), escape_markdown(waiver.reason)
+        result = f"{gate.status}, waived by {user}{end}: {reason}"
     limit, measured = (f"{html.escape(text)}&ensp;" for text in (gate.limit_text, gate.measured_text))  # columns touch
     return f"| `{gate.name}` | {limit} | {measured} | {result} |"
 

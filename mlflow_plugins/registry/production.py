@@ -1,7 +1,7 @@
 """What is in Production: the alias `production` and the stage Production, which move together."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
@@ -9,23 +9,22 @@ from mlflow.exceptions import MlflowException
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
 from mlflow_plugins.registry.admission import is_not_found
 from mlflow_plugins.registry.audit import AuditLog
+from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import ALIAS
 
-
-def is_spelling_of_alias(alias: str) -> bool:
-    """Return whether a reader or a database might take a name for the alias `production`."""
-    return fold(alias) == ALIAS
+_IN_PRODUCTION: Final = "is in Production"
 
 
 class Production:
     """Moves versions of one store into Production and out of it. Callers hold the model's lock."""
 
-    def __init__(self, store: Any, rows: Rows, audit: AuditLog) -> None:
-        """Take MLflow's own store, without the gate, its rows and the registry's audit."""
+    def __init__(self, store: Any, rows: Rows, config: RegistryConfig, audit: AuditLog) -> None:
+        """Take MLflow's own store, without the gate, its rows, and the registry's configuration and audit."""
         self._store = store
         self._rows = rows
+        self._config = config
         self._audit = audit
 
     def move_in(self, version: ModelVersion) -> None:
@@ -43,28 +42,36 @@ class Production:
             self._store.transition_model_version_stage(name, str(number), STAGE_ARCHIVED, False)
 
     def refuse_if_occupied(self, name: str, action: str) -> None:
-        """Refuse an action while a version of the model is in Production, by alias or by stage.
+        """Refuse an action while a version of the model is in Production, by alias or by stage, or is protected.
 
         Raises:
             MlflowException: PERMISSION_DENIED, naming the version.
         """
-        aliased = self._rows.find_aliased(name, ALIAS)
-        held = set(self._rows.list_in_stage(name, STAGE_PRODUCTION)) | (set() if aliased is None else {int(aliased)})
+        aliased = {alias: self._rows.find_aliased(name, alias) for alias in self._config.aliases}
+        held = {int(number): f"has the alias {alias}" for alias, number in aliased.items() if number is not None}
+        if (number := aliased[ALIAS]) is not None:
+            held[int(number)] = _IN_PRODUCTION
+        held |= dict.fromkeys(self._rows.list_in_stage(name, STAGE_PRODUCTION), _IN_PRODUCTION)
         if held:
-            reason = f"version {', '.join(map(str, sorted(held)))} is in Production; take it out first"
-            raise self._audit.refuse(name, None, action, reason)
+            reason = ", ".join(f"version {number} {why}" for number, why in sorted(held.items()))
+            raise self._audit.refuse(name, None, action, f"{reason}; take it out first")
 
     def refuse_deletion(self, version: ModelVersion) -> None:
-        """Refuse to delete a version that is in Production, by alias or by stage.
+        """Refuse to delete a version that is in Production, by alias or by stage, or has a protected alias.
 
         Raises:
             MlflowException: PERMISSION_DENIED, with what to do first.
         """
-        if version.current_stage != STAGE_PRODUCTION and not any(map(is_spelling_of_alias, version.aliases)):
+        held = [alias for alias in self._config.aliases if alias in map(fold, version.aliases)]
+        if ALIAS in held or version.current_stage == STAGE_PRODUCTION:
+            reason = f"it {_IN_PRODUCTION}"
+        elif held:
+            reason = f"it has the alias {held[0]}"
+        else:
             return
         name, number = version.name, version.version
         advice = f"; take it out first, or use `plantmodels-registry delete {name} {number} --force`"
-        raise self._audit.refuse(name, number, "delete the version", "it is in Production", advice=advice)
+        raise self._audit.refuse(name, number, "delete the version", reason, advice=advice)
 
     def list_versions(self, name: str) -> Iterator[ModelVersion]:
         """Yield every version of a model, one number after the other.

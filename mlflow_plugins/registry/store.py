@@ -27,6 +27,7 @@ from mlflow_plugins._mlflow_compat import (
     get_workspace,
 )
 from mlflow_plugins.registry.admission import Admission, Source
+from mlflow_plugins.registry.approvals import Approvals
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
 from mlflow_plugins.registry.commands.answers import Answers
 from mlflow_plugins.registry.commands.doctor import Doctor
@@ -84,6 +85,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _guard: Guard
     _admission: Admission
     _waivers: Waivers
+    _approvals: Approvals
     _production: Production
     _descriptions: Descriptions
     _events: AliasEvents
@@ -104,11 +106,12 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._stamps = Stamps(records, identities)
         self._guard = Guard(plain_store, config, self._rows)
         self._waivers = Waivers(plain_store, config, self._audit, records, identities)
-        self._admission = Admission(plain_store, config, self._audit, self._waivers, self._stamps)
-        self._production = Production(plain_store, self._rows, self._audit)
+        self._approvals = Approvals(records, identities, config, self._audit)
+        self._admission = Admission(plain_store, config, self._audit, self._waivers, self._stamps, self._approvals)
+        self._production = Production(plain_store, self._rows, config, self._audit)
         self._descriptions = Descriptions(plain_store, config.policy, self._waivers)
         doctor = Doctor(plain_store, self._rows, config, self._audit, self._waivers, self._stamps)
-        self._answers = Answers(plain_store, self._audit, doctor)
+        self._answers = Answers(plain_store, self._audit, doctor, self._admission)
         self._events = AliasEvents(self)
 
     @contextlib.contextmanager
@@ -205,10 +208,13 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                     self._events.tell_created(name, ALIAS, version)
                 return promoted
             left = 0 if ALIAS in found.aliases else None  # what is in Production afterwards
+            action = f"{'promote' if is_promotion else 'move'} to stage {wanted}"
+            if is_promotion or left == 0 or found.current_stage == STAGE_PRODUCTION:
+                self._approvals.check_promoter(name, version, action)
             if wanted == STAGE_STAGING:
-                decision = self._admission.admit(found, "promote to stage Staging", left).decision
+                decision = self._admission.admit(found, action, left).decision
             else:
-                action, reason = f"move to stage {wanted}", NO_GATE_APPLIES
+                reason = NO_GATE_APPLIES
                 decision = self._audit.record(name, version, action, allowed=True, reason=reason, production=left)
             moved: ModelVersion = transition(name, version, wanted, archive_existing_versions)
             if ALIAS in found.aliases:
@@ -220,7 +226,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             return moved
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
-        """Set an alias; checks the version before `production`, and moves it to stage Production as well."""
+        """Set an alias; checks the version before a protected one. `production` moves it to the stage as well."""
         protected = self._guard.find_protected_alias(alias)
         guarded = None if protected is None else self._guard.find_judged_version(name, version)
         if guarded is None:
@@ -231,10 +237,18 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             reason = f"this alias must be written {protected!r}"
             raise self._audit.refuse(name, version, f"set alias {alias}", reason)
         with self._lock_models(name):
-            self._promote(super().get_model_version(name, version), f"set alias {alias}")
+            self._promote(super().get_model_version(name, version), f"set alias {alias}", alias)
 
-    def _promote(self, version: ModelVersion, action: str) -> ModelVersion:
-        admitted = self._admission.admit(version, action, int(version.version))
+    def _promote(self, version: ModelVersion, action: str, alias: str = ALIAS) -> ModelVersion:
+        """Give a version a protected alias, after all checks. One that has it already needs no more approvals."""
+        self._approvals.check_promoter(version.name, version.version, action)
+        asked = None if alias in version.aliases else alias
+        if alias != ALIAS:
+            admitted = self._admission.admit(version, action, alias=asked)
+            super().set_registered_model_alias(version.name, alias, version.version)
+            self._descriptions.renew_version(version.name, version.version, admitted.evidence)
+            return version
+        admitted = self._admission.admit(version, action, int(version.version), asked)
         self._production.move_in(version)
         self._audit.confirm(admitted.decision)
         self._descriptions.renew_version(version.name, version.version, admitted.evidence)
@@ -243,7 +257,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         return promoted
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
-        """Delete an alias; before `production`, the version in Production is archived."""
+        """Delete an alias; only promoters delete a protected one. `production` archives the version as well."""
         protected = self._guard.find_protected_alias(alias)
         guarded = None if protected is None else self._guard.find_guarded(name)
         if guarded is None or self._rows.find_alias(name, alias) not in (None, protected):
@@ -253,13 +267,16 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         with self._lock_models(name):
             held = self._rows.find_aliased(name, alias)
             action, reason = f"delete alias {alias}", NO_GATE_APPLIES
-            decision = self._audit.record(name, held, action, allowed=True, reason=reason, production=0)
-            if held is not None:
+            self._approvals.check_promoter(name, held, action)
+            left = 0 if alias == ALIAS else None  # what is in Production afterwards
+            decision = self._audit.record(name, held, action, allowed=True, reason=reason, production=left)
+            if held is not None and alias == ALIAS:
                 self._production.archive(name)
             super().delete_registered_model_alias(name, alias)
-            self._audit.confirm(decision)
-            if held is not None:
-                self._descriptions.renew_model(name, None)
+            if alias == ALIAS:
+                self._audit.confirm(decision)
+                if held is not None:
+                    self._descriptions.renew_model(name, None)
 
     # registered models
 
@@ -306,6 +323,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             action = f"rename {name} to {new_name}"
             self._production.refuse_if_occupied(name, action)
             if self._guard.lists(new_name) and not self._guard.lists(name):
+                self._approvals.check_promoter(name, None, action)
                 self._admit_all(name, action)
             self._audit.record(name, None, action, allowed=True, reason="nothing is in Production")
             return rename(name, new_name)

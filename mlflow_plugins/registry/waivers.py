@@ -1,6 +1,7 @@
 """Waivers: a person takes responsibility for one failed gate of one version.
 
-A waiver names the measured value and the manifest that it was given for. If either changes, it no longer applies.
+A waiver names the measured value and the manifest that it was given for. If either changes, or when its end has come,
+it no longer applies.
 
 >>> Waiver.from_json("not written by the registry") is None
 True
@@ -20,7 +21,8 @@ from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evide
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import WAIVERS, Records
 from mlflow_plugins.registry.tags import WAIVE_TAG
-from plantmodels.bundle.serialization import decode_text
+from mlflow_plugins.registry.waiver_request import WaiverRequest, parse_request
+from plantmodels.bundle.serialization import decode, parse_json_text
 from plantmodels.foreign_text import escape_controls, find_control
 from plantmodels.report.gates import GateResult
 
@@ -41,6 +43,7 @@ class Waiver:
         reason: the text that the person gave.
         user: who waived the gate; None if the server does not know its users.
         at: time in UTC, ISO 8601.
+        until: time in UTC, ISO 8601, after which it does not hold any more; None for no end.
     """
 
     measured: float | None
@@ -48,6 +51,12 @@ class Waiver:
     reason: str
     user: str | None
     at: str
+    until: str | None = None
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether its end has come."""
+        return self.until is not None and self.until < read_clock()
 
     def covers(self, gate: GateResult, manifest_sha256: str) -> bool:
         """Return whether it was given for this measured value and these files."""
@@ -55,11 +64,14 @@ class Waiver:
 
     def to_sentence(self, gate_name: str) -> str:
         """Return who waived the gate, and why; control characters are escaped."""
-        return escape_controls(f"{gate_name} was waived by {name_user(self.user)}: {self.reason}")
+        return escape_controls(f"{gate_name} was waived by {name_user(self.user)}{self._describe_end()}: {self.reason}")
 
     def to_tag(self) -> str:
         """Return what the version's tag shows in MLflow's UI."""
-        return f"waived by {name_user(self.user)} on {self.at[:10]}: {self.reason}"
+        return f"waived by {name_user(self.user)} on {self.at[:10]}{self._describe_end()}: {self.reason}"
+
+    def _describe_end(self) -> str:
+        return "" if self.until is None else f" until {self.until}"
 
     def to_row(self) -> dict[str, Any]:
         """Return the columns of its row in the table of waivers, but for those that say what it is about."""
@@ -70,13 +82,13 @@ class Waiver:
     def from_row(cls, row: Mapping[str, Any]) -> "Waiver":
         """Return the waiver of a row."""
         measured = None if row["measured"] is None else float(row["measured"])
-        return cls(measured, row["manifest_sha256"], row["reason"], row["user"], row["at"])
+        return cls(measured, row["manifest_sha256"], row["reason"], row["user"], row["at"], row["until"])
 
     @classmethod
     def from_json(cls, text: str) -> "Waiver | None":
         """Return the waiver in a tag of a registry that kept waivers in tags; None if the value holds none."""
         try:
-            return decode_text(cls, text, "waiver")
+            return decode(cls, {"until": None, **parse_json_text(text)}, "waiver")
         except ValueError:
             return None
 
@@ -99,6 +111,15 @@ class Waivers:
 
     def find(self, name: str, version: str, gate: GateResult, manifest_sha256: str) -> Waiver | None:
         """Return the waiver that lets a version pass a failed gate; None if there is none that applies."""
+        waiver = self._find_last(name, version, gate, manifest_sha256)
+        return None if waiver is None or waiver.has_ended else waiver
+
+    def find_end(self, name: str, version: str, gate: GateResult, manifest_sha256: str) -> str | None:
+        """Return when a failed gate's waiver ended; None if there is none that applied until then."""
+        waiver = self._find_last(name, version, gate, manifest_sha256)
+        return waiver.until if waiver is not None and waiver.has_ended else None
+
+    def _find_last(self, name: str, version: str, gate: GateResult, manifest_sha256: str) -> Waiver | None:
         if gate.name in INTEGRITY_GATES:
             return None
         of_gate = (
@@ -119,14 +140,14 @@ class Waivers:
         with self._records.begin() as connection:
             connection.execute(WAIVERS.insert().values(whose | {"version": int(version), "gate": gate_name} | row))
 
-    def grant(self, name: str, version: str, gate_name: str, reason: str) -> Evidence:
+    def grant(self, name: str, version: str, gate_name: str, text: str) -> Evidence:
         """Waive a gate that fails now, for its present value and the present files.
 
         Args:
             name: registered model.
             version: version number.
             gate_name: one of the version's failed gates.
-            reason: the person's reason, 1 to 1000 characters.
+            text: the person's reason, 1 to 1000 characters; with `until 2026-12-31: ` before it, the waiver has an end.
 
         Returns:
             What the version's files prove.
@@ -137,16 +158,20 @@ class Waivers:
         """
         action = f"waive {gate_name}"
         location = self._store.get_model_version_download_uri(name, version)
-        self._check_user(name, version, action)
+        self._check_user(name, version, action, gate_name)
+        try:
+            request = parse_request(text)
+        except ValueError as error:
+            raise self._audit.refuse(name, version, action, str(error)) from error
         try:
             evidence = read_evidence(location)
             failures = {gate.name: gate for gate in evidence.find_failures(self._config.policy)}
         except EvidenceError as error:
             raise self._audit.refuse(name, version, action, str(error)) from error
-        self._check_request(name, version, gate_name, reason, evidence, failures)
+        self._check_request(name, version, gate_name, request, evidence, failures)
         measured = failures[gate_name].measured
-        waiver = Waiver(measured, evidence.manifest_sha256, reason.strip(), read_user(), read_clock())
-        self._audit.record(name, version, action, allowed=True, reason=reason.strip(), evidence=evidence)
+        waiver = Waiver(measured, evidence.manifest_sha256, request.reason, read_user(), read_clock(), request.until)
+        self._audit.record(name, version, action, allowed=True, reason=request.to_text(), evidence=evidence)
         self._write(name, version, gate_name, waiver.to_row())
         self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_tag()))
         return evidence
@@ -161,7 +186,7 @@ class Waivers:
             MlflowException: PERMISSION_DENIED; the user may not waive.
         """
         action = f"withdraw the waiver of {gate_name}"
-        self._check_user(name, version, action)
+        self._check_user(name, version, action, gate_name)
         self._audit.record(name, version, action, allowed=True, reason=NO_GATE_APPLIES)
         self._write(name, version, gate_name, {"user": read_user(), "at": read_clock(), "withdrawn": True})
         self._store.delete_model_version_tag(name, version, f"{WAIVE_TAG}{gate_name}")
@@ -169,23 +194,32 @@ class Waivers:
             return read_evidence(self._store.get_model_version_download_uri(name, version))
         return None
 
-    def _check_user(self, name: str, version: str, action: str) -> None:
-        allowed = self._config.waiver_users
+    def _check_user(self, name: str, version: str, action: str, gate_name: str) -> None:
+        owners = self._config.gate_owners.get(gate_name)
+        allowed, what = (self._config.waiver_users, "gates") if owners is None else (owners, gate_name)
         if allowed and (user := read_user()) not in allowed:
-            reason = f"{name_user(user)} may not waive gates; allowed users: {', '.join(allowed)}"
+            reason = f"{name_user(user)} may not waive {what}; allowed users: {', '.join(allowed)}"
             raise self._audit.refuse(name, version, action, reason)
 
     def _check_request(
-        self, name: str, version: str, gate_name: str, reason: str, evidence: Evidence, failures: dict[str, GateResult]
+        self,
+        name: str,
+        version: str,
+        gate_name: str,
+        request: WaiverRequest,
+        evidence: Evidence,
+        failures: dict[str, GateResult],
     ) -> None:
         if gate_name in INTEGRITY_GATES:
             problem = "this gate checks the files themselves, so it can never be waived"
         elif gate_name not in failures:
             problem = f"{gate_name} is not a failed gate of this version; failed gates: {', '.join(failures) or 'none'}"
-        elif not reason.strip() or len(reason) > _MAX_REASON:
+        elif not request.reason or len(request.reason) > _MAX_REASON:
             problem = f"a waiver needs a reason of 1 to {_MAX_REASON} characters"
-        elif (character := find_control(reason.strip())) is not None:
+        elif (character := find_control(request.reason)) is not None:
             problem = f"the reason must be one line of plain text, got the character {character}"
+        elif request.until is not None and request.until < read_clock():
+            problem = f"the waiver would end {request.until}, which is past"
         else:
             return
         raise self._audit.refuse(name, version, f"waive {gate_name}", problem, evidence)

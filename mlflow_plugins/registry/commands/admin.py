@@ -10,10 +10,11 @@ from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.commands.history import find_production
 from mlflow_plugins.registry.commands.questions import ask_about, registry_errors
 from mlflow_plugins.registry.tags import ALIAS, GUARDED_TAG, WAIVE_TAG
+from mlflow_plugins.registry.waiver_request import WaiverRequest, parse_end
 from plantmodels.errors import RegistryError
 
 
-def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
+def waive_gate(name: str, version: str, gate: str, reason: str, until: str | None = None) -> str:
     """Waive a gate of one version, and return a line that says what the registry wrote.
 
     Args:
@@ -21,6 +22,7 @@ def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
         version: version number.
         gate: name of the failed gate.
         reason: why this version may be used although the gate failed.
+        until: time in UTC, ISO 8601, after which the waiver does not hold any more; None for no end.
 
     Raises:
         RegistryError: the registry refused, or it is not a gated one. Then no waiver is left.
@@ -28,8 +30,20 @@ def waive_gate(name: str, version: str, gate: str, reason: str) -> str:
     ask_about("audit", name, limit=1)  # a registry without the gate would take the waiver for any other tag
     client, key = MlflowClient(), f"{WAIVE_TAG}{gate}"
     with registry_errors():
-        client.set_model_version_tag(name, version, key, reason)
+        client.set_model_version_tag(name, version, key, WaiverRequest(reason, until and parse_end(until)).to_text())
         return f"{name} version {version}: {gate} was {client.get_model_version(name, version).tags[key]}"
+
+
+def check_version(name: str, version: str) -> str | None:
+    """Ask the registry whether it would promote a version now, and return why not; None if it would.
+
+    Nothing is changed, and nothing is written into the audit. Who asks, and how many, does not count.
+
+    Raises:
+        RegistryError: there is no such version, or the registry is not a gated one.
+    """
+    answer = ask_about("check", name, version=version)
+    return None if answer is None else str(answer)
 
 
 def delete_version(name: str, version: str, *, force: bool) -> str:

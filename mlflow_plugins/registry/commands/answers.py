@@ -7,6 +7,7 @@ from typing import Any
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
+from mlflow_plugins.registry.admission import Admission, Refusal
 from mlflow_plugins.registry.audit import AuditLog, DecisionQuery
 from mlflow_plugins.registry.commands.doctor import Doctor
 from mlflow_plugins.registry.commands.questions import Question, write_answer
@@ -15,15 +16,17 @@ from mlflow_plugins.registry.commands.questions import Question, write_answer
 class Answers:
     """Answers questions about the models of one registry."""
 
-    def __init__(self, store: Any, audit: AuditLog, doctor: Doctor) -> None:
-        """Take MLflow's own store without the gate, the registry's audit and what examines its models."""
+    def __init__(self, store: Any, audit: AuditLog, doctor: Doctor, admission: Admission) -> None:
+        """Take MLflow's own store without the gate, and the registry's parts that know the answers."""
         self._store = store
+        self._admission = admission
         self._audit = audit
         self._doctor = doctor
         self._kinds: dict[str, Callable[[Question], list[RegisteredModel]]] = {
             "audit": self._read_audit,
             "guarded": self._list_guarded,
             "doctor": self._examine,
+            "check": self._judge,
         }
 
     def answer(self, question: Question) -> list[RegisteredModel]:
@@ -48,6 +51,11 @@ class Answers:
         if not decisions and not self._audit.find(DecisionQuery(question.name, limit=1)):
             self._store.get_registered_model(question.name)  # raises if there is no such model
         return [write_answer(question.name, [asdict(decision) for decision in decisions])]
+
+    def _judge(self, question: Question) -> list[RegisteredModel]:
+        version = self._store.get_model_version(question.name, str(question.arguments.get("version")))
+        found = self._admission.judge(version)
+        return [write_answer(question.name, found.reason if isinstance(found, Refusal) else None)]
 
     def _list_guarded(self, question: Question) -> list[RegisteredModel]:
         return [write_answer(name, None) for name in self._doctor.list_guarded()]

@@ -18,7 +18,7 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor
 from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.guard.rows import Rows, StoredModel, StoredVersion
-from mlflow_plugins.registry.tags import ALIAS, CLAIM_TAG, GLANCE_TAG, GUARDED_TAG, RESERVED
+from mlflow_plugins.registry.tags import CLAIM_TAG, GLANCE_TAG, GUARDED_TAG, RESERVED
 
 _REMEMBERED_NAMES: Final = 10_000
 """Names whose place in the configuration is remembered; it depends on nothing but the name."""
@@ -112,7 +112,10 @@ class Guard:
         """Return the protected alias that a reader or the database takes an alias for; None for all others."""
         if not isinstance(alias, str):
             return None
-        return ALIAS if fold(alias) == ALIAS or self._rows.takes_for_alias(alias, ALIAS) else None
+        for known in self._config.aliases:
+            if fold(alias) == known or self._rows.takes_for_alias(alias, known):
+                return known
+        return None
 
     def refuse_reserved_tags(self, tags: Iterable[Any]) -> None:
         """Refuse tags that only the registry may write; see `refuse_reserved_tag`."""

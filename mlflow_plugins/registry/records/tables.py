@@ -1,10 +1,11 @@
-"""The tables in which the registry keeps its decisions, stamps and waivers. Rows are only ever added.
+"""The tables in which the registry keeps its decisions, stamps, waivers and approvals. Rows are only ever added.
 
 They are made when a store is built on a database for the first time; several servers may start at once. MLflow's own
 tables are not changed.
 
 >>> sorted(METADATA.tables)  # doctest: +NORMALIZE_WHITESPACE
-['plantmodels_decisions', 'plantmodels_outcomes', 'plantmodels_schema', 'plantmodels_stamps', 'plantmodels_waivers']
+['plantmodels_approvals', 'plantmodels_decisions', 'plantmodels_outcomes', 'plantmodels_schema', 'plantmodels_stamps',
+'plantmodels_waivers']
 """
 
 from collections.abc import Iterator
@@ -101,6 +102,21 @@ WAIVERS: Final = _make_table(
     Index("plantmodels_waivers_by_gate", "model_id", "version", "gate"),
 )
 """Waivers granted and withdrawn. A gate's last row counts."""
+
+
+APPROVALS: Final = _make_table(
+    "plantmodels_approvals",
+    _number(),
+    *_model(),
+    Column("alias", String(255), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("at", String(27), nullable=False),
+    Column("user", String(256)),  # None: the requests before this row were carried out
+    Column("model_sha256", String(64), nullable=False),
+    Column("state", Text, nullable=False),  # why the gates let the version through, with all waivers
+    Index("plantmodels_approvals_by_alias", "model_id", "alias"),
+)
+"""Requests for promotions that several users must ask for."""
 
 
 class Records:

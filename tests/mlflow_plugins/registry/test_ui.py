@@ -1,6 +1,6 @@
 """MLflow's own UI in a real browser, against a real server with the gated registry.
 
-The screenshots go to the test's folder below `--basetemp`; the documents show two of them (docs/ui-*.png).
+The screenshots go to the test's folder below `--basetemp`; the documents show some of them (docs/ui-*.png).
 """
 
 import shutil
@@ -12,6 +12,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.server.auth.client import AuthServiceClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
@@ -20,6 +21,8 @@ from selenium.webdriver.support import expected_conditions as seen
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mlflow_plugins import flavor
+from mlflow_plugins.registry.commands.history import list_decisions
+from mlflow_plugins.registry.tags import WAIVE_TAG
 
 pytestmark = [
     pytest.mark.slow,
@@ -27,6 +30,11 @@ pytestmark = [
 ]
 NAME = "plant-disease"
 CLASSIC_UI = "_mlflow_user_setting_dismiss_next_model_registry_ui"
+PASSWORD = "of-the-test-1"
+AUTH = (
+    "[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///auth.db\nadmin_username = ada\n"
+    f"admin_password = {PASSWORD}\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+)
 REFUSED = "ood_recall measured 50.00 %, limit ≥ 95 %"
 
 
@@ -52,6 +60,7 @@ def browser(tmp_path: Path) -> Iterator:
 
 def register(bundle: Path) -> str:
     with mlflow.start_run():
+        mlflow.log_artifact(str(bundle / "report.html"))
         uri = flavor.log_model(bundle, name="m").model_uri
     return str(mlflow.register_model(uri, NAME).version)
 
@@ -112,3 +121,55 @@ def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path, 
     wait_for_text(browser, REFUSED)
     take_screenshot(browser, tmp_path / "ui-alias-refused.png")
     assert client.get_registered_model(NAME).aliases == {"production": good}
+
+
+def test_the_version_and_the_model_say_how_they_stand(server, browser, bad_bundle, tmp_path):
+    version, client = register(bad_bundle), MlflowClient()
+    browser.get(f"{server}/#/models/{NAME}/versions/{version}")
+    wait_for_text(browser, "Gates failed: ood_recall")
+    rows = [row.text for row in browser.find_elements(By.XPATH, "//table[.//th='measured']//tr")]
+    assert "ood_recall ≥ 95 % 50.00 % failed" in [" ".join(row.split()) for row in rows]
+    assert "written by the registry" not in browser.find_element("tag name", "body").text
+    tags = [cell.text for cell in browser.find_elements(By.XPATH, "//tr[contains(., '.gates')]//td")]
+    assert tags[:2] == [".gates", "failed: ood_recall"]
+    take_screenshot(browser, tmp_path / "ui-version.png")
+
+    client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
+    client.set_registered_model_alias(NAME, "production", version)
+    browser.refresh()
+    wait_for_text(browser, "Gates passed; waived: ood_recall")
+    browser.find_element(By.LINK_TEXT, "Gate report").click()
+    browser.switch_to.window(browser.window_handles[-1])
+    WebDriverWait(browser, 30).until(lambda driver: driver.current_url.endswith("/artifacts/report.html"))
+    browser.get(f"{server}/#/models/{NAME}")
+    wait_for_text(browser, f"In Production: version {version} since 20")
+    take_screenshot(browser, tmp_path / "ui-model.png")
+
+
+def test_the_second_user_completes_a_promotion(start_server, browser, good_bundle, tmp_path, monkeypatch, wait_for):
+    (tmp_path / "auth.ini").write_text(AUTH)
+    address = start_server(
+        "--app-name",
+        "basic-auth",
+        "--workers",
+        "1",
+        MLFLOW_AUTH_CONFIG_PATH=str(tmp_path / "auth.ini"),
+        MLFLOW_FLASK_SERVER_SECRET_KEY="of the test",
+        PLANTMODELS_APPROVALS="2",
+    ).address
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
+    version, users, client = register(good_bundle), AuthServiceClient(address), MlflowClient()
+    users.create_user("bob", PASSWORD)
+    users.grant_user_permission("bob", "registered_model", NAME, "EDIT")
+    for user in ("ada", "bob"):
+        as_user = address.replace("://", f"://{user}:{PASSWORD}@")
+        browser.get(as_user)
+        promote_by_alias(browser, as_user, version)
+        if user == "ada":
+            wait_for_text(browser, "ada's request is noted (approval 1 of 2); one more user must ask for it")
+            take_screenshot(browser, tmp_path / "ui-approval.png")
+            assert client.get_registered_model(NAME).aliases == {}
+            browser.delete_all_cookies()
+    wait_for(lambda: client.get_registered_model(NAME).aliases)
+    assert "approved by ada, bob" in list_decisions(NAME)[-1].reason
