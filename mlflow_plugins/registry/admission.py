@@ -14,10 +14,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_plugins._mlflow_compat import parse_models_uri
-from mlflow_plugins.registry.approvals import Approvals, Request
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
+from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
 from mlflow_plugins.registry.tags import CLAIM_TAG, GATES_TAG, GLANCE_TAG, MANIFEST_TAG, MODEL_TAG, RESERVED, WAIVE_TAG
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers

@@ -148,8 +148,8 @@ def _write_row(gate: GateResult, failed: Mapping[GateResult, Waiver | None]) -> 
         end = "" if waiver.until is None else f" until {waiver.until}"
         user, reason = escape_markdown(name_user(waiver.user)), escape_markdown(waiver.reason)
         result = f"{gate.status}, waived by {user}{end}: {reason}"
-    limit, measured = (f"{html.escape(text)}&ensp;" for text in (gate.limit_text, gate.measured_text))  # columns touch
-    return f"| `{gate.name}` | {limit} | {measured} | {result} |"
+    cells = (f"`{gate.name}`", html.escape(gate.limit_text), html.escape(gate.measured_text))
+    return f"| {' | '.join(f'{cell}&ensp;' for cell in cells)} | {result} |"  # MLflow's columns touch each other
 
 
 def _format_size(size_bytes: int) -> str:
@@ -164,10 +164,9 @@ def describe_production(name: str, version: str | None) -> str:
         version: the version that is in Production from now on; None if there is none any more.
     """
     at = f"{read_clock()[:16].replace('T', ' ')} UTC"
-    user = escape_markdown(name_user(read_user()))
-    if version is None:
-        return f"In Production: nothing since {at}, when {user} took the last version out."
-    return f"In Production: {_link_version(name, version)} since {at}, promoted by {user}."
+    user = read_user()
+    what, how = ("nothing", "taken out") if version is None else (_link_version(name, version), "promoted")
+    return f"In Production: {what} since {at}{'' if user is None else f', {how} by {escape_markdown(user)}'}."
 
 
 def _link_version(name: str, version: str) -> str:
@@ -182,6 +181,11 @@ class Descriptions:
         self._store = store
         self._policy = policy
         self._waivers = waivers
+
+    def make_tag(self, evidence: Evidence) -> ModelVersionTag:
+        """Return the tag of a new version, which has no waivers."""
+        failed = None if evidence.report is None else dict.fromkeys(evidence.find_failures(self._policy))
+        return ModelVersionTag(GLANCE_TAG, summarize_gates(failed))
 
     def renew_version(self, name: str, number: str, evidence: Evidence) -> None:
         """Write the gates of a version into its description, and their outcome into the tag that sorts first.

@@ -27,7 +27,6 @@ from mlflow_plugins._mlflow_compat import (
     get_workspace,
 )
 from mlflow_plugins.registry.admission import Admission, Source
-from mlflow_plugins.registry.approvals import Approvals
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
 from mlflow_plugins.registry.commands.answers import Answers
 from mlflow_plugins.registry.commands.doctor import Doctor
@@ -37,6 +36,7 @@ from mlflow_plugins.registry.description import Descriptions
 from mlflow_plugins.registry.guard.guard import Guard, is_prompt_tag
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.locks import RegistryLocks
+from mlflow_plugins.registry.people.approvals import Approvals
 from mlflow_plugins.registry.production import Production
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.old_tags import has_old_tags, move_old_tags
@@ -162,7 +162,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         if not self._guard.is_guarded(name):  # versions promoted so far were never asked for their gates
             self._production.refuse_if_occupied(name, source.action)
         self._guard.mark(name)
-        version = create(tags + stamps)
+        version = create([self._descriptions.make_tag(evidence), *tags, *stamps])
         self._stamps.keep(name, version.version, {tag.key: tag.value for tag in stamps})
         gates = next(tag.value for tag in stamps if tag.key == GATES_TAG)
         self._audit.record(

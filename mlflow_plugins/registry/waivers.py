@@ -18,10 +18,10 @@ from mlflow.entities.model_registry import ModelVersionTag
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, name_user, read_clock, read_user
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.people.waiver_request import WaiverRequest, parse_request
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import WAIVERS, Records
 from mlflow_plugins.registry.tags import WAIVE_TAG
-from mlflow_plugins.registry.waiver_request import WaiverRequest, parse_request
 from plantmodels.bundle.serialization import decode, parse_json_text
 from plantmodels.foreign_text import escape_controls, find_control
 from plantmodels.report.gates import GateResult

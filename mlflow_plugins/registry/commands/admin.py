@@ -9,8 +9,8 @@ from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
 from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.commands.history import find_production
 from mlflow_plugins.registry.commands.questions import ask_about, registry_errors
+from mlflow_plugins.registry.people.waiver_request import WaiverRequest, parse_end
 from mlflow_plugins.registry.tags import ALIAS, GUARDED_TAG, WAIVE_TAG
-from mlflow_plugins.registry.waiver_request import WaiverRequest, parse_end
 from plantmodels.errors import RegistryError
 
 

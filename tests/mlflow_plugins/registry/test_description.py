@@ -41,7 +41,7 @@ def test_registration_writes_gates_accuracy_sizes_and_the_report_page(client, ba
     version = register(bad_bundle, report_in_run=True)
     text = description(client, version)
     assert text.startswith("Gates failed: `ood_recall`\n")
-    assert "| `ood_recall` | ≥ 95 %&ensp; | 50.00 %&ensp; | **failed** |" in text
+    assert "| `ood_recall`&ensp; | ≥ 95 %&ensp; | 50.00 %&ensp; | **failed** |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == len(GATES) + 1
     assert "The INT8 model names the right species for" in text

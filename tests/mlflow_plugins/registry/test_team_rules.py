@@ -11,8 +11,9 @@ from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins import flavor
-from mlflow_plugins.registry import approvals, audit
+from mlflow_plugins.registry import audit
 from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.people import approvals
 from mlflow_plugins.registry.store import build_gated_store
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.errors import RegistryError
