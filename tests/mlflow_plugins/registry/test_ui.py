@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -27,6 +28,7 @@ from mlflow_plugins.registry.tags import WAIVE_TAG
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning"),  # stages
     pytest.mark.skipif(not shutil.which("chromedriver"), reason="chromium and chromium-driver are not installed"),
 ]
 NAME = "plant-disease"
@@ -163,12 +165,14 @@ def test_the_second_user_completes_a_promotion(start_server, browser, good_bundl
         MLFLOW_AUTH_CONFIG_PATH=str(tmp_path / "auth.ini"),
         MLFLOW_FLASK_SERVER_SECRET_KEY="of the test",
         PLANTMODELS_APPROVALS="2",
+        PLANTMODELS_PROMOTERS="ada,bob",
     ).address
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", PASSWORD)
     version, users, client = register(good_bundle), AuthServiceClient(address), MlflowClient()
-    users.create_user("bob", PASSWORD)
-    users.grant_user_permission("bob", "registered_model", NAME, "EDIT")
+    for user in ("bob", "carl"):
+        users.create_user(user, PASSWORD)
+        users.grant_user_permission(user, "registered_model", NAME, "EDIT")
     for user in ("ada", "bob"):
         log_in(browser, user)
         promote_by_alias(browser, address, version)
@@ -178,3 +182,6 @@ def test_the_second_user_completes_a_promotion(start_server, browser, good_bundl
             assert client.get_registered_model(NAME).aliases == {}
     wait_for(lambda: client.get_registered_model(NAME).aliases)
     assert "approved by ada, bob" in list_decisions(NAME)[-1].reason
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "carl")
+    with pytest.raises(MlflowException, match="carl is not one of the promoters: ada, bob"):
+        client.transition_model_version_stage(NAME, version, "Archived")
