@@ -57,6 +57,7 @@ def renew_part(text: str | None, part: str) -> str | None:
         longer than MLflow allows.
     """
     text = text or ""
+    part = part.encode("ascii", "xmlcharrefreplace").decode()  # MySQL's tables may be Latin-1, which has no ≥
     if _ANY_MARK not in text:
         renewed = f"{text.rstrip()}\n\n{_sign_part(part)}".lstrip()
     elif (place := _find_part(text)) is not None:

@@ -88,7 +88,8 @@ class Waiver:
     def from_json(cls, text: str) -> "Waiver | None":
         """Return the waiver in a tag of a registry that kept waivers in tags; None if the value holds none."""
         try:
-            return decode(cls, {"until": None, **parse_json_text(text)}, "waiver")
+            document = parse_json_text(text)
+            return decode(cls, {"until": None, **document} if isinstance(document, dict) else document, "waiver")
         except ValueError:
             return None
 

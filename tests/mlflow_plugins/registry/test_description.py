@@ -41,7 +41,7 @@ def test_registration_writes_gates_accuracy_sizes_and_the_report_page(client, ba
     version = register(bad_bundle, report_in_run=True)
     text = description(client, version)
     assert text.startswith("Gates failed: `ood_recall`\n")
-    assert "| `ood_recall`&ensp; | ≥ 95 %&ensp; | 50.00 %&ensp; | **failed** |" in text
+    assert "| `ood_recall`&ensp; | &#8805; 95 %&ensp; | 50.00 %&ensp; | **failed** |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == len(GATES) + 1
     assert "The INT8 model names the right species for" in text
@@ -116,6 +116,14 @@ def test_what_a_person_wrote_into_the_table_is_not_overwritten(client, bad_bundl
     client.update_model_version(NAME, version, edited)
     client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
     assert description(client, version) == edited
+
+
+def test_the_registrys_part_fits_every_character_set():
+    assert renew_part("Blätter", "limit ≥ 95 %, says Zoë").splitlines()[:3] == [
+        "Blätter",
+        "",
+        "limit &#8805; 95 %, says Zo&#235;",
+    ]
 
 
 def test_a_description_is_never_cut():
