@@ -111,7 +111,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         self._production = Production(plain_store, self._rows, config, self._audit)
         self._descriptions = Descriptions(plain_store, config.policy, self._waivers)
         doctor = Doctor(plain_store, self._rows, config, self._audit, self._waivers, self._stamps)
-        self._answers = Answers(plain_store, self._audit, doctor, self._admission)
+        self._answers = Answers(plain_store, self._audit, doctor, self._guard, self._admission)
         self._events = AliasEvents(self)
 
     @contextlib.contextmanager

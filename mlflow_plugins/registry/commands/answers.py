@@ -4,21 +4,23 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from mlflow.entities.model_registry import RegisteredModel
+from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.registry.admission import Admission, Refusal
 from mlflow_plugins.registry.audit import AuditLog, DecisionQuery
 from mlflow_plugins.registry.commands.doctor import Doctor
 from mlflow_plugins.registry.commands.questions import Question, write_answer
+from mlflow_plugins.registry.guard.guard import Guard
 
 
 class Answers:
     """Answers questions about the models of one registry."""
 
-    def __init__(self, store: Any, audit: AuditLog, doctor: Doctor, admission: Admission) -> None:
+    def __init__(self, store: Any, audit: AuditLog, doctor: Doctor, guard: Guard, admission: Admission) -> None:
         """Take MLflow's own store without the gate, and the registry's parts that know the answers."""
         self._store = store
+        self._guard = guard
         self._admission = admission
         self._audit = audit
         self._doctor = doctor
@@ -54,8 +56,16 @@ class Answers:
 
     def _judge(self, question: Question) -> list[RegisteredModel]:
         version = self._store.get_model_version(question.name, str(question.arguments.get("version")))
-        found = self._admission.judge(version)
+        found = self._admission.judge(version) if self._is_judged(version) else None
         return [write_answer(question.name, found.reason if isinstance(found, Refusal) else None)]
+
+    def _is_judged(self, version: ModelVersion) -> bool:
+        """Return whether the gates would be asked before a promotion; unlike the promotion, mark nothing."""
+        name = version.name
+        if self._guard.exempts(name) or self._guard.is_guarded(name):
+            return not self._guard.exempts(name)
+        location = self._store.get_model_version_download_uri(name, version.version)
+        return self._guard.holds_flavor(version.source, location)
 
     def _list_guarded(self, question: Question) -> list[RegisteredModel]:
         return [write_answer(name, None) for name in self._doctor.list_guarded()]

@@ -69,6 +69,12 @@ def test_check_uses_the_limits_of_the_registry(client, good_bundle, tmp_path, mo
     assert "ood_recall measured 97.00 %, limit ≥ 98 %" in result.stdout
 
 
+def test_check_of_a_version_that_the_gates_do_not_apply_to(client, tmp_path) -> None:
+    client.create_registered_model("leaves")
+    client.create_model_version("leaves", str(tmp_path))
+    assert run("check", "leaves", 1).stdout == "leaves version 1 would be promoted\n"
+
+
 def test_check_of_what_is_not_there_is_one_line(client, good_bundle) -> None:
     register(good_bundle)
     for arguments, match in ((("leaves", "7"), "7"), (("nothing", "1"), "nothing"), (("leaves", "x"), "x")):
