@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from plantmodels.bundle.files import read_json
-from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE, is_report
+from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes
+from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE, is_report
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
 from plantmodels.bundle.serialization import decode, encode
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, TaxonomyError
 from plantmodels.report.evidence.check import check_gates
+from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.judge import Measured, judge_gates
+from plantmodels.report.evidence.older import OLDEST_FORMAT, refuse_gates, upgrade_document
+from plantmodels.report.evidence.recount import check_report
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
@@ -42,6 +45,10 @@ def _describe_failure(gate: GateResult) -> str:
     return f"{gate.name} ({gate.measured_text}, limit {gate.limit_text})"
 
 
+MAX_IMAGE_ROWS_BYTES: Final = 2**29
+"""Largest file of image rows that is read: a million rows take 400 MB."""
+
+
 @dataclass(frozen=True)
 class GateReport:
     """Everything that `verify` found.
@@ -49,7 +56,7 @@ class GateReport:
     Attributes:
         gates: the gates of contract 5, in its order.
         policy: the limits that were in force, and the digest of the file that set them.
-        taxonomy: the bundle's species and diseases.
+        taxonomy: the bundle's species and diseases; None in a report of an older format.
         accuracy: accuracy of both precisions; None when the models could not be run.
         parity: differences from PyTorch; None without a checkpoint or when the models could not be run.
         rejection: rejection of plants and non-plants; None when the models could not be run.
@@ -61,11 +68,12 @@ class GateReport:
         files: name to digest of every measured file of the bundle, which are all but the reports.
         versions: name to version of the libraries that measured.
         machine: the machine that measured.
+        format_version: version of the format in which the report was written.
     """
 
     gates: tuple[GateResult, ...]
     policy: GatePolicy
-    taxonomy: Taxonomy
+    taxonomy: Taxonomy | None
     accuracy: Accuracy | None
     parity: Parity | None
     rejection: Rejection | None
@@ -77,6 +85,7 @@ class GateReport:
     files: Mapping[str, FileDigest]
     versions: Mapping[str, str]
     machine: Machine
+    format_version: int = REPORT_FORMAT_VERSION
 
     def __post_init__(self) -> None:
         """Check that every gate is there.
@@ -88,10 +97,14 @@ class GateReport:
         if names != tuple(GATES):
             raise ValueError(f"gates must be {', '.join(GATES)} in this order, got {', '.join(names) or 'none'}")
 
-    @property
-    def measured(self) -> Measured:
-        """What the gates are judged by."""
-        return Measured(
+    def judge_by(self, policy: GatePolicy) -> tuple[GateResult, ...]:
+        """Return every gate, judged by other limits than those that were in force when it was measured.
+
+        The gates of a report of an older format are not measured by these limits.
+        """
+        if self.taxonomy is None:
+            return refuse_gates(policy, self.format_version)
+        measured = Measured(
             taxonomy=self.taxonomy,
             files=self.files,
             problems=self.problems,
@@ -103,10 +116,7 @@ class GateReport:
             non_plants_given=self.inputs.non_plants is not None,
             not_run=self.not_run,
         )
-
-    def judge_by(self, policy: GatePolicy) -> tuple[GateResult, ...]:
-        """Return every gate, judged by other limits than those that were in force when it was measured."""
-        return judge_gates(self.measured, policy)
+        return judge_gates(measured, policy)
 
     @property
     def passed(self) -> bool:
@@ -213,35 +223,61 @@ class GateReport:
         Raises:
             ValueError: a number is not finite.
         """
-        document: dict[str, Any] = {"format_version": REPORT_FORMAT_VERSION, "passed": self.passed} | encode(self)
+        document: dict[str, Any] = {"format_version": self.format_version, "passed": self.passed} | encode(self)
         for gate, entry in zip(self.gates, document["gates"], strict=True):
             entry["passed"] = gate.passed
         return document
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "GateReport":
-        """Read the JSON form.
+        """Read the JSON form, of the current format or of format 2.
+
+        Whether the measured results follow from their evidence is not checked here: `parse_report` does that.
 
         Raises:
-            BundleError: the format version is not `REPORT_FORMAT_VERSION`; a value is missing, unknown or of the wrong
-                type; or a gate is not what the measured values and limits make it.
+            BundleError: the format version is neither; a value is missing, unknown or of the wrong type; or a gate is
+                not what the measured values and limits make it.
         """
-        version = document.get("format_version")
-        if type(version) is not int or version != REPORT_FORMAT_VERSION:
-            raise BundleError(
-                f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads {REPORT_FORMAT_VERSION}; verify again"
-            )
-        body = {name: value for name, value in document.items() if name not in ("format_version", "passed")}
-        try:
-            verdicts, body["gates"] = _split_verdicts(body.get("gates"))
-            report = decode(cls, body, "report")
-            check_gates(report.gates, report.judge_by(report.policy))
-        except (ValueError, TaxonomyError) as error:
-            raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
-        found = (document.get("passed"), verdicts)
-        if found != (report.passed, [gate.passed for gate in report.gates]):
-            raise BundleError(f"{GATE_REPORT_FILE}: 'passed' does not follow from the gates' status")
+        report = _decode_report(document)
+        report.check_gates(GATE_REPORT_FILE)
         return report
+
+    def check_gates(self, name: str) -> None:
+        """Check that every gate is what the measured values and limits make it, in a report of the current format.
+
+        Args:
+            name: the report's name in the error.
+
+        Raises:
+            BundleError: names the gate and the value.
+        """
+        if self.taxonomy is not None:
+            try:
+                check_gates(self.gates, self.judge_by(self.policy))
+            except ValueError as error:
+                raise BundleError(f"{name}: {error}") from error
+
+
+def _decode_report(document: Mapping[str, Any]) -> GateReport:
+    version = document.get("format_version")
+    if type(version) is not int or version not in range(OLDEST_FORMAT, REPORT_FORMAT_VERSION + 1):
+        raise BundleError(
+            f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads {OLDEST_FORMAT} to "
+            f"{REPORT_FORMAT_VERSION}; verify again"
+        )
+    current = document if version == REPORT_FORMAT_VERSION else upgrade_document(document)
+    body = {name: value for name, value in current.items() if name != "passed"}
+    try:
+        verdicts, body["gates"] = _split_verdicts(body.get("gates"))
+        report = decode(GateReport, body, "report")
+    except (ValueError, TaxonomyError) as error:
+        raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
+    if version == REPORT_FORMAT_VERSION and report.taxonomy is None:
+        raise BundleError(f"{GATE_REPORT_FILE}: report.taxonomy: expected an object, got None")
+    found = (document.get("passed"), verdicts)
+    if found != (report.passed, [gate.passed for gate in report.gates]):
+        raise BundleError(f"{GATE_REPORT_FILE}: 'passed' does not follow from the gates' status")
+    return report
 
 
 def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
@@ -278,21 +314,44 @@ def _split_verdicts(gates: object) -> tuple[list[object], object]:
 
 
 def read_report(bundle: Path) -> GateReport:
-    """Read the gate report of a bundle, and check that it is about the files that the manifest lists.
+    """Read the gate report of a bundle, and count all its numbers again.
 
     Args:
         bundle: folder of the bundle.
 
     Raises:
-        BundleError: the report is absent or malformed, or was measured on different files.
+        BundleError: the report is absent or malformed, was measured on different files, or does not say what its image
+            rows and samples make.
     """
-    path = bundle / GATE_REPORT_FILE
+    path, images = bundle / GATE_REPORT_FILE, bundle / IMAGES_FILE
     if not path.is_file():
         raise BundleError(f"{path}: no such file; `plantmodels verify` writes it")
-    report = GateReport.from_dict(read_json(path))
-    stale = report.stale_files(read_manifest(bundle))
+    content = read_bytes(images, MAX_IMAGE_ROWS_BYTES) if images.is_file() else b""
+    return parse_report(read_bytes(path, MAX_JSON_BYTES), content, read_manifest(bundle), name=str(path))
+
+
+def parse_report(report: bytes, images: bytes, manifest: Manifest, *, name: str = GATE_REPORT_FILE) -> GateReport:
+    """Return the report of a file's content, and count all its numbers again.
+
+    Args:
+        report: content of `gate-report.json`.
+        images: content of `gate-images.csv`; empty if there is no such file.
+        manifest: the manifest of the bundle.
+        name: the report's name in error messages.
+
+    Raises:
+        BundleError: as for `read_report`.
+    """
+    found = _decode_report(parse_json(Path(name), report))
+    stale = found.stale_files(manifest)
     if stale:
         raise BundleError(
-            f"{path}: was measured on other files than {MANIFEST_FILE} lists ({', '.join(stale[:5])}); verify again"
+            f"{name}: was measured on other files than {MANIFEST_FILE} lists ({', '.join(stale[:5])}); verify again"
         )
-    return report
+    if found.format_version == REPORT_FORMAT_VERSION:
+        try:
+            check_report(found, ImageTable.parse(images))
+        except ValueError as error:
+            raise BundleError(f"{name}: {error}") from error
+    found.check_gates(name)
+    return found

@@ -1,4 +1,4 @@
-"""`gate-images.csv`: the answers to every image that the gates rest on, for paired tests between two versions.
+"""`gate-images.csv`: every image that the gates rest on, with its answers and scores, from which all numbers follow.
 
 Numbers are written with all their digits, so that reading returns them exactly.
 
@@ -11,11 +11,12 @@ True
 import csv
 import io
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from plantmodels.bundle.files import write_bytes
+from plantmodels.bundle.layout import IMAGES_FILE
 from plantmodels.errors import BundleError
 
 ImageSetName = Literal["val", "non-plants", "unseen-plants"]
@@ -42,6 +43,18 @@ class ImageRow:
         species_probability: calibrated probability of `int8_species`.
         ood_score: out-of-distribution score of the INT8 embedding.
         rejected: whether the score exceeds the threshold.
+        sha256: digest of the image's content.
+        fp16_ood_score: out-of-distribution score of the FP16 embedding, by the same detector.
+        pytorch_ood_score: out-of-distribution score of PyTorch's embedding; None for an image that was not compared.
+        species_nll: −log of the calibrated probability of the true species; None for an image that is no leaf.
+        disease_probability: calibrated probability of `int8_disease`; None unless the true species has several
+            diseases.
+        disease_nll: −log of the calibrated probability of the true disease given the true species; None where
+            `disease_probability` is.
+        raw_species_probability: `species_probability` at temperature 1.
+        raw_species_nll: `species_nll` at temperature 1.
+        raw_disease_probability: `disease_probability` at temperature 1.
+        raw_disease_nll: `disease_nll` at temperature 1.
     """
 
     set: ImageSetName
@@ -58,6 +71,16 @@ class ImageRow:
     species_probability: float
     ood_score: float
     rejected: bool
+    sha256: str = ""
+    fp16_ood_score: float | None = None
+    pytorch_ood_score: float | None = None
+    species_nll: float | None = None
+    disease_probability: float | None = None
+    disease_nll: float | None = None
+    raw_species_probability: float | None = None
+    raw_species_nll: float | None = None
+    raw_disease_probability: float | None = None
+    raw_disease_nll: float | None = None
 
     @property
     def flipped(self) -> bool:
@@ -67,20 +90,38 @@ class ImageRow:
 
 COLUMNS: Final = tuple(field.name for field in fields(ImageRow))
 
+TEXT_COLUMNS: Final = tuple(field.name for field in fields(ImageRow) if field.type in (str, ImageSetName))
+"""Columns of names."""
+
+NUMBER_COLUMNS: Final = tuple(name for name in COLUMNS if name not in (*TEXT_COLUMNS, "rejected"))
+"""Columns of numbers."""
+
+_COLUMNS_OF_FORMAT_2: Final = COLUMNS[: COLUMNS.index("rejected") + 1]
+"""Columns of a report of format 2, which had no more."""
+
 
 def write_image_rows(path: Path, rows: Iterable[ImageRow]) -> None:
     """Write the rows in their order below a line of column names, in UTF-8. Other bytes in file names are kept."""
+    write_bytes(path, format_image_rows(rows))
+
+
+def format_image_rows(rows: Iterable[ImageRow]) -> bytes:
+    """Return the content of `gate-images.csv`."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)  # ends lines with CRLF, and so quotes a name that contains CR or LF
     writer.writerow(COLUMNS)
-    writer.writerows(map(_format_row, rows))
-    write_bytes(path, text.getvalue().encode(errors="surrogateescape"))
+    writer.writerows(map(format_row, rows))
+    return text.getvalue().encode(errors="surrogateescape")
 
 
-def _format_row(row: ImageRow) -> Iterator[str]:
-    for value in astuple(row):
+def format_row(row: ImageRow) -> Iterator[str]:
+    """Yield the cells of a row."""
+    for column in COLUMNS:
+        value = getattr(row, column)
         if isinstance(value, bool):
             yield "true" if value else "false"
+        elif value is None:
+            yield ""
         else:
             yield repr(value) if isinstance(value, float) else value
 
@@ -93,36 +134,50 @@ def read_image_rows(path: Path) -> tuple[ImageRow, ...]:
             line.
     """
     try:
-        text = path.read_bytes().decode(errors="surrogateescape")
+        content = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{path}: cannot be read ({error.strerror}); `plantmodels verify` writes it") from error
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    return parse_image_rows(content, str(path))
+
+
+def parse_image_rows(content: bytes, name: str = IMAGES_FILE) -> tuple[ImageRow, ...]:
+    """Return the rows of a file's content.
+
+    Args:
+        content: the whole content of the file.
+        name: the file's name in error messages.
+
+    Raises:
+        BundleError: as for `read_image_rows`.
+    """
+    reader = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
     try:
         header = tuple(next(reader, ()))
-        if header != COLUMNS:
+        if header not in (COLUMNS, _COLUMNS_OF_FORMAT_2):
             raise ValueError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(header) or 'none'}")
-        return tuple(_read_row(cells) for cells in reader)
+        return tuple(_read_row(header, cells) for cells in reader)
     except (ValueError, csv.Error) as error:
-        raise BundleError(f"{path}: line {reader.line_num}: {error}") from error
+        raise BundleError(f"{name}: line {reader.line_num}: {error}") from error
 
 
-def _read_row(cells: list[str]) -> ImageRow:
-    if len(cells) != len(COLUMNS):
-        raise ValueError(f"expected {len(COLUMNS)} values, got {len(cells)}")
-    values = dict(zip(COLUMNS, cells, strict=True))
-    which = next((name for name in IMAGE_SETS if name == values["set"]), None)
-    if which is None:
+def _read_row(columns: tuple[str, ...], cells: list[str]) -> ImageRow:
+    if len(cells) != len(columns):
+        raise ValueError(f"expected {len(columns)} values, got {len(cells)}")
+    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    if values["set"] not in IMAGE_SETS:
         raise ValueError(f"set must be one of {', '.join(IMAGE_SETS)}, got {values['set']!r:.80}")
     if values["rejected"] not in ("true", "false"):
         raise ValueError(f"rejected must be true or false, got {values['rejected']!r:.80}")
-    names = {name: values[name] for name in COLUMNS[1:-3]}
-    probability, score = (_read_number(name, values[name]) for name in COLUMNS[-3:-1])
-    return ImageRow(
-        set=which, **names, species_probability=probability, ood_score=score, rejected=values["rejected"] == "true"
-    )
+    values["rejected"] = values["rejected"] == "true"
+    for name in NUMBER_COLUMNS:
+        if name in values:
+            values[name] = _read_number(name, values[name])
+    return ImageRow(**values)
 
 
-def _read_number(name: str, text: str) -> float:
+def _read_number(name: str, text: str) -> float | None:
+    if not text and name not in ("species_probability", "ood_score"):
+        return None
     try:
         return float(text)
     except ValueError:

@@ -237,7 +237,7 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and both ends of its 95 % bootstrap interval."""
+    """A value and both ends of its 95 % interval."""
 
     value: float
     low: float

@@ -4,8 +4,10 @@
 True
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,40 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class ParitySample:
+    """Largest absolute differences from PyTorch of one image in one run; None where an answer is missing or not finite.
+
+    Attributes:
+        image: number of the image, from 0.
+        batch_size: images in the run.
+        logits: difference of the FP16 species logits.
+        embedding: difference of the FP16 embedding.
+        int8_logits: difference of the INT8 species logits.
+        int8_embedding: difference of the INT8 embedding.
+    """
+
+    image: int
+    batch_size: int
+    logits: float | None
+    embedding: float | None
+    int8_logits: float | None
+    int8_embedding: float | None
+
+
+@dataclass(frozen=True)
+class HeadSample:
+    """Largest absolute differences of one disease head from PyTorch, on PyTorch's embeddings of all images.
+
+    Attributes:
+        logits: difference of the float head in ONNX Runtime; None where an answer is missing or not finite.
+        int8_logits: difference of the packed INT8 head; None also if the bundle has no such head.
+    """
+
+    logits: float | None
+    int8_logits: float | None
+
+
+@dataclass(frozen=True)
 class Parity:
     """Largest absolute differences from PyTorch; None where an answer is missing or not finite.
 
@@ -48,6 +84,8 @@ class Parity:
         int8_embedding: difference of the INT8 embedding, for information.
         int8_head_logits: difference of the packed INT8 heads on PyTorch's embeddings, for information.
         scatter: some of the species logits; None when some are missing or not finite.
+        samples: differences of each image in each run.
+        head_samples: slug of a species to the differences of its head.
     """
 
     images: int
@@ -60,6 +98,32 @@ class Parity:
     int8_embedding: float | None
     int8_head_logits: float | None
     scatter: Scatter | None
+    samples: tuple[ParitySample, ...] = ()
+    head_samples: Mapping[str, HeadSample] = field(default_factory=dict)
+
+    @classmethod
+    def summarize(
+        cls, samples: Sequence[ParitySample], heads: Mapping[str, HeadSample], scatter: Scatter | None
+    ) -> "Parity":
+        """Return the largest differences of these samples."""
+        sizes = sorted({sample.batch_size for sample in samples})
+        return cls(
+            images=len({sample.image for sample in samples}),
+            heads=len(heads),
+            logits=_largest(sample.logits for sample in samples),
+            embedding=_largest(sample.embedding for sample in samples),
+            head_logits=_largest(head.logits for head in heads.values()),
+            by_batch_size={
+                str(size): _largest(value for s in samples if s.batch_size == size for value in (s.logits, s.embedding))
+                for size in sizes
+            },
+            int8_logits=_largest(sample.int8_logits for sample in samples),
+            int8_embedding=_largest(sample.int8_embedding for sample in samples),
+            int8_head_logits=_largest(head.int8_logits for head in heads.values()),
+            scatter=scatter,
+            samples=tuple(samples),
+            head_samples=heads,
+        )
 
     @property
     def worst(self) -> float | None:
@@ -67,8 +131,17 @@ class Parity:
 
         None when one of them is missing or not finite.
         """
-        values = (self.logits, self.embedding, self.head_logits)
-        return None if None in values else max(value for value in values if value is not None)
+        return _largest((self.logits, self.embedding, self.head_logits))
+
+
+def _largest(values: Iterable[float | None]) -> float | None:
+    """Return the largest value, 0 of none; None if one is missing."""
+    largest = 0.0
+    for value in values:
+        if value is None:
+            return None
+        largest = max(largest, value)
+    return largest
 
 
 @dataclass(frozen=True)
@@ -86,6 +159,8 @@ class Latency:
         p95_ms: 95th percentile of the same time, in milliseconds.
         encoded_median_ms: median time in milliseconds from an encoded image to a prediction, for information.
         encoded_p95_ms: 95th percentile of the time from an encoded image, in milliseconds.
+        runs_ms: every measured time from a preprocessed tensor, in milliseconds.
+        encoded_runs_ms: every measured time from an encoded image, in milliseconds.
     """
 
     runs: int
@@ -96,3 +171,27 @@ class Latency:
     p95_ms: float
     encoded_median_ms: float
     encoded_p95_ms: float
+    runs_ms: tuple[float, ...] = ()
+    encoded_runs_ms: tuple[float, ...] = ()
+
+    @classmethod
+    def summarize(
+        cls, runs_ms: Sequence[float], encoded_runs_ms: Sequence[float], *, threads: int, cpu: str, load: float | None
+    ) -> "Latency":
+        """Return medians and percentiles of these times, of which there must be as many of each kind, at least one."""
+        medians, highs = (
+            [float(statistic(times)) for times in (runs_ms, encoded_runs_ms)]
+            for statistic in (np.median, lambda times: np.percentile(times, 95))
+        )
+        return cls(
+            runs=min(len(runs_ms), len(encoded_runs_ms)),
+            threads=threads,
+            cpu=cpu,
+            load=load,
+            median_ms=medians[0],
+            p95_ms=highs[0],
+            encoded_median_ms=medians[1],
+            encoded_p95_ms=highs[1],
+            runs_ms=tuple(runs_ms),
+            encoded_runs_ms=tuple(encoded_runs_ms),
+        )

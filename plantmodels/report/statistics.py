@@ -73,21 +73,26 @@ class Proportion:
         return self.interval_at(CONFIDENCE)
 
     def interval_at(self, confidence: float) -> Interval | None:
-        """Return Wilson's two-sided interval of the proportion; None without images.
+        """Return Wilson's two-sided interval of the proportion; None without images."""
+        return wilson_interval(self.count / self.images, self.images, confidence) if self.images else None
 
-        References:
-            Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
-        """
-        if not self.images:
-            return None
-        z = normal_quantile(confidence)
-        total, weight = self.images + z**2, z**2 / 2
-        centre = (self.count + weight) / total
-        half = z / total * math.sqrt(self.count * (self.images - self.count) / self.images + z**2 / 4)
-        return (
-            0.0 if self.count == 0 else centre - half,
-            1.0 if self.count == self.images else centre + half,
-        )
+
+def wilson_interval(share: float, images: int, confidence: float = CONFIDENCE) -> Interval:
+    """Return Wilson's two-sided interval of a proportion.
+
+    Args:
+        share: the proportion.
+        images: number of images, at least 1.
+        confidence: confidence of the interval.
+
+    References:
+        Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", JASA 1927.
+    """
+    z = normal_quantile(confidence)
+    total, count = images + z**2, share * images
+    centre = (count + z**2 / 2) / total
+    half = z / total * math.sqrt(count * (images - count) / images + z**2 / 4)
+    return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
 @dataclass(frozen=True)

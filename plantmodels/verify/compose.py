@@ -2,7 +2,8 @@
 
 import importlib.metadata
 import platform
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +26,9 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
+from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.judge import Measured, judge_gates
+from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
 from plantmodels.report.per_image import ImageRow, ImageSetName, write_image_rows
@@ -57,6 +60,35 @@ class Passes:
 
     accuracy: AccuracyRun
     rejection: RejectionRun
+
+    @property
+    def rows(self) -> tuple[ImageRow, ...]:
+        """The answers to every image."""
+        return (*self.accuracy.rows, *self.rejection.non_plants.rows, *self.rejection.unseen_plants.rows)
+
+    def with_pytorch_scores(self, leaves: Mapping[int, float], non_plants: Mapping[int, float]) -> "Passes":
+        """Return the passes with PyTorch's OOD scores of some images, and how often they change the decision.
+
+        Args:
+            leaves: place of a leaf to its score.
+            non_plants: place of a non-plant to its score.
+        """
+        others = self.rejection.non_plants
+        changed = Passes(
+            replace(self.accuracy, rows=_set_pytorch_scores(self.accuracy.rows, leaves)),
+            replace(self.rejection, non_plants=replace(others, rows=_set_pytorch_scores(others.rows, non_plants))),
+        )
+        rejection = self.rejection.rejection
+        recounted = count_rejection(
+            ImageTable.from_rows(changed.rows), threshold=rejection.threshold, held_out=rejection.held_out
+        )
+        return replace(changed, rejection=replace(changed.rejection, rejection=recounted))
+
+
+def _set_pytorch_scores(rows: Sequence[ImageRow], scores: Mapping[int, float]) -> tuple[ImageRow, ...]:
+    return tuple(
+        replace(row, pytorch_ood_score=scores[place]) if place in scores else row for place, row in enumerate(rows)
+    )
 
 
 def compose_report(
@@ -164,19 +196,13 @@ def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: P
     with staged_bundle(bundle, start_from=bundle) as folder:
         write_json(folder / GATE_REPORT_FILE, report.to_dict())
         write_bytes(folder / HTML_REPORT_FILE, page.encode())
-        write_image_rows(folder / IMAGES_FILE, _list_image_rows(passes))
+        write_image_rows(folder / IMAGES_FILE, () if passes is None else passes.rows)
         (folder / PLOTS_FOLDER).mkdir()
         for name, content in plots.items():
             write_bytes(folder / PLOTS_FOLDER / name, content)
         changed = report.stale_files(write_manifest(folder))
         if changed:
             raise BundleError(f"{bundle}: {', '.join(changed[:_NAMED_IN_ERROR])} changed while being verified")
-
-
-def _list_image_rows(passes: Passes | None) -> tuple[ImageRow, ...]:
-    if passes is None:
-        return ()
-    return (*passes.accuracy.rows, *passes.rejection.non_plants.rows, *passes.rejection.unseen_plants.rows)
 
 
 def _make_galleries(passes: Passes | None) -> dict[str, Gallery]:

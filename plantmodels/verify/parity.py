@@ -27,7 +27,7 @@ from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.errors import BundleError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
-from plantmodels.report.samples import Parity, Scatter
+from plantmodels.report.samples import HeadSample, Parity, ParitySample, Scatter
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
@@ -69,32 +69,39 @@ def measure_parity(network: HierarchicalNetwork, fp16: SpeciesModel, int8: Plant
         int8: the bundle as it is served.
         inputs: (N, 3, P, P) float32, real images, normalized; N is at least 1.
     """
-    worst = {size: [0.0, 0.0] for size in BATCH_SIZES}
-    worst_int8 = [0.0, 0.0]
+    samples: list[ParitySample] = []
     all_embeddings: list[Embeddings] = []
     logits: dict[str, list[Logits]] = {"pytorch": [], "fp16": [], "int8": []}
     for rows in cut_into_batches(len(inputs)):
         expected = _run_network(network, inputs[rows])
         answers = {"fp16": _run_if_possible(fp16, inputs[rows]), "int8": int8.embed(inputs[rows])}
+        samples += _compare_batch(rows, expected, answers["fp16"], answers["int8"])
         all_embeddings.append(expected[1])
         for name, answer in {"pytorch": expected, **answers}.items():
             logits[name].append(answer[0])
-        for so_far, answer in ((worst[len(rows)], answers["fp16"]), (worst_int8, answers["int8"])):
-            so_far[:] = [_largest(w, max_abs_diff(a, e)) for w, a, e in zip(so_far, answer, expected, strict=True)]
-    embeddings = np.concatenate(all_embeddings)[: len(inputs)]
-    worst_logits, worst_embedding = (_largest(*column) for column in zip(*worst.values(), strict=True))
-    return Parity(
-        images=len(inputs),
-        heads=len(network.disease_heads),
-        logits=replace_non_finite(worst_logits),
-        embedding=replace_non_finite(worst_embedding),
-        head_logits=replace_non_finite(compare_float_heads(network, embeddings)),
-        by_batch_size={str(size): replace_non_finite(_largest(*pair)) for size, pair in worst.items()},
-        int8_logits=replace_non_finite(worst_int8[0]),
-        int8_embedding=replace_non_finite(worst_int8[1]),
-        int8_head_logits=replace_non_finite(_compare_packed_heads(network, int8, embeddings)),
-        scatter=pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
+    return Parity.summarize(
+        samples,
+        compare_heads(network, int8, np.concatenate(all_embeddings)[: len(inputs)]),
+        pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
     )
+
+
+_Answers = tuple[Logits, Embeddings]
+
+
+def _compare_batch(rows: list[int], expected: _Answers, fp16: _Answers, int8: _Answers) -> Iterator[ParitySample]:
+    columns = [
+        _compare_rows(found, right) for answers in (fp16, int8) for found, right in zip(answers, expected, strict=True)
+    ]
+    for image, *differences in zip(rows, *columns, strict=True):
+        yield ParitySample(image, len(rows), *differences)
+
+
+def _compare_rows(found: NDArray[np.floating], expected: NDArray[np.floating]) -> list[float | None]:
+    """Return the largest difference of each row; None where it is not finite or a shape differs."""
+    if found.shape != expected.shape:
+        return [None] * len(expected)
+    return [replace_non_finite(max_abs_diff(*pair)) for pair in zip(found, expected, strict=True)]
 
 
 def pick_points(pytorch: Sequence[Logits], fp16: Sequence[Logits], int8: Sequence[Logits]) -> Scatter | None:
@@ -131,10 +138,6 @@ def max_abs_diff(found: NDArray[np.floating], expected: NDArray[np.floating]) ->
         return float(np.max(np.abs(found.astype(np.float64) - expected.astype(np.float64)), initial=0.0))
 
 
-def _largest(*values: float) -> float:
-    return math.nan if any(map(math.isnan, values)) else max(values)
-
-
 def _run_if_possible(model: SpeciesModel, inputs: Inputs) -> tuple[Logits, Embeddings]:
     """Return logits and embeddings; if the model refuses the batch size, empty ones, infinitely far from any answer."""
     try:
@@ -156,30 +159,53 @@ def _run_head(network: HierarchicalNetwork, slug: str, embeddings: Embeddings) -
     return np.asarray(logits.numpy(), np.float32)
 
 
-def compare_float_heads(network: HierarchicalNetwork, embeddings: Embeddings) -> float:
-    """Return the largest absolute difference between the exporter's float heads and PyTorch's.
+def compare_heads(
+    network: HierarchicalNetwork, classifier: PlantClassifier, embeddings: Embeddings
+) -> dict[str, HeadSample]:
+    """Return how far each disease head is from PyTorch's: the exporter's float head, and the packed INT8 head.
 
     Args:
         network: the checkpoint's network.
+        classifier: the bundle as it is served.
         embeddings: (N, D) float32 embeddings of real images.
     """
-    worst = 0.0
-    for slug, head in network.disease_heads.items():
-        weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
-        content = build_float_head(weight, bias).SerializeToString()
-        found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embeddings})[0]
-        worst = _largest(worst, max_abs_diff(found, _run_head(network, slug, embeddings)))
-    return worst
+    taxonomy = classifier.taxonomy
+    packed = {
+        taxonomy.slugs[index]: _compare_packed_head(network, classifier, index, embeddings)
+        for index in _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs)
+    }
+    return {
+        slug: HeadSample(
+            replace_non_finite(compare_float_head(network, slug, embeddings)),
+            replace_non_finite(packed.get(slug, 0.0)),
+        )
+        for slug in network.disease_heads
+    }
 
 
-def _compare_packed_heads(network: HierarchicalNetwork, classifier: PlantClassifier, embeddings: Embeddings) -> float:
-    taxonomy, worst = classifier.taxonomy, 0.0
-    for index in _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs):
-        expected = _run_head(network, taxonomy.slugs[index], embeddings)
-        found = classifier.run_heads(embeddings, np.full(len(embeddings), index, np.int64))
-        classes = min(expected.shape[1], len(taxonomy.diseases_of(index)))
-        worst = _largest(worst, max_abs_diff(found[:, :classes], expected[:, :classes]))
-    return worst
+def compare_float_head(network: HierarchicalNetwork, slug: str, embeddings: Embeddings) -> float:
+    """Return the largest absolute difference between the exporter's float head and PyTorch's.
+
+    Args:
+        network: the checkpoint's network.
+        slug: the head's species.
+        embeddings: (N, D) float32 embeddings of real images.
+    """
+    head = network.disease_heads.get_submodule(slug)
+    weight, bias = (head.get_parameter(name).detach().numpy() for name in ("weight", "bias"))
+    content = build_float_head(weight, bias).SerializeToString()
+    found = open_session(Path(f"{slug}.onnx"), content, threads=1).run([DISEASE_OUTPUT], {EMBEDDING: embeddings})[0]
+    return max_abs_diff(found, _run_head(network, slug, embeddings))
+
+
+def _compare_packed_head(
+    network: HierarchicalNetwork, classifier: PlantClassifier, index: int, embeddings: Embeddings
+) -> float:
+    taxonomy = classifier.taxonomy
+    expected = _run_head(network, taxonomy.slugs[index], embeddings)
+    found = classifier.run_heads(embeddings, np.full(len(embeddings), index, np.int64))
+    classes = min(expected.shape[1], len(taxonomy.diseases_of(index)))
+    return max_abs_diff(found[:, :classes], expected[:, :classes])
 
 
 def _keep_with_head(indices: Sequence[int], network: HierarchicalNetwork, slugs: Sequence[str]) -> list[int]:

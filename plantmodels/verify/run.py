@@ -25,7 +25,6 @@ from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.samples import Latency, Parity
-from plantmodels.report.statistics import Proportion
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import BundleContents, LoadOptions
 from plantmodels.serve.models import SpeciesModel
@@ -35,7 +34,7 @@ from plantmodels.verify.integrity import find_head_problems, find_load_failures
 from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.opening import open_classifiers, open_models
 from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
-from plantmodels.verify.rejection import count_flips, measure_rejection
+from plantmodels.verify.rejection import measure_rejection, score_in_pytorch
 
 if TYPE_CHECKING:
     from plantmodels.checkpoint.reading import Checkpoint
@@ -140,11 +139,10 @@ def _measure(
     passes = latency = parity = rejection = None
     if not bundle.not_run:
         passes = _measure_images(bundle, inputs, policy)
-        rejection = passes.rejection.rejection
         if inputs.checkpoint is not None:
             with log_step("measure parity"):
-                parity, flips = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
-            rejection = replace(rejection, flips={**rejection.flips, "fp32": flips})
+                parity, passes = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
+        rejection = passes.rejection.rejection
         with log_step("measure latency"):
             latency = _measure_latency(bundle.contents, passes, threads)
     files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
@@ -179,21 +177,25 @@ def _measure_latency(contents: BundleContents, passes: Passes, threads: int | No
     return measure_latency(served, passes.accuracy.samples[0].path.read_bytes(), threads=threads)
 
 
-def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passes: Passes) -> tuple[Parity, Proportion]:
-    """Return the parity on leaves, and how many images PyTorch rejects otherwise, on these and as many non-plants."""
+def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passes: Passes) -> tuple[Parity, Passes]:
+    """Return the parity on leaves, and the passes with PyTorch's OOD scores of these and of as many non-plants."""
     from plantmodels.export.network import load_network  # imports torch, which takes seconds
     from plantmodels.verify.parity import MAX_IMAGES, measure_parity
 
     metadata, int8 = bundle.contents.metadata, bundle.classifiers["int8"]
-    leaves = [sample.path for sample in pick_each_class(passes.accuracy.samples, MAX_IMAGES, key=class_of)]
-    others = passes.rejection.non_plants
-    picked = pick_each_class(list(zip(others.sources, others.paths, strict=True)), MAX_IMAGES, key=lambda pair: pair[0])
-    leaf_inputs = _decode_images(metadata, leaves)
-    other_inputs = _decode_images(metadata, [path for _, path in picked])
+    samples, others = passes.accuracy.samples, passes.rejection.non_plants
+    leaves = pick_each_class(range(len(samples)), MAX_IMAGES, key=lambda place: class_of(samples[place]))
+    picked = pick_each_class(range(len(others.rows)), MAX_IMAGES, key=lambda place: others.rows[place].source)
+    leaf_inputs = _decode_images(metadata, [samples[place].path for place in leaves])
+    other_inputs = _decode_images(metadata, [others.paths[place] for place in picked])
     network = load_network(checkpoint)
     fp16 = SpeciesModel(bundle.classifiers["fp16"].species_model.session, rows_per_run=None)
     parity = measure_parity(network, fp16, int8, leaf_inputs)
-    return parity, count_flips(network, int8, np.concatenate([leaf_inputs, other_inputs]))
+    scores = (score_in_pytorch(network, int8, images).tolist() for images in (leaf_inputs, other_inputs))
+    leaf_scores, other_scores = (
+        dict(zip(places, found, strict=True)) for places, found in zip((leaves, picked), scores, strict=True)
+    )
+    return parity, passes.with_pytorch_scores(leaf_scores, other_scores)
 
 
 def _decode_images(metadata: Metadata, paths: Sequence[Path]) -> Inputs:

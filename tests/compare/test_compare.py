@@ -15,7 +15,7 @@ from scipy import stats
 
 from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE, SPECIES_FILES, is_report
-from plantmodels.bundle.manifest import FileDigest, Manifest, digest_file
+from plantmodels.bundle.manifest import FileDigest, Manifest, digest_file, read_manifest
 from plantmodels.bundle.metadata import Metadata, Preprocessing, write_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.cli import main
@@ -23,12 +23,13 @@ from plantmodels.compare.compare import compare_bundles
 from plantmodels.compare.model import Comparison, MeasurePair, Section
 from plantmodels.compare.render import render_page, render_text
 from plantmodels.errors import BundleError
+from plantmodels.report.evidence.accuracy import name_class
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.inputs import ImageSet
 from plantmodels.report.per_image import ImageRow, write_image_rows
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Accuracy, Baseline, Calibration, ClassRow, Reliability
-from plantmodels.report.statistics import PairedCounts, Proportion
+from plantmodels.report.statistics import Proportion
+from tests.fixtures.rows import agree, complete
 
 Make = Callable[..., GateReport]
 Rows = tuple[ImageRow, ...]
@@ -61,64 +62,41 @@ def make_rows(wrong: Callable[[str, str, int], tuple[bool, bool]] = lambda *_: (
         for number in range(images):
             bad_species, bad_disease = wrong(species, disease, number)
             answer = "Mint" if species != "Mint" else "Rose"
-            named = (answer if bad_species else species, "healthy?" if bad_disease and disease else disease)
-            source = f"{species}___{disease or 'unlabelled'}"
-            answers = (*named, *named, named[1], named[1])
-            rows.append(ImageRow("val", source, f"{number}.jpg", species, disease, *answers, 0.9, 5.0, False))
+            other = next((name for name in TAXONOMY.diseases.get(species, ()) if name != disease), "")
+            named = (answer if bad_species else species, other if bad_disease else disease)
+            routed = (TAXONOMY.diseases.get(answer) or ("",))[0] if bad_species else named[1]
+            answers = (*named, *named, routed, routed)
+            row = ImageRow(
+                "val", name_class(species, disease), f"{number}.jpg", species, disease, *answers, 0.9, 5.0, False
+            )
+            rows.append(complete(row, TAXONOMY))
     return tuple(rows)
+
+
+ANSWERS = ("", "", "Mint", "", "Mint", "", "", "", 0.2)
+"""Both precisions take an image without plants for Mint."""
 
 
 def make_others(rejected: Iterable[bool], source: str = "bricks") -> Rows:
     return tuple(
-        ImageRow("non-plants", source, f"{number}.png", "", "", "Mint", "", "Mint", "", "", "", 0.2, 9.0, is_rejected)
-        for number, is_rejected in enumerate(rejected)
+        complete(ImageRow("non-plants", source, f"{number}.png", *ANSWERS, 13.0 if yes else 1.0, yes), TAXONOMY)
+        for number, yes in enumerate(rejected)
     )
 
 
-def count_accuracy(rows: Rows) -> Accuracy:
-    leaves = [row for row in rows if row.set == "val"]
-    species = [row.int8_species == row.species for row in leaves]
-    disease = [row.int8_disease == row.disease for row in leaves]
-    headed = [right for row, right in zip(leaves, disease, strict=True) if row.disease]
-    calibration = Calibration(1.0, Reliability((), None), Reliability((), None))
-
-    def alike(right: list[bool]) -> PairedCounts:
-        return PairedCounts(sum(right), 0, 0, len(right) - sum(right))
-
-    def classes(name_of: Callable[[ImageRow], str], right: list[bool]) -> dict[str, ClassRow]:
-        found = {}
-        for name in dict.fromkeys(map(name_of, leaves)):
-            hits = [hit for row, hit in zip(leaves, right, strict=True) if name_of(row) == name]
-            found[name] = ClassRow(len(hits), sum(hits), sum(hits))
-        return found
-
-    both = alike([s and d for s, d in zip(species, disease, strict=True)])
-    by_disease = classes(lambda row: row.source, disease)
-    return Accuracy(
-        alike(species),
-        alike(headed),
-        both,
-        both,
-        alike(headed),
-        0,
-        0,
-        classes(lambda row: row.species, species),
-        {name: row for name, row in by_disease.items() if not name.startswith("Mint")},
-        classes(lambda row: row.source, [s and d for s, d in zip(species, disease, strict=True)]),
-        Baseline("Apple", PairedCounts(0, 0, len(leaves), 0)),
-        Baseline("Apple___rust", PairedCounts(0, 0, len(leaves), 0)),
-        {},
-        calibration,
-        calibration,
-    )
-
-
-def write_bundle(folder: Path, report: GateReport, rows: Rows | None = None, **metadata: Any) -> Path:
-    """A bundle without its models: what a comparison reads."""
+def write_bundle(
+    folder: Path, report: GateReport, rows: Rows | None = None, *, is_old: bool = False, **metadata: Any
+) -> Path:
+    """A bundle without its models: what a comparison reads. Without image rows, or if `is_old`, of format 2."""
     folder.mkdir()
     write_metadata(folder, replace(METADATA, **metadata))
     described = {path.name: digest_file(path) for path in folder.iterdir()}
     report = replace(report, files={**report.files, **described})
+    if rows is not None:
+        agreed = agree(report, rows)
+        report = replace(report, accuracy=agreed.accuracy) if is_old else agreed
+    if rows is None or is_old:
+        report = replace(report, format_version=2, taxonomy=None)
     write_json(folder / GATE_REPORT_FILE, report.to_dict())
     if rows is not None:
         write_image_rows(folder / IMAGES_FILE, rows)
@@ -132,10 +110,7 @@ def compare(report: Make, tmp_path: Path) -> Callable[..., Comparison]:
     """`compare(rows_a, rows_b, report_b=…, **metadata_b)`: two bundles with these answers to each image."""
 
     def build(a: Rows | None, b: Rows | None, *, reports: Any = (None, None), **metadata: Any) -> Comparison:
-        first, second = (
-            (report(accuracy=count_accuracy(rows)) if rows else report()) if given is None else given
-            for rows, given in zip((a, b), reports, strict=True)
-        )
+        first, second = (report() if given is None else given for rows, given in zip((a, b), reports, strict=True))
         return compare_bundles(
             write_bundle(tmp_path / "a", first, a), write_bundle(tmp_path / "b", second, b, **metadata)
         )
@@ -185,7 +160,7 @@ def test_pairing_sees_what_two_counts_do_not(compare: Callable[..., Comparison],
     a, b = make_rows(base), make_rows(lambda *i: (base(*i)[0] or i[2] in range(10, 14), False))
     paired = measure(compare(a, b), "Accuracy", "species, INT8")
     assert paired.verdict == "worse"
-    reports = [report(accuracy=count_accuracy(rows)) for rows in (a, b)]
+    reports = [agree(report(), rows) for rows in (a, b)]
     counted = compare_bundles(write_bundle(tmp_path / "c", reports[0], a), write_bundle(tmp_path / "d", reports[1]))
     unpaired = measure(counted, "Accuracy", "species, INT8")
     assert unpaired.verdict == "no difference beyond noise" and unpaired.p_value is None
@@ -197,14 +172,14 @@ def test_other_images_are_not_paired_even_if_their_names_agree(
     compare: Callable[..., Comparison], report: Make
 ) -> None:
     a, b = make_rows(noisy(1, 0.5)), make_rows(noisy(2, 0.1))
-    reports = [report(accuracy=count_accuracy(rows)) for rows in (a, b)]
+    reports = [agree(report(), rows) for rows in (a, b)]
     reports[1] = replace(reports[1], inputs=replace(reports[1].inputs, val=ImageSet(101, 100, "a" * 64)))
     comparison = compare(a, b, reports=reports)
     found = measure(comparison, "Accuracy", "species, INT8")
     assert found.verdict == "better" and found.p_value is None and found.low is not None and found.low > 0
     assert "different images or labels (eeeeeeeeeeee, aaaaaaaaaaaa); unpaired" in section(comparison, "Accuracy").note
     species = measure(comparison, "Each species", "Apple")
-    shares = [count_accuracy(rows).by_species["Apple"] for rows in (a, b)]
+    shares = [agree(report(), rows).accuracy.by_species["Apple"] for rows in (a, b)]  # type: ignore[union-attr]
     table = [[row.int8, row.images - row.int8] for row in shares]
     assert species.p_value == pytest.approx(3 * stats.fisher_exact(table).pvalue, rel=1e-6)
     assert len(section(comparison, "Each disease").measures) == 4
@@ -242,21 +217,9 @@ def test_a_disease_that_got_worse_is_named_and_small_classes_too(compare: Callab
 def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Comparison], report: Make) -> None:
     others_a = (*make_others([False] * 30 + [True] * 10), *make_others([True] * 20, "rocks"))
     others_b = (*make_others([True] * 25 + [False] * 15), *make_others([True] * 20, "rocks"))
-    base = report().rejection
-    assert base is not None
-    reports = []
-    for others in (others_a, others_b):
-        by_source = {
-            name: Proportion(sum(r.rejected for r in others if r.source == name), sum(r.source == name for r in others))
-            for name in ("bricks", "rocks")
-        }
-        total = Proportion(sum(r.rejected for r in others), len(others))
-        rejection = replace(base, non_plants=total, by_source=by_source)
-        reports.append(
-            report(GatePolicy(ood_recall_min=0.7), rejection=rejection, accuracy=count_accuracy(make_rows()))
-        )
+    reports = [report(GatePolicy(ood_recall_min=0.7))] * 2
     leaves = make_rows()
-    alarming = tuple(replace(row, rejected=number < 9) for number, row in enumerate(leaves))
+    alarming = tuple(replace(r, rejected=n < 9, ood_score=13.0 if n < 9 else 5.0) for n, r in enumerate(leaves))
     comparison = compare((*leaves, *others_a), (*alarming, *others_b), reports=reports)
     title = "Out-of-distribution rejection"
     recall = measure(comparison, title, "OOD recall")
@@ -266,9 +229,9 @@ def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Com
     assert alarms.p_value == pytest.approx(stats.binomtest(9, 9).pvalue) and alarms.verdict == "worse"
     assert measure(comparison, title, "threshold").verdict == "not comparable"
     assert section(comparison, "Each source of non-plants").names_with("better") == ("bricks",)
-    (gate,) = (pair for pair in comparison.gates if pair.change)
-    assert gate.a.name == "ood_recall" and gate.change == "passes now"
-    assert "Gates: ood_recall passes now." in comparison.summary
+    changes = {pair.a.name: pair.change for pair in comparison.gates if pair.change}
+    assert changes == {"ood_precision": "no longer passes", "ood_recall": "passes now"}
+    assert "Gates: ood_precision no longer passes; ood_recall passes now." in comparison.summary
 
 
 def test_precision_that_is_not_defined_is_not_comparable(compare: Callable[..., Comparison], report: Make) -> None:
@@ -431,7 +394,7 @@ def test_a_bundle_without_report_is_refused_by_name(report: Make, tmp_path: Path
 @pytest.mark.parametrize("name", [GATE_REPORT_FILE, IMAGES_FILE, "onnx-metadata.json"])
 def test_a_report_that_was_edited_is_refused(report: Make, tmp_path: Path, name: str) -> None:
     rows = make_rows()
-    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows)), rows)
+    bundle = write_bundle(tmp_path / "a", report(), rows)
     (bundle / name).write_text((bundle / name).read_text() + " ")
     with pytest.raises(BundleError, match=f"changed: {name}"):
         compare_bundles(bundle, bundle)
@@ -464,16 +427,31 @@ def test_the_command_fails_in_one_line(report: Make, tmp_path: Path, arguments: 
     assert result.exit_code == 1 and len(result.stderr.splitlines()) == 1 and message in result.stderr
 
 
-def test_a_set_without_answers_is_compared_by_its_counts(compare: Callable[..., Comparison]) -> None:
-    comparison = compare(make_rows(), make_rows())
+def test_a_set_without_answers_is_compared_by_its_counts(report: Make, tmp_path: Path) -> None:
+    folders = [write_bundle(tmp_path / name, report(), make_rows(), is_old=True) for name in ("a", "b")]
+    comparison = compare_bundles(*folders)
     note = section(comparison, "Out-of-distribution rejection").note
     assert "Non-plants: the same images, but no image is in both gate-images.csv; unpaired" in note
     assert measure(comparison, "Out-of-distribution rejection", "OOD recall").p_value is None
 
 
-def test_answers_that_the_report_does_not_bear_out_are_refused(report: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("is_old", "message"),
+    [
+        (
+            True,
+            r"A: gate-images\.csv has the right species for 270 of 270 leaves, but gate-report\.json says 271 of 271",
+        ),
+        (False, r"inputs\.val\.measured is 271, but gate-images\.csv has 270 such rows"),
+    ],
+)
+def test_answers_that_the_report_does_not_bear_out_are_refused(
+    report: Make, tmp_path: Path, is_old: bool, message: str
+) -> None:
     rows = make_rows()
-    bundle = write_bundle(tmp_path / "a", report(accuracy=count_accuracy(rows[1:])), rows)
-    message = r"A: gate-images\.csv has the right species for 271 of 271 leaves, but gate-report\.json says 270 of 270"
+    bundle = write_bundle(tmp_path / "a", report(), rows, is_old=is_old)
+    write_image_rows(bundle / IMAGES_FILE, rows[1:])
+    listed = read_manifest(bundle).files | {IMAGES_FILE: digest_file(bundle / IMAGES_FILE)}
+    write_json(bundle / MANIFEST_FILE, Manifest(listed).to_dict())
     with pytest.raises(BundleError, match=message):
         compare_bundles(bundle, bundle, names=("A", "B"))

@@ -7,11 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from plantmodels.bundle.files import write_json
-from plantmodels.bundle.layout import GATE_REPORT_FILE
-from plantmodels.bundle.manifest import write_manifest
-from plantmodels.report.gate_report import read_report
-from tests.fixtures.reports import with_values
+from tests.fixtures.rows import write_values
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -32,6 +28,5 @@ def code_blocks() -> Callable[[str, str], list[str]]:
 def failing_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Path) -> Path:
     """The verified tiny bundle with a report in which only `ood_recall` failed; read-only."""
     bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("failing") / "models"))
-    write_json(bundle / GATE_REPORT_FILE, with_values(read_report(bundle), ood_recall=0.94).to_dict())
-    write_manifest(bundle)
+    write_values(bundle, ood_recall=0.94)
     return bundle

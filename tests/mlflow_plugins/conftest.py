@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 
 from plantmodels.bundle.detector import read_detector, write_detector
-from plantmodels.bundle.files import write_json
-from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE
+from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.manifest import write_manifest
-from plantmodels.report.gate_report import read_report
-from tests.fixtures.reports import with_values
+from tests.fixtures.rows import write_values
 
 
 @pytest.fixture(autouse=True)
@@ -26,8 +24,7 @@ def judged_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Pat
 
     def build(**measured: float) -> Path:
         bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("judged") / "models"))
-        write_json(bundle / GATE_REPORT_FILE, with_values(read_report(bundle), **measured).to_dict())
-        write_manifest(bundle)
+        write_values(bundle, **measured)
         return bundle
 
     return build

@@ -10,14 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plantmodels.bundle.files import read_json, write_json
-from plantmodels.bundle.layout import GATE_REPORT_FILE, SPECIES_FILES
+from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest, Manifest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, PlantModelsError
 from plantmodels.report.evidence.judge import Measured, judge_gates
-from plantmodels.report.gate_report import GateReport, read_report
+from plantmodels.report.gate_report import GateReport, parse_report, read_report
 from plantmodels.report.gates import GATES
 from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
+from plantmodels.report.per_image import write_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import (
     Accuracy,
@@ -33,6 +34,8 @@ from plantmodels.report.results import (
 )
 from plantmodels.report.samples import Latency, Parity, Scatter
 from plantmodels.report.statistics import PairedCounts, Proportion
+from tests.fixtures.reports import TAXONOMY
+from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
 Make = Callable[..., GateReport]
 
@@ -257,8 +260,8 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 3; verify again"),
-        ("format_version", 4, r"gate-report\.json: format_version 4, this code reads 3; verify again"),
+        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2 to 3; verify again"),
+        ("format_version", 4, r"gate-report\.json: format_version 4, this code reads 2 to 3; verify again"),
         ("format_version", True, "format_version True"),
         ("passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", False, "'passed' does not follow from the gates' status"),
@@ -316,9 +319,12 @@ def write_bundle(folder: Path, report: GateReport, files: dict[str, FileDigest])
 
 
 def test_a_report_is_read_back_when_it_is_about_these_files(report: Make, tmp_path: Path) -> None:
-    files = {**report().files, GATE_REPORT_FILE: FileDigest(1, "0" * 64), "plots/x.png": FileDigest(1, "0" * 64)}
-    bundle = write_bundle(tmp_path, report(), files)
-    assert read_report(bundle) == report()
+    rows = (*make_leaf_rows(TAXONOMY, 120, threshold=12.5), *make_other_rows(TAXONOMY, 60, threshold=12.5))
+    agreed = agree(report(), rows)
+    files = {**agreed.files, GATE_REPORT_FILE: FileDigest(1, "0" * 64), "plots/x.png": FileDigest(1, "0" * 64)}
+    bundle = write_bundle(tmp_path, agreed, files)
+    write_image_rows(bundle / IMAGES_FILE, rows)
+    assert read_report(bundle) == agreed
     assert read_json(bundle / GATE_REPORT_FILE)["passed"] is True
 
 
@@ -335,6 +341,60 @@ def test_a_report_on_other_files_vouches_for_nothing(report: Make, tmp_path: Pat
     message = rf"gate-report\.json: was measured on other files than manifest\.json lists \({name}\); verify again"
     with pytest.raises(BundleError, match=message):
         read_report(write_bundle(tmp_path, report(), files))
+
+
+def make_format_2(report: GateReport) -> dict[str, Any]:
+    """Return the report as format 2 wrote it."""
+    document = report.to_dict() | {"format_version": 2}
+    del document["taxonomy"], document["not_run"]
+    old = ("parity", "int8_accuracy", "ood_precision", "ood_recall", "loads", "heads_complete", "species_size")
+    document["gates"] = [gate for gate in document["gates"] if gate["name"] in (*old, "head_size", "latency")]
+    for gate in document["gates"]:
+        (value,) = gate.pop("values")
+        gate |= {"limit": value["limit"], "measured": value["measured"]}
+        del gate["min_images"], gate["confidence"]
+    document["policy"] = {name: document["policy"][name] for name in POLICY_OF_FORMAT_2}
+    for name in ("by_class", "species_baseline", "class_baseline"):
+        del document["accuracy"][name]
+    for section, names in (("parity", ("samples", "head_samples")), ("latency", ("runs_ms", "encoded_runs_ms"))):
+        for name in names:
+            del document[section][name]
+    document["passed"] = all(gate["passed"] for gate in document["gates"])
+    return document
+
+
+POLICY_OF_FORMAT_2 = (
+    *("parity_max_abs_diff", "int8_accuracy_max_drop", "int8_accuracy_max_images", "ood_precision_min"),
+    *("ood_recall_min", "species_size_max_bytes", "head_size_max_bytes", "latency_max_median_ms", "sha256"),
+)
+
+
+def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> None:
+    document = make_format_2(report())
+    content = json.dumps(document).encode()
+    found = parse_report(content, b"", Manifest(report().files))
+    assert (found.format_version, found.accuracy.species) == (2, report().accuracy.species)  # type: ignore[union-attr]
+    assert [gate.status for gate in found.gates[:9]] == ["passed"] * 9
+    assert found.gate("ood_recall").measured_text == "98.00 %"
+    assert found.failed == tuple(GATES)[9:]
+    assert "the report has format 2, which lacks the evidence of its numbers; verify again" in found.table()
+    assert {gate.status for gate in found.judge_by(GatePolicy())} == {"not measured"}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("gates.3.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
+        ("gates.3", "ood_recall", r"report\.gates"),
+        ("gates", {}, r"report\.gates: expected a list"),
+        ("accuracy.species", ..., r"report\.accuracy: 'species' is missing"),
+        ("policy", ..., r"report: 'policy' is missing"),
+        ("passed", False, "'passed' does not follow from the gates' status"),
+    ],
+)
+def test_a_broken_report_of_format_2_is_refused(report: Make, path: str, value: object, message: str) -> None:
+    with pytest.raises(BundleError, match=message):
+        GateReport.from_dict(edit(make_format_2(report()), path, value))
 
 
 def test_an_absent_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

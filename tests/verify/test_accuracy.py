@@ -1,18 +1,21 @@
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.special import softmax as scipy_softmax
 
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.digests import digest_content
 from plantmodels.data.leaves import LeafSample, LeafSet
 from plantmodels.errors import DataError
+from plantmodels.report.evidence.accuracy import bin_by_confidence, evaluate_probabilities
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
 from plantmodels.report.statistics import PairedCounts, Proportion
-from plantmodels.verify.accuracy import evaluate_probabilities, measure_accuracy, measure_calibration
+from plantmodels.verify.accuracy import measure_accuracy
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
 
@@ -76,7 +79,8 @@ def test_each_image_is_run_once_in_each_precision_and_scored_by_int8(
     fp16, int8 = scripted(*make_script(1)), scripted(*make_script(2))
     run = measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)))
     assert fp16.seen == int8.seen == list(range(COUNT))
-    np.testing.assert_array_equal(run.scores, int8.scores)
+    assert [row.ood_score for row in run.rows] == int8.scores
+    assert [row.fp16_ood_score for row in run.rows] == int8.scores, "both embeddings are the image's number"
     assert [sample.path.name for sample in run.samples] == [f"{i:03d}.png" for i in range(COUNT)]
 
 
@@ -90,7 +94,7 @@ def test_an_unreadable_leaf_is_skipped_named_and_not_counted(
     (leaves.root / "x.png").write_bytes(b"")
     run = measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), broken)
     assert [(image.path.name, image.reason[:10]) for image in run.unreadable] == [("x.png", "zero bytes")]
-    assert run.accuracy.fp16.species.images == len(run.scores) == len(run.samples) == 2 * COUNT
+    assert run.accuracy.fp16.species.images == len(run.rows) == len(run.samples) == 2 * COUNT
 
 
 def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
@@ -137,10 +141,13 @@ def name_of(species: int, disease: int | None) -> str:
     return "" if disease is None or not CLASSES[species] else TAXONOMY.diseases_of(species)[disease]
 
 
-def test_every_image_has_a_row_with_all_answers(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
+def test_every_image_has_a_row_with_all_answers(
+    numbered_images: Callable[..., list[Path]], scripted: type, tmp_path: Path
+) -> None:
     fp16, int8 = make_script(1), make_script(2)
     run = measure_accuracy(scripted(*fp16), scripted(*int8), make_leaves(numbered_images(COUNT)))
     names = TAXONOMY.species
+    several = {0, 2}
     for i, (row, species, disease) in enumerate(zip(run.rows, TRUE_SPECIES, TRUE_DISEASE, strict=True)):
         truth = name_of(species, disease)
         assert row == ImageRow(
@@ -158,7 +165,26 @@ def test_every_image_has_a_row_with_all_answers(numbered_images: Callable[..., l
             species_probability=pytest.approx(scipy_softmax([2.0, 0, 0])[0]),  # type: ignore[arg-type]
             ood_score=int8[2][i],
             rejected=int8[2][i] > 0,
+            sha256=digest_content(tmp_path / "images" / f"{i:03d}.png"),
+            fp16_ood_score=int8[2][i],
+            species_nll=loss(int8[0][i] == species, 3, 0.5),
+            raw_species_probability=chance(3, 1.0),
+            raw_species_nll=loss(int8[0][i] == species, 3, 1.0),
+            disease_probability=chance(CLASSES[species], 2.0) if species in several else None,
+            disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 2.0) if species in several else None,
+            raw_disease_probability=chance(CLASSES[species], 1.0) if species in several else None,
+            raw_disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 1.0) if species in several else None,
         )
+
+
+def chance(classes: int, temperature: float) -> Any:
+    """The probability of the answer: the scripted logits are 1 for it and 0 elsewhere."""
+    return pytest.approx(scipy_softmax(np.eye(classes)[0] / temperature)[0])
+
+
+def loss(is_right: bool, classes: int, temperature: float) -> Any:
+    probabilities = scipy_softmax(np.eye(classes)[0] / temperature)
+    return pytest.approx(-math.log(probabilities[0 if is_right else 1]))
 
 
 def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
@@ -218,14 +244,36 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     assert sum(row.images for row in disease.after.bins) == found.disease.images
 
 
+def test_classes_and_the_commonest_equal_those_of_a_slow_loop(
+    numbered_images: Callable[..., list[Path]], scripted: type
+) -> None:
+    run = measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), make_leaves(numbered_images(COUNT)))
+    rows, found = run.rows, run.accuracy
+    for baseline, names, hits in (
+        (found.species_baseline, [row.species for row in rows], [row.int8_species == row.species for row in rows]),
+        (
+            found.class_baseline,
+            [row.source for row in rows],
+            [(row.int8_species, row.int8_disease) == (row.species, row.disease) for row in rows],
+        ),
+    ):
+        assert names.count(baseline.name) == max(map(names.count, names))
+        pairs = [(name == baseline.name, hit) for name, hit in zip(names, hits, strict=True)]
+        assert baseline.counts == PairedCounts(*(pairs.count(kind) for kind in ((1, 1), (1, 0), (0, 1), (0, 0))))
+    assert sum(row.images for row in found.by_class.values()) == COUNT
+    assert sum(row.int8 for row in found.by_class.values()) == found.int8.end_to_end.count
+    assert sum(row.fp16 for row in found.by_class.values()) == found.fp16.end_to_end.count
+    assert set(found.by_class) == {row.source for row in rows}
+
+
 def test_probabilities_and_bins_equal_those_of_a_slow_loop() -> None:
     rng = np.random.default_rng(4)
     logits, labels = rng.normal(0, 2, (300, 4)).astype(np.float32), rng.integers(0, 3, 300)
     logits[::3, 3] = -np.inf
-    evaluated = evaluate_probabilities(logits, labels, 0.6)
     right = logits.argmax(axis=1) == labels
-    found = measure_calibration(evaluated, right, 0.6)
-    for column, (temperature, reliability) in enumerate(((1.0, found.before), (0.6, found.after))):
+    for temperature in (1.0, 0.6):
+        evaluated = evaluate_probabilities(logits, labels, temperature)
+        reliability = bin_by_confidence(*evaluated, right)
         bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
         losses = []
         for row, label in zip(logits.astype(float), labels, strict=True):
@@ -236,15 +284,15 @@ def test_probabilities_and_bins_equal_those_of_a_slow_loop() -> None:
         assert reliability.ece == pytest.approx(error)
         assert reliability.nll == pytest.approx(np.mean(losses))
         assert [row.images for row in reliability.bins] == [len(part) for part in bins]
-        np.testing.assert_allclose(evaluated[:, column, 1], losses)
+        np.testing.assert_allclose(evaluated[1], losses)
 
 
 def test_an_impossible_label_has_no_finite_loss_and_no_images_have_no_calibration_error() -> None:
     evaluated = evaluate_probabilities(np.array([[1.0, -np.inf]], np.float32), np.array([1]), 1.0)
-    found = measure_calibration(evaluated, np.array([False]), 1.0)
-    assert (found.after.nll, found.after.ece) == (None, 1.0)
-    nothing = measure_calibration(np.empty((0, 2, 2)), np.empty(0, bool), 1.0)
-    assert (nothing.after.nll, nothing.after.ece) == (None, None)
+    found = bin_by_confidence(*evaluated, np.array([False]))
+    assert (found.nll, found.ece) == (None, 1.0)
+    nothing = bin_by_confidence(np.empty(0), np.empty(0), np.empty(0, bool))
+    assert (nothing.nll, nothing.ece) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "images"), [(-1, 5), (6, 5)])

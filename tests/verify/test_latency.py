@@ -37,6 +37,8 @@ def test_a_loaded_bundle_is_timed(tiny_bundle) -> None:  # type: ignore[no-untyp
     latency = measure_latency(classifier, encode_image(), threads=1, runs=5)
     assert (latency.runs, latency.threads) == (5, 1)
     assert 0 < latency.median_ms <= latency.p95_ms
+    assert latency.median_ms == sorted(latency.runs_ms)[2]
+    assert latency.encoded_median_ms == sorted(latency.encoded_runs_ms)[2]
     assert 0 < latency.encoded_median_ms <= latency.encoded_p95_ms
 
 

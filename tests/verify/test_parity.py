@@ -23,7 +23,7 @@ from plantmodels.serve.session import open_session
 from plantmodels.verify.parity import (
     BATCH_SIZES,
     MAX_POINTS,
-    compare_float_heads,
+    compare_float_head,
     cut_into_batches,
     max_abs_diff,
     measure_parity,
@@ -153,12 +153,12 @@ def test_logits_that_are_missing_or_not_finite_have_no_plot() -> None:
 def test_float_heads_equal_pytorchs_and_a_broken_builder_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     network = LinearNetwork()
     embedding = np.random.default_rng(1).normal(size=(20, 3)).astype(np.float32)
-    assert compare_float_heads(network, embedding) < 1e-6  # type: ignore[arg-type]
+    assert compare_float_head(network, "apple", embedding) < 1e-6  # type: ignore[arg-type]
     from plantmodels.verify import parity
 
     build = parity.build_float_head
     monkeypatch.setattr(parity, "build_float_head", lambda weight, bias: build(weight[::-1].copy(), bias))
-    assert compare_float_heads(network, embedding) > 0.01  # type: ignore[arg-type]
+    assert compare_float_head(network, "apple", embedding) > 0.01  # type: ignore[arg-type]
 
 
 def load_pixels(tiny_bundle, count: int) -> np.ndarray:  # type: ignore[no-untyped-def]

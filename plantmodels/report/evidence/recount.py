@@ -1,0 +1,165 @@
+"""Counts every number of a report again, and refuses a report that says otherwise.
+
+It cannot know whether the image rows and the samples are true: only who measures again knows that.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from plantmodels.bundle.layout import IMAGES_FILE
+from plantmodels.bundle.serialization import encode
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy
+from plantmodels.report.evidence.check import describe_difference, find_difference
+from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.evidence.rejection import count_rejection
+from plantmodels.report.per_image import ImageSetName
+from plantmodels.report.samples import Latency, Parity
+
+if TYPE_CHECKING:
+    from plantmodels.report.gate_report import GateReport
+    from plantmodels.report.inputs import ImageSet
+
+_DIGEST_LENGTH: Final = 64
+
+
+def check_report(report: "GateReport", table: ImageTable) -> None:
+    """Check that a report says what its evidence makes.
+
+    Args:
+        report: a report of the current format.
+        table: its image rows.
+
+    Raises:
+        ValueError: names the first value that differs, or the first row that cannot be.
+    """
+    if report.taxonomy is None or report.taxonomy.digest != report.inputs.class_order_digest:
+        raise ValueError("inputs.class_order_digest is not the digest of the report's taxonomy")
+    _check_rows(table, report.taxonomy)
+    _check_inputs(report, table)
+    for name, found, expected, evidence in _list_sections(report, table, report.taxonomy):
+        difference = find_difference(encode(found), encode(expected), name)
+        if difference is not None:
+            raise ValueError(describe_difference(difference, evidence))
+
+
+def _list_sections(
+    report: "GateReport", table: ImageTable, taxonomy: Taxonomy
+) -> Iterator[tuple[str, object, object, str]]:
+    """Yield each section: its name, what the report says, what its evidence makes, and what the evidence is."""
+    parity, latency = report.parity, report.latency
+    accuracy, rejection = report.accuracy, report.rejection
+    if accuracy is not None:
+        calibrations = (accuracy.species_calibration, accuracy.disease_calibration)
+        temperatures = Temperatures(*(calibration.temperature for calibration in calibrations))
+        yield "accuracy", accuracy, count_accuracy(table.of_set("val"), taxonomy, temperatures), "its image rows"
+    if rejection is not None:
+        _check_decisions(table, rejection.threshold)
+        recounted = count_rejection(table, threshold=rejection.threshold, held_out=rejection.held_out)
+        yield "rejection", rejection, recounted, "its image rows"
+    if parity is not None:
+        summary = Parity.summarize(parity.samples, parity.head_samples, parity.scatter)
+        yield "parity", parity, summary, "its samples"
+        compared = table.of_set("val").text("pytorch_ood_score") != ""
+        yield "parity.images", parity.images, int(np.sum(compared)), "its image rows"
+    if latency is not None:
+        if not latency.runs_ms or len(latency.runs_ms) != len(latency.encoded_runs_ms):
+            raise ValueError(
+                f"latency.runs_ms has {len(latency.runs_ms)} times and latency.encoded_runs_ms has "
+                f"{len(latency.encoded_runs_ms)}; expected as many of each, and at least one"
+            )
+        summarized = Latency.summarize(
+            latency.runs_ms, latency.encoded_runs_ms, threads=latency.threads, cpu=latency.cpu, load=latency.load
+        )
+        yield "latency", latency, summarized, "its samples"
+
+
+def _check_inputs(report: "GateReport", table: ImageTable) -> None:
+    """Check the numbers of images, and that either all sections that need the models are there, or none."""
+    sections = {name: getattr(report, name) for name in ("accuracy", "rejection", "latency")}
+    for name, section in sections.items():
+        if (section is None) != bool(report.not_run):
+            raise ValueError(
+                f"{name} is {'missing' if section is None else 'given'}, but not_run is {report.not_run!r:.80}"
+            )
+    sets: dict[ImageSetName, ImageSet | None] = {
+        "val": report.inputs.val,
+        "non-plants": report.inputs.non_plants,
+        "unseen-plants": report.inputs.unseen_plants,
+    }
+    for name, images in sets.items():
+        where, rows = f"inputs.{name.replace('-', '_')}", len(table.of_set(name))
+        if rows != (0 if images is None else images.measured):
+            measured = 0 if images is None else images.measured
+            raise ValueError(f"{where}.measured is {measured}, but {IMAGES_FILE} has {rows} such rows")
+        if images is not None and not report.not_run:
+            _check_set(report, name, images, where)
+
+
+def _check_set(report: "GateReport", name: ImageSetName, images: "ImageSet", where: str) -> None:
+    """Check that every image was measured, skipped or left out for a reason."""
+    tried = images.measured + sum(image.source == name for image in report.unreadable)
+    highest = lowest = images.images
+    if name == "val":
+        highest = lowest = min(images.images, report.policy.int8_accuracy_max_images)
+    elif name == "non-plants" and report.rejection is not None and report.rejection.held_out:
+        lowest = 0
+    if not lowest <= tried <= highest:
+        raise ValueError(f"{where}.images is {images.images}, but {tried} images were measured or skipped")
+
+
+def _check_rows(table: ImageTable, taxonomy: Taxonomy) -> None:
+    """Check that every answer is one that the bundle can give, and that scores and probabilities agree with it."""
+    leaves = table.of_set("val")
+    species = {(name,) for name in taxonomy.species}
+    classes = {
+        (name, disease)
+        for index, name in enumerate(taxonomy.species)
+        for disease in taxonomy.diseases_of(index) or ("",)
+    }
+    diseases = {("",), *((disease,) for _, disease in classes)}
+    _check_answers(leaves, ("species",), species)
+    _check_answers(leaves, ("int8_soft_disease",), diseases)
+    for precision in ("fp16", "int8"):
+        _check_answers(table, (f"{precision}_species",), species)
+        _check_answers(leaves, ("species", f"{precision}_disease"), classes)
+    _check_answers(leaves, ("int8_species", "int8_routed_disease"), classes)
+    for column in ("species", "disease"):
+        _check_probabilities(table, column)
+    digests = table.text("sha256").tolist()
+    if any(len(digest) != _DIGEST_LENGTH for digest in digests):
+        raise ValueError(f"{IMAGES_FILE}: sha256 must be a digest of {_DIGEST_LENGTH} characters in every row")
+
+
+def _check_decisions(table: ImageTable, threshold: float) -> None:
+    rejected = ~(table.numbers("ood_score") <= threshold)
+    wrong = np.flatnonzero(rejected != table.truths("rejected"))
+    if len(wrong):
+        row = int(wrong[0])
+        raise ValueError(
+            f"{IMAGES_FILE}: rejected is {not rejected[row]} where ood_score is {table.numbers('ood_score')[row]:g} "
+            f"and the threshold is {threshold:g}"
+        )
+
+
+def _check_answers(rows: ImageTable, columns: tuple[str, ...], allowed: AbstractSet[tuple[str, ...]]) -> None:
+    """Check that the names in these columns are among the allowed ones, in every row."""
+    names = set(zip(*(rows.text(column).tolist() for column in columns), strict=True))
+    wrong = next((name for name in sorted(names) if name not in allowed), None)
+    if wrong is not None:
+        given = "".join(f" where {column} is {name!r:.80}" for column, name in zip(columns, wrong[:-1], strict=False))
+        raise ValueError(f"{IMAGES_FILE}: {columns[-1]} is {wrong[-1]!r:.80}{given}, which the taxonomy lacks")
+
+
+def _check_probabilities(table: ImageTable, what: str) -> None:
+    """Check the range of the probabilities, and that of a right answer −log of its probability is the nll."""
+    for prefix in ("", "raw_"):
+        name = f"{prefix}{what}_probability"
+        probabilities, nlls = table.numbers(name), table.numbers(f"{prefix}{what}_nll")
+        if not np.all(np.isnan(probabilities) | ((probabilities >= 0) & (probabilities <= 1))):
+            raise ValueError(f"{IMAGES_FILE}: {name} must be from 0 to 1 in every row")
+        if np.any(nlls < -1e-9):
+            raise ValueError(f"{IMAGES_FILE}: {prefix}{what}_nll must not be negative in any row")
