@@ -16,11 +16,12 @@ from urllib.parse import urlparse
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, MAX_BYTES, parse_description
 from mlflow_plugins.registry.artifacts.files import ModelFiles, open_files
 from plantmodels.bundle.detector import MAX_PICKLE_BYTES, parse_detector
-from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json
+from plantmodels.bundle.files import MAX_JSON_BYTES
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
     HEADS_LIST_FILE,
+    IMAGES_FILE,
     MANIFEST_FILE,
     METADATA_FILE,
     SIGNATURE_FILE,
@@ -28,7 +29,7 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import FileDigest, Manifest, check_digests, parse_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError, PlantModelsError
-from plantmodels.report.gate_report import GateReport
+from plantmodels.report.gate_report import MAX_IMAGE_ROWS_BYTES, GateReport, parse_report
 from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
 
@@ -194,12 +195,13 @@ _MAX_BYTES: Final = {
     HEADS_LIST_FILE: MAX_JSON_BYTES,
     DETECTOR_FILE: MAX_PICKLE_BYTES,
     GATE_REPORT_FILE: MAX_JSON_BYTES,
+    IMAGES_FILE: MAX_IMAGE_ROWS_BYTES,
 }
 """The files that are parsed, and the largest size of each."""
 
 
 def _read_contents(files: ModelFiles, manifest: Manifest) -> dict[str, bytes]:
-    missing = set(_MAX_BYTES) - set(manifest.files) - {GATE_REPORT_FILE}
+    missing = set(_MAX_BYTES) - set(manifest.files) - {GATE_REPORT_FILE, IMAGES_FILE}
     if missing:
         raise BundleError(f"{MANIFEST_FILE} does not list {min(missing)}, which every bundle has")
     return {name: files.read(_PREFIX + name, limit) for name, limit in _MAX_BYTES.items() if name in manifest.files}
@@ -208,26 +210,17 @@ def _read_contents(files: ModelFiles, manifest: Manifest) -> dict[str, bytes]:
 def _judge_contents(manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]) -> GateReport | None:
     """Return the report, after a check that metadata, detector and report agree with each other and with MLmodel."""
     metadata = read_metadata(Path(), contents)
-    parse_detector(Path(DETECTOR_FILE), contents[DETECTOR_FILE]).check_length(metadata.embedding_dim)
+    detector = parse_detector(Path(DETECTOR_FILE), contents[DETECTOR_FILE])
+    detector.check_length(metadata.embedding_dim)
     class_order = metadata.taxonomy.digest
     if flavor.get("class_order_digest") != class_order:
         raise EvidenceError(f"the class order is not the one that {DESCRIPTION_FILE} was written for")
     if GATE_REPORT_FILE not in contents:
         return None
-    report = _parse_report(contents[GATE_REPORT_FILE], manifest)
+    report = parse_report(contents[GATE_REPORT_FILE], contents.get(IMAGES_FILE, b""), manifest)
+    report.check_served(metadata, detector)
     if report.inputs.class_order_digest != class_order:
         raise EvidenceError(f"{GATE_REPORT_FILE} is about another class order than the bundle has; verify it again")
-    return report
-
-
-def _parse_report(content: bytes, manifest: Manifest) -> GateReport:
-    report = GateReport.from_dict(parse_json(Path(GATE_REPORT_FILE), content))
-    stale = report.stale_files(manifest)
-    if stale:
-        raise BundleError(
-            f"{GATE_REPORT_FILE}: was measured on other files than {MANIFEST_FILE} lists ({', '.join(stale[:5])}); "
-            "verify again"
-        )
     return report
 
 

@@ -34,6 +34,8 @@ def describe_bundle(bundle: Path, public_key: Path | None = None) -> str:
     metadata, detector = read_metadata(bundle), read_detector(bundle / DETECTOR_FILE)
     detector.check_length(metadata.embedding_dim)
     report = read_report(bundle) if GATE_REPORT_FILE in manifest.files else None
+    if report is not None:
+        report.check_served(metadata, detector)
     lines = [
         f"{bundle}: {len(manifest.files)} files, all as in the manifest",
         *_describe_model(metadata),

@@ -8,15 +8,23 @@ It vouches only for the files whose digests it names; `read_report` checks that 
 (True, 'passed')
 """
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes
-from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE, is_report
+from plantmodels.bundle.layout import (
+    DETECTOR_FILE,
+    GATE_REPORT_FILE,
+    IMAGES_FILE,
+    MANIFEST_FILE,
+    METADATA_FILE,
+    is_report,
+)
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
+from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.serialization import decode, encode
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, TaxonomyError
@@ -28,6 +36,7 @@ from plantmodels.report.evidence.recount import check_report
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
+from plantmodels.report.metrics import collect_metrics
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Rejection
 from plantmodels.report.samples import Latency, Parity
@@ -162,38 +171,7 @@ class GateReport:
 
     def metrics(self) -> dict[str, float]:
         """Return every number worth plotting over versions by a dotted name. What was not measured is absent."""
-        values: dict[str, float | None] = {f"gate.{gate.name}": gate.measured for gate in self.gates}
-        for gate in self.gates:
-            values |= {_name_metric(gate, value.name): value.measured for value in gate.values[1:]}
-        values["gates_passed"] = sum(gate.passed for gate in self.gates)
-        if self.accuracy is not None:
-            for precision, counts in (("fp16", self.accuracy.fp16), ("int8", self.accuracy.int8)):
-                values[f"accuracy.{precision}.species"] = counts.species.value
-                values[f"accuracy.{precision}.disease"] = counts.disease.value
-                values[f"accuracy.{precision}.end_to_end"] = counts.end_to_end.value
-            values |= _paired_metrics(self.accuracy)
-        if self.parity is not None:
-            values |= {
-                f"parity.{name}": getattr(self.parity, name)
-                for name in (
-                    "logits",
-                    "embedding",
-                    "head_logits",
-                    "int8_logits",
-                    "int8_embedding",
-                    "int8_head_logits",
-                )
-            }
-        if self.rejection is not None:
-            values["ood.false_alarm_rate"] = self.rejection.false_alarm_rate
-            values["ood.threshold"] = self.rejection.threshold
-            values["ood.unseen_plants_rejected"] = self.rejection.unseen_plants.value
-            if self.rejection.separation is not None:
-                values["ood.auroc"] = self.rejection.separation.auroc.value
-                values["ood.fpr_at_95_recall"] = self.rejection.separation.fpr_at_95_recall.value
-        if self.latency is not None:
-            values |= {f"latency.{name}": getattr(self.latency, name) for name in _LATENCIES}
-        return {name: float(value) for name, value in values.items() if value is not None}
+        return collect_metrics(self)
 
     def table(self) -> str:
         """Return the gates, how often INT8 is right, and the verdict as plain text for a terminal."""
@@ -257,6 +235,28 @@ class GateReport:
             except ValueError as error:
                 raise BundleError(f"{name}: {error}") from error
 
+    def check_served(self, metadata: Metadata, detector: OODDetector) -> None:
+        """Check that temperatures and threshold are those of the bundle.
+
+        Args:
+            metadata: the bundle's metadata.
+            detector: the bundle's detector.
+
+        Raises:
+            BundleError: names the value that differs.
+        """
+        values: dict[str, tuple[float, float, str]] = {}
+        if self.accuracy is not None:
+            for name in ("species", "disease"):
+                temperature = getattr(self.accuracy, f"{name}_calibration").temperature
+                served = getattr(metadata, f"{name}_temperature")
+                values[f"accuracy.{name}_calibration.temperature"] = (temperature, served, METADATA_FILE)
+        if self.rejection is not None:
+            values["rejection.threshold"] = (self.rejection.threshold, detector.threshold, DETECTOR_FILE)
+        for name, (reported, served, file) in values.items():
+            if reported != served:
+                raise BundleError(f"{GATE_REPORT_FILE}: {name} is {reported}, but {file} has {served}; verify again")
+
 
 def _decode_report(document: Mapping[str, Any]) -> GateReport:
     version = document.get("format_version")
@@ -280,28 +280,6 @@ def _decode_report(document: Mapping[str, Any]) -> GateReport:
     return report
 
 
-def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
-    drops = {"species": accuracy.species, "disease": accuracy.disease, "end_to_end": accuracy.end_to_end}
-    values: dict[str, float | None] = {
-        "accuracy.species_flips": accuracy.species_flips,
-        "accuracy.disease_flips": accuracy.disease_flips,
-        "accuracy.soft_minus_hard": None if accuracy.routing.difference is None else -accuracy.routing.difference,
-        "accuracy.ece.species": accuracy.species_calibration.after.ece,
-        "accuracy.ece.disease": accuracy.disease_calibration.after.ece,
-    }
-    for name, paired in drops.items():
-        low, high = paired.interval or (None, None)
-        values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
-        values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
-    return values
-
-
-def _name_metric(gate: GateResult, value: str) -> str:
-    """Return the name of a further value of a gate; MLflow allows letters, digits, blanks and some signs in names."""
-    return f"gate.{gate.name}.{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}"
-
-
-_LATENCIES = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
 _STATUS_TEXT = {"failed": "FAILED", "not measured": "NOT MEASURED"}
 
 

@@ -1,0 +1,75 @@
+"""The numbers of a report by dotted names, as MLflow keeps them.
+
+>>> from plantmodels.report.gate_report import read_report
+>>> collect_metrics(read_report(bundle))["gate.loads"]
+0.0
+"""
+
+import re
+from typing import TYPE_CHECKING, Final
+
+from plantmodels.report.gates import GateResult
+from plantmodels.report.results import Accuracy
+
+if TYPE_CHECKING:
+    from plantmodels.report.gate_report import GateReport
+
+
+def collect_metrics(report: "GateReport") -> dict[str, float]:
+    """Return every number worth plotting over versions by a dotted name. What was not measured is absent."""
+    values: dict[str, float | None] = {f"gate.{gate.name}": gate.measured for gate in report.gates}
+    for gate in report.gates:
+        values |= {_name_metric(gate, value.name): value.measured for value in gate.values[1:]}
+    values["gates_passed"] = sum(gate.passed for gate in report.gates)
+    if report.accuracy is not None:
+        for precision, counts in (("fp16", report.accuracy.fp16), ("int8", report.accuracy.int8)):
+            values[f"accuracy.{precision}.species"] = counts.species.value
+            values[f"accuracy.{precision}.disease"] = counts.disease.value
+            values[f"accuracy.{precision}.end_to_end"] = counts.end_to_end.value
+        values |= _paired_metrics(report.accuracy)
+    if report.parity is not None:
+        values |= {
+            f"parity.{name}": getattr(report.parity, name)
+            for name in (
+                "logits",
+                "embedding",
+                "head_logits",
+                "int8_logits",
+                "int8_embedding",
+                "int8_head_logits",
+            )
+        }
+    if report.rejection is not None:
+        values["ood.false_alarm_rate"] = report.rejection.false_alarm_rate
+        values["ood.threshold"] = report.rejection.threshold
+        values["ood.unseen_plants_rejected"] = report.rejection.unseen_plants.value
+        if report.rejection.separation is not None:
+            values["ood.auroc"] = report.rejection.separation.auroc.value
+            values["ood.fpr_at_95_recall"] = report.rejection.separation.fpr_at_95_recall.value
+    if report.latency is not None:
+        values |= {f"latency.{name}": getattr(report.latency, name) for name in _LATENCIES}
+    return {name: float(value) for name, value in values.items() if value is not None}
+
+
+def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
+    drops = {"species": accuracy.species, "disease": accuracy.disease, "end_to_end": accuracy.end_to_end}
+    values: dict[str, float | None] = {
+        "accuracy.species_flips": accuracy.species_flips,
+        "accuracy.disease_flips": accuracy.disease_flips,
+        "accuracy.soft_minus_hard": None if accuracy.routing.difference is None else -accuracy.routing.difference,
+        "accuracy.ece.species": accuracy.species_calibration.after.ece,
+        "accuracy.ece.disease": accuracy.disease_calibration.after.ece,
+    }
+    for name, paired in drops.items():
+        low, high = paired.interval or (None, None)
+        values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
+        values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
+    return values
+
+
+def _name_metric(gate: GateResult, value: str) -> str:
+    """Return the name of a further value of a gate; MLflow allows letters, digits, blanks and some signs in names."""
+    return f"gate.{gate.name}.{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}"
+
+
+_LATENCIES: Final = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
