@@ -148,6 +148,11 @@ def bin_scores(plants: Scores, non_plants: Scores, unseen_plants: Scores) -> His
     everything = np.concatenate(groups)
     if not len(everything):
         return Histogram((), (), (), ())
-    edges = np.histogram_bin_edges(everything, HISTOGRAM_BINS)
+    low, high = float(everything.min()), float(everything.max())
+    middle = max(abs(low), abs(high))
+    if high - low <= 4 * HISTOGRAM_BINS * np.spacing(middle):  # too close for that many different edges
+        margin = max(0.5, 1e-6 * middle)
+        low, high = low - margin, high + margin
+    edges = np.linspace(low, high, HISTOGRAM_BINS + 1)
     counts = [tuple(np.histogram(scores, edges)[0].tolist()) for scores in groups]
     return Histogram(tuple(edges.tolist()), *counts)
