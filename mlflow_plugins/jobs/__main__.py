@@ -19,11 +19,13 @@ from plantmodels.cli.options import (
     checkpoint_option,
     data_option,
     distill_options,
+    hyper_parameters_option,
     non_plants_option,
     policy_option,
     seed_option,
     train_options,
     unseen_plants_option,
+    weights_option,
 )
 from plantmodels.data.inputs import check_data, check_image_folder
 from plantmodels.data.progress import log_to_terminal
@@ -52,6 +54,8 @@ def main() -> None:
 @bundle_option
 @policy_option
 @seed_option
+@hyper_parameters_option
+@weights_option
 def run_all(**options: Any) -> None:
     """Export, verify and register one model version.
 
@@ -74,6 +78,8 @@ def run_all(**options: Any) -> None:
 @non_plants_option
 @bundle_option
 @seed_option
+@hyper_parameters_option
+@weights_option
 def export(**options: Any) -> None:
     """Turn a checkpoint into a bundle, and log its sizes and times."""
     request = JobRequest(**options)
@@ -83,7 +89,11 @@ def export(**options: Any) -> None:
     click.echo(run_export(request).describe())
     if was_verified:
         click.echo(f"\n{next_steps.LOST_REPORT}")
-    click.echo(next_steps.suggest_verify(request.bundle, request.data, request.checkpoint, request.non_plants))
+    click.echo(
+        next_steps.suggest_verify(
+            request.bundle, request.data, request.checkpoint, request.non_plants, request.hyper_parameters
+        )
+    )
 
 
 @main.command()
@@ -93,6 +103,7 @@ def export(**options: Any) -> None:
 @unseen_plants_option
 @bundle_option
 @policy_option
+@hyper_parameters_option
 def verify(**options: Any) -> None:
     """Measure every gate of a bundle, and log the report."""
     request = JobRequest(**options)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.bundle.layout import DEFAULT_BUNDLE
-from plantmodels.data.inputs import Split, check_checkpoint, check_data, check_image_folder
+from plantmodels.data.inputs import TRAINED_WEIGHTS, Split, check_checkpoint, check_data, check_image_folder
 from plantmodels.data.sampling import DEFAULT_SEED
 from plantmodels.report.policy import read_policy
 from plantmodels.serve.routing import Routing
@@ -27,6 +27,8 @@ class JobRequest:
         policy: TOML file with gate limits; None for the built-in limits.
         name: the registered model.
         seed: seed of the export.
+        hyper_parameters: JSON or YAML file whose entries replace the checkpoint's hyper-parameters.
+        weights: "model", "ema" or the prefix of a network in the checkpoint.
     """
 
     checkpoint: Path
@@ -37,6 +39,8 @@ class JobRequest:
     policy: Path | None = None
     name: str = DEFAULT_NAME
     seed: int = DEFAULT_SEED
+    hyper_parameters: Path | None = None
+    weights: str = TRAINED_WEIGHTS
 
     def check_paths(self, *splits: Split) -> None:
         """Refuse paths that do not exist; takes no time and imports no torch.
@@ -50,7 +54,7 @@ class JobRequest:
             PolicyError: no such policy file, or a malformed one.
         """
         read_policy(self.policy)
-        check_checkpoint(self.checkpoint)
+        check_checkpoint(self.checkpoint, self.hyper_parameters)
         check_data(self.data, *splits)
         if self.non_plants is not None:
             check_image_folder(self.non_plants, "non-plants")

@@ -27,7 +27,7 @@ def check_inputs(request: JobRequest) -> None:
         PlantModelsError: an input is missing or malformed.
     """
     read_policy(request.policy)
-    taxonomy = read_checkpoint(request.checkpoint).spec.taxonomy
+    taxonomy = read_checkpoint(request.checkpoint, request.hyper_parameters, request.weights).spec.taxonomy
     read_leaves(request.data, "train", taxonomy)
     read_leaves(request.data, "val", taxonomy)
     if request.non_plants is not None:
@@ -39,7 +39,13 @@ def check_inputs(request: JobRequest) -> None:
 def export(request: JobRequest) -> ExportSummary:
     """Export the checkpoint, and log the bundle's params, sizes and times."""
     summary = export_bundle(
-        request.checkpoint, request.data, request.bundle, non_plants=request.non_plants, seed=request.seed
+        request.checkpoint,
+        request.data,
+        request.bundle,
+        non_plants=request.non_plants,
+        seed=request.seed,
+        hyper_parameters=request.hyper_parameters,
+        weights=request.weights,
     )
     metadata = summary.metadata
     mlflow.log_params({**bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
@@ -66,6 +72,7 @@ def verify(request: JobRequest) -> GateReport:
         non_plants=request.non_plants,
         unseen_plants=request.unseen_plants,
         policy=read_policy(request.policy),
+        hyper_parameters=request.hyper_parameters,
     )
     mlflow.log_metrics(report.metrics())
     mlflow.set_tag(f"{PREFIX}gates", gates_tag(report))

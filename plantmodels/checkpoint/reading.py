@@ -20,13 +20,10 @@ from plantmodels.checkpoint.files import Weights, open_weights
 from plantmodels.checkpoint.inert_pickle import Foreign
 from plantmodels.checkpoint.names import NetworkNames, find_network
 from plantmodels.checkpoint.spec import NetworkSpec, read_parameter_file, read_spec, refuse_parameters
-from plantmodels.data.inputs import check_checkpoint
+from plantmodels.data.inputs import TRAINED_WEIGHTS, check_checkpoint
 from plantmodels.errors import BundleError, CheckpointError
 
 _FLOATS: Final = (torch.float16, torch.bfloat16, torch.float32)
-
-TRAINED: Final = "model"
-"""The default of `--weights`: the weights as they were trained."""
 
 READ_ERRORS: Final = (
     ArithmeticError,
@@ -75,7 +72,7 @@ class Checkpoint:
     species_head: tuple[torch.Tensor, torch.Tensor]
     disease_heads: Mapping[int, tuple[torch.Tensor, torch.Tensor]]
     parameters_sha256: str | None = None
-    weights: str = TRAINED
+    weights: str = TRAINED_WEIGHTS
     ignored: str = ""
 
     def log_ignored(self) -> None:
@@ -84,7 +81,7 @@ class Checkpoint:
             _LOGGER.info("%s: ignored what is not part of the network: %s", self.path, self.ignored)
 
 
-def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: str = TRAINED) -> Checkpoint:
+def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: str = TRAINED_WEIGHTS) -> Checkpoint:
     """Read and check a checkpoint.
 
     Only `state_dict` and the fields of contract 1 in `hyper_parameters` are looked at; nothing that the file names is
@@ -156,12 +153,12 @@ def _find_network(content: Weights, entries: Mapping[Any, Any], weights: str) ->
     if wrong is not None:
         raise CheckpointError(f"{path}: state_dict must map names to tensors, got the name {wrong!r:.60}")
     separate = entries is not content.document and weights == "ema" and _holds_one_network(content, entries)
-    return find_network(path, entries, TRAINED if separate else weights)
+    return find_network(path, entries, TRAINED_WEIGHTS if separate else weights)
 
 
 def _holds_one_network(content: Weights, entries: Mapping[Any, Any]) -> bool:
     """Return whether these entries are averaged weights by themselves, without a prefix that says so."""
-    return content.averaged_while_training or entries.keys() != content.select_state(TRAINED).keys()
+    return content.averaged_while_training or entries.keys() != content.select_state(TRAINED_WEIGHTS).keys()
 
 
 def _read_tensors(content: Weights, entries: Mapping[str, Any], names: NetworkNames) -> dict[str, torch.Tensor]:

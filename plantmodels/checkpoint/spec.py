@@ -24,6 +24,9 @@ REQUIRED: Final = ("backbone", "embedding_dim", "image_size", "mean", "std", "sp
 OPTIONAL: Final = ("backbone_kwargs", "interpolation", "crop_pct")
 """The fields of contract 1. All other entries of `hyper_parameters` are ignored, whatever they hold."""
 
+FILL_IN: Final = "FILL IN"
+"""What the template of `plantmodels describe` says where a person must write something."""
+
 _MAX_BYTES: Final = 16 * 2**20
 _MAX_DEPTH: Final = 6
 _MAX_VALUES: Final = 100_000
@@ -67,6 +70,9 @@ def read_parameter_file(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path}: expected an object with {', '.join(REQUIRED)}, got {type(document).__name__} {document!r:.60}"
         )
+    waiting = [name for name, value in document.items() if FILL_IN in str(value)]
+    if waiting:
+        raise CheckpointError(f"{path}: still to be filled in: {', '.join(waiting)}")
     return document
 
 

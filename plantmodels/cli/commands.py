@@ -25,6 +25,7 @@ from plantmodels.cli.options import (
     distill_options,
     format_option,
     html_option,
+    hyper_parameters_option,
     non_plants_option,
     policy_option,
     precision_option,
@@ -35,6 +36,7 @@ from plantmodels.cli.options import (
     top_k_option,
     train_options,
     unseen_plants_option,
+    weights_option,
 )
 from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
 from plantmodels.data.progress import log_to_terminal
@@ -62,7 +64,17 @@ def main() -> None:
 @non_plants_option
 @bundle_option
 @seed_option
-def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, seed: int) -> None:
+@hyper_parameters_option
+@weights_option
+def export(
+    checkpoint: Path,
+    data: Path,
+    non_plants: Path | None,
+    bundle: Path,
+    seed: int,
+    hyper_parameters: Path | None,
+    weights: str,
+) -> None:
     """Turn a checkpoint into a bundle.
 
     A bundle is one folder with the species models, the disease heads, the detector and a manifest. An older bundle in
@@ -70,7 +82,7 @@ def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, 
     """
     from plantmodels.export.staging import check_replaceable
 
-    check_checkpoint(checkpoint)
+    check_checkpoint(checkpoint, hyper_parameters)
     check_data(data, "train")
     if non_plants is not None:
         check_image_folder(non_plants, "non-plants")
@@ -78,11 +90,37 @@ def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, 
     from plantmodels.export.bundle import export_bundle
 
     was_verified = (bundle / GATE_REPORT_FILE).exists()
-    summary = export_bundle(checkpoint, data, bundle, non_plants=non_plants, seed=seed)
+    summary = export_bundle(
+        checkpoint,
+        data,
+        bundle,
+        non_plants=non_plants,
+        seed=seed,
+        hyper_parameters=hyper_parameters,
+        weights=weights,
+    )
     click.echo(summary.describe())
     if was_verified:
         click.echo(f"\n{next_steps.LOST_REPORT}")
-    click.echo(next_steps.suggest_verify(bundle, data, checkpoint, non_plants))
+    click.echo(next_steps.suggest_verify(bundle, data, checkpoint, non_plants, hyper_parameters))
+
+
+@main.command()
+@click.argument("checkpoint", type=PATH)
+@click.option("--write", type=PATH, default=None, help="New YAML file for the hyper-parameters to complete.")
+def describe(checkpoint: Path, write: Path | None) -> None:
+    """Say what a checkpoint holds, and which hyper-parameters it lacks.
+
+    Prints its networks, shapes, candidates for heads and species, and a file of hyper-parameters to complete for
+    export's option --hyper-parameters. Nothing in the checkpoint is run.
+    """
+    check_checkpoint(checkpoint)
+    from plantmodels.checkpoint.describe import describe_checkpoint, write_template
+
+    click.echo(describe_checkpoint(checkpoint))
+    if write is not None:
+        write_template(checkpoint, write)
+        click.echo(f"\nwrote {write}")
 
 
 @main.command()
@@ -92,6 +130,7 @@ def export(checkpoint: Path, data: Path, non_plants: Path | None, bundle: Path, 
 @non_plants_option
 @unseen_plants_option
 @policy_option
+@hyper_parameters_option
 def verify(
     bundle: Path,
     data: Path,
@@ -99,6 +138,7 @@ def verify(
     non_plants: Path | None,
     unseen_plants: Path | None,
     policy: Path | None,
+    hyper_parameters: Path | None,
 ) -> None:
     """Measure every gate and write the report into the bundle.
 
@@ -110,7 +150,7 @@ def verify(
     read_manifest(bundle)
     check_data(data, "val")
     if checkpoint is not None:
-        check_checkpoint(checkpoint)
+        check_checkpoint(checkpoint, hyper_parameters)
     if non_plants is not None:
         check_image_folder(non_plants, "non-plants")
     if unseen_plants is not None:
@@ -119,7 +159,13 @@ def verify(
     from plantmodels.verify.run import verify_bundle
 
     report = verify_bundle(
-        bundle, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants, policy=limits
+        bundle,
+        data,
+        checkpoint=checkpoint,
+        non_plants=non_plants,
+        unseen_plants=unseen_plants,
+        policy=limits,
+        hyper_parameters=hyper_parameters,
     )
     click.echo(report.table())
     click.echo(next_steps.suggest_register(report, bundle))

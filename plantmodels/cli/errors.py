@@ -9,6 +9,7 @@ from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
 
+_COMMAND: Final = "\n  plantmodels "
 _PACKAGES: Final = ("plantmodels.", "mlflow_plugins.")
 
 
@@ -24,13 +25,18 @@ class KnownErrors(click.Group):
             return super().invoke(ctx)
         except PlantModelsError as error:
             prefix = "memory ran out: " if is_out_of_memory(error) else ""
-            raise click.ClickException(printable_name(prefix + " ".join(str(error).split()))) from error
+            raise click.ClickException(_join_lines(prefix + str(error))) from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             reason = quote_error(error)
             place = f"{ctx.invoked_subcommand}, in {_find_place(error)}"
             raise click.ClickException(f"memory ran out: {place} ({reason})") from error
+
+
+def _join_lines(message: str) -> str:
+    """Return a message as one line; only the commands of a way out, which are indented, keep lines of their own."""
+    return _COMMAND.join(printable_name(" ".join(part.split())) for part in message.split(_COMMAND))
 
 
 def _find_place(error: BaseException) -> str:

@@ -27,11 +27,14 @@ def suggest_verify(
     data: Path | None = None,
     checkpoint: Path | None = None,
     non_plants: Path | None = None,
+    hyper_parameters: Path | None = None,
 ) -> str:
     """Return text that suggests measuring the gates of a bundle; inputs that are not known are placeholders."""
     words: list[object] = ["plantmodels", "verify", *_bundle_words(bundle), "--data", data or "DATA"]
     if checkpoint is not None:
         words += ["--checkpoint", checkpoint]
+    if hyper_parameters is not None:
+        words += ["--hyper-parameters", hyper_parameters]
     if non_plants is not None or data is None:
         words += ["--non-plants", non_plants or "FOLDER"]
     return suggest("measure the gates", *words)

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from plantmodels.bundle.layout import DEFAULT_BUNDLE, DEFAULT_PRECISION, PRECISIONS
+from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.data.sampling import DEFAULT_SEED
 from plantmodels.training.requests import DistillRequest, TrainRequest
 
@@ -39,7 +40,21 @@ def _combine(*options: Callable[[Any], Any]) -> Callable[[_Command], _Command]:
     return decorate
 
 
-checkpoint_option = click.option("--checkpoint", type=PATH, required=True, help="The training checkpoint.")
+checkpoint_option = click.option(
+    "--checkpoint", type=PATH, required=True, help="The training checkpoint: a file, or a folder of weights."
+)
+hyper_parameters_option = click.option(
+    "--hyper-parameters",
+    type=OptionalPath(),
+    default="",
+    help="JSON or YAML file with hyper-parameters; they replace those in the checkpoint.",
+)
+weights_option = click.option(
+    "--weights",
+    default=TRAINED_WEIGHTS,
+    show_default=True,
+    help='Which weights of the checkpoint: "model", "ema" for the averaged copy, or the prefix of a network.',
+)
 reference_checkpoint_option = click.option(
     "--checkpoint",
     type=OptionalPath(),

@@ -77,6 +77,10 @@ WEIGHT_FILES: Final = ("model.safetensors", "model.safetensors.index.json", "pyt
 """The files that hold the weights in a folder of Hugging Face's; the first that exists is read."""
 
 
+TRAINED_WEIGHTS: Final = "model"
+"""The default of `--weights`: the weights as they were trained."""
+
+
 def check_checkpoint(path: Path, hyper_parameters: Path | None = None) -> None:
     """Refuse a checkpoint that is neither a file nor a folder with weights, and a missing file of hyper-parameters.
 

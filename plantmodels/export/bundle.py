@@ -20,6 +20,7 @@ from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.data.digests import digest_images
 from plantmodels.data.image_files import name_in_report, printable_name
+from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_leaves, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.data.progress import log_step
@@ -88,16 +89,25 @@ class ExportSummary:
 
 
 def export_bundle(
-    checkpoint: Path, data: Path, out: Path, *, non_plants: Path | None = None, seed: int = DEFAULT_SEED
+    checkpoint: Path,
+    data: Path,
+    out: Path,
+    *,
+    non_plants: Path | None = None,
+    seed: int = DEFAULT_SEED,
+    hyper_parameters: Path | None = None,
+    weights: str = TRAINED_WEIGHTS,
 ) -> ExportSummary:
     """Export a checkpoint to a bundle, and fit its detector and its temperatures on the training leaves.
 
     Args:
-        checkpoint: checkpoint file (contract 1).
+        checkpoint: checkpoint file, or folder of weights (contract 1).
         data: leaf folders or a manifest (contract 2); only the split "train" is read.
         out: folder of the bundle. A bundle that is already there is replaced once the new one is complete.
         non_plants: folder of images that show no plant. Their selection half chooses the detector and its threshold.
         seed: seed of the folds of the cross-validation.
+        hyper_parameters: JSON or YAML file whose entries replace the checkpoint's hyper-parameters.
+        weights: "model", "ema" for the averaged copy, or the prefix of one of several networks in the checkpoint.
 
     Raises:
         CheckpointError, DataError, DetectorError: an input is invalid; nothing was written.
@@ -106,7 +116,7 @@ def export_bundle(
     timer = _StepTimer()
     with lock_bundle(out), staged_bundle(out) as folder:
         with timer.log_step("read"):
-            inputs = _read_inputs(checkpoint, data, non_plants, seed)
+            inputs = _read_inputs(read_checkpoint(checkpoint, hyper_parameters, weights), data, non_plants, seed)
         with timer.log_step("check network"):
             labelled, unreadable, warnings = _check_inputs(inputs)
         models, quantization = _write_models(folder, inputs, labelled, timer)
@@ -198,8 +208,7 @@ class _ExportInputs:
         return tuple(filter(None, (self.leaves.left_out.describe("train"), others)))
 
 
-def _read_inputs(checkpoint_path: Path, data: Path, non_plants: Path | None, seed: int) -> _ExportInputs:
-    checkpoint = read_checkpoint(checkpoint_path)
+def _read_inputs(checkpoint: Checkpoint, data: Path, non_plants: Path | None, seed: int) -> _ExportInputs:
     checkpoint.log_ignored()
     leaves = read_leaves(data, "train", checkpoint.spec.taxonomy)
     further, kept = split_by_name(leaves, 1.0, MAX_KEPT_LEAVES, seed)
@@ -300,6 +309,8 @@ def _build_metadata(inputs: _ExportInputs, models: Mapping[str, Mapping[str, Any
     spec, leaves, non_plants, cpu = inputs.checkpoint.spec, inputs.leaves, inputs.non_plants, describe_cpu()
     provenance: dict[str, Any] = {
         "checkpoint_sha256": inputs.checkpoint.sha256,
+        "hyper_parameters_sha256": inputs.checkpoint.parameters_sha256,
+        "weights": inputs.checkpoint.weights,
         "backbone": spec.backbone,
         "backbone_kwargs": dict(spec.backbone_kwargs),
         "git_commit": read_git_commit(),

@@ -7,6 +7,7 @@ are traced by PyTorch's exporter.
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
 from plantmodels.errors import ExportError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_swin import build_swin, is_supported
+from plantmodels.foreign_text import quote_error
 from plantmodels.serve.session import open_session
 
 OPSET: Final = 20
@@ -38,6 +40,11 @@ _TRACE_BATCH: Final = 2
 """The exporter would take a batch of one for a constant."""
 
 _NOISE_IMAGES: Final = 3
+
+_OPERATOR: Final = re.compile(r"(?:target=torch\.ops\.|OpOverload\(op=')([\w.]+)")
+_HELP: Final = re.compile(r"\n\s*\n|\n(?=While executing|Original traceback|Next steps)")
+_MAX_CAUSES: Final = 8
+"""Causes of an exporter's error that are looked at; the last one is the reason."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -115,14 +122,25 @@ def _trace(network: HierarchicalNetwork) -> onnx.ModelProto:
                 verbose=False,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()
         raise ExportError(
-            f"PyTorch {torch.__version__} cannot export backbone {network.spec.backbone!r} "
-            f"({type(error).__name__}: {reason[0] if reason else ''})"
+            f"PyTorch {torch.__version__} cannot export backbone {network.spec.backbone!r} to ONNX: "
+            f"{_describe_failure(error)}"
         ) from error
     if program is None:
         raise ExportError(f"PyTorch {torch.__version__} gave no ONNX program for {network.spec.backbone!r}")
     return _strip_traces(program.model_proto)
+
+
+def _describe_failure(error: BaseException) -> str:
+    """Return the operator that the exporter cannot translate and its reason, without the help for PyTorch's authors."""
+    messages = [str(error)]
+    while (cause := error.__cause__ or error.__context__) is not None and len(messages) < _MAX_CAUSES:
+        error = cause
+        messages.append(str(error))
+    operator = next((found[1] for text in messages if (found := _OPERATOR.search(text))), "")
+    reasons = [_HELP.split(text, maxsplit=1)[0].strip() for text in reversed(messages)]
+    reason = quote_error(next(filter(None, reasons), type(error).__name__))
+    return f"operator {operator}: {reason}" if operator else f"{type(error).__name__}: {reason}"
 
 
 def _strip_traces(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -24,6 +24,7 @@ from plantmodels.bundle.layout import DISEASE_OUTPUT, EMBEDDING, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
+from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.errors import BundleError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
@@ -43,14 +44,25 @@ MAX_POINTS: Final = 600
 """Logits of each kind that the report keeps for its plot."""
 
 
-def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
-    """Read the checkpoint that a bundle was made from.
+def read_matching_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None = None) -> Checkpoint:
+    """Read the checkpoint that a bundle was made from, with the weights that its provenance names.
+
+    Args:
+        path: the checkpoint.
+        metadata: the bundle's metadata.
+        hyper_parameters: the file of hyper-parameters that it was exported with, if there was one.
 
     Raises:
         CheckpointError: the checkpoint cannot be read.
-        BundleError: its digest differs from the one in the bundle's provenance; the message names both.
+        BundleError: a digest differs from the one in the bundle's provenance; the message names both.
     """
-    checkpoint = read_checkpoint(path)
+    _check_parameters(metadata, hyper_parameters)
+    checkpoint = read_checkpoint(path, hyper_parameters, str(metadata.provenance.get("weights", TRAINED_WEIGHTS)))
+    if checkpoint.parameters_sha256 != metadata.provenance.get("hyper_parameters_sha256"):
+        raise BundleError(
+            f"{hyper_parameters}: its SHA-256 is {checkpoint.parameters_sha256}, but {METADATA_FILE} says that the "
+            f"bundle was made with {metadata.provenance.get('hyper_parameters_sha256')}: not the same hyper-parameters"
+        )
     recorded = metadata.provenance.get("checkpoint_sha256")
     if checkpoint.sha256 != recorded:
         raise BundleError(
@@ -58,6 +70,20 @@ def read_matching_checkpoint(path: Path, metadata: Metadata) -> Checkpoint:
             f"from {recorded or 'a checkpoint whose digest was not recorded'}: not the same checkpoint"
         )
     return checkpoint
+
+
+def _check_parameters(metadata: Metadata, hyper_parameters: Path | None) -> None:
+    """Refuse a file of hyper-parameters where the export had none, and none where it had one."""
+    recorded = metadata.provenance.get("hyper_parameters_sha256")
+    if recorded is not None and hyper_parameters is None:
+        raise BundleError(
+            f"the bundle was exported with a file of hyper-parameters (SHA-256 {recorded}): give it by "
+            "--hyper-parameters"
+        )
+    if recorded is None and hyper_parameters is not None:
+        raise BundleError(
+            f"{hyper_parameters}: the bundle was exported without a file of hyper-parameters: leave it out"
+        )
 
 
 def measure_parity(network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, inputs: Inputs) -> Parity:

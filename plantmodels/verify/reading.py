@@ -51,7 +51,13 @@ def read_contents(bundle: Path) -> BundleContents:
 
 
 def read_inputs(
-    metadata: Metadata, data: Path, *, checkpoint: Path | None, non_plants: Path | None, unseen_plants: Path | None
+    metadata: Metadata,
+    data: Path,
+    *,
+    checkpoint: Path | None,
+    non_plants: Path | None,
+    unseen_plants: Path | None,
+    hyper_parameters: Path | None = None,
 ) -> VerificationInputs:
     """List the images, digest them, and read the checkpoint.
 
@@ -61,6 +67,7 @@ def read_inputs(
         checkpoint: the checkpoint that the bundle was made from, or None.
         non_plants: folder of images that show no plant, or None.
         unseen_plants: folder of plants of unknown species, or None.
+        hyper_parameters: the file of hyper-parameters that the checkpoint was exported with, or None.
 
     Raises:
         BundleError: the bundle was made from another checkpoint.
@@ -71,7 +78,7 @@ def read_inputs(
     others = None if non_plants is None else read_non_plants(non_plants)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen})
-    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata)
+    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata, hyper_parameters)
     digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
     if others is not None:
         digests["non-plants"] = digest_images(others.root, others.paths)
@@ -80,7 +87,7 @@ def read_inputs(
     return VerificationInputs(leaves, others, unseen, digests, matching)
 
 
-def _read_checkpoint(path: Path, metadata: Metadata) -> "Checkpoint":
+def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":
     from plantmodels.verify.parity import read_matching_checkpoint  # imports torch, which takes seconds
 
-    return read_matching_checkpoint(path, metadata)
+    return read_matching_checkpoint(path, metadata, hyper_parameters)

@@ -51,6 +51,7 @@ def verify_bundle(
     policy: GatePolicy = _BUILT_IN_LIMITS,
     unseen_plants: Path | None = None,
     threads: int | None = None,
+    hyper_parameters: Path | None = None,
 ) -> GateReport:
     """Measure every gate, and write report, plots and a new manifest into the bundle.
 
@@ -66,6 +67,7 @@ def verify_bundle(
         unseen_plants: folder of plants of unknown species, measured for information only.
         threads: number of threads inside an operator while latency is measured; None uses all cores. Everything else
             runs one image per core.
+        hyper_parameters: the file of hyper-parameters that the bundle was exported with, if there was one.
 
     Raises:
         BundleError: files differ from the manifest, or the bundle was made from another checkpoint.
@@ -80,7 +82,12 @@ def verify_bundle(
             contents = read_contents(bundle)
             metadata = contents.metadata
             inputs = read_inputs(
-                metadata, data, checkpoint=checkpoint, non_plants=non_plants, unseen_plants=unseen_plants
+                metadata,
+                data,
+                checkpoint=checkpoint,
+                non_plants=non_plants,
+                unseen_plants=unseen_plants,
+                hyper_parameters=hyper_parameters,
             )
         with log_step("open models"):
             opened = _open_bundle(contents, inputs.checkpoint)
