@@ -36,7 +36,7 @@ from benchmarks.speed import worker_command
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import read_leaves
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.serve.session import count_cores
+from plantmodels.serve.cores import count_cores
 
 MODULE: Final = "benchmarks.building"
 MANY_SPECIES: Final = 330

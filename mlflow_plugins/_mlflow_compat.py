@@ -30,6 +30,7 @@ __all__ = [
     "STAGE_PRODUCTION",
     "STAGE_STAGING",
     "S3Folder",
+    "check_registered_name",
     "find_s3_folder",
     "get_canonical_stage",
     "get_connect_arguments",
@@ -97,6 +98,17 @@ def get_connect_arguments(url: sqlalchemy.URL) -> dict[str, str]:
         "ssl_key": MLFLOW_MYSQL_SSL_KEY.get(),
     }
     return {name: path for name, path in certificates.items() if path}
+
+
+def check_registered_name(name: str) -> None:
+    """Refuse a name that MLflow's registry refuses.
+
+    Raises:
+        MlflowException: says what the name must not contain.
+    """
+    from mlflow.utils.validation import _validate_model_name
+
+    _validate_model_name(name)
 
 
 def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -28,7 +29,24 @@ from plantmodels.data.inputs import check_checkpoint, check_data, check_image_fo
 from plantmodels.data.progress import log_to_terminal
 
 
-@click.group(cls=KnownErrors)
+class _AskingCommand(click.Command):
+    """A command that says within ten seconds if the registry is down, and that makes no database."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Ask the servers for a sign of life, then run the command."""
+        from mlflow_plugins.servers import check_servers
+
+        check_servers()
+        return super().invoke(ctx)
+
+
+class _Registry(KnownErrors):
+    """Commands that need the registry."""
+
+    command_class = _AskingCommand
+
+
+@click.group(cls=_Registry)
 @click.version_option(__version__)
 def main() -> None:
     """Waive gates, and audit, compare and check model versions in a gated MLflow registry.
@@ -58,7 +76,7 @@ def compare(name: str, a: str, b: str, html: Path | None, output_format: str) ->
     show_comparison(compare_versions(name, a, b), html, output_format)
 
 
-@main.command("load-check")
+@main.command("load-check", cls=click.Command)
 @click.argument("uri")
 @click.option(
     "--copy-to", type=PATH, default=None, help="Keep the checked copy as this new folder, for pyfunc to load."
@@ -72,6 +90,10 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
     """
     from mlflow_plugins.checking.load_check import check_version
 
+    if uri.startswith("models:"):
+        from mlflow_plugins.servers import check_servers
+
+        check_servers()
     for line in check_version(uri, copy_to=copy_to, public_key=public_key):
         click.echo(line)
 

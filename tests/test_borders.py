@@ -38,12 +38,14 @@ ROOMS = {
 
 PLUGIN_ROOMS = {
     "_mlflow_compat": (set(), {"_mlflow_compat"}),
+    "names": (GROUND, {"_mlflow_compat", "names"}),
+    "servers": (GROUND, {"_mlflow_compat", "servers"}),
     "loading": (SERVING, {"_mlflow_compat", "loading"}),
     "flavor": (SERVING, {"loading", "flavor"}),
-    "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "loading", "registry"}),
+    "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),
     "registry_store": (set(), {"registry"}),
     "checking": (SERVING | {"report", "verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
-    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "loading", "flavor", "jobs"}),
+    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "names", "servers", "loading", "flavor", "jobs"}),
 }
 """Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""
 

@@ -10,6 +10,7 @@ from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-
 from mlflow_plugins.jobs.run import PREFIX, registration_errors
 from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER, SPECIES_FILES
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.image_files import printable_name
 from plantmodels.report.gate_report import GateReport
 
 _DATASET_DIGEST_LENGTH: Final = 36
@@ -61,7 +62,9 @@ def log_data(path: Path, context: str, sha256: str) -> None:
         sha256: its digest.
     """
     dataset = MetaDataset(  # type: ignore[abstract]  # MLflow documents it as it is
-        LocalArtifactDatasetSource(str(path.resolve())), name=path.name, digest=sha256[:_DATASET_DIGEST_LENGTH]
+        LocalArtifactDatasetSource(printable_name(str(path.resolve()))),
+        name=printable_name(path.name),
+        digest=sha256[:_DATASET_DIGEST_LENGTH],
     )
     mlflow.log_input(dataset, context=context)
 

@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.records import version_tags
 from mlflow_plugins.jobs.run import SERVER_ERRORS, registration_errors, short_timeouts
+from mlflow_plugins.names import check_name, filter_by_name, name_logged_model
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -29,8 +30,7 @@ def check_registry(name: str) -> None:
         RegistrationError: the registry cannot be reached, or no registered model can have this name.
     """
     uri = mlflow.get_registry_uri()
-    if not name.strip() or any(character in name for character in "/:'"):
-        raise RegistrationError(f"{name!r} cannot name a registered model: expected text without the characters / : '")
+    check_name(name)
     with short_timeouts(), registration_errors(f"the model registry {uri} cannot be used"):
         try:
             MlflowClient().get_registered_model(name)
@@ -57,7 +57,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         registration_errors("the bundle could not be uploaded"),
         redirect_temporary_files("upload"),
     ):
-        info = flavor.log_model(bundle, name=name, input_example=example, tags=tags)
+        info = flavor.log_model(bundle, name=name_logged_model(name), input_example=example, tags=tags)
     client = MlflowClient()
     try:
         with log_step("read back"):
@@ -100,7 +100,7 @@ def _register_once(model_id: str, name: str, tags: dict[str, str]) -> ModelVersi
     client, source = MlflowClient(), f"models:/{model_id}"
 
     def find_versions() -> list[ModelVersion]:
-        found = client.search_model_versions(f"name = '{name}' AND source_path = '{source}'")
+        found = client.search_model_versions(f"{filter_by_name(name)} AND source_path = '{source}'")
         return sorted(found, key=lambda version: int(version.version))
 
     try:

@@ -16,11 +16,16 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.jobs.processes import Process
+from mlflow_plugins.servers import check_servers
+from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, RegistrationError
 from plantmodels.foreign_text import quote_error, shorten
 
 PREFIX: Final = "plantmodels."
 """Prefix of this project's run params and tags; `mlflow run` logs its own parameters under their plain names."""
+
+_READING_JOBS: Final = ("score",)
+"""Jobs that need a registered version, so that a database that does not exist is a mistake."""
 
 FAILURE_TAG: Final = f"{PREFIX}failure"
 PROCESS_TAG: Final = f"{PREFIX}process"
@@ -41,19 +46,22 @@ def hide_bars_in_files() -> None:
 def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
     """Work in the run that `mlflow run` started, or else in a new one, and mark it FAILED on any error.
 
+    If a run is active in this process, the new one is its child.
+
     Runs of this experiment whose process was killed are ended first (`end_abandoned_runs`).
 
     Args:
         kind: name of the job, which becomes a tag.
 
     Raises:
-        RegistrationError: the tracking server cannot be reached.
+        RegistrationError: the tracking server or the registry cannot be reached; said within ten seconds.
     """
     hide_bars_in_files()
+    check_servers(creates=kind not in _READING_JOBS)
     process = Process.current()
     tags = {f"{PREFIX}job": kind} | ({} if process is None else {PROCESS_TAG: process.to_json()})
     with short_timeouts(), registration_errors(f"the tracking server {mlflow.get_tracking_uri()} cannot be used"):
-        run = mlflow.start_run(tags=tags)
+        run = mlflow.start_run(tags=tags, nested=mlflow.active_run() is not None)
     try:
         if process is not None:
             with short_timeouts(), contextlib.suppress(*SERVER_ERRORS):
@@ -64,7 +72,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         with short_timeouts():
             with contextlib.suppress(*SERVER_ERRORS):
                 if isinstance(error, PlantModelsError):
-                    mlflow.set_tag(FAILURE_TAG, shorten(" ".join(str(error).split()), _MAX_TAG))
+                    mlflow.set_tag(FAILURE_TAG, shorten(printable_name(" ".join(str(error).split())), _MAX_TAG))
             with contextlib.suppress(*SERVER_ERRORS):
                 mlflow.end_run("FAILED")
         raise

@@ -11,6 +11,8 @@ from mlflow_plugins.jobs.registration import suggest_promotion
 from mlflow_plugins.jobs.run import hide_bars_in_files
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
 from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN
+from mlflow_plugins.names import filter_by_name
+from mlflow_plugins.servers import check_servers
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.leaves import LeafSample, read_leaves
@@ -33,6 +35,7 @@ def describe_version(name: str, version: str, data: Path, non_plants: Path | Non
     Raises:
         RegistrationError: no such version.
     """
+    check_servers()
     hide_bars_in_files()
     number = version or _latest_version(name)
     uri = f"models:/{name}/{number}"
@@ -52,7 +55,7 @@ def describe_version(name: str, version: str, data: Path, non_plants: Path | Non
 
 
 def _latest_version(name: str) -> str:
-    versions = MlflowClient().search_model_versions(f"name = '{name}'")
+    versions = MlflowClient().search_model_versions(filter_by_name(name))
     if not versions:
         raise RegistrationError(f"the registry {mlflow.get_registry_uri()} holds no version of {name!r}")
     return str(max(int(version.version) for version in versions))

@@ -10,6 +10,7 @@ import mlflow
 
 from mlflow_plugins.jobs.run import PREFIX, job_run
 from plantmodels.bundle.manifest import digest_file
+from plantmodels.data.image_files import printable_name
 from plantmodels.training.recipe import EpochRecord
 from plantmodels.training.requests import DistillRequest, TrainRequest
 
@@ -52,7 +53,7 @@ def run_distill_job(request: DistillRequest) -> "DistillReport":
 
 
 def _log_request(request: TrainRequest | DistillRequest) -> None:
-    mlflow.log_params({PREFIX + name: value for name, value in asdict(request).items()})
+    mlflow.log_params({PREFIX + name: printable_name(str(value)) for name, value in asdict(request).items()})
 
 
 def _log_epoch(record: EpochRecord) -> None:

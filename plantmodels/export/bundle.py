@@ -43,8 +43,9 @@ from plantmodels.export.staging import staged_bundle
 from plantmodels.ood.embeddings import Embedder, LeafEmbeddings, NonPlantEmbeddings
 from plantmodels.ood.moments import RunningMoments
 from plantmodels.ood.select import check_image_count, select_detector
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.models import SpeciesModel, run_packed_heads
-from plantmodels.serve.session import SESSION_OPTIONS, count_cores, open_session
+from plantmodels.serve.session import SESSION_OPTIONS, open_session
 
 MAX_KEPT_LEAVES: Final = 20_000
 MAX_NON_PLANTS: Final = 10_000

@@ -25,7 +25,8 @@ from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
 from plantmodels.data.progress import track
 from plantmodels.errors import ExportError
 from plantmodels.export.quantize import find_products, quantize_int8
-from plantmodels.serve.session import count_cores, open_session
+from plantmodels.serve.cores import count_cores
+from plantmodels.serve.session import open_session
 
 MAX_DROP: Final = 0.01
 """Accuracy of species and of diseases that INT8 may lose, as a share; the default limit of the gate `int8_accuracy`."""

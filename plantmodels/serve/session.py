@@ -18,6 +18,7 @@ from plantmodels.bundle.files import read_bytes
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.errors import BundleError
 from plantmodels.foreign_text import quote_error
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.onnx_guard import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
@@ -62,11 +63,6 @@ _EXTERNAL_DATA_FOLDER: Final = "session.model_external_initializers_file_folder_
 """Where ONNX Runtime looks for weights in other files; without this option, in the working directory."""
 
 
-def count_cores() -> int:
-    """Return the number of cores that this process may use; bulk work uses one worker per core."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _read_omp_num_threads() -> int:
     """Return OMP_NUM_THREADS, or 0 if it is not set. Of a list with a number per nesting level, return the first."""
     first = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
@@ -90,7 +86,7 @@ def open_session(
             files are refused in either case.
         options: session configuration entries, from the bundle's metadata.
         threads: number of threads inside an operator. None uses OMP_NUM_THREADS, which Spark sets for its workers, or
-            else all cores.
+            else all cores that `count_cores` counts.
         providers: execution providers in order of preference. ONNX Runtime runs the operators that a provider lacks on
             the CPU. If a provider is missing, fails to start or runs no operator, loading fails. If the CPU provider
             is last in the list, a warning is logged instead.

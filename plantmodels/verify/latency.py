@@ -14,8 +14,8 @@ from typing import Final
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.report.samples import Latency
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.preprocessing import decode_image, preprocess
-from plantmodels.serve.session import count_cores
 
 RUNS: Final = 40
 """Timed runs of each kind: enough for a stable median."""

@@ -25,9 +25,10 @@ from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
 from plantmodels.report.evidence.judge import list_head_files
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.models import SpeciesModel
-from plantmodels.serve.session import count_cores, open_session
+from plantmodels.serve.session import open_session
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
+from mlflow_plugins.names import filter_by_name
 from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.commands.history import find_production
 from mlflow_plugins.registry.commands.questions import ask_about, registry_errors
@@ -119,7 +120,7 @@ def _list_versions(name: str) -> list[ModelVersion]:
     client, token = MlflowClient(), None
     found: list[ModelVersion] = []
     while True:
-        page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+        page = client.search_model_versions(filter_by_name(name), max_results=1000, page_token=token)
         found += page
         token = page.token
         if not token:

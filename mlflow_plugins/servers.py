@@ -1,0 +1,130 @@
+"""Asks the tracking server and the model registry for a sign of life, before a command begins its work.
+
+Without it, MLflow repeats each request for minutes, and makes an empty database where a variable was missing.
+
+>>> check_servers(creates=True)
+"""
+
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Final
+from urllib.parse import unquote, urlsplit
+
+import mlflow
+import sqlalchemy
+from mlflow import MlflowClient
+
+from mlflow_plugins._mlflow_compat import get_connect_arguments
+from plantmodels.errors import RegistrationError
+from plantmodels.foreign_text import quote_error
+
+LIMIT_S: Final = 6.0
+"""Longest wait for one answer. With the import of MLflow, a command says within ten seconds that a server is down."""
+
+_ONE_TRY: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_GATED: Final = "plantmodels:"
+_PASSWORD: Final = re.compile(r"(?<=://)[^@/]*@")
+
+
+def check_servers(*, creates: bool = False) -> None:
+    """Raise within seconds if the tracking server or the registry cannot be used.
+
+    Args:
+        creates: whether a database that does not exist may be made: a training or an export begins one, a question
+            does not.
+
+    Raises:
+        RegistrationError: one line with the address, the reason and the variable that sets the address.
+    """
+    places = {mlflow.get_tracking_uri(): "tracking server"}
+    places.setdefault(mlflow.get_registry_uri(), "model registry")
+    for uri, what in places.items():
+        _check(uri, what, creates)
+
+
+def _check(uri: str, what: str, creates: bool) -> None:
+    def refuse(reason: str) -> RegistrationError:
+        variable = "MLFLOW_REGISTRY_URI" if what == "model registry" else "MLFLOW_TRACKING_URI"
+        origin = f"{variable} names it" if os.environ.get(variable) else f"{variable} is not set"
+        return RegistrationError(f"the {what} {_PASSWORD.sub('***@', uri)} cannot be used: {reason} ({origin})")
+
+    address = uri.removeprefix(_GATED)
+    scheme = urlsplit(address).scheme.partition("+")[0]
+    if scheme in ("", "file", "sqlite"):
+        path = _find_path(address, scheme)
+        if path is not None and not path.exists() and not creates:
+            raise refuse(f"there is no {'database' if scheme == 'sqlite' else 'folder'} {path}")
+        ask = None if path is None or scheme != "sqlite" or not path.is_file() else lambda: _open_sqlite(path)
+    elif scheme in ("http", "https"):
+        ask = lambda: _list_one(address, what)  # noqa: E731
+    elif scheme in ("postgresql", "mysql", "mssql"):
+        ask = lambda: _connect(address)  # noqa: E731
+    else:
+        return
+    if ask is not None and (reason := _find_problem(ask)) is not None:
+        raise refuse(reason)
+
+
+def _find_problem(ask: Callable[[], object]) -> str | None:
+    """Return why a question has no answer within `LIMIT_S`; None if it has one."""
+    problems: list[str] = []
+
+    def run() -> None:
+        try:
+            ask()
+        except Exception as error:  # each kind of server has exceptions of its own
+            problems.append(f"{type(error).__name__}: {quote_error(error)}")
+
+    thread = threading.Thread(target=run, daemon=True)  # a name server may block for longer than any timeout
+    with _one_try():
+        thread.start()
+        thread.join(LIMIT_S)
+    if thread.is_alive():
+        return f"it did not answer within {LIMIT_S:g} seconds"
+    return problems[0] if problems else None
+
+
+@contextmanager
+def _one_try() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in _ONE_TRY}
+    os.environ.update(_ONE_TRY)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _find_path(address: str, scheme: str) -> Path | None:
+    """Return the file or folder of a local store; None for a database in memory."""
+    if scheme == "sqlite":
+        database = sqlalchemy.make_url(address).database
+        return None if database in (None, "", ":memory:") else Path(str(database))
+    return Path(unquote(urlsplit(address).path if scheme else address))
+
+
+def _open_sqlite(path: Path) -> None:
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, timeout=LIMIT_S / 2)) as database:
+        database.execute("SELECT count(*) FROM sqlite_master").fetchone()
+
+
+def _list_one(address: str, what: str) -> None:
+    client = MlflowClient(tracking_uri=address, registry_uri=address)
+    if what == "model registry":
+        client.search_registered_models(max_results=1)
+    else:
+        client.search_experiments(max_results=1)
+
+
+def _connect(address: str) -> None:
+    url = sqlalchemy.make_url(address)
+    engine = sqlalchemy.create_engine(url, connect_args=get_connect_arguments(url), poolclass=sqlalchemy.NullPool)
+    engine.connect().close()

@@ -1,0 +1,136 @@
+"""Servers that are down or wrong are found within seconds, and no command makes an empty database."""
+
+import http.server
+import os
+import re
+import socket
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from mlflow_plugins import servers
+from mlflow_plugins.jobs.run import job_run
+from mlflow_plugins.servers import check_servers
+from plantmodels.errors import RegistrationError
+from tests.fixtures.tracking import free_port
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that accepts connections and never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def wrong() -> Iterator[str]:
+    """The address of a web server that knows nothing of MLflow."""
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def use(monkeypatch: pytest.MonkeyPatch, tracking: str, registry: str | None = None) -> None:
+    mlflow.set_tracking_uri(tracking)
+    mlflow.set_registry_uri(registry)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking)
+
+
+def test_a_working_store_passes(embedded_mlflow: str) -> None:
+    mlflow.search_experiments()
+    check_servers()
+
+
+def test_a_server_that_is_down_wrong_or_silent(embedded_mlflow, monkeypatch, silent: str, wrong: str) -> None:
+    monkeypatch.setattr(servers, "LIMIT_S", 1.0)
+    down = f"http://127.0.0.1:{free_port()}"
+    for uri, match in {
+        down: f"the tracking server {down} cannot be used: .*Connection refused.* \\(MLFLOW_TRACKING_URI names it\\)",
+        wrong: f"the tracking server {wrong} cannot be used: .*(404|501)",
+        f"http://{silent}": "cannot be used: it did not answer within 1 seconds",
+        f"postgresql+psycopg2://user:secret@{silent}/db": r"server postgresql.psycopg2://\*\*\*@127.*: it did not answer",
+        "http://no-such-host.invalid": "cannot be used: .*(resolve|known|resolution)",
+    }.items():
+        use(monkeypatch, uri)
+        start = time.monotonic()
+        with pytest.raises(RegistrationError, match=match) as caught:
+            check_servers(creates=True)
+        assert time.monotonic() - start < 8 and "\n" not in str(caught.value) and "secret" not in str(caught.value)
+        assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+def test_a_registry_that_is_down_is_named(embedded_mlflow: str, monkeypatch) -> None:
+    down = f"http://127.0.0.1:{free_port()}"
+    use(monkeypatch, embedded_mlflow, down)
+
+    match = f"the model registry {down} cannot be used.*MLFLOW_REGISTRY_URI"
+    with pytest.raises(RegistrationError, match=match), job_run("export"):
+        pass
+
+
+@pytest.mark.parametrize("prefix", ["", "plantmodels:"])
+def test_a_question_makes_no_database(embedded_mlflow: str, monkeypatch, tmp_path: Path, prefix: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+        database.execute("CREATE TABLE something (x)")
+    use(monkeypatch, embedded_mlflow, f"{prefix}sqlite:///{tmp_path}/typo.db")
+
+    with pytest.raises(RegistrationError, match=r"cannot be used: there is no database .*/typo.db"):
+        check_servers()
+    assert not (tmp_path / "typo.db").exists()
+    check_servers(creates=True)
+
+
+def test_a_file_that_is_no_database_is_named_at_once(embedded_mlflow: str, monkeypatch, tmp_path: Path) -> None:
+    (tmp_path / "notes.db").write_text("no database, but quite some text " * 50)
+    use(monkeypatch, f"sqlite:///{tmp_path}/notes.db")
+
+    with pytest.raises(RegistrationError, match=r"notes.db cannot be used: DatabaseError: file is not a database"):
+        check_servers(creates=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["mlflow_plugins.cli", "audit", "plants"],
+        ["mlflow_plugins.cli", "load-check", "models:/plants/1"],
+        ["mlflow_plugins.jobs", "score", "--model", "models:/plants/1", "--images", ".", "--output", "scores"],
+    ],
+    ids=lambda arguments: arguments[1],
+)
+@pytest.mark.parametrize("is_down", [True, False], ids=["down", "variable missing"])
+def test_every_command_says_it_in_one_line(tmp_path: Path, arguments: list[str], is_down: bool) -> None:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
+    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    if is_down:
+        environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free_port()}"
+    command = [sys.executable, "-m", *arguments]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    expected = "Connection refused" if is_down else "there is no database .*MLFLOW_TRACKING_URI is not set"
+    assert re.search(expected, done.stderr), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_job_inside_an_active_run_is_its_child(embedded_mlflow: str) -> None:
+    with mlflow.start_run() as outer:
+        with job_run("export") as inner:
+            assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
+        assert mlflow.active_run().info.run_id == outer.info.run_id
