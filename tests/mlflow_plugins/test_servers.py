@@ -64,7 +64,7 @@ def test_a_server_that_is_down_wrong_or_silent(embedded_mlflow, monkeypatch, sil
         down: f"the tracking server {down} cannot be used: .*Connection refused.* \\(MLFLOW_TRACKING_URI names it\\)",
         wrong: f"the tracking server {wrong} cannot be used: .*(404|501)",
         f"http://{silent}": "cannot be used: it did not answer within 1 seconds",
-        f"postgresql+psycopg2://user:secret@{silent}/db": r"server postgresql.psycopg2://\*\*\*@127.*: it did not answer",
+        f"postgresql+psycopg2://u:secret@{silent}/db": r"postgresql.psycopg2://\*\*\*@127.*: it did not answer",
         "http://no-such-host.invalid": "cannot be used: .*(resolve|known|resolution)",
     }.items():
         use(monkeypatch, uri)
