@@ -41,10 +41,19 @@ def check_servers(*, creates: bool = False) -> None:
     Raises:
         RegistrationError: one line with the address, the reason and the variable that sets the address.
     """
-    places = {mlflow.get_tracking_uri(): "tracking server"}
-    places.setdefault(mlflow.get_registry_uri(), "model registry")
-    for uri, what in places.items():
-        _check(uri, what, creates)
+    check_tracking_server(creates=creates)
+    check_registry_server(creates=creates)
+
+
+def check_tracking_server(*, creates: bool = False) -> None:
+    """Raise as `check_servers` does, but look at the tracking server only."""
+    _check(mlflow.get_tracking_uri(), "tracking server", creates)
+
+
+def check_registry_server(*, creates: bool = False) -> None:
+    """Raise as `check_servers` does, but look at the registry only; do nothing if it is the tracking server."""
+    if mlflow.get_registry_uri() != mlflow.get_tracking_uri():
+        _check(mlflow.get_registry_uri(), "model registry", creates)
 
 
 def _check(uri: str, what: str, creates: bool) -> None:

@@ -16,7 +16,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.jobs.processes import Process
-from mlflow_plugins.servers import check_servers
+from mlflow_plugins.servers import check_registry_server, check_tracking_server
 from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, RegistrationError
 from plantmodels.foreign_text import quote_error, shorten
@@ -57,7 +57,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         RegistrationError: the tracking server or the registry cannot be reached; said within ten seconds.
     """
     hide_bars_in_files()
-    check_servers(creates=kind not in _READING_JOBS)
+    check_tracking_server(creates=kind not in _READING_JOBS)
     process = Process.current()
     tags = {f"{PREFIX}job": kind} | ({} if process is None else {PROCESS_TAG: process.to_json()})
     with short_timeouts(), registration_errors(f"the tracking server {mlflow.get_tracking_uri()} cannot be used"):
@@ -66,6 +66,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         if process is not None:
             with short_timeouts(), contextlib.suppress(*SERVER_ERRORS):
                 end_abandoned_runs(run.info.experiment_id, process)
+        check_registry_server(creates=kind not in _READING_JOBS)
         with registration_errors("the job was cut short"):
             yield run
     except BaseException as error:

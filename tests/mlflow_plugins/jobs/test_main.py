@@ -119,7 +119,7 @@ def test_job_attaches_to_the_run_of_mlflow_run(request_: JobRequest, monkeypatch
         ({"non_plants": Path("absent")}, DataError, "absent: no such folder of non-plants"),
         ({"policy": Path("absent.toml")}, PolicyError, r"absent\.toml"),
         ({"name": "a/b"}, RegistrationError, "'a/b' cannot name"),
-        ({"name": "it's"}, RegistrationError, "cannot name a registered model"),
+        ({"name": "a#b"}, RegistrationError, "'a#b' cannot name a registered model: # is not possible"),
         ({"name": " "}, RegistrationError, "cannot name a registered model"),
     ],
 )
