@@ -6,7 +6,7 @@ the same leaf is a different image.
 >>> from PIL import Image
 >>> smaller = tmp / "smaller.jpg"
 >>> Image.open(image).resize((120, 120)).save(smaller, quality=70)
->>> index = DuplicateIndex([take_fingerprint(image)])
+>>> index = DuplicateIndex([take_fingerprint(image, all_views=True)])
 >>> index.find(take_fingerprint(image)), index.find(take_fingerprint(tmp / "gone.jpg"))
 ([Match(position=0, distance=0)], [])
 >>> [match.position for match in index.find(take_fingerprint(smaller))]
@@ -16,7 +16,7 @@ the same leaf is a different image.
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -63,12 +63,13 @@ _TURNS: Final = (
 _MARGINS: Final = (0.02, 0.04, -0.02, -0.04)
 """Part of the side that a view cuts off on every side, or adds: a crop in between changes few bits of one of them."""
 
+_WORDS: Final = HASH_BITS // 64
 _VIEWS: Final = 1 + len(_TURNS) + len(_MARGINS)
 _READERS: Final = 2
 """Threads that read and decode."""
 
 _CHUNK: Final = 64
-"""Images whose thumbnails are in memory at once."""
+"""Images that are read before the first of them is yielded."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,14 @@ class Fingerprint:
 
     Attributes:
         sha256: digest of the bytes; "" if the file cannot be read.
-        thumbnail: (64, 64, 3) uint8; None if the file cannot be decoded as an image.
+        hashes: (V, 4) uint64, the perceptual hash of the image, followed by those of its other views if an index
+            needs them; V is 0 if the file cannot be decoded as an image.
+        thumbnail: (32, 32, 3) uint8; zeros if V is 0.
     """
 
     sha256: str
-    thumbnail: NDArray[np.uint8] | None
+    hashes: NDArray[np.uint64]
+    thumbnail: NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -97,81 +101,83 @@ class Match:
     distance: int
 
 
-def take_fingerprint(path: Path) -> Fingerprint:
-    """Return the fingerprint of an image file, which is read once. A file that cannot be read is like no other one."""
+def take_fingerprint(path: Path, *, all_views: bool = False) -> Fingerprint:
+    """Return the fingerprint of an image file, which is read once. A file that cannot be read is like no other one.
+
+    Args:
+        path: the image file.
+        all_views: whether to hash the other views as well, as an index needs them; this takes longer.
+    """
+    nothing = np.zeros((0, _WORDS), np.uint64), np.zeros((_CHECKED_SIDE, _CHECKED_SIDE, 3), np.uint8)
     try:
         content = path.read_bytes()
     except OSError:
-        return Fingerprint("", None)
+        return Fingerprint("", *nothing)
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         image = decode_image(content).resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     except ImageError:
-        return Fingerprint(sha256, None)
-    return Fingerprint(sha256, np.asarray(image))
+        return Fingerprint(sha256, *nothing)
+    grey = image.convert("L")
+    hashes = [_hash(view) for view in (_list_views(grey) if all_views else [grey])]
+    thumbnail = image.resize((_CHECKED_SIDE, _CHECKED_SIDE), Image.Resampling.BOX)
+    return Fingerprint(sha256, np.stack(hashes), np.asarray(thumbnail))
 
 
-def take_fingerprints(paths: Iterable[Path]) -> Iterator[Fingerprint]:
+def take_fingerprints(paths: Iterable[Path], *, all_views: bool = False) -> Iterator[Fingerprint]:
     """Yield the fingerprint of each image file; memory does not grow with their number."""
     remaining = iter(paths)
     with ThreadPoolExecutor(_READERS) as pool:
         while chunk := list(islice(remaining, _CHUNK)):
-            yield from pool.map(take_fingerprint, chunk)
+            yield from pool.map(lambda path: take_fingerprint(path, all_views=all_views), chunk)
 
 
 class DuplicateIndex:
     """Images among which others are searched; an image takes 4 kilobytes."""
 
-    def __init__(self, fingerprints: Iterable[Fingerprint]) -> None:
-        """Hash the views of every image.
+    def __init__(self, fingerprints: Sequence[Fingerprint]) -> None:
+        """Prepare the search.
 
         Args:
-            fingerprints: fingerprints of N images, which are numbered from 0.
+            fingerprints: fingerprints of N images with all views. The images are numbered from 0.
+
+        Raises:
+            ValueError: a fingerprint lacks the other views.
         """
         self._by_digest: dict[str, list[int]] = defaultdict(list)
-        self._thumbnails: list[NDArray[np.uint8] | None] = []
-        hashes: list[NDArray[np.uint64]] = []
-        owners: list[int] = []
         for position, fingerprint in enumerate(fingerprints):
+            if len(fingerprint.hashes) not in (0, _VIEWS):
+                raise ValueError(f"fingerprint {position} has {len(fingerprint.hashes)} of {_VIEWS} views")
             if fingerprint.sha256:
                 self._by_digest[fingerprint.sha256].append(position)
-            self._thumbnails.append(None)
-            if fingerprint.thumbnail is not None:
-                self._thumbnails[position] = _shrink(fingerprint.thumbnail)
-                hashes += [_hash(view) for view in _list_views(Image.fromarray(fingerprint.thumbnail).convert("L"))]
-                owners.append(position)
-        self._owners = np.array(owners, np.int64)
-        self._words = np.ascontiguousarray(np.reshape(np.array(hashes, np.uint64), (-1, HASH_BITS // 64)).T)
+        decoded = [position for position, fingerprint in enumerate(fingerprints) if len(fingerprint.hashes)]
+        hashes = [fingerprints[position].hashes for position in decoded]
+        self._positions = np.array(decoded, np.int64)
+        self._thumbnails = [fingerprints[position].thumbnail for position in decoded]
+        self._words = np.ascontiguousarray(np.concatenate([np.zeros((0, _WORDS), np.uint64), *hashes]).T)
 
     def find(self, fingerprint: Fingerprint) -> list[Match]:
         """Return every image of the index that shows the same, in the order of their positions."""
         found = dict.fromkeys(self._by_digest.get(fingerprint.sha256, ()), 0)
-        if fingerprint.thumbnail is not None:
-            for position, distance in self._find_alike(fingerprint.thumbnail):
+        if len(fingerprint.hashes):
+            for position, distance in self._find_alike(fingerprint):
                 found[position] = min(distance, found.get(position, distance))
         return [Match(position, found[position]) for position in sorted(found)]
 
-    def _find_alike(self, thumbnail: NDArray[np.uint8]) -> Iterator[tuple[int, int]]:
+    def _find_alike(self, fingerprint: Fingerprint) -> Iterator[tuple[int, int]]:
         distances = np.zeros(self._words.shape[1], np.uint16)
-        for own, other in zip(self._words, _hash(Image.fromarray(thumbnail).convert("L")), strict=True):
+        for own, other in zip(self._words, fingerprint.hashes[0], strict=True):
             distances += np.bitwise_count(own ^ other)
-        shrunk = _shrink(thumbnail)
         for place in np.flatnonzero(distances <= MAX_DISTANCE).tolist():
             rank, view = divmod(place, _VIEWS)
-            position = int(self._owners[rank])
-            own_thumbnail = self._thumbnails[position]
-            if own_thumbnail is not None and _compare(own_thumbnail, view, shrunk) <= MAX_DIFFERENCE:
-                yield position, int(distances[place])
+            if _compare(self._thumbnails[rank], view, fingerprint.thumbnail) <= MAX_DIFFERENCE:
+                yield int(self._positions[rank]), int(distances[place])
 
 
 def _hash(image: Image.Image) -> NDArray[np.uint64]:
     """Return the perceptual hash of a grey thumbnail as four words."""
     bits = imagehash.phash(image, hash_size=_HASH_SIDE, highfreq_factor=_SIDE // _HASH_SIDE).hash
     return np.packbits(bits).view(np.uint64)
-
-
-def _shrink(thumbnail: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(thumbnail).resize((_CHECKED_SIDE, _CHECKED_SIDE), Image.Resampling.BOX))
 
 
 def _list_views(image: Image.Image) -> list[Image.Image]:

@@ -36,6 +36,7 @@ from plantmodels.report.evidence.recount import check_report
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
+from plantmodels.report.leakage import Leakage
 from plantmodels.report.metrics import collect_metrics
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Rejection
@@ -69,6 +70,7 @@ class GateReport:
         accuracy: accuracy of both precisions; None when the models could not be run.
         parity: differences from PyTorch; None without a checkpoint or when the models could not be run.
         rejection: rejection of plants and non-plants; None when the models could not be run.
+        leakage: validation images that occur again; None without training images or when the models could not be run.
         latency: time for one image; None when the models could not be run.
         not_run: why the models could not be run; "" if they could.
         problems: name of a gate to the problems that it counted, for `loads` and `heads_complete`.
@@ -86,6 +88,7 @@ class GateReport:
     accuracy: Accuracy | None
     parity: Parity | None
     rejection: Rejection | None
+    leakage: Leakage | None
     latency: Latency | None
     not_run: str
     problems: Mapping[str, tuple[str, ...]]
@@ -120,6 +123,7 @@ class GateReport:
             heads_compared=self.inputs.checkpoint_sha256 is not None,
             accuracy=self.accuracy,
             rejection=self.rejection,
+            leakage=self.leakage,
             latency=self.latency,
             parity=self.parity,
             non_plants_given=self.inputs.non_plants is not None,
@@ -150,6 +154,7 @@ class GateReport:
             else self.accuracy.worst.interval,
             "ood_precision": None if self.rejection is None else self.rejection.precision_interval,
             "ood_recall": None if self.rejection is None else self.rejection.non_plants.interval,
+            "leakage": None if self.leakage is None else self.leakage.leaking.interval,
         }
         return {name: interval for name, interval in values.items() if interval is not None}
 

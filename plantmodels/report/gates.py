@@ -24,6 +24,9 @@ _COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
     "≥": operator.ge,
 }
 
+_COUNTED: Final = ("files", "problems", "classes")
+"""Units whose name stands beside the limit alone."""
+
 _ALWAYS_SHOWN: Final = 2
 """Values of a gate that its line always shows. Further values are shown when they miss their limit."""
 
@@ -62,6 +65,10 @@ GATES: Final[dict[str, GateKind]] = {
     "accuracy": GateKind(
         "Images with the right species, and with the right species and disease", "≥", "share", "images"
     ),
+    "coverage": GateKind("Species and disease classes with too few validation images", "≤", "classes", "images"),
+    "leakage": GateKind(
+        "Validation images that also occur in train, in another class or among the non-plants", "≤", "share", "images"
+    ),
 }
 """The gates in the order of contract 5."""
 
@@ -96,7 +103,8 @@ class GateResult:
     Attributes:
         name: one of `GATES`.
         comparison: operator between a value and its limit that must hold for the gate to pass.
-        unit: "max abs diff", "drop" or "share" (proportions of images), "files", "problems", "bytes" or "ms".
+        unit: "max abs diff", "drop" or "share" (proportions of images), "files", "problems", "classes", "bytes" or
+            "ms".
         values: the measured values with their limits; the gate passes if all of them do.
         samples: number of images, files, heads or runs that the values rest on.
         min_images: number of samples below which the gate is not measured; 0 for a gate that measures no images.
@@ -189,7 +197,7 @@ class GateResult:
     def _write_limit(self, value: GateValue) -> str:
         display = self._display_of(value)
         number = f"{round(value.limit / display.scale, display.most_digits):,g}"
-        if self.unit in ("files", "problems"):
+        if self.unit in _COUNTED:
             return f"{number}{display.suffix}"
         suffix = display.suffix.removesuffix("s") if self.unit == "drop" and number == "1" else display.suffix
         return f"{self.comparison} {number}{suffix}"
@@ -221,7 +229,7 @@ class GateResult:
         if self.unit == "drop":
             direction = "gained" if round(scaled, digits) < 0 else "lost"
             return f"{format_number(abs(scaled), digits)}{display.suffix} {direction}"
-        return format_number(scaled, digits) + ("" if self.unit in ("files", "problems") else display.suffix)
+        return format_number(scaled, digits) + ("" if self.unit in _COUNTED else display.suffix)
 
     def interval_text(self, low: float, high: float) -> str:
         """Return the 95 % interval of the first value for people; accuracy that was gained is negative."""
@@ -254,6 +262,7 @@ _DISPLAYS: Final = {
     "share": _Display(0.01, " %", 2),
     "files": _Display(1, " failures", 0, 0),
     "problems": _Display(1, " problems", 0, 0),
+    "classes": _Display(1, " classes", 0, 0),
     "KB": _Display(1e3, " KB", 1, 3),
     "MB": _Display(1e6, " MB", 2, 6),
     "ms": _Display(1, " ms", 1),

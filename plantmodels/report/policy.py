@@ -70,8 +70,12 @@ class LimitKind:
 _MOST_IMAGES: Final = 10**9
 
 
+def _fewest_images(gate: str, key: str, lowest: int) -> LimitKind:
+    return LimitKind(gate, key, "smaller", lowest, _MOST_IMAGES, is_integer=True)
+
+
 def _min_images(gate: str) -> LimitKind:
-    return LimitKind(gate, "min_images", "smaller", 1, _MOST_IMAGES, is_integer=True)
+    return _fewest_images(gate, "min_images", 1)
 
 
 def _confidence(gate: str) -> LimitKind:
@@ -101,6 +105,11 @@ LIMITS: Final[dict[str, LimitKind]] = {
     "accuracy_species": LimitKind("accuracy", "species", None, 0, 1, of_each=True),
     "accuracy_min_images": _min_images("accuracy"),
     "accuracy_confidence": _confidence("accuracy"),
+    "coverage_images_per_species": _fewest_images("coverage", "images_per_species", 0),
+    "coverage_images_per_class": _fewest_images("coverage", "images_per_class", 0),
+    "leakage_max": LimitKind("leakage", "max", "larger", 0, 1),
+    "leakage_min_images": _min_images("leakage"),
+    "leakage_confidence": _confidence("leakage"),
 }
 """Field of `GatePolicy` that a file may set to what it may be."""
 
@@ -143,6 +152,11 @@ class GatePolicy:
         accuracy_species: name of a species to the lowest accuracy that this species may have.
         accuracy_min_images: fewest validation images.
         accuracy_confidence: confidence of every accuracy, or None.
+        coverage_images_per_species: fewest validation images of every species.
+        coverage_images_per_class: fewest validation images of every disease class.
+        leakage_max: a share of leaking validation images at or below this limit passes.
+        leakage_min_images: fewest validation images.
+        leakage_confidence: confidence of the share, or None.
         sha256: digest of the file that set the limits; None for the built-in defaults.
     """
 
@@ -168,6 +182,11 @@ class GatePolicy:
     accuracy_species: Mapping[str, float] = field(default_factory=dict)
     accuracy_min_images: int = 300
     accuracy_confidence: float | None = None
+    coverage_images_per_species: int = 5
+    coverage_images_per_class: int = 1
+    leakage_max: float = 0.01
+    leakage_min_images: int = 300
+    leakage_confidence: float | None = None
     sha256: str | None = None
 
     def __post_init__(self) -> None:
@@ -187,8 +206,10 @@ class GatePolicy:
     def limits_of(self, gate: str) -> dict[str, float]:
         """Return the limits of a gate: name of each of its values to its limit; "" where the gate has one value.
 
-        A gate that counts problems has the limit 0.
+        A gate that counts problems or classes has the limit 0.
         """
+        if gate == "coverage":
+            return {"": 0.0}
         if gate == "accuracy":
             return self._limits_of_accuracy()
         for name, kind in LIMITS.items():

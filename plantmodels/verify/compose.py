@@ -38,9 +38,10 @@ from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.statistics import Proportion
 from plantmodels.verify.accuracy import AccuracyRun
+from plantmodels.verify.leakage import LeakageRun
 from plantmodels.verify.reading import VerificationInputs
 from plantmodels.verify.rejection import RejectionRun, ScoredImages
-from plantmodels.verify.thumbnails import show_flipped, show_let_through, show_rejected
+from plantmodels.verify.thumbnails import show_flipped, show_leaks, show_let_through, show_rejected
 
 _LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
 """Libraries whose versions a report records: those that a measured value can depend on."""
@@ -51,15 +52,17 @@ _NAMED_IN_ERROR: Final = 5
 
 @dataclass(frozen=True)
 class Passes:
-    """The two passes over images.
+    """The passes over images.
 
     Attributes:
         accuracy: over the leaves.
         rejection: over all other images.
+        leakage: the search for validation images that occur again; None without training images.
     """
 
     accuracy: AccuracyRun
     rejection: RejectionRun
+    leakage: LeakageRun | None
 
     @property
     def rows(self) -> tuple[ImageRow, ...]:
@@ -77,6 +80,7 @@ class Passes:
         changed = Passes(
             replace(self.accuracy, rows=_set_pytorch_scores(self.accuracy.rows, leaves)),
             replace(self.rejection, non_plants=replace(others, rows=_set_pytorch_scores(others.rows, non_plants))),
+            self.leakage,
         )
         rejection = self.rejection.rejection
         recounted = count_rejection(
@@ -115,6 +119,7 @@ def compose_report(
         accuracy=measured.accuracy,
         parity=measured.parity,
         rejection=measured.rejection,
+        leakage=measured.leakage,
         latency=measured.latency,
         not_run=measured.not_run,
         problems=measured.problems,
@@ -213,4 +218,5 @@ def _make_galleries(passes: Passes | None) -> dict[str, Gallery]:
         "flipped": show_flipped(leaves.samples, leaves.rows),
         "let through": show_let_through(non_plants.paths, non_plants.rows),
         "rejected": show_rejected(leaves.samples, leaves.rows),
+        "leaks": Gallery((), 0) if passes.leakage is None else show_leaks(passes.leakage),
     }

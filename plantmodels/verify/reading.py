@@ -14,6 +14,7 @@ from plantmodels.data.listing import log_left_out
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.serve.loading import BundleContents, read_bundle
+from plantmodels.verify.leakage import read_training_leaves
 
 if TYPE_CHECKING:
     from plantmodels.checkpoint.reading import Checkpoint
@@ -25,6 +26,7 @@ class VerificationInputs:
 
     Attributes:
         leaves: the validation leaves.
+        training: the training leaves, which no validation leaf may be among; None if there are none.
         non_plants: images that show no plant, or None.
         unseen_plants: images of plants of unknown species, or None.
         data_digests: name of an image set to its digest, for the sets that are given.
@@ -32,6 +34,7 @@ class VerificationInputs:
     """
 
     leaves: LeafSet
+    training: LeafSet | None
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
     data_digests: Mapping[ImageSetName, str]
@@ -63,7 +66,7 @@ def read_inputs(
 
     Args:
         metadata: the bundle's metadata.
-        data: leaf folders or manifest of contract 2; only the split "val" is read.
+        data: leaf folders or manifest of contract 2.
         checkpoint: the checkpoint that the bundle was made from, or None.
         non_plants: folder of images that show no plant, or None.
         unseen_plants: folder of plants of unknown species, or None.
@@ -84,7 +87,8 @@ def read_inputs(
         digests["non-plants"] = digest_images(others.root, others.paths)
     if unseen is not None:
         digests["unseen-plants"] = digest_images(unseen.root, unseen.paths)
-    return VerificationInputs(leaves, others, unseen, digests, matching)
+    training = read_training_leaves(data, metadata.taxonomy)
+    return VerificationInputs(leaves, training, others, unseen, digests, matching)
 
 
 def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":

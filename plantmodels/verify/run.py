@@ -32,6 +32,7 @@ from plantmodels.verify.accuracy import BATCH, measure_accuracy
 from plantmodels.verify.compose import Passes, compose_report, write_report
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
 from plantmodels.verify.latency import measure_latency
+from plantmodels.verify.leakage import measure_leakage
 from plantmodels.verify.opening import open_classifiers, open_models
 from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import measure_rejection, score_in_pytorch
@@ -60,7 +61,7 @@ def verify_bundle(
 
     Args:
         bundle: an exported bundle; an older report in it is replaced.
-        data: leaf folders or manifest of contract 2; only the split "val" is read.
+        data: leaf folders or manifest of contract 2; the split "train" is searched for validation images.
         checkpoint: the checkpoint that the bundle was made from; without it, the gate `parity` is not measured.
         non_plants: folder of images that show no plant; without it, the two rejection gates are not measured.
         policy: the limits of the gates; by default the built-in ones.
@@ -163,6 +164,7 @@ def _measure(
         heads_compared=inputs.checkpoint is not None,
         accuracy=None if passes is None else passes.accuracy.accuracy,
         rejection=rejection,
+        leakage=None if passes is None or passes.leakage is None else passes.leakage.leakage,
         latency=latency,
         parity=parity,
         non_plants_given=inputs.non_plants is not None,
@@ -175,7 +177,12 @@ def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: G
     fp16, int8 = bundle.classifiers["fp16"], bundle.classifiers["int8"]
     samples = thin_out(inputs.leaves.samples, policy.int8_accuracy_max_images, key=class_of)
     accuracy = measure_accuracy(fp16, int8, replace(inputs.leaves, samples=tuple(samples)))
-    return Passes(accuracy, measure_rejection(fp16, int8, accuracy, inputs.non_plants, inputs.unseen_plants))
+    rejection = measure_rejection(fp16, int8, accuracy, inputs.non_plants, inputs.unseen_plants)
+    leakage = None
+    if inputs.training is not None:
+        paths = [sample.path for sample in accuracy.samples]
+        leakage = measure_leakage(paths, accuracy.rows, inputs.training, inputs.non_plants, int8.taxonomy)
+    return Passes(accuracy, rejection, leakage)
 
 
 def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:

@@ -10,20 +10,30 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
-from PIL import ImageOps
+from PIL import Image, ImageOps
 
 from plantmodels.data.leaves import LeafSample
 from plantmodels.errors import ImageError
 from plantmodels.report.formatting import spell_class
+from plantmodels.report.leakage import TwinSet
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.serve.preprocessing import decode_image
+from plantmodels.verify.leakage import LeakageRun
 
 MAX_THUMBNAILS: Final = 24
 """Thumbnails in one gallery: each adds a few kilobytes to the report."""
 
+MAX_PAIRS: Final = 24
+"""Pairs of leaking images in the report."""
+
+_SET_NAMES: Final[dict[TwinSet, str]] = {"train": "train", "val": "another class", "non-plants": "non-plants"}
+
 _SIDE_PIXELS: Final = 160
 """Width and height of a thumbnail. The report shows it at 112, so it stays sharp on screens of higher resolution."""
+
+_GAP_PIXELS: Final = 8
+"""White pixels between the thumbnails of a pair."""
 
 _JPEG_QUALITY: Final = 80
 
@@ -36,6 +46,19 @@ def make_thumbnail(path: Path) -> bytes | None:
         return None
     buffer = io.BytesIO()
     square.save(buffer, "JPEG", quality=_JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def make_pair(first: Path, second: Path) -> bytes | None:
+    """Return two thumbnails side by side as one JPEG; None if one of the files can no longer be read."""
+    thumbnails = [make_thumbnail(path) for path in (first, second)]
+    pair = Image.new("RGB", (2 * _SIDE_PIXELS + _GAP_PIXELS, _SIDE_PIXELS), "white")
+    for place, jpeg in enumerate(thumbnails):
+        if jpeg is None:
+            return None
+        pair.paste(Image.open(io.BytesIO(jpeg)), (place * (_SIDE_PIXELS + _GAP_PIXELS), 0))
+    buffer = io.BytesIO()
+    pair.save(buffer, "JPEG", quality=_JPEG_QUALITY)
     return buffer.getvalue()
 
 
@@ -97,6 +120,25 @@ def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Ga
         key=lambda pair: (-pair[0].ood_score, pair[0].name),
     )
     return make_gallery([(path, spell_class(row.source), [CaptionLine(f"{row.ood_score:.4g}")]) for row, path in found])
+
+
+def show_leaks(run: LeakageRun) -> Gallery:
+    """Return validation images beside the images that show the same; identical files come first.
+
+    Args:
+        run: the result of the search for leaks.
+    """
+    found = sorted(zip(run.leakage.leaks, run.pairs, strict=True), key=lambda pair: pair[0].kind)
+    thumbnails: list[Thumbnail] = []
+    for leak, paths in found:
+        if len(thumbnails) == MAX_PAIRS:
+            break
+        jpeg = make_pair(*paths)
+        if jpeg is not None:
+            place = _SET_NAMES[leak.twin.set]
+            lines = (CaptionLine(f"{place}: {spell_class(leak.twin.source)}"), CaptionLine(leak.kind))
+            thumbnails.append(Thumbnail(jpeg, spell_class(leak.source), lines))
+    return Gallery(tuple(thumbnails), len(found))
 
 
 def _is_right(row: ImageRow) -> tuple[bool, bool]:

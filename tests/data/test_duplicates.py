@@ -48,12 +48,12 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DuplicateIndex:
     paths = [folder / f"{number}.png" for number in range(LEAVES)]
     for number, path in enumerate(paths):
         path.write_bytes(encode(draw_leaf(number), "PNG"))
-    return DuplicateIndex(take_fingerprints(paths))
+    return DuplicateIndex(list(take_fingerprints(paths, all_views=True)))
 
 
 def fingerprint_of(folder: Path, content: bytes) -> Fingerprint:
     (folder / "again.jpg").write_bytes(content)
-    return take_fingerprint(folder / "again.jpg")
+    return take_fingerprint(folder / "again.jpg", all_views=True)
 
 
 CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
@@ -99,15 +99,21 @@ def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, 
 def test_identical_bytes_match_even_where_they_are_no_image(tmp_path: Path) -> None:
     for name, content in (("a.jpg", b"no image"), ("b.jpg", b"other"), ("c.jpg", b"no image")):
         (tmp_path / name).write_bytes(content)
-    index = DuplicateIndex(take_fingerprints(sorted(tmp_path.iterdir())))
+    index = DuplicateIndex(list(take_fingerprints(sorted(tmp_path.iterdir()))))
     assert index.find(take_fingerprint(tmp_path / "a.jpg")) == [Match(0, 0), Match(2, 0)]
 
 
 def test_files_that_cannot_be_read_are_like_no_other_file(tmp_path: Path) -> None:
     gone = take_fingerprint(tmp_path / "gone.jpg")
-    assert gone == Fingerprint("", None)
+    assert (gone.sha256, len(gone.hashes)) == ("", 0)
     assert DuplicateIndex([gone, gone]).find(gone) == []
     assert DuplicateIndex([]).find(gone) == []
+
+
+def test_an_index_needs_every_view_of_its_images(tmp_path: Path) -> None:
+    (tmp_path / "leaf.png").write_bytes(encode(draw_leaf(0), "PNG"))
+    with pytest.raises(ValueError, match="fingerprint 1 has 1 of 12 views"):
+        DuplicateIndex([take_fingerprint(tmp_path / "leaf.png", all_views=views) for views in (True, False)])
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +122,7 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     read_bytes = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: reads.append(path) or read_bytes(path))
     fingerprint = take_fingerprint(tmp_path / "leaf.png")
-    assert fingerprint.thumbnail is not None and len(fingerprint.sha256) == 64
+    assert (fingerprint.hashes.shape, len(fingerprint.sha256)) == ((1, 4), 64)
     assert reads == [tmp_path / "leaf.png"]
 
 
@@ -154,6 +160,6 @@ def test_no_two_real_leaves_are_taken_for_one_image(real_paths: RealPaths) -> No
     folders = sorted(path.name for path in (data / "val").iterdir() if path.name.startswith(("Cherry", "Raspberry")))
     paths = [path for folder in folders for split in ("train", "val") for path in (data / split / folder).iterdir()]
     assert len(paths) > 200
-    fingerprints = list(take_fingerprints(paths))
+    fingerprints = list(take_fingerprints(paths, all_views=True))
     index = DuplicateIndex(fingerprints)
     assert [[match.position for match in index.find(each)] for each in fingerprints] == [[i] for i in range(len(paths))]

@@ -7,167 +7,20 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest, Manifest
-from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, PlantModelsError
-from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.gate_report import GateReport, parse_report, read_report
 from plantmodels.report.gates import GATES
-from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
 from plantmodels.report.per_image import write_image_rows
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import (
-    Accuracy,
-    Baseline,
-    Bin,
-    Calibration,
-    ClassRow,
-    Estimate,
-    Histogram,
-    Rejection,
-    Reliability,
-    Separation,
-)
-from plantmodels.report.samples import Latency, Parity, Scatter
-from plantmodels.report.statistics import PairedCounts, Proportion
+from tests.fixtures.report_strategies import reports
 from tests.fixtures.reports import TAXONOMY
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
 Make = Callable[..., GateReport]
-
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
-TEXTS = st.lists(TEXT, max_size=3).map(tuple)
-COUNTS = st.integers(0, 10**6)
-NUMBERS = st.floats(-1e9, 1e9, allow_subnormal=False)
-POSITIVE = st.floats(0, 1e9, allow_subnormal=False)
-DIGESTS = st.text("0123456789abcdef", min_size=64, max_size=64)
-SHARES = st.tuples(COUNTS, COUNTS).map(lambda pair: Proportion(min(pair), max(pair)))
-PAIRS = st.builds(PairedCounts, COUNTS, COUNTS, COUNTS, COUNTS)
-ROWS = st.dictionaries(
-    TEXT, st.tuples(COUNTS, COUNTS, COUNTS).map(lambda counts: ClassRow(*sorted(counts, reverse=True))), max_size=3
-)
-RELIABILITIES = st.builds(
-    Reliability,
-    st.lists(st.builds(Bin, COUNTS, COUNTS, st.floats(0, 1)), max_size=3).map(tuple),
-    st.none() | st.floats(0, 1e9),
-)
-CALIBRATIONS = st.builds(Calibration, st.floats(1e-3, 1e3), RELIABILITIES, RELIABILITIES)
-SCATTERS = st.lists(NUMBERS, max_size=3).map(lambda values: Scatter(tuple(values), tuple(values[::-1]), tuple(values)))
-HISTOGRAMS = st.lists(st.tuples(NUMBERS, COUNTS, COUNTS, COUNTS), min_size=2, max_size=5).map(
-    lambda bins: Histogram(
-        tuple(sorted(row[0] for row in bins)),
-        *(tuple(row[column] for row in bins[1:]) for column in (1, 2, 3)),
-    )
-)
-BASELINES = st.builds(Baseline, TEXT, PAIRS)
-ESTIMATES = st.builds(Estimate, NUMBERS, NUMBERS, NUMBERS)
-SEPARATIONS = st.builds(Separation, ESTIMATES, ESTIMATES)
-TAXONOMIES = st.sampled_from([Taxonomy(("Mint",), {}), Taxonomy(("Mint", "Rose"), {"Rose": ("spot", "healthy")})])
-POLICIES = st.builds(
-    GatePolicy,
-    int8_accuracy_min_images=st.integers(1, 10**6),
-    ood_recall_confidence=st.none() | st.floats(0.5, 0.99),
-    accuracy_confidence=st.none() | st.floats(0.5, 0.99),
-    accuracy_min_worst_class=st.none() | st.floats(0, 1, allow_subnormal=False),
-    accuracy_species=st.dictionaries(st.sampled_from(["Mint", "Rose"]), st.floats(0, 1, allow_subnormal=False)),
-    parity_max_abs_diff=st.floats(0, 1, allow_subnormal=False),
-    int8_accuracy_max_images=st.integers(1, 10**6),
-    ood_recall_min=st.floats(0, 1, allow_subnormal=False),
-    species_size_max_bytes=st.integers(1, 10**9),
-    sha256=st.none() | DIGESTS,
-)
-
-
-@st.composite
-def reports(draw: st.DrawFn) -> GateReport:
-    digests = st.dictionaries(TEXT, st.builds(FileDigest, COUNTS, DIGESTS), max_size=3)
-    shares = st.dictionaries(TEXT, SHARES, max_size=3)
-    image_sets = st.builds(ImageSet, COUNTS, COUNTS, DIGESTS)
-    accuracy = st.builds(
-        Accuracy,
-        species=PAIRS,
-        disease=PAIRS,
-        end_to_end=PAIRS,
-        routing=PAIRS,
-        disease_routing=PAIRS,
-        species_flips=COUNTS,
-        disease_flips=COUNTS,
-        by_species=ROWS,
-        by_disease=ROWS,
-        by_class=ROWS,
-        species_baseline=BASELINES,
-        class_baseline=BASELINES,
-        confusions=st.dictionaries(TEXT, st.dictionaries(TEXT, COUNTS, max_size=2), max_size=2),
-        species_calibration=CALIBRATIONS,
-        disease_calibration=CALIBRATIONS,
-    )
-    maybe = st.none() | POSITIVE
-    parity = st.builds(
-        Parity,
-        COUNTS,
-        COUNTS,
-        maybe,
-        maybe,
-        maybe,
-        st.dictionaries(TEXT, maybe, max_size=3),
-        maybe,
-        maybe,
-        maybe,
-        st.none() | SCATTERS,
-    )
-    rejection = st.builds(
-        Rejection,
-        NUMBERS,
-        SHARES,
-        SHARES,
-        SHARES,
-        st.booleans(),
-        *[shares] * 4,
-        st.none() | SEPARATIONS,
-        *[st.dictionaries(TEXT, SEPARATIONS, max_size=1)] * 2,
-        st.lists(st.tuples(NUMBERS, NUMBERS), max_size=3).map(tuple),
-        HISTOGRAMS,
-    )
-    latency = st.builds(Latency, COUNTS, COUNTS, TEXT, maybe, POSITIVE, POSITIVE, POSITIVE, POSITIVE)
-    policy = draw(POLICIES)
-    inputs = draw(
-        st.builds(
-            ReportInputs, st.none() | DIGESTS, DIGESTS, image_sets, st.none() | image_sets, st.none() | image_sets
-        )
-    )
-    measured = Measured(
-        taxonomy=draw(TAXONOMIES),
-        files=draw(digests),
-        problems=draw(st.dictionaries(st.sampled_from(["loads", "heads_complete"]), TEXTS, max_size=2)),
-        heads_compared=inputs.checkpoint_sha256 is not None,
-        accuracy=draw(st.none() | accuracy),
-        rejection=draw(st.none() | rejection),
-        latency=draw(st.none() | latency),
-        parity=draw(st.none() | parity),
-        non_plants_given=inputs.non_plants is not None,
-        not_run=draw(TEXT),
-    )
-    unreadable = st.builds(UnreadableFile, st.sampled_from(["val", "non-plants"]), TEXT, TEXT)
-    return GateReport(
-        gates=judge_gates(measured, policy),
-        policy=policy,
-        taxonomy=measured.taxonomy,
-        accuracy=measured.accuracy,
-        parity=measured.parity,
-        rejection=measured.rejection,
-        latency=measured.latency,
-        not_run=measured.not_run,
-        problems=measured.problems,
-        unreadable=tuple(draw(st.lists(unreadable, max_size=2))),
-        inputs=inputs,
-        files=measured.files,
-        versions=draw(st.dictionaries(TEXT, TEXT, max_size=2)),
-        machine=draw(st.builds(Machine, TEXT, TEXT, TEXTS)),
-    )
 
 
 @given(reports())
@@ -215,14 +68,15 @@ def test_failure_is_raised_only_when_asked_for(report: Make) -> None:
 
 def test_gates_that_are_shares_have_intervals(report: Make) -> None:
     base = report()
-    assert base.accuracy is not None and base.rejection is not None
+    assert base.accuracy is not None and base.rejection is not None and base.leakage is not None
     assert base.intervals == {
         "int8_accuracy": base.accuracy.species.interval,
         "ood_precision": base.rejection.precision_interval,
         "ood_recall": base.rejection.non_plants.interval,
+        "leakage": base.leakage.leaking.interval,
     }
     assert base.gate("ood_recall").interval_text(*base.intervals["ood_recall"]) == "89.50 to 99.65 %"
-    assert report(accuracy=None, rejection=None, not_run="x").intervals == {}
+    assert report(accuracy=None, rejection=None, leakage=None, not_run="x").intervals == {}
 
 
 def test_metrics_have_stable_names(report: Make) -> None:
@@ -308,7 +162,7 @@ def test_a_doctored_report_is_refused(report: Make, path: str, value: object, me
 def test_gates_in_another_order_are_refused(report: Make) -> None:
     document = report().to_dict()
     document["gates"].reverse()
-    with pytest.raises(BundleError, match="in this order, got accuracy, latency, head_size"):
+    with pytest.raises(BundleError, match="in this order, got leakage, coverage, accuracy"):
         GateReport.from_dict(document)
 
 

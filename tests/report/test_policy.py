@@ -47,9 +47,19 @@ def test_the_defaults_are_those_of_contract_5() -> None:
             "species above the commonest": 0,
             "end to end above the commonest": 0,
         },
+        "coverage": {"": 0},
+        "leakage": {"": 0.01},
     }
     images = {gate: policy.min_images_of(gate) for gate in GATES if policy.min_images_of(gate)}
-    assert images == {"parity": 32, "int8_accuracy": 300, "ood_precision": 50, "ood_recall": 50, "accuracy": 300}
+    assert images == {
+        "parity": 32,
+        "int8_accuracy": 300,
+        "ood_precision": 50,
+        "ood_recall": 50,
+        "accuracy": 300,
+        "leakage": 300,
+    }
+    assert (policy.coverage_images_per_species, policy.coverage_images_per_class) == (5, 1)
     assert {policy.confidence_of(gate) for gate in GATES} == {None}
     assert policy.int8_accuracy_max_images == 10_000
     assert policy.sha256 is None

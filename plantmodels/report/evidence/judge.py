@@ -11,8 +11,10 @@ from typing import Final
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.report.evidence.coverage import find_gaps
 from plantmodels.report.formatting import format_percent, spell_class
 from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
+from plantmodels.report.leakage import Leakage
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Baseline, ClassRow, Rejection
 from plantmodels.report.samples import Latency, Parity
@@ -33,6 +35,7 @@ class Measured:
         heads_compared: whether a checkpoint was given to compare heads and class order with.
         accuracy: the accuracy; None if the models could not be run.
         rejection: the rejection; None if the models could not be run.
+        leakage: validation images that occur again; None without training images, or if the models could not be run.
         latency: the latency; None if the models could not be run.
         parity: the parity; None without a checkpoint, or if the models could not be run.
         non_plants_given: whether a folder of non-plants was given.
@@ -45,6 +48,7 @@ class Measured:
     heads_compared: bool
     accuracy: Accuracy | None
     rejection: Rejection | None
+    leakage: Leakage | None
     latency: Latency | None
     parity: Parity | None
     non_plants_given: bool
@@ -72,6 +76,8 @@ def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...
         *_judge_sizes(measured, policy),
         _judge_latency(measured, policy),
         _judge_accuracy(measured, policy),
+        _judge_coverage(measured, policy),
+        _judge_leakage(measured, policy),
     )
 
 
@@ -263,3 +269,21 @@ def _describe_baselines(accuracy: Accuracy) -> str:
         for what, baseline in parts.items()
         for share in [baseline.counts.first.value]
     )
+
+
+def _judge_coverage(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, accuracy = "coverage", measured.accuracy
+    if accuracy is None:
+        return _not_measured(name, policy, measured.not_run)
+    least = {"species": policy.coverage_images_per_species, "classes": policy.coverage_images_per_class}
+    gaps = find_gaps(measured.taxonomy, accuracy, **least)
+    return _judge(name, policy, _single(float(gaps.total)), accuracy.species.images, gaps.describe(**least))
+
+
+def _judge_leakage(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, leakage = "leakage", measured.leakage
+    if leakage is None:
+        return _not_measured(name, policy, measured.not_run or "the data hold no split train to compare with")
+    leaking = leakage.leaking
+    bound = _end(leaking.interval_at(policy.confidence_of(name) or CONFIDENCE), 1)
+    return _judge(name, policy, _single(leaking.value, bound), leaking.images, leakage.describe())

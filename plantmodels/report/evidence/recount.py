@@ -15,6 +15,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy
 from plantmodels.report.evidence.check import describe_difference, find_difference
 from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.evidence.leaks import check_leaks
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.samples import Latency, Parity
@@ -40,6 +41,8 @@ def check_report(report: "GateReport", table: ImageTable) -> None:
         raise ValueError("inputs.class_order_digest is not the digest of the report's taxonomy")
     _check_rows(table, report.taxonomy)
     _check_inputs(report, table)
+    if report.leakage is not None:
+        check_leaks(report.leakage, table)
     for name, found, expected, evidence in _list_sections(report, table, report.taxonomy):
         difference = find_difference(encode(found), encode(expected), name)
         if difference is not None:

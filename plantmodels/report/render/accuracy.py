@@ -13,7 +13,12 @@ from typing import Final
 from plantmodels.report.results import SMALL_CLASS, Accuracy, Calibration, ClassRow
 from plantmodels.report.statistics import PairedCounts, Proportion
 
-_MOST_CONFUSIONS: Final = 20
+_MOST_CONFUSIONS: Final = 10
+_MORE_CONFUSIONS: Final = 90
+"""Further confusions, which are shown on a click."""
+
+_MOST_SMALL_CLASSES: Final = 20
+"""Small classes that a line names one by one; more are counted."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +62,13 @@ class AccuracyView:
     Attributes:
         precisions: what is asked to FP16 (first) beside INT8 (second).
         routings: what is asked to hard routing (first) beside soft routing (second).
-        species: every species with images.
-        diseases: every disease class with images.
+        species: every species with images, the worst first.
+        diseases: every disease class with images, the worst first.
         small_classes: name of each small class to its number of images.
         small_limit: number of images below which a class is small.
+        names_small_classes: whether there are few enough small classes to name them.
         confusions: the most frequent confusions, most frequent first.
+        more_confusions: the next ones.
         confusion_pairs: number of different confusions.
         calibrations: what is asked to its calibration, where it was measured.
     """
@@ -72,7 +79,9 @@ class AccuracyView:
     diseases: tuple[ClassAccuracy, ...]
     small_classes: Mapping[str, int]
     small_limit: int
+    names_small_classes: bool
     confusions: tuple[Confusion, ...]
+    more_confusions: tuple[Confusion, ...]
     confusion_pairs: int
     calibrations: Mapping[str, Calibration]
 
@@ -80,6 +89,7 @@ class AccuracyView:
 def prepare_accuracy(accuracy: Accuracy) -> AccuracyView:
     """Return what the sections on accuracy show."""
     classes = {**accuracy.by_species, **accuracy.by_disease}
+    small_classes = {name: row.images for name, row in classes.items() if row.is_small}
     confusions = _list_confusions(accuracy)
     calibrations = {
         "Species": accuracy.species_calibration,
@@ -95,22 +105,27 @@ def prepare_accuracy(accuracy: Accuracy) -> AccuracyView:
             "End to end, species and disease right": accuracy.routing,
             "Disease right, whatever the species": accuracy.disease_routing,
         },
-        species=_list_classes(accuracy.by_species),
-        diseases=_list_classes(accuracy.by_disease),
-        small_classes={name: row.images for name, row in classes.items() if row.is_small},
+        species=list_classes(accuracy.by_species),
+        diseases=list_classes(accuracy.by_disease),
+        small_classes=small_classes,
         small_limit=SMALL_CLASS,
+        names_small_classes=len(small_classes) <= _MOST_SMALL_CLASSES,
         confusions=tuple(confusions[:_MOST_CONFUSIONS]),
+        more_confusions=tuple(confusions[_MOST_CONFUSIONS:][:_MORE_CONFUSIONS]),
         confusion_pairs=len(confusions),
         calibrations={name: value for name, value in calibrations.items() if value.after.ece is not None},
     )
 
 
-def _list_classes(rows: Mapping[str, ClassRow]) -> tuple[ClassAccuracy, ...]:
+def list_classes(rows: Mapping[str, ClassRow]) -> tuple[ClassAccuracy, ...]:
+    """Return the classes with images, the lowest INT8 accuracy first; among equals, larger classes first."""
+    order = sorted(rows.items(), key=lambda item: (item[1].int8 / max(1, item[1].images), -item[1].images, item[0]))
     return tuple(
         ClassAccuracy(
             name, row.images, row.is_small, Proportion(row.fp16, row.images), Proportion(row.int8, row.images)
         )
-        for name, row in rows.items()
+        for name, row in order
+        if row.images
     )
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from plantmodels.report.evidence.coverage import find_gaps
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES, GateResult, Status
 from plantmodels.report.policy import LIMITS
@@ -59,7 +60,8 @@ def render_report(
         recipe: how the INT8 species model was made, from the bundle's metadata.
         detector: how the detector was chosen, from the bundle's metadata.
         galleries: thumbnails by name: "flipped" for images where FP16 and INT8 differ, "let through" for accepted
-            non-plants, and "rejected" for rejected plants.
+            non-plants, "rejected" for rejected plants, and "leaks" for pairs of a validation image and the image that
+            shows the same.
         warnings: what the export found odd, from the bundle's metadata.
     """
     template = make_environment().get_template("report.html.j2")
@@ -70,11 +72,24 @@ def render_report(
         gates=_list_gates(report),
         accuracy_view=None if report.accuracy is None else prepare_accuracy(report.accuracy),
         rejection_view=None if report.rejection is None else prepare_rejection(report.rejection, detector),
+        **_prepare_coverage(report),
         plots=plots,
         recipe=recipe,
         galleries=galleries,
         warnings=warnings,
     )
+
+
+def _prepare_coverage(report: GateReport) -> dict[str, Any]:
+    """Return the classes with too few validation images, in words as well; nothing if the models could not be run."""
+    policy = report.policy
+    least = {"species": policy.coverage_images_per_species, "classes": policy.coverage_images_per_class}
+    gaps = (
+        None
+        if report.accuracy is None or report.taxonomy is None
+        else find_gaps(report.taxonomy, report.accuracy, **least)
+    )
+    return {"gaps": gaps, "gaps_text": "" if gaps is None else gaps.describe(**least), "policy": policy}
 
 
 def _spell_verdict(report: GateReport) -> str:

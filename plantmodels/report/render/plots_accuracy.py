@@ -7,7 +7,6 @@ True
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -16,6 +15,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from plantmodels.report.formatting import spell_class
+from plantmodels.report.render.accuracy import ClassAccuracy, list_classes
 from plantmodels.report.render.plot_style import (
     INK,
     LINE,
@@ -28,8 +28,7 @@ from plantmodels.report.render.plot_style import (
     new_panels,
     title_panel,
 )
-from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
-from plantmodels.report.statistics import Proportion
+from plantmodels.report.results import Accuracy, Calibration, Reliability
 
 MAX_MATRIX: Final = 40
 """Largest number of species whose matrix can be read; with more, the page has a table of the worst confusions."""
@@ -59,25 +58,6 @@ def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
     return figures
 
 
-@dataclass(frozen=True)
-class WorstClass:
-    """A class with its name and its counts of right answers."""
-
-    name: str
-    row: ClassRow
-
-    @property
-    def right(self) -> Proportion:
-        """Images that INT8 gets right."""
-        return Proportion(self.row.int8, self.row.images)
-
-
-def list_worst(rows: Mapping[str, ClassRow], at_most: int) -> list[WorstClass]:
-    """Return the classes with the lowest INT8 accuracy, worst first; among equals, larger classes first."""
-    order = sorted(rows.items(), key=lambda item: (item[1].int8 / max(1, item[1].images), -item[1].images, item[0]))
-    return [WorstClass(name, row) for name, row in order[:at_most] if row.images]
-
-
 def shorten(name: str, at_most: int = _MAX_LABEL) -> str:
     """Return a class's name for a label. Dollar signs are escaped: matplotlib would read a formula between them."""
     text = spell_class(name).replace("$", r"\$")
@@ -87,8 +67,8 @@ def shorten(name: str, at_most: int = _MAX_LABEL) -> str:
 def _draw_worst(accuracy: Accuracy) -> Figure:
     """Plot INT8 as a dot with its interval for every class, hollow for small classes, and FP16 as an upright tick."""
     groups = {
-        "species": list_worst(accuracy.by_species, _WORST_SPECIES),
-        "disease, given the true species": list_worst(accuracy.by_disease, _WORST_DISEASES),
+        "species": list_classes(accuracy.by_species)[:_WORST_SPECIES],
+        "disease, given the true species": list_classes(accuracy.by_disease)[:_WORST_DISEASES],
     }
     groups = {title: rows for title, rows in groups.items() if rows}
     lines = sum(len(rows) + 1.6 for rows in groups.values())
@@ -113,15 +93,15 @@ def _draw_worst(accuracy: Accuracy) -> Figure:
     return figure
 
 
-def _draw_class(axes: Axes, place: float, worst: WorstClass) -> None:
-    low, high = worst.right.interval or (0.0, 1.0)
-    value, row = worst.right.value or 0.0, worst.row
+def _draw_class(axes: Axes, place: float, row: ClassAccuracy) -> None:
+    low, high = row.int8.interval or (0.0, 1.0)
+    value = row.int8.value or 0.0
     axes.plot([100 * low, 100 * high], [place, place], color=PLANT, linewidth=1.6, alpha=0.45, zorder=2)
-    fp16 = 100 * row.fp16 / row.images
+    fp16 = 100 * (row.fp16.value or 0.0)
     axes.plot([fp16, fp16], [place - 0.3, place + 0.3], color=INK, linewidth=1.3, zorder=3)
     face = "white" if row.is_small else PLANT
     axes.plot(100 * value, place, "o", color=PLANT, markerfacecolor=face, markersize=6, zorder=4)
-    note = f"{row.int8:,} of {row.images:,}"
+    note = f"{row.int8.count:,} of {row.images:,}"
     axes.annotate(note, (103, place), fontsize=8, color=MUTED, va="center", annotation_clip=False)
 
 

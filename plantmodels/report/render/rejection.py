@@ -67,6 +67,7 @@ class RejectionView:
 
     Attributes:
         sources: the folders of non-plants, then the folders of plants of unknown species.
+        by_species: species to its rejected plants, the highest share first.
         flips: precision to the images that it decides differently from INT8, where any were compared.
         trial_columns: headings of the cells of `served` and `others`.
         served: detectors that a bundle can hold.
@@ -75,6 +76,7 @@ class RejectionView:
     """
 
     sources: tuple[SourceRow, ...]
+    by_species: Mapping[str, Proportion]
     flips: Mapping[str, Proportion]
     trial_columns: tuple[str, ...]
     served: tuple[TrialRow, ...]
@@ -93,6 +95,7 @@ def prepare_rejection(rejection: Rejection, selection: Mapping[str, Any]) -> Rej
     sources = tuple(trials[0]["by_source"]) if trials else ()
     return RejectionView(
         sources=_list_sources(rejection),
+        by_species=dict(sorted(rejection.by_species.items(), key=lambda item: -(item[1].value or 0.0))),
         flips={precision: flipped for precision, flipped in rejection.flips.items() if flipped.images},
         trial_columns=("AUROC", "FPR at 95 % recall", "all sources", *sources, "new source", "new species"),
         served=tuple(_describe_trial(trial, sources) for trial in trials if trial["served"]),

@@ -43,6 +43,8 @@ def test_a_good_bundle_passes_all_gates(measured: Make) -> None:
         "head_size": 4_100,
         "latency": 27.4,
         "accuracy": 0.95,
+        "coverage": 0,
+        "leakage": 0.0,
     }
     assert {name: gate.samples for name, gate in results.items()} == {
         "parity": 64,
@@ -55,6 +57,8 @@ def test_a_good_bundle_passes_all_gates(measured: Make) -> None:
         "head_size": 2,
         "latency": 40,
         "accuracy": 100,
+        "coverage": 100,
+        "leakage": 100,
     }
 
 

@@ -10,8 +10,9 @@ from PIL import Image
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import GatePolicy
+from plantmodels.report.render.accuracy import list_classes
 from plantmodels.report.render.plots import draw_plots
-from plantmodels.report.render.plots_accuracy import MAX_MATRIX, list_worst, shorten
+from plantmodels.report.render.plots_accuracy import MAX_MATRIX, shorten
 from plantmodels.report.results import Accuracy, Calibration, ClassRow, Histogram, Reliability
 from plantmodels.report.statistics import Proportion
 
@@ -111,8 +112,8 @@ def test_nothing_confused_and_nothing_calibrated_is_not_drawn(report: Make, accu
 
 def test_the_worst_classes_come_first_and_of_equal_ones_the_larger() -> None:
     rows = {"a": ClassRow(10, 9, 5), "b": ClassRow(20, 9, 10), "c": ClassRow(9, 9, 9), "d": ClassRow(5, 0, 0)}
-    assert [worst.name for worst in list_worst(rows, 3)] == ["d", "b", "a"]
-    assert list_worst(rows, 1)[0].right == Proportion(0, 5)
+    assert [row.name for row in list_classes(rows)][:3] == ["d", "b", "a"]
+    assert list_classes(rows)[0].int8 == Proportion(0, 5)
 
 
 def test_labels_are_short_and_no_formulas(report: Make, accuracy: Callable[..., Accuracy]) -> None:
