@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import sqlalchemy
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage, LoggedModelStatus
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
     STAGE_DELETED_INTERNAL,
@@ -31,12 +32,14 @@ __all__ = [
     "STAGE_STAGING",
     "S3Folder",
     "check_registered_name",
+    "find_logged_model",
     "find_s3_folder",
     "get_canonical_stage",
     "get_connect_arguments",
     "get_registry_tables",
     "get_store_class",
     "get_workspace",
+    "is_prompt",
     "is_serving",
     "locate_artifacts",
     "parse_models_uri",
@@ -119,6 +122,33 @@ def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:
     return parsed.model_id, parsed.name, parsed.version
 
 
+def find_logged_model(model_id: str) -> tuple[str, bool]:
+    """Return the location of a logged model's files, and whether its upload was finished.
+
+    Where the tracking store is a database, this asks for the one row. MLflow's client reads tags, params and metrics as
+    well, which takes longer than the registration of a version.
+
+    Raises:
+        MlflowException: there is no such model.
+    """
+    from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store()
+    if isinstance(store, SqlAlchemyStore):
+        row = SqlLoggedModel.__table__.c
+        query = sqlalchemy.select(row.artifact_location, row.status).where(
+            row.model_id == model_id, row.lifecycle_stage == LifecycleStage.ACTIVE
+        )
+        with store.engine.connect() as connection:
+            found = connection.execute(query).first()
+        if found is not None:
+            return found.artifact_location, found.status == LoggedModelStatus.READY.to_int()
+    model = MlflowClient().get_logged_model(model_id)
+    return model.artifact_location, model.status == LoggedModelStatus.READY
+
+
 def resolve_models_uri(uri: str) -> tuple[str, str]:
     """Return the registered name and version that a `models:/` URI means now.
 
@@ -171,6 +201,11 @@ class S3Folder:
     bucket: str
     prefix: str
     arguments: Mapping[str, Any]
+
+
+def is_prompt(model: Any) -> bool:
+    """Return whether a registered model is a prompt; its `tags` do not say."""
+    return PROMPT_TAG in model._tags
 
 
 def find_s3_folder(repository: Any, path: str) -> S3Folder | None:

@@ -3,17 +3,17 @@
 Everything is judged by the files themselves: they are read back from the artifact store each time.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlparse
 
 from mlflow import MlflowClient
-from mlflow.entities import LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from mlflow_plugins._mlflow_compat import parse_models_uri
+from mlflow_plugins._mlflow_compat import find_logged_model, parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
@@ -40,14 +40,12 @@ class Source:
         origin: name and version of the registered version that is copied; None if the version is not a copy.
         location: URI of the files.
         is_ready: whether the upload of the files was finished.
-        claims_flavor: whether the client that logged the files called them ours.
     """
 
     uri: str
     origin: tuple[str, str] | None
     location: str
     is_ready: bool
-    claims_flavor: bool = False
 
     @property
     def action(self) -> str:
@@ -132,9 +130,7 @@ class Admission:
             return Source(uri, None, uri, is_ready=True)
         model_id, name, version = parse_models_uri(uri)
         if model_id is not None:
-            model = MlflowClient().get_logged_model(model_id)
-            is_ready = model.status == LoggedModelStatus.READY
-            return Source(uri, None, model.artifact_location, is_ready, claims_flavor=CLAIM_TAG in model.tags)
+            return Source(uri, None, *find_logged_model(model_id))
         location = self._store.get_model_version_download_uri(name, version)
         return Source(uri, (str(name), str(version)), location, is_ready=True)
 
@@ -144,6 +140,15 @@ class Admission:
             return self.resolve_source(uri) if isinstance(uri, str) else None
         except Exception:  # whatever it is, MLflow's store meets it again and answers as it always does
             return None
+
+    def claims_flavor(self, source: Source, tags: Iterable[Any]) -> bool:
+        """Return whether the client that logged or registered a version called it ours."""
+        if any(getattr(tag, "key", None) == CLAIM_TAG for tag in tags):
+            return True
+        if source.origin is not None or not source.uri.startswith("models:/"):
+            return False
+        model_id = parse_models_uri(source.uri)[0]
+        return model_id is not None and CLAIM_TAG in MlflowClient().get_logged_model(model_id).tags
 
     def drop_copied_stamps(self, source: Source, tags: list[Any]) -> list[Any]:
         """Return tags without those that MLflow copied from the origin; the copy gets stamps of its own."""
@@ -256,7 +261,8 @@ class Admission:
 
 
 def _is_stamp(tag: Any) -> bool:
-    return bool(tag.key == GLANCE_TAG or tag.key.startswith(RESERVED))
+    key = getattr(tag, "key", None)
+    return isinstance(key, str) and (key == GLANCE_TAG or key.startswith(RESERVED))
 
 
 def _make_stamps(

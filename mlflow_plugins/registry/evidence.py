@@ -6,10 +6,13 @@ the check of the digest and another one to the check of the gates.
 
 import hashlib
 import logging
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 from urllib.parse import urlparse
 
@@ -41,6 +44,11 @@ _MLFLOW_FILES: Final = ("registered_model_meta",)
 
 _BUNDLE: Final = Path(BUNDLE_FOLDER)
 _PREFIX: Final = f"{BUNDLE_FOLDER}/"
+
+
+_PATIENCE_S: Final = 5
+"""How long the question whether a model is ours may hold up a request about somebody else's model, in seconds. A store
+that a firewall hides from the server would otherwise take minutes not to answer."""
 
 
 class EvidenceError(PlantModelsError):
@@ -118,10 +126,32 @@ def has_flavor(location: str) -> bool:
         EvidenceError: its MLmodel is missing or cannot be read, so the answer is unknown.
     """
     with _evidence_errors(location):
-        content = open_files(location).read(DESCRIPTION_FILE, MAX_BYTES)
+        content = _read_description(location)
         if content.isascii() and b"\\" not in content and FLAVOR_NAME.encode() not in content:
             return False  # no YAML of these characters means the name; parsing takes ten times as long
         return FLAVOR_NAME in parse_description(Path(DESCRIPTION_FILE), content, aliases=True)["flavors"]
+
+
+def _read_description(location: str) -> bytes:
+    """Return the content of a model's MLmodel, or give up after `_PATIENCE_S` if the files are not on this machine."""
+    if urlparse(location).scheme in ("", "file"):
+        return open_files(location).read(DESCRIPTION_FILE, MAX_BYTES)
+    answers: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def read() -> None:
+        try:
+            answers.put(open_files(location).read(DESCRIPTION_FILE, MAX_BYTES))
+        except Exception as error:  # it is raised where it is waited for
+            answers.put(error)
+
+    threading.Thread(target=copy_context().run, args=(read,), daemon=True).start()
+    try:
+        answer = answers.get(timeout=_PATIENCE_S)
+    except Empty:
+        raise TimeoutError(f"no answer within {_PATIENCE_S} s") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def read_evidence(location: str) -> Evidence:

@@ -19,12 +19,12 @@ from mlflow.exceptions import MlflowException
 from mlflow.store.entities import PagedList
 
 from mlflow_plugins._mlflow_compat import (
-    PROMPT_TAG,
     STAGE_PRODUCTION,
     STAGE_STAGING,
     get_canonical_stage,
     get_store_class,
     get_workspace,
+    is_prompt,
 )
 from mlflow_plugins.registry.admission import Admission, Source
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, permission_denied
@@ -138,12 +138,16 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         if self._guard.is_guarded(name):
             return self._create_guarded(name, self._admission.resolve_source(source), given, create)
         found = None if self._guard.exempts(name) else self._admission.find_source(source)
-        if found is not None and self._guard.holds_flavor(source, found.location):
+        if found is None:
+            self._guard.refuse_reserved_tags(given)
+            return create(tags)
+        is_ours, problem = self._guard.ask_flavor(source, found.location)
+        if is_ours:
             return self._create_guarded(name, found, given, create)
-        wanted = given if found is None else self._admission.drop_copied_stamps(found, given)
+        wanted = self._admission.drop_copied_stamps(found, given)
         self._guard.refuse_reserved_tags(wanted)
-        if found is not None and (problem := self._guard.explain_unread(found, given)) is not None:
-            wanted = [*wanted, ModelVersionTag(UNREAD_TAG, problem)]
+        if problem is not None and self._admission.claims_flavor(found, given):
+            wanted = [*wanted, ModelVersionTag(UNREAD_TAG, f"{problem}; its gates are checked when it is promoted")]
         return create(tags if wanted == given else wanted)
 
     def _create_guarded(
@@ -330,7 +334,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
 
     def _admit_all(self, name: str, action: str) -> None:
         """Check every version of a model that is about to get a guarded name."""
-        if PROMPT_TAG in super().get_registered_model(name).tags:
+        if is_prompt(super().get_registered_model(name)):
             raise self._audit.refuse(name, None, action, "a prompt cannot have a guarded name")
         for version in self._production.list_versions(name):
             self._admission.admit(version, action)

@@ -65,7 +65,7 @@ class Answers:
         if self._guard.exempts(name) or self._guard.is_guarded(name):
             return not self._guard.exempts(name)
         location = self._store.get_model_version_download_uri(name, version.version)
-        return self._guard.holds_flavor(version.source, location)
+        return self._guard.ask_flavor(version.source, location)[0]
 
     def _list_guarded(self, question: Question) -> list[RegisteredModel]:
         return [write_answer(name, None) for name in self._doctor.list_guarded()]

@@ -12,19 +12,15 @@ from typing import Any, Final
 from mlflow.entities.model_registry import RegisteredModelTag
 
 from mlflow_plugins._mlflow_compat import PROMPT_SOURCES, PROMPT_TAG
-from mlflow_plugins.registry.admission import Source
 from mlflow_plugins.registry.audit import permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor
 from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.guard.rows import Rows, StoredModel, StoredVersion
-from mlflow_plugins.registry.tags import CLAIM_TAG, GLANCE_TAG, GUARDED_TAG, RESERVED
+from mlflow_plugins.registry.tags import GLANCE_TAG, GUARDED_TAG, RESERVED
 
 _REMEMBERED_NAMES: Final = 10_000
 """Names whose place in the configuration is remembered; it depends on nothing but the name."""
-
-_MAX_PROBLEM: Final = 1000
-"""Characters of the tag that says why files could not be read."""
 
 
 def is_prompt_tag(tag: Any) -> bool:
@@ -74,7 +70,7 @@ class Guard:
             return found
         if self.exempts(found.name):
             return None
-        if not found.is_unread and not self.holds_flavor(found.source, found.location):
+        if not found.is_unread and not self.ask_flavor(found.source, found.location)[0]:
             return None
         self.mark(found.name)  # it was registered before the registry was gated, or could not be read
         return found
@@ -86,23 +82,14 @@ class Guard:
     def _is_guarded(self, found: StoredModel | StoredVersion) -> bool:
         return not self.exempts(found.name) and (found.is_marked or self.lists(found.name))
 
-    def holds_flavor(self, source: str | None, location: str | None) -> bool:
-        """Return whether the files of a version can be read and are of our flavor."""
+    def ask_flavor(self, source: str | None, location: str | None) -> tuple[bool, str | None]:
+        """Return whether the files of a version are of our flavor, and why they cannot be read, if so."""
+        if source in PROMPT_SOURCES or not location:
+            return False, None
         try:
-            return source not in PROMPT_SOURCES and bool(location) and has_flavor(str(location))
-        except EvidenceError:
-            return False
-
-    def explain_unread(self, source: Source, tags: Iterable[Any]) -> str | None:
-        """Return why a new version's files cannot be read, if its client calls it ours; else None."""
-        claimed = source.claims_flavor or any(tag.key == CLAIM_TAG for tag in tags)
-        if not claimed or not source.location:
-            return None
-        try:
-            has_flavor(source.location)
+            return has_flavor(location), None
         except EvidenceError as error:
-            return f"{error}; the gates are checked when it is promoted"[:_MAX_PROBLEM]
-        return None
+            return False, str(error)
 
     def mark(self, name: str) -> None:
         """Guard a model from now on."""
@@ -113,7 +100,7 @@ class Guard:
         if not isinstance(alias, str):
             return None
         for known in self._config.aliases:
-            if fold(alias) == known or self._rows.takes_for_alias(alias, known):
+            if fold(alias) == fold(known) or self._rows.takes_for_alias(alias, known):
                 return known
         return None
 

@@ -163,7 +163,10 @@ class Rows:
         if not isinstance(parameters["name"], str):
             return None
         with self._engine.connect() as connection:
-            return connection.execute(query, parameters | {"workspace": self.get_workspace()}).first()
+            try:
+                return connection.execute(query, parameters | {"workspace": self.get_workspace()}).first()
+            except (ValueError, OverflowError, sqlalchemy.exc.DataError):
+                return None  # no row can hold such a value: a lone surrogate, a null character or too large a number
 
 
 _Tables = dict[str, sqlalchemy.Table]
