@@ -35,7 +35,7 @@ def clock(monkeypatch: pytest.MonkeyPatch):
     ticks = iter(range(10_000))
 
     def set_hour(hour: int) -> None:
-        monkeypatch.setattr(audit, "read_clock", lambda: f"2026-11-24T{hour}:00:00.{next(ticks):06}Z")
+        monkeypatch.setattr(audit, "read_clock", lambda: f"2026-11-24T{hour:02}:00:00.{next(ticks):06}Z")
 
     set_hour(9)
     return set_hour

@@ -11,7 +11,7 @@ from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow_plugins.registry.audit import Decision, DecisionQuery
 from mlflow_plugins.registry.records import old_tags
 from mlflow_plugins.registry.store import build_gated_store
-from plantmodels.report.gates import judge_gate
+from plantmodels.report.gates import GateValue, judge_gate
 from tests.fixtures.databases import ON_EVERY_DATABASE
 
 NAME = "plant-disease"
@@ -67,7 +67,7 @@ def test_everything_is_moved_once_and_in_its_order(old_registry: str) -> None:
     ]
     assert [d.carried_out_at == d.at for d in decisions] == [False, True, False, True, True]
     assert {(d.user, d.reason, d.manifest_sha256) for d in decisions} == {("ada", "all gates passed", "ab" * 32)}
-    failed = judge_gate("ood_recall", 0.5, limit=0.95, samples=9)
+    failed = judge_gate("ood_recall", [GateValue("", 0.95, 0.5)], samples=9)
     waiver = store._waivers.find(NAME, "2", failed, "ab" * 32)
     assert (waiver.user, waiver.reason) == ("ada", "greenhouse only")
     assert store._stamps.find(NAME, "2").model_sha256 == "cd" * 32
