@@ -19,6 +19,7 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
 from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
+from mlflow_plugins.registry.regression import find_regression
 from mlflow_plugins.registry.tags import CLAIM_TAG, GATES_TAG, GLANCE_TAG, MANIFEST_TAG, MODEL_TAG, RESERVED, WAIVE_TAG
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers
 from plantmodels.report.gates import GateResult
@@ -199,7 +200,7 @@ class Admission:
                 must still ask.
         """
         name, number = version.name, version.version
-        found = self.judge(version)
+        found = self.judge(version, to_production=bool(production))
         if isinstance(found, Refusal):
             raise self._audit.refuse(name, number, action, found.reason, found.evidence, found.advice) from found.error
         reason = found.state
@@ -220,15 +221,22 @@ class Admission:
         )
         return Admitted(found.evidence, decision)
 
-    def judge(self, version: ModelVersion) -> "Judged | Refusal":
-        """Return whether a version's gates and files let it be promoted now. Nothing is written."""
+    def judge(self, version: ModelVersion, *, to_production: bool = True) -> "Judged | Refusal":
+        """Return whether a version's gates and files let it be promoted now. Nothing is written.
+
+        Args:
+            version: with its present tags.
+            to_production: whether it is to replace the version in Production; then it may not be worse.
+        """
         name, number = version.name, version.version
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
             failures = evidence.find_failures(self._config.policy)
+            worse = find_regression(self._store, version, evidence, self._config.policy) if to_production else None
         except EvidenceError as error:
             return Refusal(str(error), error=error)
-        waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in failures}
+        judged = failures if worse is None else (*failures, worse)
+        waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in judged}
         refused = [gate for gate, waiver in waivers.items() if waiver is None]
         if refused:
             ends = {gate: self._waivers.find_end(name, number, gate, evidence.manifest_sha256) for gate in refused}

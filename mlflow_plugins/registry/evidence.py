@@ -32,8 +32,9 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import FileDigest, Manifest, check_digests, parse_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError, PlantModelsError
-from plantmodels.report.gate_report import MAX_IMAGE_ROWS_BYTES, GateReport, parse_report
-from plantmodels.report.gates import GateResult
+from plantmodels.report.gate_report import MAX_IMAGE_ROWS_BYTES, REPORT_FORMAT_VERSION, GateReport, parse_report
+from plantmodels.report.gates import PROMOTION_GATES, GateResult
+from plantmodels.report.per_image import ImageRow, parse_image_rows
 from plantmodels.report.policy import GatePolicy
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.evidence")
@@ -66,6 +67,7 @@ class Evidence:
         files: all files of the model.
         digests: the files that were read so far, by name.
         names: all files that belong to the model.
+        images: content of the file of image rows, which the report follows from; empty without one.
     """
 
     manifest_sha256: str
@@ -74,6 +76,7 @@ class Evidence:
     files: ModelFiles
     digests: Mapping[str, FileDigest]
     names: tuple[str, ...]
+    images: bytes = b""
 
     def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
         """Return the gates that fail by the limits of the report or by those of the policy.
@@ -98,6 +101,20 @@ class Evidence:
             for reported, judged in zip(self.report.gates, self.report.judge_by(policy), strict=True)
         )
 
+    def read_rows(self) -> tuple[ImageRow, ...]:
+        """Return the image rows that the report follows from.
+
+        Raises:
+            EvidenceError: there is no report, or it is of an older format, whose rows do not say which images they are.
+        """
+        if self.report is None:
+            raise EvidenceError(f"the bundle holds no {GATE_REPORT_FILE}: it was never verified")
+        if self.report.format_version != REPORT_FORMAT_VERSION:
+            raise EvidenceError(
+                f"its report is of format {self.report.format_version}: verify it and register it again"
+            )
+        return parse_image_rows(self.images)
+
     def digest_model(self) -> str:
         """Read all other files, and return the digest of the names and digests of all files: bundle, MLmodel and code.
 
@@ -116,7 +133,8 @@ def describe_gate(gate: GateResult) -> str:
     """Return a line about a failed gate, with its measured value and its limit."""
     if gate.status == "not measured":
         return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
-    return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}"
+    explained = f" {gate.detail}" if gate.name in PROMOTION_GATES else ""
+    return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}{explained}"
 
 
 def has_flavor(location: str) -> bool:
@@ -202,7 +220,7 @@ def _read_model(files: ModelFiles, *, is_loaded_in_place: bool) -> Evidence:
     check_digests(_BUNDLE, manifest, found, contents)
     report = _judge_contents(manifest, contents, flavor)
     digests |= {_PREFIX + name: digest for name, digest in found.items()}
-    return Evidence(manifest_sha256, manifest, report, files, digests, names)
+    return Evidence(manifest_sha256, manifest, report, files, digests, names, contents.get(IMAGES_FILE, b""))
 
 
 def _check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:

@@ -21,10 +21,11 @@ from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evide
 from mlflow_plugins.registry.people.waiver_request import WaiverRequest, parse_request
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import WAIVERS, Records
+from mlflow_plugins.registry.regression import find_regression
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.bundle.serialization import decode, parse_json_text
 from plantmodels.foreign_text import escape_controls, find_control
-from plantmodels.report.gates import GateResult
+from plantmodels.report.gates import PROMOTION_GATES, GateResult
 
 INTEGRITY_GATES: Final = frozenset({"loads", "heads_complete"})
 """Gates that check whether the files are complete and the classes in order. They can never be waived."""
@@ -167,6 +168,10 @@ class Waivers:
         try:
             evidence = read_evidence(location)
             failures = {gate.name: gate for gate in evidence.find_failures(self._config.policy)}
+            if gate_name in PROMOTION_GATES:  # as it would be judged now
+                found = self._store.get_model_version(name, version)
+                worse = find_regression(self._store, found, evidence, self._config.policy)
+                failures |= {} if worse is None else {worse.name: worse}
         except EvidenceError as error:
             raise self._audit.refuse(name, version, action, str(error)) from error
         self._check_request(name, version, gate_name, request, evidence, failures)

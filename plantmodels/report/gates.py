@@ -70,7 +70,19 @@ GATES: Final[dict[str, GateKind]] = {
         "Validation images that also occur in train, in another class or among the non-plants", "≤", "share", "images"
     ),
 }
-"""The gates in the order of contract 5."""
+"""The gates in the order of contract 5, which `verify` measures and the report holds."""
+
+PROMOTION_GATES: Final[dict[str, GateKind]] = {
+    "no_regression": GateKind(
+        "Accuracy, OOD precision or OOD recall lost beyond noise, against the version in Production",
+        "≤",
+        "drop",
+        "images",
+    ),
+}
+"""Gates that only a promotion can judge, because they compare with another version. No report holds them."""
+
+_KINDS: Final = GATES | PROMOTION_GATES
 
 
 @dataclass(frozen=True)
@@ -101,7 +113,7 @@ class GateResult:
     """The verdict on one gate.
 
     Attributes:
-        name: one of `GATES`.
+        name: one of `GATES` or `PROMOTION_GATES`.
         comparison: operator between a value and its limit that must hold for the gate to pass.
         unit: "max abs diff", "drop" or "share" (proportions of images), "files", "problems", "classes", "bytes" or
             "ms".
@@ -129,9 +141,9 @@ class GateResult:
         Raises:
             ValueError: the gate is unknown, its operator or unit is wrong, or its status contradicts the numbers.
         """
-        kind = GATES.get(self.name)
+        kind = _KINDS.get(self.name)
         if kind is None:
-            raise ValueError(f"unknown gate {self.name!r}; gates are {', '.join(GATES)}")
+            raise ValueError(f"unknown gate {self.name!r}; gates are {', '.join(_KINDS)}")
         if (self.comparison, self.unit) != (kind.comparison, kind.unit):
             raise ValueError(
                 f"gate {self.name} compares {kind.comparison} in {kind.unit}, got {self.comparison} in {self.unit}"
@@ -242,7 +254,7 @@ class GateResult:
     @property
     def samples_text(self) -> str:
         """The number of samples with their noun, such as "1,539 images"."""
-        noun = GATES[self.name].samples_of
+        noun = _KINDS[self.name].samples_of
         return f"{self.samples:,} {noun.removesuffix('s') if self.samples == 1 else noun}"
 
 
@@ -281,14 +293,14 @@ def judge_gate(
     """Return the verdict on measured values. NaN, infinity and None (a value that is not defined) fail.
 
     Args:
-        name: one of `GATES`.
+        name: one of `GATES` or `PROMOTION_GATES`.
         values: the measured values and limits in the gate's unit.
         samples: number of images, files, heads or runs that were measured.
         min_images: with fewer samples the gate is not measured.
         confidence: confidence of the values' bounds; None if they have none.
         detail: one line of explanation.
     """
-    kind = GATES[name]
+    kind = _KINDS[name]
     undefined = [v.measured for v in values if v.measured is not None and not math.isfinite(v.measured)]
     few = f"needs at least {min_images:,} {kind.samples_of}, got {samples:,}" if samples < min_images else ""
     explained = "; ".join(filter(None, [few, detail, *(f"measured {number}" for number in undefined)]))
@@ -314,6 +326,6 @@ def not_measured(
     name: str, limits: Mapping[str, float], *, reason: str, min_images: int = 0, confidence: float | None = None
 ) -> GateResult:
     """Return the verdict on a gate that was not measured. It counts as not passed."""
-    kind = GATES[name]
+    kind = _KINDS[name]
     values = tuple(GateValue(value, limit, None) for value, limit in limits.items())
     return GateResult(name, kind.comparison, kind.unit, values, 0, min_images, confidence, "not measured", reason)

@@ -110,6 +110,8 @@ LIMITS: Final[dict[str, LimitKind]] = {
     "leakage_max": LimitKind("leakage", "max", "larger", 0, 1),
     "leakage_min_images": _min_images("leakage"),
     "leakage_confidence": _confidence("leakage"),
+    "no_regression_max_drop": LimitKind("no_regression", "max_drop", "larger", 0, 1),
+    "no_regression_min_images": _min_images("no_regression"),
 }
 """Field of `GatePolicy` that a file may set to what it may be."""
 
@@ -157,6 +159,8 @@ class GatePolicy:
         leakage_max: a share of leaking validation images at or below this limit passes.
         leakage_min_images: fewest validation images.
         leakage_confidence: confidence of the share, or None.
+        no_regression_max_drop: a loss at or below this limit passes at promotion; a proportion of the images.
+        no_regression_min_images: fewest leaves, and fewest non-plants, that two versions are compared by.
         sha256: digest of the file that set the limits; None for the built-in defaults.
     """
 
@@ -187,6 +191,8 @@ class GatePolicy:
     leakage_max: float = 0.01
     leakage_min_images: int = 300
     leakage_confidence: float | None = None
+    no_regression_max_drop: float = 0.01
+    no_regression_min_images: int = 100
     sha256: str | None = None
 
     def __post_init__(self) -> None:

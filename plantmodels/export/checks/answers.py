@@ -83,10 +83,11 @@ def refuse_wrong_answers(counts: AnswerCounts, taxonomy: Taxonomy, checkpoint: P
     Raises:
         CheckpointError: names the classes and how many leaves were answered with which name.
     """
-    if moves := find_other_order(counts.species):
+    tables = 1 + len(counts.diseases)
+    if moves := find_other_order(counts.species, tables=tables):
         raise CheckpointError(_describe_order(moves, "species", taxonomy.species, checkpoint, data))
     for i, table in counts.diseases.items():
-        if moves := find_other_order(table):
+        if moves := find_other_order(table, tables=tables):
             what = f"diseases of {taxonomy.species[i]!r}"
             raise CheckpointError(_describe_order(moves, what, taxonomy.diseases_of(i), checkpoint, data))
     _refuse_guesses("species", [counts.species], checkpoint, data)

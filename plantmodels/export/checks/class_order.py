@@ -97,7 +97,7 @@ def _is_suspect(counts: Counts, cycle: tuple[int, ...]) -> bool:
     return len(moves) > 1 and all(move.count > counts[move.true, move.true] for move in moves)
 
 
-def find_other_order(counts: Counts) -> tuple[Move, ...]:
+def find_other_order(counts: Counts, *, tables: int = 1) -> tuple[Move, ...]:
     """Return the moves of the order that fits the answers, most images first; empty if none stands out.
 
     An order stands out if its names are answered at least four times as often as the right ones, and if names that
@@ -106,22 +106,23 @@ def find_other_order(counts: Counts) -> tuple[Move, ...]:
 
     Args:
         counts: (C, C) answers (columns) for true classes (rows).
+        tables: number of tables that are looked at, for which together the 1 % holds.
     """
     cycles = find_suspects(counts)
     for group in (cycles, *((cycle,) for cycle in cycles)):
         moves = [move for cycle in group for move in _list_moves(counts, cycle)]
-        if _stands_out(counts, sum(map(len, group)), moves):
+        if _stands_out(counts, sum(map(len, group)), moves, tables):
             return tuple(sorted(moves, key=lambda move: -move.count))
     return ()
 
 
-def _stands_out(counts: Counts, moved: int, moves: list[Move]) -> bool:
+def _stands_out(counts: Counts, moved: int, moves: list[Move], tables: int) -> bool:
     crossed = sum(move.count for move in moves)
     straight = sum(int(counts[move.true, move.true]) for move in moves)
     if not moves or crossed < _CROSSED * straight:
         return False
     orders = math.lgamma(len(counts) + 1) - math.lgamma(len(counts) - moved + 1)
-    return bool(binom.logsf(crossed - 1, crossed + straight, 0.5) + orders < math.log(_FALSE_ALARM))
+    return bool(binom.logsf(crossed - 1, crossed + straight, 0.5) + orders < math.log(_FALSE_ALARM / tables))
 
 
 def find_guessing(tables: Iterable[Counts]) -> tuple[int, int] | None:

@@ -89,6 +89,12 @@ def test_suspects_need_leaves_of_two_classes() -> None:
     assert find_suspects(np.array([[0, 1, 0], [0, 0, 0], [0, 0, 5]])) == ()
 
 
+def test_many_tables_need_more_evidence_each() -> None:
+    counts = np.array([[0, 5], [5, 0]])
+    assert find_other_order(counts)
+    assert not find_other_order(counts, tables=30)
+
+
 class TestGuessing:
     def test_answers_that_know_nothing_are_guesses(self) -> None:
         constant, blind = np.zeros((6, 6), int), np.full((6, 6), 4)

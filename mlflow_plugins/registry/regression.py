@@ -1,0 +1,47 @@
+"""Compares a version that is to be promoted with the one in Production, by the rows that both reports rest on."""
+
+from typing import Any
+
+from mlflow.entities.model_registry import ModelVersion
+
+from mlflow_plugins._mlflow_compat import STAGE_PRODUCTION
+from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.tags import ALIAS
+from plantmodels.report.gates import GateResult
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.regression import judge_regression, regression_not_measured
+
+
+def find_regression(store: Any, version: ModelVersion, evidence: Evidence, policy: GatePolicy) -> GateResult | None:
+    """Return the gate `no_regression` of a version if it does not pass; None if it passes.
+
+    It passes if no other version is in Production. It is not measured if the report in Production cannot be read.
+
+    Args:
+        store: MLflow's own store, without the gate.
+        version: the version that is to be promoted.
+        evidence: what its files prove; they hold a report.
+        policy: the server's limits.
+
+    Raises:
+        EvidenceError: the rows of the version itself cannot be read.
+    """
+    production = _find_production(store, version.name)
+    if production is None or production == str(version.version):
+        return None
+    now, words = evidence.read_rows(), f"version {production}"
+    try:
+        before = read_evidence(store.get_model_version_download_uri(version.name, production)).read_rows()
+    except EvidenceError as error:
+        return regression_not_measured(f"{words}, which is in Production, cannot be compared: {error}", policy)
+    gate = judge_regression(before, now, policy, words)
+    return None if gate.passed else gate
+
+
+def _find_production(store: Any, name: str) -> str | None:
+    """Return the version with the alias `production`, or else the latest one in stage Production."""
+    model = store.get_registered_model(name)
+    if ALIAS in model.aliases:
+        return str(model.aliases[ALIAS])
+    latest = [found for found in model.latest_versions or () if found.current_stage == STAGE_PRODUCTION]
+    return str(latest[0].version) if latest else None

@@ -1,0 +1,144 @@
+"""A version that is worse than the one in Production is refused at promotion, and may be waived."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+
+from mlflow_plugins import flavor
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
+from plantmodels.bundle.files import write_json
+from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE
+from plantmodels.bundle.manifest import digest_file, write_manifest
+from plantmodels.report.gate_report import read_report
+from plantmodels.report.per_image import ImageRow, write_image_rows
+from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
+
+Build = Callable[..., Path]
+
+NAME = "plants"
+WORSE = (
+    r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point against version 1: end to end \d\d\.\d\d %, in Prod"
+)
+
+
+@pytest.fixture
+def client(embedded_mlflow: str) -> MlflowClient:
+    mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
+    return MlflowClient()
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory, good_bundle: Path) -> Build:
+    """`build(wrong=0.08)`: a bundle whose report says that 8 % of 1,000 leaves are wrong; the same leaves each time."""
+
+    def make(wrong: float = 0.05, others: int = 200, elsewhere: bool = False) -> Path:
+        bundle = Path(shutil.copytree(good_bundle, tmp_path_factory.mktemp("built") / "models"))
+        report = read_report(bundle)
+        assert report.rejection is not None and report.taxonomy is not None
+        threshold = report.rejection.threshold
+        rows = [*make_leaf_rows(report.taxonomy, 1000, threshold=threshold, wrong=wrong)]
+        rows += make_other_rows(report.taxonomy, others, threshold=threshold, recall=0.98)
+        rows = [_take_elsewhere(row) for row in rows] if elsewhere else rows
+        write_json(bundle / GATE_REPORT_FILE, agree(report, rows).to_dict())
+        write_image_rows(bundle / IMAGES_FILE, rows)
+        write_manifest(bundle)
+        return bundle
+
+    return make
+
+
+def _take_elsewhere(row: ImageRow) -> ImageRow:
+    return replace(row, sha256=hashlib.sha256(row.sha256.encode()).hexdigest())
+
+
+def register(bundle: Path) -> str:
+    with mlflow.start_run():
+        uri = flavor.log_model(bundle, name="m").model_uri
+    return str(mlflow.register_model(uri, NAME).version)
+
+
+def promote(client: MlflowClient, version: str) -> None:
+    client.set_registered_model_alias(NAME, "production", version)
+
+
+def refused(client: MlflowClient, version: str, match: str) -> None:
+    with pytest.raises(MlflowException, match=match):
+        promote(client, version)
+    assert client.get_registered_model(NAME).aliases == {"production": "1"}
+
+
+def test_a_worse_version_is_refused_and_may_be_waived(client, build: Build) -> None:
+    good, worse = register(build()), register(build(wrong=0.08))
+    promote(client, good)
+    refused(client, worse, WORSE)
+    refused(client, worse, r"95 % interval of the loss \d\.\d\d to \d\.\d\d points, the same 1,000 images")
+    refused(client, worse, f"plantmodels-registry waive {NAME} {worse} no_regression --reason")
+    with pytest.raises(MlflowException, match="no_regression measured"):
+        client.transition_model_version_stage(NAME, worse, "Production")
+
+    client.set_model_version_tag(NAME, worse, "plantmodels.waive.no_regression", "it knows a new disease")
+    promote(client, worse)
+    assert client.get_registered_model(NAME).aliases == {"production": worse}
+    promote(client, good)  # better, so nothing has to be waived to roll back
+
+
+def test_an_equal_version_is_allowed_and_staging_asks_nothing(client, build: Build) -> None:
+    promote(client, register(build()))
+    promote(client, register(build()))
+    assert client.get_registered_model(NAME).aliases == {"production": "2"}
+    promote(client, "2")  # again: it is not compared with itself
+    client.transition_model_version_stage(NAME, register(build(wrong=0.08)), "Staging")
+
+
+def test_the_first_version_is_compared_with_nothing(client, build: Build) -> None:
+    promote(client, register(build(wrong=0.08)))
+    with pytest.raises(MlflowException, match="no_regression is not a failed gate of this version"):
+        client.set_model_version_tag(NAME, "1", "plantmodels.waive.no_regression", "for later")
+
+
+def test_a_version_measured_on_other_images_is_compared_unpaired(client, build: Build) -> None:
+    promote(client, register(build()))
+    refused(client, register(build(wrong=0.15, elsewhere=True)), r"1,000 images, 1,000 others in Production")
+    promote(client, register(build(wrong=0.06, elsewhere=True)))
+
+
+def test_a_version_measured_on_few_images_is_not_measured(client, build: Build) -> None:
+    promote(client, register(build()))
+    few = register(build(others=60))
+    refused(client, few, r"no_regression was not measured .* the new version was measured on 60 images of the set")
+    client.set_model_version_tag(NAME, few, "plantmodels.waive.no_regression", "no more non-plants")
+    promote(client, few)
+
+
+def test_a_report_of_production_that_cannot_be_read_is_not_measured_and_waivable(client, build: Build) -> None:
+    old, new = register(build()), register(build())
+    promote(client, old)
+    location = client.get_model_version_download_uri(NAME, old)
+    (Path(mlflow.artifacts.download_artifacts(location)) / BUNDLE_FOLDER / IMAGES_FILE).write_text("damaged")
+    refused(client, new, "no_regression was not measured .*: version 1, which is in Production, cannot be compared: ")
+    client.set_model_version_tag(NAME, new, "plantmodels.waive.no_regression", "Production was damaged")
+    promote(client, new)
+    assert client.get_registered_model(NAME).aliases == {"production": new}
+
+
+def test_a_report_of_production_of_format_2_is_not_measured(client, build: Build) -> None:
+    """A version that was promoted before reports had rows of format 3."""
+    promote(client, register(build()))
+    new = register(build())
+    stored = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(NAME, "1")))
+    bundle = stored / BUNDLE_FOLDER
+    before = digest_file(bundle / MANIFEST_FILE).sha256
+    document = json.loads((bundle / GATE_REPORT_FILE).read_text())
+    write_json(bundle / GATE_REPORT_FILE, document | {"format_version": 2})
+    write_manifest(bundle)
+    description = (stored / DESCRIPTION_FILE).read_text()
+    (stored / DESCRIPTION_FILE).write_text(description.replace(before, digest_file(bundle / MANIFEST_FILE).sha256))
+    refused(client, new, r"no_regression was not measured .*: version 1, which is in Production, .*format")
