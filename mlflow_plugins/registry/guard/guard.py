@@ -99,10 +99,11 @@ class Guard:
         """Return the protected alias that a reader or the database takes an alias for; None for all others."""
         if not isinstance(alias, str):
             return None
-        for known in self._config.aliases:
-            if fold(alias) == fold(known) or self._rows.takes_for_alias(alias, known):
-                return known
-        return None
+        aliases = self._config.aliases
+        look_alike = next((known for known in aliases if fold(known) == fold(alias)), None)
+        if look_alike is not None:
+            return look_alike
+        return next((known for known in aliases if self._rows.takes_for_alias(alias, known)), None)
 
     def refuse_reserved_tags(self, tags: Iterable[Any]) -> None:
         """Refuse tags that only the registry may write; see `refuse_reserved_tag`."""

@@ -17,15 +17,16 @@ from mlflow_plugins.registry.people import approvals
 from mlflow_plugins.registry.store import build_gated_store
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.errors import RegistryError
+from tests.fixtures.databases import ON_EVERY_DATABASE
 
 NAME = "plant-disease"
 
 
 @pytest.fixture
-def build(embedded_mlflow: str) -> Callable[..., Any]:
+def build(registry_database: str) -> Callable[..., Any]:
     """`build(approvals=2)`: the gated store of the test's database with this configuration."""
-    mlflow.set_registry_uri(f"plantmodels:{embedded_mlflow}")
-    return lambda **settings: build_gated_store(embedded_mlflow, RegistryConfig(**settings))
+    mlflow.set_registry_uri(f"plantmodels:{registry_database}")
+    return lambda **settings: build_gated_store(registry_database, RegistryConfig(**settings))
 
 
 @pytest.fixture
@@ -79,6 +80,7 @@ def test_every_protected_alias_is_gated(build, good_bundle, bad_bundle):
     store.set_registered_model_alias(NAME, "challenger", bad)
 
 
+@ON_EVERY_DATABASE
 @pytest.mark.parametrize("alias", ["Champion", "ｃhampion", "chämpion"])
 def test_other_spellings_of_a_protected_alias_are_refused(build, good_bundle, alias):
     version, store = register(good_bundle), build(aliases=("production", "champion"))
@@ -235,6 +237,7 @@ def test_an_approval_counts_for_one_version_and_one_alias(build, good_bundle, lo
         store.set_registered_model_alias(NAME, "champion", first)
 
 
+@ON_EVERY_DATABASE
 def test_approvals_end_with_the_promotion(build, good_bundle, log_in):
     """Ada's old request for version 1 is not completed after version 2 went into Production."""
     first, second = register(good_bundle), register(good_bundle)
