@@ -4,7 +4,6 @@ Each command checks the paths it was given before it imports anything slow. The 
 succeeded, 1 if a gate failed or an expected error was met, and 2 if the command was used wrongly.
 """
 
-import dataclasses
 import json
 import os
 import sys
@@ -27,6 +26,7 @@ from plantmodels.cli.options import (
     html_option,
     hyper_parameters_option,
     non_plants_option,
+    output_option,
     policy_option,
     precision_option,
     private_key_option,
@@ -39,7 +39,7 @@ from plantmodels.cli.options import (
     weights_option,
 )
 from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
-from plantmodels.data.progress import log_to_terminal
+from plantmodels.data.progress import log_step, log_to_terminal
 from plantmodels.errors import PlantModelsError
 from plantmodels.training.requests import DistillRequest, TrainRequest
 
@@ -230,18 +230,44 @@ def show_comparison(comparison: "Comparison", html: Path | None, output_format: 
 @precision_option
 @top_k_option
 @public_key_option
-def predict(images: tuple[Path, ...], bundle: Path, precision: Precision, top_k: int, public_key: Path | None) -> None:
-    """Classify image files and print a JSON object for each.
+@output_option
+def predict(
+    images: tuple[Path, ...],
+    bundle: Path,
+    precision: Precision,
+    top_k: int,
+    public_key: Path | None,
+    output: Path | None,
+) -> None:
+    """Classify images on all cores and print a JSON object for each, or write a file of scores.
 
-    An image that cannot be read gives an object whose "error" says why.
+    IMAGES are files, folders (searched at any depth), quoted patterns such as 'incoming/**/*.jpg', and Parquet tables
+    with a column image. An image that cannot be read gives an object whose "error" says why. The exit status is 1 if no
+    image could be classified.
     """
+    from plantmodels.cli.bulk import check_output, classify, find_images, write_scores
     from plantmodels.serve.classifier import PlantClassifier
 
-    classifier = PlantClassifier.load(bundle, precision=precision, allow_paths=True, public_key=public_key)
-    for path in images:
-        (prediction,) = classifier.predict([path], top_k=top_k)
-        row = {name: value for name, value in dataclasses.asdict(prediction).items() if name != "embedding"}
-        click.echo(json.dumps({"path": str(path), **row}, ensure_ascii=False))
+    if output is not None:
+        check_output(output)
+    found = find_images(images)
+    for note in found.notes:
+        click.echo(note, err=True)
+    classifier = PlantClassifier.load(
+        bundle, precision=precision, threads=None if found.count == 1 else 1, allow_paths=True, public_key=public_key
+    )
+    rows = classify(classifier, found.images, top_k=top_k)
+    if output is None:
+        errors = 0
+        for row in rows:
+            errors += row["error"] is not None
+            click.echo(json.dumps(row, ensure_ascii=False))
+    else:
+        with log_step("classify", total=found.count, unit="image") as advance:
+            counts = write_scores(output, rows, advance)
+        errors = counts.errors
+        click.echo(f"{output}: {counts.images:,} images; {errors:,} bad, {counts.rejected:,} rejected")
+    sys.exit(1 if errors == found.count else 0)
 
 
 @main.command()

@@ -113,6 +113,12 @@ format_option = click.option(
     show_default=True,
     help="Print tables, or one JSON object with every number.",
 )
+output_option = click.option(
+    "--output",
+    type=PATH,
+    default=None,
+    help="Write the scores into this .parquet, .csv or .jsonl file, with a progress bar, instead of printing them.",
+)
 precision_option = click.option(
     "--precision",
     type=click.Choice(PRECISIONS),

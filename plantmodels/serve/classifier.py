@@ -25,8 +25,9 @@ from plantmodels.bundle.layout import (
     SPECIES_OUTPUT,
     Precision,
 )
+from plantmodels.bundle.manifest import Manifest
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.errors import ImageError
+from plantmodels.errors import BundleError, ImageError
 from plantmodels.serve.image_input import ImageLike, image_to_input
 from plantmodels.serve.loading import BundleContents, LoadOptions, read_bundle
 from plantmodels.serve.models import (
@@ -87,6 +88,17 @@ class PlantClassifier:
         self.species_model = species_model
         self.heads_session = heads_session
         self._mixture = DiseaseMixture(metadata.taxonomy)
+        self._origin: tuple[Path, LoadOptions, dict[str, Any]] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy the classifier as its folder, options and manifest; it is opened again where it arrives.
+
+        Raises:
+            TypeError: the classifier was not opened from a folder.
+        """
+        if self._origin is None:
+            raise TypeError("a classifier made of parts cannot be pickled; use PlantClassifier.load(folder)")
+        return _reopen, self._origin
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], **options: Any) -> "PlantClassifier":
@@ -129,7 +141,7 @@ class PlantClassifier:
             DetectorError: the detector reads embeddings of another length.
         """
         species_model = contents.open_species_model(options)
-        return cls(
+        classifier = cls(
             contents.metadata,
             contents.detector,
             species_model,
@@ -137,6 +149,8 @@ class PlantClassifier:
             precision=options.precision,
             allow_paths=options.allow_paths,
         )
+        classifier._origin = contents.folder.absolute(), options, contents.manifest.to_dict()
+        return classifier
 
     @property
     def providers(self) -> tuple[str, ...]:
@@ -299,3 +313,18 @@ class PlantClassifier:
     def _find_candidates(self, logits: Logits, probabilities: Probabilities, top_k: int) -> tuple[Candidate, ...]:
         best = np.argsort(-logits, kind="stable")[:top_k]
         return tuple(Candidate(self.taxonomy.species[i], float(probabilities[i])) for i in best)
+
+
+def _reopen(folder: Path, options: LoadOptions, manifest: dict[str, Any]) -> PlantClassifier:
+    """Open a pickled classifier again, from the very files that it was opened from.
+
+    Raises:
+        BundleError: the folder is gone, or holds another bundle now.
+    """
+    if not folder.is_dir():
+        raise BundleError(
+            f"{folder}: no such folder; a pickled classifier is opened again from the folder of its bundle"
+        )
+    known = Manifest.from_dict(manifest)
+    contents = read_bundle(folder, models=options.model_files, every_file=False, manifest=known)
+    return PlantClassifier.from_contents(contents, options)

@@ -7,8 +7,9 @@
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from PIL import Image
@@ -26,11 +27,12 @@ _MAX_PATH: Final = 4096
 """Characters; a longer text cannot be a path, so no file is looked for."""
 
 
-def image_to_input(image: ImageLike, preprocessing: Preprocessing, *, allow_paths: bool = False) -> Inputs:
+def image_to_input(image: Any, preprocessing: Preprocessing, *, allow_paths: bool = False) -> Inputs:
     """Return the network's input for one image, (3, P, P) float32.
 
     Args:
-        image: encoded bytes or their base64 text, a Pillow image, an (H, W, 3) uint8 array, a normalized (3, P, P)
+        image: encoded bytes or their base64 text (also URL-safe, unpadded or a `data:` URI), a dict with the key
+            `bytes` as in Parquet files of Hugging Face, a Pillow image, an (H, W, 3) uint8 array, a normalized (3, P, P)
             float32 array, which is returned as it is, or a path.
         preprocessing: the bundle's preprocessing.
         allow_paths: whether a path, also as text, is read.
@@ -38,6 +40,10 @@ def image_to_input(image: ImageLike, preprocessing: Preprocessing, *, allow_path
     Raises:
         ImageError: the image cannot be decoded, has another type, shape or dtype, or is a path that may not be read.
     """
+    if isinstance(image, Mapping) and "bytes" in image:
+        image = image["bytes"]
+    if image is None or (isinstance(image, float) and image != image):  # pandas writes NaN for null
+        raise ImageError("the image is missing (null)")
     if isinstance(image, os.PathLike) and not allow_paths:
         raise ImageError(f"file paths are not read: {shorten(str(image), 200)!r}")
     if isinstance(image, os.PathLike) or (allow_paths and isinstance(image, str) and _is_file(image)):

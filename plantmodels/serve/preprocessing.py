@@ -44,6 +44,12 @@ MAX_SCANS: Final = 100
 """Scans of a progressive JPEG. Cameras and programs write about ten. A scan takes only some ten bytes of the file, but
 decoding it takes time for every pixel, so a small file could otherwise keep the process busy for minutes."""
 
+_DATA_URI: Final = re.compile(rb"\s*data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
+"""What browsers write before base64 of an image."""
+
+_PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
+"""URL-safe base64 has two other characters."""
+
 _JPEG_MARKER: Final = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd7])", re.DOTALL)
 """A marker with a length: 0xFF inside a scan's data is followed by a zero, and restart markers have no length."""
 
@@ -171,6 +177,8 @@ def read_file(path: str | os.PathLike[str]) -> bytes:
         ImageError: the file is missing, is not a regular file, or cannot be read.
     """
     try:
+        if Path(path).is_dir():
+            raise ImageError(f"a folder, expected an image file: {shorten(str(path), 200)!r}")
         if not Path(path).is_file():
             raise ImageError(f"no such file: {shorten(str(path), 200)!r}")
         return Path(path).read_bytes()
@@ -183,8 +191,9 @@ def _decode_base64(data: bytes | str) -> bytes:
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if has_image_magic(raw):
         return raw
+    text = _DATA_URI.sub(b"", raw, count=1).translate(_PLAIN_BASE64, b" \t\r\n").rstrip(b"=")  # encoders break lines
     try:
-        decoded = base64.b64decode(raw.translate(None, b" \t\r\n"), validate=True)  # encoders break lines
+        decoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except ValueError:
         decoded = b""
     if isinstance(data, str) and raw and not decoded:

@@ -130,7 +130,7 @@ def test_a_table_keeps_its_columns(model, leaf_images, verified_bundle, tmp_path
     assert frame["disease_probability"].tolist()[:-1] == pytest.approx(
         [float("nan") if row.disease_probability is None else row.disease_probability for row in native], nan_ok=True
     )
-    assert scores.errors == 1 and "got NoneType" in frame["error"].iloc[-1]
+    assert scores.errors == 1 and "is missing" in frame["error"].iloc[-1]
 
 
 def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
