@@ -32,8 +32,8 @@ def image_to_input(image: Any, preprocessing: Preprocessing, *, allow_paths: boo
 
     Args:
         image: encoded bytes or their base64 text (also URL-safe, unpadded or a `data:` URI), a dict with the key
-            `bytes` as in Parquet files of Hugging Face, a Pillow image, an (H, W, 3) uint8 array, a normalized (3, P, P)
-            float32 array, which is returned as it is, or a path.
+            `bytes` as in Parquet files of Hugging Face, a Pillow image, an (H, W, 3) uint8 array, a normalized
+            (3, P, P) float32 array, which is returned as it is, or a path.
         preprocessing: the bundle's preprocessing.
         allow_paths: whether a path, also as text, is read.
 

@@ -29,7 +29,7 @@ def test_a_folder_is_scored_as_the_classifier_does(tiny_bundle, tmp_path: Path, 
 
     assert result.exit_code == 0 and f"{output}: 6 images; 1 bad, " in result.output
     if suffix == ".csv":
-        rows = list(csv.DictReader(output.open(newline="")))
+        rows = list(csv.DictReader(output.read_text().splitlines()))
     elif suffix == ".jsonl":
         rows = [json.loads(line) for line in output.read_text().splitlines()]
     else:
