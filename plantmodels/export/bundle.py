@@ -35,6 +35,7 @@ from plantmodels.export.checks.preprocessing import describe_odd_pixels
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.mixed_precision import MAX_DROP, LabelledImages, QuantizationResult, choose_int8
 from plantmodels.export.network import HierarchicalNetwork, load_network
+from plantmodels.export.onnx_builder import read_interface
 from plantmodels.export.onnx_heads import write_heads
 from plantmodels.export.onnx_species import export_species
 from plantmodels.export.provenance import describe_cpu, read_git_commit, read_versions
@@ -284,25 +285,7 @@ def _write_models(
     }
     with timer.log_step("disease heads"):
         models |= write_heads(folder, inputs.checkpoint)
-    return {name: {**_read_interface(folder / name), **entry} for name, entry in models.items()}, quantization
-
-
-def _read_interface(path: Path) -> dict[str, Any]:
-    """Return the inputs, outputs and opsets of an ONNX file as its metadata entry states them."""
-    model = onnx.load(path)
-
-    def list_values(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
-        return [
-            {
-                "name": value.name,
-                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
-                "shape": [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
-            }
-            for value in values
-        ]
-
-    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
-    return {"inputs": list_values(model.graph.input), "outputs": list_values(model.graph.output), "opset": opset}
+    return {name: {**read_interface(folder / name), **entry} for name, entry in models.items()}, quantization
 
 
 def _build_metadata(inputs: _ExportInputs, models: Mapping[str, Mapping[str, Any]], seed: int) -> Metadata:

@@ -6,7 +6,8 @@
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
@@ -88,3 +89,21 @@ class GraphBuilder:
             ir_version=IR_VERSION,
             producer_name="plantmodels",
         )
+
+
+def read_interface(path: Path) -> dict[str, Any]:
+    """Return the inputs, outputs and opsets of an ONNX file as its metadata entry states them."""
+    model = onnx.load(path)
+
+    def list_values(values: Iterable[onnx.ValueInfoProto]) -> list[dict[str, Any]]:
+        return [
+            {
+                "name": value.name,
+                "dtype": onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name,
+                "shape": [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim],
+            }
+            for value in values
+        ]
+
+    opset = {entry.domain or "ai.onnx": entry.version for entry in model.opset_import}
+    return {"inputs": list_values(model.graph.input), "outputs": list_values(model.graph.output), "opset": opset}

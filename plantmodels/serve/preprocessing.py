@@ -196,7 +196,7 @@ def _decode_base64(data: bytes | str) -> bytes:
         decoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except ValueError:
         decoded = b""
-    if isinstance(data, str) and raw and not decoded:
+    if isinstance(data, str) and raw and not has_image_magic(decoded):  # a path may be valid base64, too
         raise ImageError(f"text that is not base64 of an image: {data[:40]!r} (file paths are not read)")
     return decoded if has_image_magic(decoded) else raw
 

@@ -44,16 +44,17 @@ def test_every_image_is_embedded_once_and_in_order(paths: list[Path]) -> None:
 
 
 def test_unreadable_files_are_skipped_over_all_streams(paths: list[Path], tmp_path: Path) -> None:
-    (tmp_path / "bad.jpg").write_bytes(b"bad")
+    for name in ("bad.jpg", "third.jpg", "fourth.jpg"):
+        (tmp_path / name).write_bytes(b"bad")
     embedder = Embedder(MeanModel(), PREPROCESSING, set_size=300)
     streams = ([*paths[:40], tmp_path / "bad.jpg", *paths[40:80]], [tmp_path / "none.jpg", paths[0]])
     counts = [sum(len(positions) for positions, _ in embedder.stream(stream, "")) for stream in streams]
 
     assert counts == [80, 1]
     assert [image.path.name for image in embedder.unreadable] == ["bad.jpg", "none.jpg"]
-    list(embedder.stream([tmp_path / "bad.jpg"], ""))  # the third of 300: 1 %
+    list(embedder.stream([tmp_path / "third.jpg", tmp_path / "bad.jpg"], ""))  # the third of 300: 1 %
     with pytest.raises(DataError, match=r"over 1% of 300 images cannot be read \(4 so far\)"):
-        list(embedder.stream([tmp_path / "bad.jpg"], ""))
+        list(embedder.stream([tmp_path / "fourth.jpg"], ""))
 
 
 def test_positions_skip_the_unreadable(paths: list[Path], tmp_path: Path) -> None:

@@ -264,7 +264,7 @@ BAD: dict[str, tuple[Callable[[], object], str]] = {
     "no image": (lambda: b"no image", "not an image"),
     "a path as text": (lambda: "/etc/passwd", "file paths are not read"),
     "a path": (lambda: Path("/etc/passwd"), "file paths are not read"),
-    "nothing": (lambda: None, "got NoneType"),
+    "nothing": (lambda: None, r"the image is missing \(null\)"),
     "a number": (lambda: 3, "got int"),
     "NaN input": (lambda: np.full((3, 224, 224), np.nan, np.float32), "holds NaN or infinity"),
     "infinite input": (lambda: np.full((3, 224, 224), np.inf, np.float32), "holds NaN or infinity"),

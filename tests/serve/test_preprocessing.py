@@ -250,7 +250,7 @@ def test_base64_text_is_read_as_its_image(corners: Image.Image) -> None:
         ("/etc/passwd", "not base64 of an image: '/etc/passwd' .file paths are not read."),
         ("leaf.jpg", "file paths are not read"),
         ("öäü", "not base64"),
-        (base64.b64encode(b"no image at all").decode(), "not an image"),
+        (base64.b64encode(b"no image at all").decode(), "not base64 of an image"),
     ],
 )
 def test_what_is_no_image_is_refused(data: bytes | str, match: str) -> None:
