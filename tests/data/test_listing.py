@@ -215,7 +215,12 @@ class TestLeaves:
             assert digest_leaves(linked) == digest_leaves(plain)
 
     def test_what_is_left_out_is_counted_wherever_it_lies(
-        self, tiny_data: Path, tiny_taxonomy: Taxonomy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+        self,
+        tiny_data: Path,
+        tiny_taxonomy: Taxonomy,
+        tmp_path: Path,
+        caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         train = Path(shutil.copytree(tiny_data / "train", tmp_path / "data" / "train"))
         leaf = min((train / "Mint___unlabelled").iterdir())
@@ -227,8 +232,10 @@ class TestLeaves:
 
         assert len(leaves.samples) == 180
         assert leaves.left_out.kinds == {".heix": 1, "folder inside a class folder": 1, "outside of a class folder": 1}
+        logger = logging.getLogger("plantmodels")
+        monkeypatch.setattr(logger, "propagate", True)
+        monkeypatch.setattr(logger, "handlers", [])  # a command line that ran before in this process leaves one
         with caplog.at_level(logging.WARNING):
-            logging.getLogger("plantmodels").propagate = True
             log_left_out({"train": leaves, "val": None})
         assert caplog.messages == [leaves.left_out.describe("train")]
 

@@ -80,6 +80,7 @@ def test_a_version_without_stamps_and_a_logged_model_say_so(tiny_bundle) -> None
     [("models:/nothing/1", "models:/nothing/1: cannot be read"), ("no/such/folder", "no such model folder")],
 )
 def test_a_missing_version_is_one_line_of_error(uri: str, match: str) -> None:
+    mlflow.search_experiments()  # makes the database: without one, that is the error
     result = load_check(uri)
     assert result.exit_code == 1 and result.stdout == ""
     errors = [line for line in result.stderr.splitlines() if line.startswith("Error:")]

@@ -60,6 +60,7 @@ def test_a_version_without_a_report_cannot_be_compared(tiny_bundle, embedded_mlf
 
 
 def test_wrong_paths_are_errors_before_anything_is_copied(tiny_bundle, tmp_path: Path) -> None:
+    mlflow.search_experiments()  # makes the database: without one, that is the error
     for data, non_plants, match in (
         (tmp_path, tiny_bundle.non_plants, "val: no such folder"),
         (tiny_bundle.data, tmp_path / "none", "none: no such folder of non-plants"),
