@@ -61,7 +61,8 @@ def test_production_at_a_time_says_version_user_gates_and_waivers(client, clock,
     clock(11)
     client.set_registered_model_alias(NAME, "production", first)
     clock(12)
-    client.set_model_version_tag(NAME, second, "plantmodels.waive.ood_recall", "greenhouse only")
+    for gate in ("ood_recall", "no_regression"):
+        client.set_model_version_tag(NAME, second, f"plantmodels.waive.{gate}", "greenhouse only")
     client.transition_model_version_stage(NAME, second, "Production")
     clock(13)
     client.delete_registered_model_alias(NAME, "production")
@@ -196,6 +197,7 @@ def test_other_times_are_refused(text: str) -> None:
 
 @pytest.mark.parametrize("command", ["audit", "production", "doctor"])
 def test_a_registry_without_the_gate_is_named(embedded_mlflow: str, command: str) -> None:
+    mlflow.search_experiments()  # makes the database: without one, that is the error
     result = run(command, NAME)
     assert result.exit_code == 1
     assert "is not a gated registry, or you may not read 'leaves' there" in result.stderr
