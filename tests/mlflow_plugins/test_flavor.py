@@ -343,7 +343,7 @@ def test_input_of_no_known_form_is_one_clear_error(form, message: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (None, "got NoneType"),
+        (None, "the image is missing"),
         (3, "got int"),
         ("leaf.jpg", "file paths are not read"),
         (b"", "zero bytes"),
@@ -365,7 +365,7 @@ def test_images_that_numpy_wrapped_are_unwrapped(model: Path, leaf: bytes) -> No
     wrapped[:] = [np.array(base64.b64encode(leaf).decode()), np.array(None), {"image": leaf}]
     rows = mlflow.pyfunc.load_model(str(model)).predict({"image": wrapped})
     assert rows.loc[0].to_dict() == rows.loc[2].to_dict() and rows.loc[0, "error"] is None
-    assert "got NoneType" in rows.loc[1, "error"]
+    assert rows.loc[1, "error"] == "the image is missing (null)"
 
 
 def test_arrow_types_do_not_depend_on_the_images(model: Path, leaf: bytes, tmp_path: Path) -> None:
@@ -405,7 +405,7 @@ def test_a_path_is_read_only_where_that_was_allowed(model: Path, leaf: bytes, tm
     bad = [text, tmp_path, tmp_path / "absent.jpg", "absent.jpg", "!" * 5000, "a\0b"]
     errors = allowing.predict(bad)["error"].tolist()
     assert errors[0] is None
-    assert errors[1] == f"no such file: {str(tmp_path)!r}"
+    assert errors[1] == f"a folder, expected an image file: {str(tmp_path)!r}"
     assert errors[2] == f"no such file: {str(tmp_path / 'absent.jpg')!r}"
     assert all("not base64 of an image" in error for error in errors[3:])
 
