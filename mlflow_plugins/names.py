@@ -1,4 +1,4 @@
-r"""Names of registered models: which ones MLflow can register and load by URI, and what follows from a name.
+r"""Checks names of registered models: MLflow must be able to register them, and to load their versions by URI.
 
 >>> check_name("prod.plants.disease")
 >>> name_logged_model("prod.plants.disease"), filter_by_name("farmer's choice")

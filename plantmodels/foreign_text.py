@@ -1,4 +1,4 @@
-r"""Foreign text in ours: messages of other libraries, without noise, and what strangers wrote, safe to print.
+r"""Puts foreign text into ours: other libraries' messages without their noise, and strangers' words safe to print.
 
 >>> quote_error(RuntimeError("\x1b[31mcannot open\x1b[0m\n  the model"))
 'cannot open the model'

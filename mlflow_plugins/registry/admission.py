@@ -17,6 +17,7 @@ from mlflow_plugins._mlflow_compat import find_logged_model, parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
 from mlflow_plugins.registry.regression import find_regression
@@ -107,14 +108,16 @@ class Admission:
     def __init__(
         self,
         store: Any,
+        rows: Rows,
         config: RegistryConfig,
         audit: AuditLog,
         waivers: Waivers,
         stamps: Stamps,
         approvals: Approvals,
     ) -> None:
-        """Take MLflow's own store, without the gate, and the registry's parts that are asked."""
+        """Take MLflow's own store, without the gate, its rows, and the registry's parts that are asked."""
         self._store = store
+        self._rows = rows
         self._config = config
         self._audit = audit
         self._waivers = waivers
@@ -231,8 +234,9 @@ class Admission:
         name, number = version.name, version.version
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
-            failures = evidence.find_failures(self._config.policy)
-            worse = find_regression(self._store, version, evidence, self._config.policy) if to_production else None
+            policy = self._config.policy
+            failures = evidence.find_failures(policy)
+            worse = find_regression(self._store, self._rows, version, evidence, policy) if to_production else None
         except EvidenceError as error:
             return Refusal(str(error), error=error)
         judged = failures if worse is None else (*failures, worse)

@@ -1,4 +1,4 @@
-"""What people see at a glance in MLflow's UI: the gates of a version, and what is in Production since when.
+"""Shows in MLflow's UI how the gates of a version stand, and which version is in Production since when.
 
 The registry writes its own part of a description. A Markdown comment after it says how many lines it has, with their
 digest. All other text is a person's and is never changed. If a person edits the registry's part, that becomes a
@@ -27,6 +27,7 @@ from mlflow.exceptions import MlflowException
 from mlflow_plugins._mlflow_compat import locate_artifacts
 from mlflow_plugins.registry.audit import name_user, read_clock, read_user
 from mlflow_plugins.registry.evidence import Evidence
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import GLANCE_TAG
 from mlflow_plugins.registry.waivers import Waiver, Waivers
 from plantmodels.bundle.layout import HTML_REPORT_FILE, summarize_sizes
@@ -177,9 +178,10 @@ def _link_version(name: str, version: str) -> str:
 class Descriptions:
     """Writes what people see at a glance. A failure is logged, and does not undo what it is about."""
 
-    def __init__(self, store: Any, policy: GatePolicy, waivers: Waivers) -> None:
-        """Take MLflow's own store, without the gate, and the registry's limits and waivers."""
+    def __init__(self, store: Any, rows: Rows, policy: GatePolicy, waivers: Waivers) -> None:
+        """Take MLflow's own store, without the gate, its rows, and the registry's limits and waivers."""
         self._store = store
+        self._rows = rows
         self._policy = policy
         self._waivers = waivers
 
@@ -218,7 +220,7 @@ class Descriptions:
             version: version number; None if nothing is in Production any more.
         """
         with _log_failures(name):
-            description = self._store.get_registered_model(name).description
+            description = self._rows.read_description(name)
             if version is not None and f"In Production: {_link_version(name, version)} since" in (description or ""):
                 return  # promoted once more, so it is there since the first time
             renewed = renew_part(description, describe_production(name, version))

@@ -6,19 +6,23 @@ from mlflow.entities.model_registry import ModelVersion
 
 from mlflow_plugins._mlflow_compat import STAGE_PRODUCTION
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import ALIAS
+from plantmodels.report.evidence.regression import judge_regression, regression_not_measured
 from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.regression import judge_regression, regression_not_measured
 
 
-def find_regression(store: Any, version: ModelVersion, evidence: Evidence, policy: GatePolicy) -> GateResult | None:
+def find_regression(
+    store: Any, rows: Rows, version: ModelVersion, evidence: Evidence, policy: GatePolicy
+) -> GateResult | None:
     """Return the gate `no_regression` of a version if it does not pass; None if it passes.
 
     It passes if no other version is in Production. It is not measured if the report in Production cannot be read.
 
     Args:
         store: MLflow's own store, without the gate.
+        rows: its rows.
         version: the version that is to be promoted.
         evidence: what its files prove; they hold a report.
         policy: the server's limits.
@@ -26,7 +30,7 @@ def find_regression(store: Any, version: ModelVersion, evidence: Evidence, polic
     Raises:
         EvidenceError: the rows of the version itself cannot be read.
     """
-    production = _find_production(store, version.name)
+    production = _find_production(rows, version.name)
     if production is None or production == str(version.version):
         return None
     now, words = evidence.read_rows(), f"version {production}"
@@ -38,10 +42,7 @@ def find_regression(store: Any, version: ModelVersion, evidence: Evidence, polic
     return None if gate.passed else gate
 
 
-def _find_production(store: Any, name: str) -> str | None:
+def _find_production(rows: Rows, name: str) -> str | None:
     """Return the version with the alias `production`, or else the latest one in stage Production."""
-    model = store.get_registered_model(name)
-    if ALIAS in model.aliases:
-        return str(model.aliases[ALIAS])
-    latest = [found for found in model.latest_versions or () if found.current_stage == STAGE_PRODUCTION]
-    return str(latest[0].version) if latest else None
+    in_stage = rows.list_in_stage(name, STAGE_PRODUCTION)
+    return rows.find_aliased(name, ALIAS) or (str(max(in_stage)) if in_stage else None)

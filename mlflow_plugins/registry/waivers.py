@@ -18,6 +18,7 @@ from mlflow.entities.model_registry import ModelVersionTag
 from mlflow_plugins.registry.audit import NO_GATE_APPLIES, AuditLog, name_user, read_clock, read_user
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.waiver_request import WaiverRequest, parse_request
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import WAIVERS, Records
@@ -102,10 +103,11 @@ class Waivers:
     """
 
     def __init__(
-        self, store: Any, config: RegistryConfig, audit: AuditLog, records: Records, identities: Identities
+        self, store: Any, rows: Rows, config: RegistryConfig, audit: AuditLog, records: Records, identities: Identities
     ) -> None:
-        """Take MLflow's own store, without the gate, and the registry's configuration, audit and tables."""
+        """Take MLflow's own store, without the gate, its rows, and the registry's configuration, audit and tables."""
         self._store = store
+        self._rows = rows
         self._config = config
         self._audit = audit
         self._records = records
@@ -170,7 +172,7 @@ class Waivers:
             failures = {gate.name: gate for gate in evidence.find_failures(self._config.policy)}
             if gate_name in PROMOTION_GATES:  # as it would be judged now
                 found = self._store.get_model_version(name, version)
-                worse = find_regression(self._store, found, evidence, self._config.policy)
+                worse = find_regression(self._store, self._rows, found, evidence, self._config.policy)
                 failures |= {} if worse is None else {worse.name: worse}
         except EvidenceError as error:
             raise self._audit.refuse(name, version, action, str(error)) from error

@@ -8,8 +8,10 @@
 import json
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from plantmodels.bundle.serialization import parse_json_text
 from plantmodels.errors import BundleError
@@ -70,14 +72,22 @@ def write_json(path: Path, document: dict[str, Any]) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file in one step: readers see the old content or the new content, never a part."""
+    with replace_file(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[IO[bytes]]:
+    """Give a new file to write, which takes the place of `path` when the block ends without an error."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        with suppress(OSError):
+            os.unlink(temporary)
         raise

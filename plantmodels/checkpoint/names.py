@@ -1,4 +1,4 @@
-"""Finds the network among the names of a state_dict: its prefix, its copies, and what is not part of it.
+"""Finds the network in a state_dict: the prefix of its tensors, copies of it, and tensors that are not part of it.
 
 >>> state = ["model.backbone.a", "model.species_head.weight", "criterion.weight"]
 >>> names = find_network(Path("last.ckpt"), state, "model")

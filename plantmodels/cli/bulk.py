@@ -10,17 +10,15 @@ r"""Classifies image files in bulk on one machine: files, folders, patterns and 
 import csv
 import glob
 import json
-import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
+from plantmodels.bundle.files import replace_file
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.listing import list_images
 from plantmodels.errors import DataError
@@ -156,7 +154,7 @@ def write_scores(
 
     write = {".csv": _write_csv, ".jsonl": _write_lines, ".parquet": _write_parquet}[path.suffix.lower()]
     try:
-        with _replace_file(path) as file:
+        with replace_file(path) as file:
             write(file, map(count, rows))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({quote_error(error)})") from error
@@ -212,21 +210,6 @@ def _build_rows(names: list[str], future: Future[list[Prediction]]) -> Iterator[
     for name, prediction in zip(names, future.result(), strict=True):
         values = asdict(prediction)
         yield {"path": name, **{column: values[column] for column in values if column != "embedding"}}
-
-
-@contextmanager
-def _replace_file(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file that takes the place of another one when the block ends without an error."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise
 
 
 def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:

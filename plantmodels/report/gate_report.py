@@ -131,6 +131,36 @@ class GateReport:
         )
         return judge_gates(measured, policy)
 
+    @classmethod
+    def from_measured(
+        cls,
+        measured: Measured,
+        policy: GatePolicy,
+        *,
+        unreadable: tuple[UnreadableFile, ...],
+        inputs: ReportInputs,
+        versions: Mapping[str, str],
+        machine: Machine,
+    ) -> "GateReport":
+        """Return the report on what was measured, with every gate judged by the policy; see the attributes."""
+        return cls(
+            gates=judge_gates(measured, policy),
+            policy=policy,
+            taxonomy=measured.taxonomy,
+            accuracy=measured.accuracy,
+            parity=measured.parity,
+            rejection=measured.rejection,
+            leakage=measured.leakage,
+            latency=measured.latency,
+            not_run=measured.not_run,
+            problems=measured.problems,
+            unreadable=unreadable,
+            inputs=inputs,
+            files=measured.files,
+            versions=versions,
+            machine=machine,
+        )
+
     @property
     def passed(self) -> bool:
         """Whether every gate was measured and passed."""

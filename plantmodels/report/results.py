@@ -12,7 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from plantmodels.report.statistics import CONFIDENCE, Interval, PairedCounts, Proportion, normal_quantile
+from plantmodels.report.statistics import (
+    CONFIDENCE,
+    Interval,
+    PairedCounts,
+    Proportion,
+    normal_quantile,
+    precision_at_equal_numbers,
+)
 
 SMALL_CLASS: Final = 20
 """A class with fewer images is called small, because a single image changes its accuracy by 5 points or more."""
@@ -320,9 +327,9 @@ class Rejection:
             rejected: rejected images, of all images of that kind.
         """
         recall, false_alarms = rejected.value, self.false_alarm_rate
-        if recall is None or false_alarms is None or recall + false_alarms == 0:
+        if recall is None or false_alarms is None:
             return None
-        return recall / (recall + false_alarms)
+        return precision_at_equal_numbers(recall, false_alarms)
 
     @property
     def precision_interval(self) -> Interval | None:

@@ -257,6 +257,14 @@ def correct_for_many(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
+def precision_at_equal_numbers(recall: float, false_alarm_rate: float) -> float | None:
+    """Return the precision if there were as many plants as other images; None if nothing is rejected.
+
+    It is `recall / (recall + false_alarm_rate)`.
+    """
+    return recall / (recall + false_alarm_rate) if recall + false_alarm_rate else None
+
+
 def precision_difference_interval(
     plants: PairedCounts | tuple[Proportion, Proportion], others: PairedCounts | tuple[Proportion, Proportion]
 ) -> tuple[float, float]:

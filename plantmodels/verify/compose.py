@@ -27,7 +27,7 @@ from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
 from plantmodels.report.evidence.columns import ImageTable
-from plantmodels.report.evidence.judge import Measured, judge_gates
+from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.inputs import ImageSet, Machine, ReportInputs, UnreadableFile
@@ -112,20 +112,11 @@ def compose_report(
     """
     cpu = describe_cpu()
     libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
-    return GateReport(
-        gates=judge_gates(measured, policy),
-        policy=policy,
-        taxonomy=measured.taxonomy,
-        accuracy=measured.accuracy,
-        parity=measured.parity,
-        rejection=measured.rejection,
-        leakage=measured.leakage,
-        latency=measured.latency,
-        not_run=measured.not_run,
-        problems=measured.problems,
+    return GateReport.from_measured(
+        measured,
+        policy,
         unreadable=(*_read_skipped_in_export(metadata), *_list_unreadable(inputs, passes)),
         inputs=_record_inputs(metadata, inputs, measured),
-        files=measured.files,
         versions={"plantmodels": __version__, "python": platform.python_version(), **libraries},
         machine=Machine(cpu.architecture, cpu.model, cpu.features),
     )

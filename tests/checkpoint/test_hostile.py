@@ -15,6 +15,7 @@ import torch
 
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import CheckpointError
+from tests.fixtures.checkpoints import MINT_PARAMETERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,29 +55,18 @@ def tensor(
 
     buffer = io.BytesIO()
     Pickler(buffer, 2).dump(
-        {"state_dict": {"backbone.a": Tensor(), "species_head.weight": Tensor()}, "hyper_parameters": HYPER_PARAMETERS}
+        {"state_dict": {"backbone.a": Tensor(), "species_head.weight": Tensor()}, "hyper_parameters": MINT_PARAMETERS}
     )
     return with_pickle(buffer.getvalue())
 
 
-HYPER_PARAMETERS = {
-    "backbone": "swin",
-    "embedding_dim": 4,
-    "image_size": 224,
-    "mean": [0, 0, 0],
-    "std": [1, 1, 1],
-    "species": ["Mint"],
-    "diseases": {},
-}
-
-
 def of_state(**changes: torch.Tensor) -> Members:
     state = {f"backbone.{name}": tensor for name, tensor in changes.items()} | HEAD
-    return members_of({"state_dict": state, "hyper_parameters": HYPER_PARAMETERS})
+    return members_of({"state_dict": state, "hyper_parameters": MINT_PARAMETERS})
 
 
 def of_parameters(**changes: object) -> Members:
-    return members_of({"state_dict": PLAIN["state_dict"], "hyper_parameters": HYPER_PARAMETERS | changes})
+    return members_of({"state_dict": PLAIN["state_dict"], "hyper_parameters": MINT_PARAMETERS | changes})
 
 
 def recursive() -> Members:

@@ -18,8 +18,7 @@ from torch import nn
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import CheckpointError
 from plantmodels.export.network import load_network
-from tests.fixtures.checkpoints import TINY_BACKBONE, TINY_DIM, TINY_KWARGS, TINY_MEAN, TINY_STD
-from tests.fixtures.drawings import TINY_DISEASES, TINY_SPECIES
+from tests.fixtures.checkpoints import TINY_PARAMETERS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -84,17 +83,6 @@ class Images(lightning.LightningDataModule):
         return torch.utils.data.DataLoader(torch.zeros(4, 1), batch_size=2)
 
 
-FIELDS = {
-    "species": list(TINY_SPECIES),
-    "diseases": {name: list(diseases) for name, diseases in TINY_DISEASES.items()},
-    "backbone": TINY_BACKBONE,
-    "backbone_kwargs": TINY_KWARGS,
-    "embedding_dim": TINY_DIM,
-    "image_size": 224,
-    "mean": list(TINY_MEAN),
-    "std": list(TINY_STD),
-}
-
 KINDS: dict[str, Callable[[], object]] = {
     "Path": lambda: Path("data"),
     "OmegaConf": lambda: OmegaConf.create({"lr": 0.1, "steps": [1, 2]}),
@@ -135,7 +123,7 @@ def assert_same_answers(path: Path, module: nn.Module, weights: str = "model") -
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_hyper_parameter(kind: str, tmp_path: Path) -> None:
-    module = LeafModule(**FIELDS, extra=KINDS[kind]())
+    module = LeafModule(**TINY_PARAMETERS, extra=KINDS[kind]())
     path = train(tmp_path, module)
 
     assert {"optimizer_states", "loops", "datamodule_hyper_parameters"} <= set(torch.load(path, weights_only=False))
@@ -144,13 +132,13 @@ def test_each_kind_of_hyper_parameter(kind: str, tmp_path: Path) -> None:
 
 
 def test_callbacks_of_its_own(tmp_path: Path) -> None:
-    module = LeafModule(**FIELDS)
+    module = LeafModule(**TINY_PARAMETERS)
 
     assert_same_answers(train(tmp_path, module, OwnCallback()), module)
 
 
 def test_a_compiled_network(tmp_path: Path) -> None:
-    module = LeafModule(**FIELDS, compiled=True)
+    module = LeafModule(**TINY_PARAMETERS, compiled=True)
     path = train(tmp_path, module)
     assert any("_orig_mod" in name for name in torch.load(path, weights_only=False)["state_dict"])
 
@@ -160,7 +148,7 @@ def test_a_compiled_network(tmp_path: Path) -> None:
 
 def test_averaged_weights(tmp_path: Path) -> None:
     """Lightning's own callback puts the average into state_dict, and the trained weights beside it."""
-    module = LeafModule(**FIELDS)
+    module = LeafModule(**TINY_PARAMETERS)
     path = train(tmp_path, module, lightning.pytorch.callbacks.EMAWeightAveraging(decay=0.5))
     document = torch.load(path, weights_only=False)
     assert {"current_model_state", "averaging_state"} <= set(document)
@@ -171,7 +159,7 @@ def test_averaged_weights(tmp_path: Path) -> None:
 
 
 def test_hyper_parameters_as_one_omegaconf_object_are_refused_by_name(tmp_path: Path) -> None:
-    module = LeafModule(**FIELDS)
+    module = LeafModule(**TINY_PARAMETERS)
     module._hparams = OmegaConf.create({"lr": 0.1})
 
     with pytest.raises(CheckpointError, match=r"hyper_parameters is omegaconf\.dictconfig\.DictConfig, which is not"):

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import CheckpointError
+from tests.fixtures.checkpoints import MINT_PARAMETERS
 
 Edit = Callable[[dict[str, Any]], object]
 
@@ -130,17 +131,6 @@ def test_a_link_to_a_checkpoint_is_followed(tiny_checkpoint: Path, tmp_path: Pat
     assert read_checkpoint(tmp_path / "last.ckpt").sha256 == read_checkpoint(tiny_checkpoint).sha256
 
 
-PARAMETERS = {
-    "backbone": "swin",
-    "embedding_dim": 4,
-    "image_size": 224,
-    "mean": [0, 0, 0],
-    "std": [1, 1, 1],
-    "species": ["Mint"],
-    "diseases": {},
-}
-
-
 class TestNoCheckpoint:
     def test_nothing_there(self, tmp_path: Path) -> None:
         for path in (tmp_path / "none.ckpt", tmp_path):
@@ -190,7 +180,7 @@ class TestNoCheckpoint:
 
         path = tmp_path / "bomb.ckpt"
         state = {"backbone.a": Bomb(), "species_head.weight": Bomb()}
-        document = {"state_dict": state, "hyper_parameters": PARAMETERS}
+        document = {"state_dict": state, "hyper_parameters": MINT_PARAMETERS}
         torch.save(document, path, _use_new_zipfile_serialization=not legacy)
 
         with pytest.raises(CheckpointError, match=match):

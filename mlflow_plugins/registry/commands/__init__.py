@@ -1,1 +1,1 @@
-"""What people ask of a gated registry with `plantmodels-registry`, and what the server answers."""
+"""The commands of `plantmodels-registry`: what a client asks of a gated registry, and how the server answers."""

@@ -68,7 +68,7 @@ class Answers:
         return self._guard.ask_flavor(version.source, location)[0]
 
     def _list_guarded(self, question: Question) -> list[RegisteredModel]:
-        return [write_answer(name, None) for name in self._doctor.list_guarded()]
+        return [write_answer(name, None) for name in self._guard.list_guarded()]
 
     def _examine(self, question: Question) -> list[RegisteredModel]:
         findings = self._doctor.examine(question.name)

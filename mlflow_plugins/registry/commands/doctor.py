@@ -48,15 +48,6 @@ class Doctor:
         self._waivers = waivers
         self._stamps = stamps
 
-    def list_guarded(self) -> list[str]:
-        """Return the names of all guarded models."""
-        models = self._rows.list_models()
-        return [
-            model.name
-            for model in models
-            if not self._config.exempts(model.name) and (model.is_marked or self._config.guards(model.name))
-        ]
-
     def examine(self, name: str) -> list[Finding]:
         """Return what is wrong with a model: its stage and alias, and the versions that are served.
 

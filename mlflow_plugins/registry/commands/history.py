@@ -1,4 +1,4 @@
-"""The audit of a registered model, and what was in Production at a time, as a client reads them."""
+"""Reads, as a client, the audit of a registered model and which version was in Production at a given time."""
 
 import dataclasses
 from collections.abc import Iterable, Iterator

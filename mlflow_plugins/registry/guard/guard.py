@@ -75,6 +75,10 @@ class Guard:
         self.mark(found.name)  # it was registered before the registry was gated, or could not be read
         return found
 
+    def list_guarded(self) -> list[str]:
+        """Return the names of all registered models that are guarded."""
+        return [model.name for model in self._rows.list_models() if self._is_guarded(model)]
+
     def is_guarded(self, name: object) -> bool:
         """Return whether a name is guarded, whether or not there is such a model."""
         return self.find_guarded(name) is not None or self.lists(name)

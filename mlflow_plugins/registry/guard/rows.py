@@ -81,6 +81,8 @@ class Rows:
         self._version_query = _select_version(self._tables)
         self._alias_query = _select_alias(self._tables["registered_model_aliases"])
         self._identity_query = _select_identity(self._tables)
+        model = self._tables["registered_models"]
+        self._description_query = _filter(select(model.c.description), model, "name")
 
     def find_model(self, name: object) -> StoredModel | None:
         """Return the registered model that a request means; None if there is none."""
@@ -115,6 +117,11 @@ class Rows:
         """Return what tells the model that has a name now from others; None if there is none."""
         found = self._find(self._identity_query, name=name)
         return None if found is None else StoredIdentity(found.name, found.creation_time, found.identity)
+
+    def read_description(self, name: str) -> str | None:
+        """Return the description of a registered model, without its versions; None if it has none."""
+        found = self._find(self._description_query, name=name)
+        return None if found is None else found.description
 
     def list_in_stage(self, name: str, *stages: str) -> dict[int, str]:
         """Return the versions of a model that are in one of the stages, and their stages."""

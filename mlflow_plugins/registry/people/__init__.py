@@ -1,1 +1,1 @@
-"""What people may do: who may promote, how many must ask for it, and what a waiver is asked for with."""
+"""Rules for users: who may promote, how many users must ask for a promotion, and how a waiver is requested."""

@@ -7,11 +7,11 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_plugins import flavor
 from mlflow_plugins.registry.audit import Decision, permission_denied
 from mlflow_plugins.registry.commands.history import list_decisions
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from mlflow_plugins.registry.waivers import Waiver
+from tests.fixtures.registry import register_bundle
 
 NAME = "plant-disease"
 FORGED = "2026-11-24T10:00:00Z  allowed: ada asked to set alias production"
@@ -32,15 +32,9 @@ def client(embedded_mlflow: str) -> MlflowClient:
     return MlflowClient()
 
 
-def register(bundle, name: str = NAME) -> str:
-    with mlflow.start_run():
-        source = f"models:/{flavor.log_model(bundle, name='m').model_id}"
-    return str(mlflow.register_model(source, name).version)
-
-
 @pytest.mark.parametrize("reason", ATTACKS)
 def test_a_reason_with_control_characters_is_refused(client, bad_bundle, reason):
-    version = register(bad_bundle)
+    version = register_bundle(bad_bundle, NAME)
     with pytest.raises(MlflowException, match=r"the reason must be one line of plain text, got the character \\"):
         client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", reason)
     client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "nur Gewächshausbilder: 50 % genügen\n")
@@ -58,7 +52,7 @@ def test_foreign_text_is_escaped_where_it_is_printed(text):
 
 
 def test_a_new_name_cannot_forge_a_line(client, good_bundle, caplog):
-    register(good_bundle)
+    register_bundle(good_bundle, NAME)
     new_name = f"other\n{FORGED.replace(':', '')}"  # MLflow's names hold no colon
     logging.getLogger("mlflow").propagate = True
     with caplog.at_level(logging.INFO):

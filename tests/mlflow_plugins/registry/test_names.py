@@ -10,6 +10,7 @@ from mlflow_plugins import flavor
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.store import build_gated_store
+from tests.fixtures.registry import register_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
 
@@ -42,12 +43,6 @@ def client(registry_database: str) -> MlflowClient:
     return MlflowClient()
 
 
-def register(bundle, name: str = NAME) -> str:
-    with mlflow.start_run():
-        source = f"models:/{flavor.log_model(bundle, name='m').model_id}"
-    return str(mlflow.register_model(source, name).version)
-
-
 def served(client: MlflowClient, name: str = NAME) -> tuple[list[str], dict[str, str]]:
     """Versions in stage Production, and all aliases."""
     versions = client.search_model_versions(f"name = '{name}'")
@@ -63,7 +58,7 @@ def test_folding_is_what_people_overlook() -> None:
 
 
 def test_no_spelling_of_the_alias_moves_or_deletes_it(client, good_bundle, bad_bundle):
-    good, bad = register(good_bundle), register(bad_bundle)
+    good, bad = register_bundle(good_bundle, NAME), register_bundle(bad_bundle, NAME)
     client.set_registered_model_alias(NAME, "production", good)
     for alias in ALIASES:
         try:
@@ -84,7 +79,7 @@ def test_no_spelling_of_the_alias_moves_or_deletes_it(client, good_bundle, bad_b
 
 
 def test_reserved_tags_are_refused_in_every_spelling(client, good_bundle):
-    version = register(good_bundle)
+    version = register_bundle(good_bundle, NAME)
     before = client.get_model_version(NAME, version).tags, client.get_registered_model(NAME).tags
     for key in TAGS:
         for call in (
@@ -131,7 +126,7 @@ def test_no_foreign_model_takes_the_place_of_a_listed_name(registry_database, fo
 
 
 def test_a_model_by_another_spelling_is_the_model_that_the_database_finds(client, good_bundle, bad_bundle):
-    good, bad = register(good_bundle), register(bad_bundle)
+    good, bad = register_bundle(good_bundle, NAME), register_bundle(bad_bundle, NAME)
     for name in ("PLANT-DISEASE", "plänt-disease"):
         for version, expected in ((bad, False), (good, True)):
             try:
@@ -152,7 +147,7 @@ def test_a_model_by_another_spelling_is_the_model_that_the_database_finds(client
 def test_mariadb_takes_accents_and_case_for_the_same_row(mariadb_database, good_bundle):
     """Otherwise the tests above would prove nothing."""
     mlflow.set_registry_uri(f"plantmodels:{mariadb_database}")
-    register(good_bundle)
+    register_bundle(good_bundle, NAME)
     store = build_gated_store(mariadb_database)
     assert store._rows.find_model("PLÄNT-Disease").name == NAME
     assert store._rows.takes_for_alias("pröduction", "production")

@@ -12,13 +12,13 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from mlflow_plugins import flavor
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
 from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file, write_manifest
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.per_image import ImageRow, write_image_rows
+from tests.fixtures.registry import register_bundle
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
 Build = Callable[..., Path]
@@ -61,12 +61,6 @@ def _take_elsewhere(row: ImageRow) -> ImageRow:
     return replace(row, sha256=hashlib.sha256(row.sha256.encode()).hexdigest())
 
 
-def register(bundle: Path) -> str:
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="m").model_uri
-    return str(mlflow.register_model(uri, NAME).version)
-
-
 def promote(client: MlflowClient, version: str) -> None:
     client.set_registered_model_alias(NAME, "production", version)
 
@@ -78,7 +72,7 @@ def refused(client: MlflowClient, version: str, match: str) -> None:
 
 
 def test_a_worse_version_is_refused_and_may_be_waived(client, build: Build) -> None:
-    good, worse = register(build()), register(build(wrong=0.08))
+    good, worse = register_bundle(build(), NAME), register_bundle(build(wrong=0.08), NAME)
     promote(client, good)
     refused(client, worse, WORSE)
     refused(client, worse, r"95 % interval of the loss \d\.\d\d to \d\.\d\d points, the same 1,000 images")
@@ -93,35 +87,37 @@ def test_a_worse_version_is_refused_and_may_be_waived(client, build: Build) -> N
 
 
 def test_an_equal_version_is_allowed_and_staging_asks_nothing(client, build: Build) -> None:
-    promote(client, register(build()))
-    promote(client, register(build()))
+    promote(client, register_bundle(build(), NAME))
+    promote(client, register_bundle(build(), NAME))
     assert client.get_registered_model(NAME).aliases == {"production": 2}
     promote(client, "2")  # again: it is not compared with itself
-    client.transition_model_version_stage(NAME, register(build(wrong=0.08)), "Staging")
+    client.transition_model_version_stage(NAME, register_bundle(build(wrong=0.08), NAME), "Staging")
 
 
 def test_the_first_version_is_compared_with_nothing(client, build: Build) -> None:
-    promote(client, register(build(wrong=0.08)))
+    promote(client, register_bundle(build(wrong=0.08), NAME))
     with pytest.raises(MlflowException, match="no_regression is not a failed gate of this version"):
         client.set_model_version_tag(NAME, "1", "plantmodels.waive.no_regression", "for later")
 
 
 def test_a_version_measured_on_other_images_is_compared_unpaired(client, build: Build) -> None:
-    promote(client, register(build()))
-    refused(client, register(build(wrong=0.15, elsewhere=True)), r"1,000 images, 1,000 others in Production")
-    promote(client, register(build(wrong=0.06, elsewhere=True)))
+    promote(client, register_bundle(build(), NAME))
+    refused(
+        client, register_bundle(build(wrong=0.15, elsewhere=True), NAME), r"1,000 images, 1,000 others in Production"
+    )
+    promote(client, register_bundle(build(wrong=0.06, elsewhere=True), NAME))
 
 
 def test_a_version_measured_on_few_images_is_not_measured(client, build: Build) -> None:
-    promote(client, register(build()))
-    few = register(build(others=60))
+    promote(client, register_bundle(build(), NAME))
+    few = register_bundle(build(others=60), NAME)
     refused(client, few, r"no_regression was not measured .* the new version was measured on 60 images of the set")
     client.set_model_version_tag(NAME, few, "plantmodels.waive.no_regression", "no more non-plants")
     promote(client, few)
 
 
 def test_a_report_of_production_that_cannot_be_read_is_not_measured_and_waivable(client, build: Build) -> None:
-    old, new = register(build()), register(build())
+    old, new = register_bundle(build(), NAME), register_bundle(build(), NAME)
     promote(client, old)
     location = client.get_model_version_download_uri(NAME, old)
     (Path(mlflow.artifacts.download_artifacts(location)) / BUNDLE_FOLDER / IMAGES_FILE).write_text("damaged")
@@ -133,8 +129,8 @@ def test_a_report_of_production_that_cannot_be_read_is_not_measured_and_waivable
 
 def test_a_report_of_production_of_format_2_is_not_measured(client, build: Build) -> None:
     """A version that was promoted before reports had rows of format 3."""
-    promote(client, register(build()))
-    new = register(build())
+    promote(client, register_bundle(build(), NAME))
+    new = register_bundle(build(), NAME)
     stored = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(NAME, "1")))
     bundle = stored / BUNDLE_FOLDER
     before = digest_file(bundle / MANIFEST_FILE).sha256

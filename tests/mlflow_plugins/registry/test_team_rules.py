@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -10,7 +9,6 @@ import pytest
 from mlflow.entities.model_registry import ModelVersionTag
 from mlflow.exceptions import MlflowException
 
-from mlflow_plugins import flavor
 from mlflow_plugins.registry import audit
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.people import approvals
@@ -18,6 +16,7 @@ from mlflow_plugins.registry.store import build_gated_store
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.errors import RegistryError
 from tests.fixtures.databases import ON_EVERY_DATABASE
+from tests.fixtures.registry import register_bundle
 
 NAME = "plant-disease"
 
@@ -38,12 +37,6 @@ def log_in(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
         monkeypatch.setattr(audit, "is_serving", lambda: True)
 
     return log_in
-
-
-def register(bundle: Path, name: str = NAME) -> str:
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="m").model_uri
-    return str(mlflow.register_model(uri, name).version)
 
 
 def refused(match: str) -> Any:
@@ -70,7 +63,7 @@ def in_production(store: Any) -> str | None:
 
 
 def test_every_protected_alias_is_gated(build, good_bundle, bad_bundle):
-    good, bad = register(good_bundle), register(bad_bundle)
+    good, bad = register_bundle(good_bundle, NAME), register_bundle(bad_bundle, NAME)
     store = build(aliases=("production", "champion"))
     with refused(r"version 2: refused to set alias champion: ood_recall measured 50.00 %, limit ≥ 95 %"):
         store.set_registered_model_alias(NAME, "champion", bad)
@@ -83,13 +76,13 @@ def test_every_protected_alias_is_gated(build, good_bundle, bad_bundle):
 @ON_EVERY_DATABASE
 @pytest.mark.parametrize("alias", ["Champion", "ｃhampion", "chämpion"])
 def test_other_spellings_of_a_protected_alias_are_refused(build, good_bundle, alias):
-    version, store = register(good_bundle), build(aliases=("production", "champion"))
+    version, store = register_bundle(good_bundle, NAME), build(aliases=("production", "champion"))
     with refused("this alias must be written 'champion'"):
         store.set_registered_model_alias(NAME, alias, version)
 
 
 def test_deleting_a_protected_alias_leaves_production_alone(build, good_bundle):
-    version, store = register(good_bundle), build(aliases=("production", "champion"))
+    version, store = register_bundle(good_bundle, NAME), build(aliases=("production", "champion"))
     for alias in ("champion", "production"):
         store.set_registered_model_alias(NAME, alias, version)
     store.delete_registered_model_alias(NAME, "champion")
@@ -98,7 +91,7 @@ def test_deleting_a_protected_alias_leaves_production_alone(build, good_bundle):
 
 
 def test_a_version_with_a_protected_alias_is_not_deleted(build, good_bundle):
-    version, store = register(good_bundle), build(aliases=("production", "champion"))
+    version, store = register_bundle(good_bundle, NAME), build(aliases=("production", "champion"))
     store.set_registered_model_alias(NAME, "champion", version)
     with refused("refused to delete the version: it has the alias champion"):
         store.delete_model_version(NAME, version)
@@ -108,7 +101,7 @@ def test_a_version_with_a_protected_alias_is_not_deleted(build, good_bundle):
 
 def test_a_rename_or_a_first_bundle_brings_no_ungated_alias_under_protection(build, good_bundle):
     """The alias was set where it was not protected."""
-    register(good_bundle, "trial")
+    register_bundle(good_bundle, "trial")
     build().set_registered_model_alias("trial", "champion", "1")
     store = build(aliases=("production", "champion"), guarded=("prod-*",))
     with refused("version 1 has the alias champion; take it out first"):
@@ -132,7 +125,7 @@ def test_production_is_always_protected(monkeypatch):
 
 @PROMOTIONS
 def test_only_promoters_promote(build, good_bundle, log_in, promote):
-    version, store = register(good_bundle), build(promoters=("ada", "carl"))
+    version, store = register_bundle(good_bundle, NAME), build(promoters=("ada", "carl"))
     log_in("bob")
     with refused("bob is not one of the promoters: ada, carl"):
         promote(store, version)
@@ -144,7 +137,7 @@ def test_only_promoters_promote(build, good_bundle, log_in, promote):
 
 
 def test_only_promoters_take_out_of_production(build, good_bundle, log_in):
-    version, store = register(good_bundle), build(promoters=("ada",), aliases=("production", "champion"))
+    version, store = register_bundle(good_bundle, NAME), build(promoters=("ada",), aliases=("production", "champion"))
     log_in("ada")
     by_alias(store, version)
     store.set_registered_model_alias(NAME, "champion", version)
@@ -164,7 +157,7 @@ def test_only_promoters_take_out_of_production(build, good_bundle, log_in):
 
 
 def test_only_promoters_rename_into_a_guarded_name(build, good_bundle, log_in):
-    register(good_bundle, "trial")
+    register_bundle(good_bundle, "trial")
     store = build(promoters=("ada",), guarded=("prod-*",))
     log_in("bob")
     with refused("refused to rename trial to prod-plants: bob is not one of the promoters: ada"):
@@ -172,8 +165,8 @@ def test_only_promoters_rename_into_a_guarded_name(build, good_bundle, log_in):
 
 
 def test_a_copy_is_no_way_round_the_promoters(build, good_bundle, log_in):
-    register(good_bundle, "trial")
-    register(good_bundle)
+    register_bundle(good_bundle, "trial")
+    register_bundle(good_bundle, NAME)
     store = build(promoters=("ada",))
     log_in("bob")
     copied = store.copy_model_version(store.get_model_version("trial", "1"), NAME)
@@ -183,7 +176,7 @@ def test_a_copy_is_no_way_round_the_promoters(build, good_bundle, log_in):
 
 
 def test_a_server_that_knows_no_users_promotes_nothing(build, good_bundle, log_in):
-    version = register(good_bundle)
+    version = register_bundle(good_bundle, NAME)
     log_in(None)
     hint = r"the server does not know its users; start it with `--app-name basic-auth`"
     with refused(rf"an unknown user is not one of the promoters: ada \({hint}\)"):
@@ -198,7 +191,7 @@ def test_a_server_that_knows_no_users_promotes_nothing(build, good_bundle, log_i
 @pytest.mark.parametrize("first", [by_stage, by_alias])
 @pytest.mark.parametrize("second", [by_stage, by_alias])
 def test_the_second_user_completes_what_the_first_asked_for(build, good_bundle, log_in, first, second):
-    version, store = register(good_bundle), build(approvals=2)
+    version, store = register_bundle(good_bundle, NAME), build(approvals=2)
     log_in("ada")
     with refused(r"ada's request is noted \(approval 1 of 2\); one more user must ask for it within 7 days"):
         first(store, version)
@@ -214,7 +207,7 @@ def test_the_second_user_completes_what_the_first_asked_for(build, good_bundle, 
 
 
 def test_three_approvals(build, good_bundle, log_in):
-    version, store = register(good_bundle), build(approvals=3)
+    version, store = register_bundle(good_bundle, NAME), build(approvals=3)
     for user, message in (("ada", "2 more users must ask"), ("bob", r"approval 2 of 3\); one more user must ask")):
         log_in(user)
         with refused(message):
@@ -225,7 +218,7 @@ def test_three_approvals(build, good_bundle, log_in):
 
 
 def test_an_approval_counts_for_one_version_and_one_alias(build, good_bundle, log_in):
-    first, second = register(good_bundle), register(good_bundle)
+    first, second = register_bundle(good_bundle, NAME), register_bundle(good_bundle, NAME)
     store = build(approvals=2, aliases=("production", "champion"))
     log_in("ada")
     with refused("approval 1 of 2"):
@@ -240,7 +233,7 @@ def test_an_approval_counts_for_one_version_and_one_alias(build, good_bundle, lo
 @ON_EVERY_DATABASE
 def test_approvals_end_with_the_promotion(build, good_bundle, log_in):
     """Ada's old request for version 1 is not completed after version 2 went into Production."""
-    first, second = register(good_bundle), register(good_bundle)
+    first, second = register_bundle(good_bundle, NAME), register_bundle(good_bundle, NAME)
     store = build(approvals=2)
     log_in("ada")
     with refused("approval 1 of 2"):
@@ -259,7 +252,7 @@ def test_approvals_end_with_the_promotion(build, good_bundle, log_in):
 
 
 def test_an_approval_is_for_the_waivers_of_its_time(build, bad_bundle, log_in):
-    version, store = register(bad_bundle), build(approvals=2)
+    version, store = register_bundle(bad_bundle, NAME), build(approvals=2)
     log_in("ada")
     store.set_model_version_tag(NAME, version, ModelVersionTag(f"{WAIVE_TAG}ood_recall", "greenhouse only"))
     with refused("approval 1 of 2"):
@@ -271,7 +264,7 @@ def test_an_approval_is_for_the_waivers_of_its_time(build, bad_bundle, log_in):
 
 
 def test_an_approval_is_forgotten_after_a_week(build, good_bundle, log_in, monkeypatch):
-    version, store = register(good_bundle), build(approvals=2)
+    version, store = register_bundle(good_bundle, NAME), build(approvals=2)
     log_in("ada")
     with monkeypatch.context() as patch:
         patch.setattr(approvals, "read_clock", lambda: "2026-01-01T00:00:00.000000Z")
@@ -283,7 +276,7 @@ def test_an_approval_is_forgotten_after_a_week(build, good_bundle, log_in, monke
 
 
 def test_gates_come_before_approvals(build, bad_bundle, log_in):
-    version, store = register(bad_bundle), build(approvals=2)
+    version, store = register_bundle(bad_bundle, NAME), build(approvals=2)
     for user in ("ada", "bob"):
         log_in(user)
         with refused("ood_recall measured 50.00 %"):
@@ -292,20 +285,20 @@ def test_gates_come_before_approvals(build, bad_bundle, log_in):
 
 def test_what_is_in_production_needs_no_second_approval(build, good_bundle, log_in):
     """So that `reconcile` can mend a promotion that a crash cut off."""
-    version = register(good_bundle)
+    version = register_bundle(good_bundle, NAME)
     by_alias(build(), version)
     log_in("ada")
     by_stage(build(approvals=2), version)
 
 
 def test_staging_needs_one_user(build, good_bundle, log_in):
-    version = register(good_bundle)
+    version = register_bundle(good_bundle, NAME)
     log_in("ada")
     build(approvals=2).transition_model_version_stage(NAME, version, "Staging", False)
 
 
 def test_two_users_who_ask_at_once_end_in_one_promotion(build, good_bundle, monkeypatch):
-    version, store = register(good_bundle), build(approvals=2)
+    version, store = register_bundle(good_bundle, NAME), build(approvals=2)
     monkeypatch.setattr(audit, "is_serving", lambda: True)
     monkeypatch.setattr(audit, "read_authenticated_user", lambda: threading.current_thread().name)
     refusals: list[MlflowException] = []
@@ -351,7 +344,7 @@ def waive(store: Any, version: str, text: str, gate: str = "ood_recall") -> None
 
 
 def test_only_its_owners_waive_a_gate(build, judged_bundle, log_in):
-    version = register(judged_bundle(ood_recall=0.5, latency=900.0))
+    version = register_bundle(judged_bundle(ood_recall=0.5, latency=900.0), NAME)
     store = build(gate_owners={"ood_recall": ("ada",)}, waiver_users=("bob",))
     log_in("bob")
     with refused("bob may not waive ood_recall; allowed users: ada"):
@@ -375,7 +368,7 @@ def test_owners_of_no_gate_stop_the_start(monkeypatch, text):
 
 @PROMOTIONS
 def test_a_waiver_ends(build, bad_bundle, monkeypatch, promote):
-    version, store = register(bad_bundle), build()
+    version, store = register_bundle(bad_bundle, NAME), build()
     waive(store, version, "until 2036-12-31: greenhouse only")
     promote(store, version)
     store.delete_registered_model_alias(NAME, "production")
@@ -393,6 +386,6 @@ def test_a_waiver_ends(build, bad_bundle, monkeypatch, promote):
     ],
 )
 def test_an_end_that_is_none_is_refused(build, bad_bundle, text, message):
-    version, store = register(bad_bundle), build()
+    version, store = register_bundle(bad_bundle, NAME), build()
     with refused(message):
         waive(store, version, text)

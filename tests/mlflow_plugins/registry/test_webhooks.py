@@ -1,6 +1,5 @@
 """The events that the registry sends for the alias, beside those of MLflow's own request handlers."""
 
-from pathlib import Path
 from typing import Any
 
 import mlflow
@@ -8,8 +7,8 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.webhooks import delivery
 
-from mlflow_plugins import flavor
 from mlflow_plugins.registry import webhooks
+from tests.fixtures.registry import register_bundle
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
 
@@ -33,14 +32,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, str]]]:
     return events
 
 
-def register(bundle: Path) -> str:
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="m").model_uri
-    return str(mlflow.register_model(uri, "leaves").version)
-
-
 def test_a_stage_that_moves_the_alias_sends_its_events(client, good_bundle, sent):
-    first, second = register(good_bundle), register(good_bundle)
+    first, second = register_bundle(good_bundle), register_bundle(good_bundle)
     created = "model_version_alias.created"
     client.transition_model_version_stage("leaves", first, "Production")
     assert sent == [(created, {"name": "leaves", "alias": "production", "version": first})]
@@ -52,7 +45,7 @@ def test_a_stage_that_moves_the_alias_sends_its_events(client, good_bundle, sent
 
 def test_nothing_is_sent_twice(client, good_bundle, sent):
     """MLflow's handlers send the events of the alias themselves, and a stage that moves no alias has none."""
-    first, second = register(good_bundle), register(good_bundle)
+    first, second = register_bundle(good_bundle), register_bundle(good_bundle)
     client.set_registered_model_alias("leaves", "production", first)
     client.transition_model_version_stage("leaves", first, "Production")
     client.transition_model_version_stage("leaves", second, "Staging")
@@ -63,4 +56,4 @@ def test_nothing_is_sent_twice(client, good_bundle, sent):
 
 def test_without_a_server_nothing_is_sent(client, good_bundle, monkeypatch):
     monkeypatch.setattr(delivery, "deliver_webhook", lambda **event: pytest.fail("an event was sent"))
-    client.transition_model_version_stage("leaves", register(good_bundle), "Production")
+    client.transition_model_version_stage("leaves", register_bundle(good_bundle), "Production")

@@ -4,19 +4,13 @@ from pathlib import Path
 
 import mlflow
 import pytest
-from click.testing import CliRunner, Result
 from mlflow import MlflowClient
 
-from mlflow_plugins import flavor
-from mlflow_plugins.cli import main
 from plantmodels.bundle.layout import SPECIES_FILES
+from tests.fixtures.registry import register_bundle, run_registry
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
 NAME = "leaves"
-
-
-def run(*arguments: object) -> Result:
-    return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -31,40 +25,34 @@ def plain(embedded_mlflow: str) -> MlflowClient:
     return MlflowClient(registry_uri=embedded_mlflow)
 
 
-def register(bundle) -> str:
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="m").model_uri
-    return str(mlflow.register_model(uri, NAME).version)
-
-
 def promote(client: MlflowClient, bundle) -> str:
-    version = register(bundle)
+    version = register_bundle(bundle)
     client.set_registered_model_alias(NAME, "production", version)
     return version
 
 
 def examine() -> str:
-    result = run("doctor")
+    result = run_registry("doctor")
     assert result.exit_code == 1, result.output
     return result.stdout
 
 
 def test_a_healthy_model_has_nothing_wrong(client, good_bundle) -> None:
     promote(client, good_bundle)
-    register(good_bundle)
+    register_bundle(good_bundle)
     client.transition_model_version_stage(NAME, "2", "Staging")
-    result = run("doctor")
+    result = run_registry("doctor")
     assert (result.exit_code, result.stdout) == (0, "leaves: nothing is wrong\n"), result.output
-    assert run("doctor", NAME).stdout == result.stdout
+    assert run_registry("doctor", NAME).stdout == result.stdout
 
 
 def test_a_model_that_is_not_guarded_is_not_examined(client, plain) -> None:
     plain.create_registered_model("other")
-    assert run("doctor").stdout == ""
+    assert run_registry("doctor").stdout == ""
 
 
 def test_a_missing_model_is_named(client) -> None:
-    result = run("doctor", "nothing")
+    result = run_registry("doctor", "nothing")
     assert result.exit_code == 1
     assert "Registered Model with name=nothing not found" in result.stderr
 
@@ -75,20 +63,20 @@ def test_stage_and_alias_that_disagree(client, plain, good_bundle) -> None:
     text = examine()
     assert "stage Production holds no version, and alias production names version 1" in text
     assert "→ run plantmodels-registry reconcile leaves" in text
-    run("reconcile", NAME)
-    assert run("doctor").exit_code == 0
+    run_registry("reconcile", NAME)
+    assert run_registry("doctor").exit_code == 0
 
 
 def test_a_change_past_the_gate(client, plain, good_bundle) -> None:
     promote(client, good_bundle)
-    register(good_bundle)
+    register_bundle(good_bundle)
     plain.set_registered_model_alias(NAME, "production", "2")
     plain.transition_model_version_stage(NAME, "2", "Production", archive_existing_versions=True)
     assert (
         "version 2 is in Production, and by the audit it is version 1: somebody changed it past the gate" in examine()
     )
-    run("reconcile", NAME)
-    assert run("doctor").exit_code == 0
+    run_registry("reconcile", NAME)
+    assert run_registry("doctor").exit_code == 0
 
 
 def test_files_that_are_missing_or_changed(client, good_bundle) -> None:
@@ -129,9 +117,9 @@ def test_a_gate_that_fails_today(client, good_bundle, tmp_path, monkeypatch, emb
 
 
 def test_a_waiver_that_was_withdrawn(client, bad_bundle) -> None:
-    register(bad_bundle)
+    register_bundle(bad_bundle)
     client.set_model_version_tag(NAME, "1", "plantmodels.waive.ood_recall", "greenhouse only")
     client.set_registered_model_alias(NAME, "production", "1")
-    assert run("doctor").exit_code == 0
+    assert run_registry("doctor").exit_code == 0
     client.delete_model_version_tag(NAME, "1", "plantmodels.waive.ood_recall")
     assert "it would not be promoted today: ood_recall measured 50.00 %" in examine()

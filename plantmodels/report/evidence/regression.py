@@ -23,6 +23,7 @@ from plantmodels.report.statistics import (
     PairedCounts,
     Proportion,
     difference_interval,
+    precision_at_equal_numbers,
     precision_difference_interval,
 )
 
@@ -214,13 +215,10 @@ def _pair(
 
 
 def _lose_precision(plants: _Counts, others: _Counts) -> Loss:
-    """Return the loss of precision at equal numbers of plants and non-plants, `recall / (recall + false alarms)`."""
+    """Return the loss of precision at equal numbers of plants and non-plants."""
     before, now = (
-        recall / (recall + alarms) if recall + alarms else None
-        for recall, alarms in (
-            (others.before.value or 0.0, plants.before.value or 0.0),
-            (others.now.value or 0.0, plants.now.value or 0.0),
-        )
+        precision_at_equal_numbers(rejected.value or 0.0, alarms.value or 0.0)
+        for rejected, alarms in ((others.before, plants.before), (others.now, plants.now))
     )
     if before is None or now is None:
         return Loss("OOD precision", before, now, None, plants.images)

@@ -6,15 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from plantmodels.report.gates import GATES, PROMOTION_GATES
-from plantmodels.report.per_image import ImageRow
-from plantmodels.report.policy import GatePolicy
-from plantmodels.report.regression import (
+from plantmodels.report.evidence.regression import (
     TooFewImagesError,
     judge_regression,
     measure_losses,
     regression_not_measured,
 )
+from plantmodels.report.gates import GATES, PROMOTION_GATES
+from plantmodels.report.per_image import ImageRow
+from plantmodels.report.policy import GatePolicy
 
 POLICY = GatePolicy()
 
