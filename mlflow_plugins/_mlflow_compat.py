@@ -7,9 +7,8 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-import sqlalchemy
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, LoggedModelStatus
 from mlflow.entities.model_registry.model_version_stages import (
@@ -22,6 +21,9 @@ from mlflow.entities.model_registry.model_version_stages import (
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+if TYPE_CHECKING:
+    import sqlalchemy  # a service without a database has none
 
 __all__ = [
     "DELETED_STAGE",
@@ -75,7 +77,7 @@ def get_workspace(store: Any) -> str:
     return str(store._get_active_workspace())
 
 
-def get_registry_tables() -> dict[str, sqlalchemy.Table]:
+def get_registry_tables() -> "dict[str, sqlalchemy.Table]":
     """Return MLflow's tables of registered models by their names, such as `registered_models`."""
     from mlflow.store.model_registry.dbmodels import models
 
@@ -89,7 +91,7 @@ def get_registry_tables() -> dict[str, sqlalchemy.Table]:
     return {model.__table__.name: model.__table__ for model in found}
 
 
-def get_connect_arguments(url: sqlalchemy.URL) -> dict[str, str]:
+def get_connect_arguments(url: "sqlalchemy.URL") -> dict[str, str]:
     """Return the arguments with which MLflow connects to a database: its certificates for MySQL."""
     from mlflow.environment_variables import MLFLOW_MYSQL_SSL_CA, MLFLOW_MYSQL_SSL_CERT, MLFLOW_MYSQL_SSL_KEY
 
@@ -134,11 +136,12 @@ def find_logged_model(model_id: str) -> tuple[str, bool]:
     from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracking._tracking_service.utils import _get_store
+    from sqlalchemy import select
 
     store = _get_store()
     if isinstance(store, SqlAlchemyStore):
         row = SqlLoggedModel.__table__.c
-        query = sqlalchemy.select(row.artifact_location, row.status).where(
+        query = select(row.artifact_location, row.status).where(
             row.model_id == model_id, row.lifecycle_stage == LifecycleStage.ACTIVE
         )
         with store.engine.connect() as connection:

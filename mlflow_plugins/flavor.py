@@ -37,6 +37,8 @@ _CODE: Final = (
     "plantmodels/__init__.py",
     "plantmodels/arrays.py",
     "plantmodels/errors.py",
+    "plantmodels/foreign_text.py",
+    "plantmodels/plain_yaml.py",
     "plantmodels/bundle",
     "plantmodels/serve",
 )

@@ -1,3 +1,4 @@
+import ast
 import base64
 import json
 import re
@@ -102,6 +103,16 @@ def test_only_serving_code_travels(model: Path) -> None:
         "mlflow_plugins/loading",
     }
     assert not list(model.rglob("__pycache__"))
+
+
+def test_the_code_that_travels_imports_nothing_that_stays_behind() -> None:
+    code = flavor.list_serving_code()
+    for path in code.values():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # what only saving needs is imported in functions
+            module = node.module if isinstance(node, ast.ImportFrom) else None
+            if module and module.split(".")[0] in ("plantmodels", "mlflow_plugins"):
+                file = module.replace(".", "/")
+                assert {f"{file}.py", f"{file}/__init__.py"} & set(code), f"{path} imports {module}"
 
 
 def test_model_loads_with_its_own_code_where_this_project_is_not(model: Path, leaf: bytes, tmp_path: Path) -> None:

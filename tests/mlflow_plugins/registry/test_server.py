@@ -118,9 +118,11 @@ def test_a_server_killed_in_the_midst_of_promotions_is_mended(start_server, data
     server = start_server("--workers", "2", database=database)
     good, failing = [register(good_bundle), register(good_bundle)], register(bad_bundle)
     for delay_s in (0.3, 0.4):
-        threads = [threading.Thread(target=_promote_until_refused, args=(version,)) for version in [*good, failing]]
+        answered = {version: threading.Event() for version in [*good, failing]}
+        threads = [threading.Thread(target=_promote_until_killed, args=asked) for asked in answered.items()]
         for thread in threads:
             thread.start()
+        assert all(event.wait(60) for event in answered.values())
         threading.Event().wait(delay_s)
         server.kill()
         for thread in threads:
@@ -134,12 +136,13 @@ def test_a_server_killed_in_the_midst_of_promotions_is_mended(start_server, data
     assert any(not decision.allowed for decision in list_decisions(NAME, version=failing))
 
 
-def _promote_until_refused(version: str) -> None:
-    """Promotes by plain requests, which do not try again when the server is gone."""
+def _promote_until_killed(version: str, answered: threading.Event) -> None:
+    """Promote by plain requests, which do not try again when the server is gone."""
     url = f"{mlflow.get_tracking_uri()}/api/2.0/mlflow/registered-models/alias"
     try:
         while True:
-            requests.post(url, json={"name": NAME, "alias": "production", "version": version}, timeout=5)
+            requests.post(url, json={"name": NAME, "alias": "production", "version": version}, timeout=30)
+            answered.set()
     except requests.RequestException:
         return
 
