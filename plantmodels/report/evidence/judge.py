@@ -4,7 +4,7 @@
 third time by its own policy.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -229,7 +229,8 @@ def _judge_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
         "end to end above the commonest": _gain(accuracy.class_baseline, taxonomy.classes, confidence),
         **{f"species {each}": species.get(each, (None, None)) for each in policy.accuracy_species},
     }
-    return _judge(name, policy, values, accuracy.species.images, _describe_baselines(accuracy))
+    detail = "; ".join((*_describe_worst(accuracy, policy), *_describe_baselines(accuracy)))
+    return _judge(name, policy, values, accuracy.species.images, detail)
 
 
 _Rate = tuple[float | None, float | None]
@@ -262,13 +263,24 @@ def _gain(baseline: Baseline, classes: int, confidence: float) -> _Rate:
     return baseline.gain_at(CONFIDENCE), baseline.gain_at(max(CONFIDENCE, confidence))
 
 
-def _describe_baselines(accuracy: Accuracy) -> str:
+def _describe_worst(accuracy: Accuracy, policy: GatePolicy) -> Iterator[str]:
+    """Yield the worst species, and the worst class, where the policy has a limit that it may miss."""
+    parts = {
+        "species": (accuracy.by_species, policy.accuracy_min_worst_species),
+        "class": (accuracy.by_class, policy.accuracy_min_worst_class),
+    }
+    for what, (rows, limit) in parts.items():
+        if limit is not None and rows:
+            name, row = min(rows.items(), key=lambda item: (item[1].int8 / item[1].images, -item[1].images))
+            if policy.accuracy_confidence is not None or row.int8 < limit * row.images:
+                yield f"the worst {what}, {spell_class(name)}, has {row.int8:,} of {row.images:,} right"
+
+
+def _describe_baselines(accuracy: Accuracy) -> Iterator[str]:
     parts = {"species": accuracy.species_baseline, "class": accuracy.class_baseline}
-    return "; ".join(
-        f"the commonest {what}, {spell_class(baseline.name)}, is {format_percent(share)} of images"
-        for what, baseline in parts.items()
-        for share in [baseline.counts.first.value]
-    )
+    for what, baseline in parts.items():
+        share = format_percent(baseline.counts.first.value)
+        yield f"the commonest {what}, {spell_class(baseline.name)}, is {share} of images"
 
 
 def _judge_coverage(measured: Measured, policy: GatePolicy) -> GateResult:

@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,7 @@ from plantmodels.errors import CheckpointError, DataError, PlantModelsError
 from plantmodels.export import bundle as export_module
 from plantmodels.export.bundle import export_bundle
 from plantmodels.export.checks import network as network_module
-
-Edit = Callable[[dict[str, Any]], None]
+from tests.fixtures.wrong_networks import Edit, exchange_diseases, exchange_species, reverse_species, scale_to_255
 
 
 @pytest.fixture(autouse=True)
@@ -26,20 +24,6 @@ def _no_long_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "export_species", begin)
 
 
-def reverse_species(document: dict[str, Any]) -> None:
-    document["hyper_parameters"]["species"].reverse()
-
-
-def exchange_species(document: dict[str, Any]) -> None:
-    species = document["hyper_parameters"]["species"]
-    species[2], species[3] = species[3], species[2]  # Mint has no head, and the head of Blueberry moves along
-
-
-def exchange_diseases(document: dict[str, Any]) -> None:
-    names = document["hyper_parameters"]["diseases"]["Cherry_(including_sour)"]
-    names[0], names[2] = names[2], names[0]
-
-
 def forget_species(document: dict[str, Any]) -> None:
     document["state_dict"]["species_head.weight"] *= 0
 
@@ -48,10 +32,6 @@ def forget_diseases(document: dict[str, Any]) -> None:
     for name, tensor in document["state_dict"].items():
         if name.startswith("disease_heads.") and name.endswith(".weight"):
             tensor *= 0
-
-
-def scale_to_255(document: dict[str, Any]) -> None:
-    document["hyper_parameters"].update(mean=[127.5] * 3, std=[127.5] * 3)
 
 
 REFUSED: dict[str, tuple[Edit, str]] = {

@@ -11,7 +11,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Accuracy
+from plantmodels.report.results import Accuracy, Baseline
 from plantmodels.report.samples import Parity
 from plantmodels.report.statistics import PairedCounts, Proportion
 from tests.fixtures.reports import SMALL_SETS
@@ -150,6 +150,47 @@ def test_a_bundle_that_cannot_be_run_is_still_judged(measured: Make) -> None:
     assert (results["loads"].status, results["loads"].measured) == ("failed", 1)
     assert results["loads"].detail == "swin-species-int8.onnx: Unable to parse proto"
     assert results["species_size"].passed
+
+
+@pytest.mark.parametrize(
+    ("limits", "missed"),
+    [
+        ({"accuracy_min_species": 0.95, "accuracy_min_end_to_end": 0.88, "accuracy_min_worst_species": 0.9}, set()),
+        ({"accuracy_min_species": 0.96}, {"species"}),
+        ({"accuracy_min_end_to_end": 0.89}, {"end to end"}),
+        ({"accuracy_min_worst_species": 0.95}, {"worst species"}),
+        ({"accuracy_min_worst_class": 0.1}, {"worst class"}),
+        ({"accuracy_species": {"Mint": 0.96, "Apple": 0.9}}, {"species Mint"}),
+        ({"accuracy_species": {"Fig": 0.0}}, {"species Fig"}),
+        ({"accuracy_confidence": 0.95, "accuracy_min_species": 0.9, "accuracy_min_end_to_end": 0.5}, {"species"}),
+    ],
+)
+def test_accuracy_fails_by_any_of_its_values(measured: Make, limits: dict[str, Any], missed: set[str]) -> None:
+    gate = judged(measured(), GatePolicy(**limits))["accuracy"]
+    assert {value.name for value in gate.values if not gate.is_met(value)} == missed
+    assert gate.passed == (not missed)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "missed"),
+    [("species_baseline", "species above the commonest"), ("class_baseline", "end to end above the commonest")],
+)
+def test_accuracy_must_be_above_the_commonest_answer_beyond_noise(
+    measured: Make, accuracy: Callable[..., Accuracy], baseline: str, missed: str
+) -> None:
+    changed = accuracy(**{baseline: Baseline("Apple", PairedCounts(80, 8, 12, 0))})
+    gate = judged(measured(accuracy=changed))["accuracy"]
+    assert [value.name for value in gate.values if not gate.is_met(value)] == [missed]
+    assert gate.detail.startswith("the commonest species, Apple, is ")
+
+
+def test_the_worst_species_and_class_are_named_where_they_miss_a_limit(measured: Make) -> None:
+    limits = GatePolicy(accuracy_min_worst_species=0.9, accuracy_min_worst_class=0.1)
+    assert judged(measured(), limits)["accuracy"].detail.startswith("the worst class, Rose · spot, has 0 of 1 right; ")
+    with_confidence = replace(limits, accuracy_confidence=0.9)
+    assert judged(measured(), with_confidence)["accuracy"].detail.startswith(
+        "the worst species, Mint, has 18 of 19 right; the worst class, "
+    )
 
 
 def test_many_problems_are_counted_and_some_are_named(measured: Make) -> None:
