@@ -35,6 +35,7 @@ __all__ = [
     "S3Folder",
     "check_registered_name",
     "find_logged_model",
+    "find_run",
     "find_s3_folder",
     "get_canonical_stage",
     "get_connect_arguments",
@@ -134,22 +135,49 @@ def find_logged_model(model_id: str) -> tuple[str, bool]:
         MlflowException: there is no such model.
     """
     from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from mlflow.tracking._tracking_service.utils import _get_store
     from sqlalchemy import select
 
-    store = _get_store()
-    if isinstance(store, SqlAlchemyStore):
-        row = SqlLoggedModel.__table__.c
-        query = select(row.artifact_location, row.status).where(
-            row.model_id == model_id, row.lifecycle_stage == LifecycleStage.ACTIVE
-        )
-        with store.engine.connect() as connection:
-            found = connection.execute(query).first()
-        if found is not None:
-            return found.artifact_location, found.status == LoggedModelStatus.READY.to_int()
+    row = SqlLoggedModel.__table__.c
+    query = select(row.artifact_location, row.status).where(
+        row.model_id == model_id, row.lifecycle_stage == LifecycleStage.ACTIVE
+    )
+    found = _find_row(query)
+    if found is not None:
+        return found.artifact_location, found.status == LoggedModelStatus.READY.to_int()
     model = MlflowClient().get_logged_model(model_id)
     return model.artifact_location, model.status == LoggedModelStatus.READY
+
+
+def find_run(run_id: str) -> tuple[str, str]:
+    """Return the experiment of a run, and the location of its artifacts.
+
+    Where the tracking store is a database, this asks for the one row. MLflow's client reads params, metrics and data
+    sets as well.
+
+    Raises:
+        MlflowException: there is no such run.
+    """
+    from mlflow.store.tracking.dbmodels.models import SqlRun
+    from sqlalchemy import select
+
+    row = SqlRun.__table__.c
+    found = _find_row(select(row.experiment_id, row.artifact_uri).where(row.run_uuid == run_id))
+    if found is not None:
+        return str(found.experiment_id), found.artifact_uri
+    run = MlflowClient().get_run(run_id).info
+    return run.experiment_id, run.artifact_uri
+
+
+def _find_row(query: Any) -> Any:
+    """Return the first row that a query finds in the tracking database; None if there is none, or no plain database."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from mlflow.tracking._tracking_service.utils import _get_store
+
+    store = _get_store()
+    if type(store) is not SqlAlchemyStore:  # one with workspaces must look whose run it is
+        return None
+    with store.engine.connect() as connection:
+        return connection.execute(query).first()
 
 
 def resolve_models_uri(uri: str) -> tuple[str, str]:

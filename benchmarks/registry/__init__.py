@@ -1,1 +1,1 @@
-"""What the gated registry costs: its overhead on models that it does not guard."""
+"""What the gated registry costs: models that it does not guard, many promotions at once, growth, and a bucket."""

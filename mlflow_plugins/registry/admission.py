@@ -77,12 +77,14 @@ class Judged:
         failures: failed gates, all of which were waived.
         model_sha256: digest of all its files.
         state: why the gates let it through, with all waivers.
+        is_stamped: whether it was stamped when it was registered.
     """
 
     evidence: Evidence
     failures: tuple[GateResult, ...]
     model_sha256: str
     state: str
+    is_stamped: bool
 
 
 @dataclass(frozen=True)
@@ -210,7 +212,8 @@ class Admission:
         if alias is not None:
             request = Request(name, str(number), alias, action, found.model_sha256, found.state)
             reason = "; ".join(filter(None, [found.state, self._approvals.collect(request)]))
-        self._stamp(version, found)
+        if not found.is_stamped:
+            self._stamp(version, found)
         gates = found.evidence.judge_gates(self._config.policy)
         decision = self._audit.record(
             name,
@@ -246,7 +249,8 @@ class Admission:
             ends = {gate: self._waivers.find_end(name, number, gate, evidence.manifest_sha256) for gate in refused}
             texts = (describe_gate(gate) + (f", its waiver ended {end}" if end else "") for gate, end in ends.items())
             return Refusal("; ".join(texts), _advise(refused[0].name, name, number), evidence)
-        stamped = self._read_stamp(version)
+        stamp = self._stamps.find(name, number)
+        stamped = version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
         try:  # only now: it takes a download of every file
             model_sha256 = evidence.digest_model()
             if stamped is not None and stamped != model_sha256:
@@ -254,18 +258,11 @@ class Admission:
         except EvidenceError as error:
             return Refusal(str(error), error=error)
         waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
-        return Judged(evidence, failures, model_sha256, waived or "all gates passed")
-
-    def _read_stamp(self, version: ModelVersion) -> str | None:
-        """Return the digest of a version's files at its registration; None if it was not registered here."""
-        stamp = self._stamps.find(version.name, version.version)
-        return version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
+        return Judged(evidence, failures, model_sha256, waived or "all gates passed", stamp is not None)
 
     def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
         """Stamp a version that was registered before the registry was gated: from now on these files are meant."""
         name, number = version.name, version.version
-        if self._stamps.find(name, number) is not None:
-            return
         tags = _make_stamps(judged.evidence, judged.model_sha256, judged.failures)
         self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
         for tag in tags if MODEL_TAG not in version.tags else ():

@@ -20,11 +20,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
-from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
-from mlflow_plugins._mlflow_compat import locate_artifacts
+from mlflow_plugins._mlflow_compat import find_run, locate_artifacts
 from mlflow_plugins.registry.audit import name_user, read_clock, read_user
 from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.guard.rows import Rows
@@ -205,11 +205,12 @@ class Descriptions:
                 failures = evidence.find_failures(self._policy)
                 digest = evidence.manifest_sha256
                 failed = {gate: self._waivers.find(name, number, gate, digest) for gate in failures}
-            tag = ModelVersionTag(GLANCE_TAG, summarize_gates(failed))
-            self._store.set_model_version_tag(name, number, tag)
+            glance = summarize_gates(failed)
+            if version.tags.get(GLANCE_TAG) != glance:
+                self._store.set_model_version_tag(name, number, ModelVersionTag(GLANCE_TAG, glance))
             part = describe_gates(evidence, self._policy, failed, _find_report_page(version))
             renewed = renew_part(version.description, part)
-            if renewed is not None:
+            if renewed is not None and renewed != version.description:
                 self._store.update_model_version(name, number, renewed)
 
     def renew_model(self, name: str, version: str | None) -> None:
@@ -225,28 +226,33 @@ class Descriptions:
                 return  # promoted once more, so it is there since the first time
             renewed = renew_part(description, describe_production(name, version))
             if renewed is not None:
-                self._store.update_registered_model(name, renewed)
+                self._rows.write_description(name, renewed)
 
 
 @contextlib.contextmanager
 def _log_failures(subject: str) -> Iterator[None]:
     try:
         yield
-    except MlflowException as error:
-        _LOGGER.warning("%s: its description was not renewed: %s", subject, error.message)
+    except (MlflowException, SQLAlchemyError) as error:
+        _LOGGER.warning("%s: its description was not renewed: %s", subject, error)
 
 
 def _find_report_page(version: ModelVersion) -> str | None:
     """Return the address of report.html in MLflow's UI; None if the version's run does not hold it."""
     if not version.run_id:
         return None
+    known = re.search(
+        rf"#/experiments/\w+/runs/{version.run_id}/artifacts/{HTML_REPORT_FILE}", version.description or ""
+    )
+    if known is not None:
+        return known[0]
     try:
-        run = MlflowClient().get_run(version.run_id).info
-        repository, path, _ = locate_artifacts(run.artifact_uri)
+        experiment_id, location = find_run(version.run_id)
+        repository, path, _ = locate_artifacts(location)
         names = {entry.path.rsplit("/", 1)[-1] for entry in repository.list_artifacts(path or None)}
     except Exception as error:  # the errors of artifact stores share no base class
         _LOGGER.info("run %s: %s was not looked for: %s", version.run_id, HTML_REPORT_FILE, error)
         return None
     if HTML_REPORT_FILE not in names:
         return None
-    return f"#/experiments/{run.experiment_id}/runs/{run.run_id}/artifacts/{HTML_REPORT_FILE}"
+    return f"#/experiments/{experiment_id}/runs/{version.run_id}/artifacts/{HTML_REPORT_FILE}"

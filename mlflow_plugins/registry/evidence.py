@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, Final
@@ -77,6 +77,7 @@ class Evidence:
     digests: Mapping[str, FileDigest]
     names: tuple[str, ...]
     images: bytes = b""
+    _judged: list[tuple[GatePolicy, tuple[GateResult, ...]]] = field(default_factory=list, compare=False, repr=False)
 
     def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
         """Return the gates that fail by the limits of the report or by those of the policy.
@@ -96,10 +97,13 @@ class Evidence:
             raise EvidenceError(
                 f"the bundle holds no {GATE_REPORT_FILE}: it was never verified; verify it and register it again"
             )
-        return tuple(
-            judged if reported.passed else reported
-            for reported, judged in zip(self.report.gates, self.report.judge_by(policy), strict=True)
-        )
+        for known, gates in self._judged:
+            if known == policy:
+                return gates
+        judged = zip(self.report.gates, self.report.judge_by(policy), strict=True)
+        gates = tuple(ours if reported.passed else reported for reported, ours in judged)
+        self._judged.append((policy, gates))
+        return gates
 
     def read_rows(self) -> tuple[ImageRow, ...]:
         """Return the image rows that the report follows from.
@@ -218,7 +222,7 @@ def _read_model(files: ModelFiles, *, is_loaded_in_place: bool) -> Evidence:
     contents = _read_contents(files, manifest)
     found = {name: _digest(content) for name, content in contents.items()}
     check_digests(_BUNDLE, manifest, found, contents)
-    report = _judge_contents(manifest, contents, flavor)
+    report = _recall_report(manifest_sha256, manifest, contents, flavor)
     digests |= {_PREFIX + name: digest for name, digest in found.items()}
     return Evidence(manifest_sha256, manifest, report, files, digests, names, contents.get(IMAGES_FILE, b""))
 
@@ -253,6 +257,32 @@ def _read_contents(files: ModelFiles, manifest: Manifest) -> dict[str, bytes]:
     if missing:
         raise BundleError(f"{MANIFEST_FILE} does not list {min(missing)}, which every bundle has")
     return {name: files.read(_PREFIX + name, limit) for name, limit in _MAX_BYTES.items() if name in manifest.files}
+
+
+_REMEMBERED: Final = 128
+"""Reports that a process remembers, of about 0.2 MB each."""
+
+_reports: dict[tuple[str, str], GateReport | None] = {}
+_reports_lock = threading.Lock()
+
+
+def _recall_report(
+    manifest_sha256: str, manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]
+) -> GateReport | None:
+    """Return what `_judge_contents` does, without judging the same contents again.
+
+    The contents were digested and are those that the manifest lists, so the manifest's digest stands for all of them.
+    """
+    key = (manifest_sha256, repr(flavor.get("class_order_digest")))
+    with _reports_lock:
+        if key in _reports:
+            return _reports[key]
+    report = _judge_contents(manifest, contents, flavor)
+    with _reports_lock:
+        if len(_reports) >= _REMEMBERED:
+            _reports.clear()
+        _reports[key] = report
+    return report
 
 
 def _judge_contents(manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]) -> GateReport | None:

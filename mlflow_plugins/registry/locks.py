@@ -18,6 +18,7 @@ import sqlalchemy
 
 from mlflow_plugins._mlflow_compat import get_connect_arguments
 from mlflow_plugins.registry.guard.names import fold
+from mlflow_plugins.registry.places import lend_place
 from plantmodels.bundle.file_lock import LockedError, hold_file_lock
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.locks")
@@ -113,8 +114,7 @@ class _ProcessLocks:
         """Hold the mutex of one name, so that only one thread of this process asks the database for its lock."""
         with self._guard:
             mutex = self._mutexes.setdefault(key, threading.Lock())
-        if not mutex.acquire(timeout=TIMEOUT_S):
-            raise TimeoutError(_explain_timeout(names))
+        _wait_for(mutex, names)
         try:
             yield
         finally:
@@ -123,12 +123,20 @@ class _ProcessLocks:
     @contextmanager
     def hold_connection(self, names: tuple[str, ...]) -> Iterator[None]:
         """Wait until one of the locks' connections is free."""
-        if not self._free.acquire(timeout=TIMEOUT_S):
-            raise TimeoutError(_explain_timeout(names))
+        _wait_for(self._free, names)
         try:
             yield
         finally:
             self._free.release()
+
+
+def _wait_for(lock: "threading.Lock | threading.Semaphore", names: tuple[str, ...]) -> None:
+    """Acquire a lock of this process, and let the server answer other requests until it is free."""
+    if lock.acquire(blocking=False):
+        return
+    with lend_place():
+        if not lock.acquire(timeout=TIMEOUT_S):
+            raise TimeoutError(_explain_timeout(names))
 
 
 @cache

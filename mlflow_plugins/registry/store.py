@@ -208,9 +208,10 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         with self._lock_models(name):
             found = super().get_model_version(name, version)
             if wanted == STAGE_PRODUCTION:
-                promoted = self._promote(found, "promote to stage Production")
+                self._promote(found, "promote to stage Production")
                 if ALIAS not in found.aliases:
                     self._events.tell_created(name, ALIAS, version)
+                promoted: ModelVersion = super().get_model_version(name, version)
                 return promoted
             left = 0 if ALIAS in found.aliases else None  # what is in Production afterwards
             action = f"{'promote' if is_promotion else 'move'} to stage {wanted}"
@@ -244,7 +245,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         with self._lock_models(name):
             self._promote(super().get_model_version(name, version), f"set alias {alias}", alias)
 
-    def _promote(self, version: ModelVersion, action: str, alias: str = ALIAS) -> ModelVersion:
+    def _promote(self, version: ModelVersion, action: str, alias: str = ALIAS) -> None:
         """Give a version a protected alias, after all checks. One that has it already needs no more approvals."""
         self._approvals.check_promoter(version.name, version.version, action)
         asked = None if alias in version.aliases else alias
@@ -252,14 +253,12 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             admitted = self._admission.admit(version, action, alias=asked)
             super().set_registered_model_alias(version.name, alias, version.version)
             self._descriptions.renew_version(version.name, version.version, admitted.evidence)
-            return version
+            return
         admitted = self._admission.admit(version, action, int(version.version), asked)
         self._production.move_in(version)
         self._audit.confirm(admitted.decision)
         self._descriptions.renew_version(version.name, version.version, admitted.evidence)
         self._descriptions.renew_model(version.name, str(version.version))
-        promoted: ModelVersion = super().get_model_version(version.name, version.version)
-        return promoted
 
     def delete_registered_model_alias(self, name: str, alias: str) -> None:
         """Delete an alias; only promoters delete a protected one. `production` archives the version as well."""

@@ -17,6 +17,7 @@ import math
 import sys
 import types
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 _T = TypeVar("_T")
@@ -110,7 +111,7 @@ def decode(kind: type[_T], document: object, where: str) -> _T:
 
 
 def _decode_record(kind: Any, document: object, where: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _find_types(kind)
     names = [field.name for field in dataclasses.fields(kind)]
     if not isinstance(document, dict):
         raise ValueError(f"{where}: expected an object with {', '.join(names)}, got {document!r:.80}")
@@ -123,6 +124,12 @@ def _decode_record(kind: Any, document: object, where: str) -> Any:
         return kind(**values)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
+
+
+@cache
+def _find_types(kind: type) -> dict[str, Any]:
+    """Return the type of each field of a dataclass; looking it up takes longer than decoding the fields."""
+    return get_type_hints(kind)
 
 
 def _decode_value(kind: Any, document: object, where: str) -> Any:

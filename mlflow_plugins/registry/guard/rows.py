@@ -5,6 +5,7 @@ which row a request means, and uses the stored spelling from there on.
 """
 
 import fnmatch
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -122,6 +123,16 @@ class Rows:
         """Return the description of a registered model, without its versions; None if it has none."""
         found = self._find(self._description_query, name=name)
         return None if found is None else found.description
+
+    def write_description(self, name: str, text: str) -> None:
+        """Change the description of a registered model; MLflow's own method reads all its versions as well."""
+        model = self._tables["registered_models"]
+        whose = (model.c.workspace == self.get_workspace(), model.c.name == name)
+        values = {"description": text, "last_updated_time": round(1000 * time.time())}
+        with self._engine.begin() as connection:
+            if self._engine.dialect.name == "sqlite":  # wait for another process's transaction, as MLflow does
+                connection.exec_driver_sql("PRAGMA busy_timeout = 20000")
+            connection.execute(model.update().where(*whose).values(values))
 
     def list_in_stage(self, name: str, *stages: str) -> dict[int, str]:
         """Return the versions of a model that are in one of the stages, and their stages."""

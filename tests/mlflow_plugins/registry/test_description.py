@@ -7,10 +7,11 @@ import mlflow
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
-from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy.exc import OperationalError
 
 from mlflow_plugins import flavor
 from mlflow_plugins.registry.description import escape_markdown, renew_part
+from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import GLANCE_TAG, WAIVE_TAG
 from plantmodels.report.gates import GATES
 
@@ -164,14 +165,14 @@ def test_a_description_that_cannot_be_written_stops_no_promotion(client, good_bu
     version = register(good_bundle)
 
     def refuse(*arguments: object) -> None:
-        raise MlflowException("the disk is full")
+        raise OperationalError("UPDATE", {}, Exception("the disk is full"))
 
-    monkeypatch.setattr(SqlAlchemyStore, "update_registered_model", refuse)
+    monkeypatch.setattr(Rows, "write_description", refuse)
     with caplog.at_level(logging.WARNING, "mlflow.plantmodels.description"):
         monkeypatch.setattr(logging.getLogger("mlflow"), "propagate", True)
         client.set_registered_model_alias(NAME, "production", version)
     assert client.get_model_version(NAME, version).current_stage == "Production"
-    assert "plant-disease: its description was not renewed: the disk is full" in caplog.text
+    assert "plant-disease: its description was not renewed: (builtins.Exception) the disk is full" in caplog.text
 
 
 def test_the_first_tag_is_the_registrys_own(client, good_bundle):
