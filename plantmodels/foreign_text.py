@@ -8,10 +8,13 @@ r"""Puts foreign text into ours: other libraries' messages without their noise, 
 'passed\\n2026 allowed: ada\\x1b[2K'
 >>> escape_controls("größer als 5 µm")
 'größer als 5 µm'
+>>> name_some(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], 2)
+'a.jpg, b.jpg and 2 more'
 """
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Final
 
 MAX_QUOTE: Final = 1200
@@ -69,6 +72,13 @@ def shorten(text: str, length: int) -> str:
         return text
     head = (length - 3) // 5
     return f"{text[:head].rstrip()} … {text[len(text) - (length - 3 - head) :].lstrip()}"
+
+
+def name_some(names: Sequence[str], most: int, separator: str = ", ") -> str:
+    """Return the first `most` names, and how many more there are: "a, b and 3 more", or "a; b; and 3 more"."""
+    named = separator.join(names[:most])
+    link = " " if separator == ", " else separator
+    return f"{named}{link}and {len(names) - most:,} more" if len(names) > most else named
 
 
 def _drop_signatures(text: str) -> str:

@@ -13,6 +13,7 @@ from mlflow_plugins.checking.load_check import check_bundle, check_stamps, copy_
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE
 from plantmodels.errors import BundleError
+from plantmodels.foreign_text import name_some
 from plantmodels.report.formatting import align_columns
 from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.per_image import ImageRow, read_image_rows
@@ -75,8 +76,7 @@ class Remeasurement:
 def _describe_images(what: str, images: Sequence[str]) -> list[str]:
     if not images:
         return []
-    more = f"; and {len(images) - _NAMED:,} more" if len(images) > _NAMED else ""
-    return [f"differs: {len(images):,} {what}: {'; '.join(images[:_NAMED])}{more}"]
+    return [f"differs: {len(images):,} {what}: {name_some(images, _NAMED, '; ')}"]
 
 
 def _machine(report: GateReport) -> str:

@@ -237,9 +237,9 @@ class Admission:
         name, number = version.name, version.version
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
-            policy = self._config.policy
+            policy, parts = self._config.policy, (self._store, self._rows, self._audit)
             failures = evidence.find_failures(policy)
-            worse = find_regression(self._store, self._rows, version, evidence, policy) if to_production else None
+            worse = find_regression(*parts, version, evidence, policy) if to_production else None
         except EvidenceError as error:
             return Refusal(str(error), error=error)
         judged = failures if worse is None else (*failures, worse)

@@ -238,6 +238,18 @@ class AuditLog:
             rows = connection.execute(asked.where(*conditions).order_by(order).limit(query.limit)).all()
         return [_read_row(row) for row in rows]
 
+    def find_last_production(self, name: str) -> str | None:
+        """Return the version of a model that came into Production last; None if there never was one.
+
+        A deleted model of the same name does not count.
+        """
+        joined = DECISIONS.join(OUTCOMES, OUTCOMES.c.decision_id == DECISIONS.c.id)
+        was_promoted = (DECISIONS.c.model_id == self._identities.find(name), DECISIONS.c.production > 0)
+        asked = sqlalchemy.select(DECISIONS.c.production).select_from(joined).where(*was_promoted)
+        with self._records.begin() as connection:
+            found = connection.execute(asked.order_by(DECISIONS.c.id.desc()).limit(1)).scalar()
+        return None if found is None else str(found)
+
 
 def describe_gates(gates: Iterable[GateResult]) -> list[dict[str, str]]:
     """Return gates as the audit keeps them: the texts that people see."""

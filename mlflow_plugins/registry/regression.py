@@ -3,8 +3,10 @@
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion
+from mlflow.exceptions import MlflowException
 
 from mlflow_plugins._mlflow_compat import STAGE_PRODUCTION
+from mlflow_plugins.registry.audit import AuditLog
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, read_evidence
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import ALIAS
@@ -14,15 +16,18 @@ from plantmodels.report.policy import GatePolicy
 
 
 def find_regression(
-    store: Any, rows: Rows, version: ModelVersion, evidence: Evidence, policy: GatePolicy
+    store: Any, rows: Rows, audit: AuditLog, version: ModelVersion, evidence: Evidence, policy: GatePolicy
 ) -> GateResult | None:
     """Return the gate `no_regression` of a version if it does not pass; None if it passes.
 
-    It passes if no other version is in Production. It is not measured if the report in Production cannot be read.
+    The version is compared with the one in Production. If nothing is there, it is compared with the one that was there
+    last: taking a version out first makes no worse version pass. The gate passes if there never was another one. It is
+    not measured if the other report cannot be read.
 
     Args:
         store: MLflow's own store, without the gate.
         rows: its rows.
+        audit: the registry's audit.
         version: the version that is to be promoted.
         evidence: what its files prove; they hold a report.
         policy: the server's limits.
@@ -30,14 +35,16 @@ def find_regression(
     Raises:
         EvidenceError: the rows of the version itself cannot be read.
     """
-    production = _find_production(rows, version.name)
-    if production is None or production == str(version.version):
+    number, place = _find_production(rows, version.name), "which is in Production"
+    if number is None:
+        number, place = audit.find_last_production(version.name), "which was in Production last"
+    if number is None or number == str(version.version):
         return None
-    now, words = evidence.read_rows(), f"version {production}"
+    now, words = evidence.read_rows(), f"version {number}, {place}"
     try:
-        before = read_evidence(store.get_model_version_download_uri(version.name, production)).read_rows()
-    except EvidenceError as error:
-        return regression_not_measured(f"{words}, which is in Production, cannot be compared: {error}", policy)
+        before = read_evidence(store.get_model_version_download_uri(version.name, number)).read_rows()
+    except (EvidenceError, MlflowException) as error:  # MLflow's: the version was deleted
+        return regression_not_measured(f"{words}, cannot be compared: {error}", policy)
     gate = judge_regression(before, now, policy, words)
     return None if gate.passed else gate
 

@@ -172,7 +172,8 @@ class Waivers:
             failures = {gate.name: gate for gate in evidence.find_failures(self._config.policy)}
             if gate_name in PROMOTION_GATES:  # as it would be judged now
                 found = self._store.get_model_version(name, version)
-                worse = find_regression(self._store, self._rows, found, evidence, self._config.policy)
+                parts = self._store, self._rows, self._audit
+                worse = find_regression(*parts, found, evidence, self._config.policy)
                 failures |= {} if worse is None else {worse.name: worse}
         except EvidenceError as error:
             raise self._audit.refuse(name, version, action, str(error)) from error

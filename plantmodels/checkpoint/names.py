@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.errors import CheckpointError
+from plantmodels.foreign_text import name_some
 
 ROOTS: Final = ("backbone.", "projection.", "species_head.", "disease_heads.")
 
@@ -54,9 +55,8 @@ def describe_names(names: Iterable[str]) -> str:
         for name in listed
         if (beginning := name.partition(".")[0])
     )
-    more = f" and {len(shown) - _SHOWN} more" if len(shown) > _SHOWN else ""
     noun = "tensor" if len(listed) == 1 else "tensors"
-    return f"{len(listed)} {noun}: {', '.join(list(shown)[:_SHOWN])}{more}" if listed else ""
+    return f"{len(listed)} {noun}: {name_some(list(shown), _SHOWN)}" if listed else ""
 
 
 def find_network(path: Path, names: Iterable[str], weights: str) -> NetworkNames:

@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, get_args
 
 from plantmodels.bundle.layout import FORMAT_VERSION
 from plantmodels.bundle.serialization import encode
+from plantmodels.foreign_text import name_some
 from plantmodels.report.gates import GateResult
 from plantmodels.report.results import SMALL_CLASS
 
@@ -158,8 +159,7 @@ class Comparison:
                 names.append(title)
             else:
                 names += [f"{name} ({title})" if section.of_each or title == "files" else name for name in found]
-        more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
-        return "; ".join(names[:_MOST_NAMES]) + more or "nothing"
+        return name_some(names, _MOST_NAMES, "; ") or "nothing"
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the changes of the gates and the summary spelled out."""

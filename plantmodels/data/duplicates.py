@@ -6,7 +6,7 @@ the same leaf is a different image.
 >>> from PIL import Image
 >>> smaller = tmp / "smaller.jpg"
 >>> Image.open(image).resize((120, 120)).save(smaller, quality=70)
->>> index = DuplicateIndex([take_fingerprint(image, all_views=True)])
+>>> index = DuplicateIndex([take_fingerprint(image, all_views=True)], max_distance=44)
 >>> index.find(take_fingerprint(image)), index.find(take_fingerprint(tmp / "gone.jpg"))
 ([Match(position=0, distance=0)], [])
 >>> [match.position for match in index.find(take_fingerprint(smaller))]
@@ -34,11 +34,6 @@ from plantmodels.serve.preprocessing import decode_image
 HASH_BITS: Final = 256
 """Bits of the perceptual hash: signs of the 16 x 16 lowest frequencies. With 64 bits, leaves on a uniform background
 collide: of 6 million pairs of different leaves 82 were within 8 bits, as far as a crop by 1 % moves an image."""
-
-MAX_DISTANCE: Final = 44
-"""Largest number of differing bits. Measured on PlantVillage: JPEG quality 50 to 95 and resizing to a third, half or
-double change at most 10 bits, a crop of up to 5 % on every side at most 40. Of 6 million pairs of different leaves,
-seen in every view, the closest differs in 48."""
 
 MAX_DIFFERENCE: Final = 0.25
 """Largest difference of the thumbnails, in units of their contrast. Of the 44 pairs of different leaves within 64 bits
@@ -135,15 +130,17 @@ def take_fingerprints(paths: Iterable[Path], *, all_views: bool = False) -> Iter
 class DuplicateIndex:
     """Images among which others are searched; an image takes 4 kilobytes."""
 
-    def __init__(self, fingerprints: Sequence[Fingerprint]) -> None:
+    def __init__(self, fingerprints: Sequence[Fingerprint], *, max_distance: int) -> None:
         """Prepare the search.
 
         Args:
             fingerprints: fingerprints of N images with all views. The images are numbered from 0.
+            max_distance: number of differing bits up to which two hashes may belong to the same image.
 
         Raises:
             ValueError: a fingerprint lacks the other views.
         """
+        self._max_distance = max_distance
         self._by_digest: dict[str, list[int]] = defaultdict(list)
         for position, fingerprint in enumerate(fingerprints):
             if len(fingerprint.hashes) not in (0, _VIEWS):
@@ -168,7 +165,7 @@ class DuplicateIndex:
         distances = np.zeros(self._words.shape[1], np.uint16)
         for own, other in zip(self._words, fingerprint.hashes[0], strict=True):
             distances += np.bitwise_count(own ^ other)
-        for place in np.flatnonzero(distances <= MAX_DISTANCE).tolist():
+        for place in np.flatnonzero(distances <= self._max_distance).tolist():
             rank, view = divmod(place, _VIEWS)
             if _compare(self._thumbnails[rank], view, fingerprint.thumbnail) <= MAX_DIFFERENCE:
                 yield int(self._positions[rank]), int(distances[place])

@@ -177,7 +177,7 @@ class GateReport:
 
     @property
     def intervals(self) -> dict[str, Interval]:
-        """Name of a gate to the 95 % interval of its measured value, where there is one. Verdicts ignore it."""
+        """Name of a gate to the 95 % interval of its measured value, where there is one. It is for people to read."""
         values = {
             "int8_accuracy": None
             if self.accuracy is None or self.accuracy.worst is None
@@ -271,7 +271,7 @@ class GateReport:
                 raise BundleError(f"{name}: {error}") from error
 
     def check_served(self, metadata: Metadata, detector: OODDetector) -> None:
-        """Check that temperatures and threshold are those of the bundle.
+        """Check that class order, checkpoint, temperatures and threshold are those of the bundle.
 
         Args:
             metadata: the bundle's metadata.
@@ -280,7 +280,12 @@ class GateReport:
         Raises:
             BundleError: names the value that differs.
         """
-        values: dict[str, tuple[float, float, str]] = {}
+        inputs, made_from = self.inputs, metadata.provenance.get("checkpoint_sha256")
+        values: dict[str, tuple[object, object, str]] = {
+            "inputs.class_order_digest": (inputs.class_order_digest, metadata.taxonomy.digest, METADATA_FILE)
+        }
+        if inputs.checkpoint_sha256 is not None:
+            values["inputs.checkpoint_sha256"] = (inputs.checkpoint_sha256, made_from, METADATA_FILE)
         if self.accuracy is not None:
             for name in ("species", "disease"):
                 temperature = getattr(self.accuracy, f"{name}_calibration").temperature

@@ -32,7 +32,7 @@ class ImageSet:
     Attributes:
         images: number of images, readable or not.
         measured: number of images that the gates rest on.
-        sha256: digest of all names and contents.
+        sha256: digest of the names, true classes and contents of the measured images.
     """
 
     images: int

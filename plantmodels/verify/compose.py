@@ -36,7 +36,6 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
-from plantmodels.report.statistics import Proportion
 from plantmodels.verify.accuracy import AccuracyRun
 from plantmodels.verify.leakage import LeakageRun
 from plantmodels.verify.reading import VerificationInputs
@@ -116,7 +115,7 @@ def compose_report(
         measured,
         policy,
         unreadable=(*_read_skipped_in_export(metadata), *_list_unreadable(inputs, passes)),
-        inputs=_record_inputs(metadata, inputs, measured),
+        inputs=_record_inputs(metadata, inputs, passes),
         versions={"plantmodels": __version__, "python": platform.python_version(), **libraries},
         machine=Machine(cpu.architecture, cpu.model, cpu.features),
     )
@@ -146,23 +145,24 @@ def _list_unreadable(inputs: VerificationInputs, passes: Passes | None) -> tuple
     )
 
 
-def _record_inputs(metadata: Metadata, inputs: VerificationInputs, measured: Measured) -> ReportInputs:
-    def record(images: NonPlantSet | None, name: ImageSetName, rejected: Proportion | None) -> ImageSet | None:
-        if images is None:
-            return None
-        return ImageSet(len(images.paths), 0 if rejected is None else rejected.images, inputs.data_digests[name])
+def _record_inputs(metadata: Metadata, inputs: VerificationInputs, passes: Passes | None) -> ReportInputs:
+    table = ImageTable.from_rows(() if passes is None else passes.rows)
 
-    rejection = measured.rejection
-    leaves = 0 if measured.accuracy is None else measured.accuracy.fp16.species.images
+    def record(images: NonPlantSet | None, name: ImageSetName) -> ImageSet | None:
+        return None if images is None else _record_set(table, name, len(images.paths))
+
     return ReportInputs(
         checkpoint_sha256=None if inputs.checkpoint is None else inputs.checkpoint.sha256,
         class_order_digest=metadata.taxonomy.digest,
-        val=ImageSet(len(inputs.leaves.samples), leaves, inputs.data_digests["val"]),
-        non_plants=record(inputs.non_plants, "non-plants", None if rejection is None else rejection.non_plants),
-        unseen_plants=record(
-            inputs.unseen_plants, "unseen-plants", None if rejection is None else rejection.unseen_plants
-        ),
+        val=_record_set(table, "val", len(inputs.leaves.samples)),
+        non_plants=record(inputs.non_plants, "non-plants"),
+        unseen_plants=record(inputs.unseen_plants, "unseen-plants"),
     )
+
+
+def _record_set(table: ImageTable, name: ImageSetName, images: int) -> ImageSet:
+    rows = table.of_set(name)
+    return ImageSet(images, len(rows), rows.digest())
 
 
 def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: Passes | None) -> None:

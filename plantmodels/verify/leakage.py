@@ -14,7 +14,7 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError
 from plantmodels.report.evidence.accuracy import name_class
-from plantmodels.report.leakage import Leak, Leakage, Twin, TwinSet
+from plantmodels.report.leakage import MAX_DISTANCE, Leak, Leakage, Twin, TwinSet
 from plantmodels.report.per_image import ImageRow
 
 _LOGGER: Final = logging.getLogger(__name__)
@@ -80,7 +80,7 @@ def measure_leakage(
     best: dict[int, _Found] = {}
     with log_step("search for leaks", total=len(own) + len(others), unit="image") as advance:
         fingerprints = list(_count(take_fingerprints(paths, all_views=True), advance))
-        index = DuplicateIndex(fingerprints)
+        index = DuplicateIndex(fingerprints, max_distance=MAX_DISTANCE)
         rest = _count(take_fingerprints(image.path for image in others), advance)
         for images, taken in ((own, iter(fingerprints)), (others, rest)):
             for image, fingerprint in zip(images, taken, strict=True):

@@ -1,6 +1,5 @@
 """Everything that a verification reads, read and checked before anything is measured."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,11 +7,9 @@ from typing import TYPE_CHECKING
 from plantmodels.bundle.layout import is_report
 from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.data.digests import digest_images
-from plantmodels.data.leaves import LeafSet, digest_leaves, read_leaves
+from plantmodels.data.leaves import LeafSet, read_leaves
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
-from plantmodels.report.per_image import ImageSetName
 from plantmodels.serve.loading import BundleContents, read_bundle
 from plantmodels.verify.leakage import read_training_leaves
 
@@ -29,7 +26,6 @@ class VerificationInputs:
         training: the training leaves, which no validation leaf may be among; None if there are none.
         non_plants: images that show no plant, or None.
         unseen_plants: images of plants of unknown species, or None.
-        data_digests: name of an image set to its digest, for the sets that are given.
         checkpoint: the checkpoint that the bundle was made from, or None.
     """
 
@@ -37,7 +33,6 @@ class VerificationInputs:
     training: LeafSet | None
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
-    data_digests: Mapping[ImageSetName, str]
     checkpoint: "Checkpoint | None"
 
 
@@ -62,7 +57,7 @@ def read_inputs(
     unseen_plants: Path | None,
     hyper_parameters: Path | None = None,
 ) -> VerificationInputs:
-    """List the images, digest them, and read the checkpoint.
+    """List the images, and read the checkpoint.
 
     Args:
         metadata: the bundle's metadata.
@@ -82,13 +77,8 @@ def read_inputs(
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen})
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata, hyper_parameters)
-    digests: dict[ImageSetName, str] = {"val": digest_leaves(leaves)}
-    if others is not None:
-        digests["non-plants"] = digest_images(others.root, others.paths)
-    if unseen is not None:
-        digests["unseen-plants"] = digest_images(unseen.root, unseen.paths)
     training = read_training_leaves(data, metadata.taxonomy)
-    return VerificationInputs(leaves, training, others, unseen, digests, matching)
+    return VerificationInputs(leaves, training, others, unseen, matching)
 
 
 def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":

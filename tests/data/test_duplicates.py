@@ -1,6 +1,6 @@
 import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from PIL import Image, ImageOps
 from examples.drawn_leaves.draw import TAXONOMY, draw_image
 from plantmodels.data.duplicates import (
     HASH_BITS,
-    MAX_DISTANCE,
     DuplicateIndex,
     Fingerprint,
     Match,
     take_fingerprint,
     take_fingerprints,
 )
+from plantmodels.report.leakage import MAX_DISTANCE
 from tests.fixtures.checkpoints import RealPaths
 
 LEAVES = 10
@@ -48,7 +48,11 @@ def index(tmp_path_factory: pytest.TempPathFactory) -> DuplicateIndex:
     paths = [folder / f"{number}.png" for number in range(LEAVES)]
     for number, path in enumerate(paths):
         path.write_bytes(encode(draw_leaf(number), "PNG"))
-    return DuplicateIndex(list(take_fingerprints(paths, all_views=True)))
+    return make_index(list(take_fingerprints(paths, all_views=True)))
+
+
+def make_index(fingerprints: Sequence[Fingerprint]) -> DuplicateIndex:
+    return DuplicateIndex(fingerprints, max_distance=MAX_DISTANCE)
 
 
 def fingerprint_of(folder: Path, content: bytes) -> Fingerprint:
@@ -86,8 +90,8 @@ def test_a_changed_copy_of_an_image_is_found_and_no_other_image_is(
 def test_an_image_is_found_whichever_of_the_two_is_cropped(tmp_path: Path) -> None:
     whole = fingerprint_of(tmp_path, encode(draw_leaf(0), "PNG"))
     cropped = fingerprint_of(tmp_path, encode(cut(draw_leaf(0), 0.03), "PNG"))
-    assert [match.position for match in DuplicateIndex([whole]).find(cropped)] == [0]
-    assert [match.position for match in DuplicateIndex([cropped]).find(whole)] == [0]
+    assert [match.position for match in make_index([whole]).find(cropped)] == [0]
+    assert [match.position for match in make_index([cropped]).find(whole)] == [0]
 
 
 def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, tmp_path: Path) -> None:
@@ -99,21 +103,21 @@ def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, 
 def test_identical_bytes_match_even_where_they_are_no_image(tmp_path: Path) -> None:
     for name, content in (("a.jpg", b"no image"), ("b.jpg", b"other"), ("c.jpg", b"no image")):
         (tmp_path / name).write_bytes(content)
-    index = DuplicateIndex(list(take_fingerprints(sorted(tmp_path.iterdir()))))
+    index = make_index(list(take_fingerprints(sorted(tmp_path.iterdir()))))
     assert index.find(take_fingerprint(tmp_path / "a.jpg")) == [Match(0, 0), Match(2, 0)]
 
 
 def test_files_that_cannot_be_read_are_like_no_other_file(tmp_path: Path) -> None:
     gone = take_fingerprint(tmp_path / "gone.jpg")
     assert (gone.sha256, len(gone.hashes)) == ("", 0)
-    assert DuplicateIndex([gone, gone]).find(gone) == []
-    assert DuplicateIndex([]).find(gone) == []
+    assert make_index([gone, gone]).find(gone) == []
+    assert make_index([]).find(gone) == []
 
 
 def test_an_index_needs_every_view_of_its_images(tmp_path: Path) -> None:
     (tmp_path / "leaf.png").write_bytes(encode(draw_leaf(0), "PNG"))
     with pytest.raises(ValueError, match="fingerprint 1 has 1 of 12 views"):
-        DuplicateIndex([take_fingerprint(tmp_path / "leaf.png", all_views=views) for views in (True, False)])
+        make_index([take_fingerprint(tmp_path / "leaf.png", all_views=views) for views in (True, False)])
 
 
 def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,14 +134,14 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_blank_images_are_compared_by_their_colour(tmp_path: Path, first: int, second: int, same: bool) -> None:
     images = [Image.new("RGB", (90 + place, 80), (level,) * 3) for place, level in enumerate((first, second))]
     one, other = (fingerprint_of(tmp_path, encode(image, "PNG")) for image in images)
-    assert [match.position for match in DuplicateIndex([one]).find(other)] == ([0] if same else [])
+    assert [match.position for match in make_index([one]).find(other)] == ([0] if same else [])
 
 
 def test_one_outline_in_two_colours_is_two_images(tmp_path: Path) -> None:
     grey = np.asarray(draw_leaf(0).convert("L"), np.float64)
     tinted = [Image.fromarray((grey[..., None] * weights).astype(np.uint8)) for weights in ((1, 0.3, 1), (0.3, 1, 0.3))]
     one, other = (fingerprint_of(tmp_path, encode(image, "PNG")) for image in tinted)
-    assert DuplicateIndex([one]).find(other) == []
+    assert make_index([one]).find(other) == []
 
 
 def test_many_fingerprints_keep_their_order(tmp_path: Path) -> None:
@@ -161,5 +165,5 @@ def test_no_two_real_leaves_are_taken_for_one_image(real_paths: RealPaths) -> No
     paths = [path for folder in folders for split in ("train", "val") for path in (data / split / folder).iterdir()]
     assert len(paths) > 200
     fingerprints = list(take_fingerprints(paths, all_views=True))
-    index = DuplicateIndex(fingerprints)
+    index = make_index(fingerprints)
     assert [[match.position for match in index.find(each)] for each in fingerprints] == [[i] for i in range(len(paths))]

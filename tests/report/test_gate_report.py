@@ -2,15 +2,18 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 
+from plantmodels.bundle.detector import read_detector
 from plantmodels.bundle.files import read_json, write_json
-from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, SPECIES_FILES
+from plantmodels.bundle.layout import DETECTOR_FILE, GATE_REPORT_FILE, IMAGES_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import FileDigest, Manifest
+from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError, GatesNotPassedError, PlantModelsError
 from plantmodels.report.gate_report import GateReport, parse_report, read_report
 from plantmodels.report.gates import GATES
@@ -249,6 +252,38 @@ def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> 
 def test_a_broken_report_of_format_2_is_refused(report: Make, path: str, value: object, message: str) -> None:
     with pytest.raises(BundleError, match=message):
         GateReport.from_dict(edit(make_format_2(report()), path, value))
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        (
+            "metadata",
+            {"provenance": {"checkpoint_sha256": "f" * 64}},
+            r"inputs\.checkpoint_sha256 is \w+, but onnx-m",
+        ),
+        ("metadata", {"species_temperature": 3.0}, r"accuracy\.species_calibration\.temperature is .*, but onnx-m"),
+        (
+            "metadata",
+            {"disease_temperature": 3.0},
+            r"accuracy\.disease_calibration\.temperature is .* has 3\.0; verify",
+        ),
+        (
+            "metadata",
+            {"taxonomy": TAXONOMY},
+            r"inputs\.class_order_digest is \w+, but onnx-metadata\.json has",
+        ),
+        ("detector", {"threshold": 3.0}, r"rejection\.threshold is .*, but ood-detector\.pkl has 3\.0; verify again"),
+    ],
+)
+def test_a_report_must_be_about_what_is_served(
+    verified_bundle: Path, section: str, change: dict[str, Any], message: str
+) -> None:
+    served = {"metadata": read_metadata(verified_bundle), "detector": read_detector(verified_bundle / DETECTOR_FILE)}
+    report = read_report(verified_bundle)
+    report.check_served(**served)
+    with pytest.raises(BundleError, match=message):
+        report.check_served(**{**served, section: replace(served[section], **change)})
 
 
 def test_an_absent_report_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from plantmodels.arrays import Labels, Weights
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import CheckpointError
 from plantmodels.export.checks.class_order import Counts, Move, find_guessing, find_other_order, find_suspects
+from plantmodels.foreign_text import name_some
 from plantmodels.ood.embeddings import ModelOutputs
 
 _NAMED: Final = 6
@@ -97,11 +98,10 @@ def refuse_wrong_answers(counts: AnswerCounts, taxonomy: Taxonomy, checkpoint: P
 def _describe_order(moves: tuple[Move, ...], what: str, names: tuple[str, ...], checkpoint: Path, data: Path) -> str:
     spelled = [
         f"{names[move.answered]!r} is answered where {names[move.true]!r} is true ({move.count:,} of {move.images:,})"
-        for move in moves[:_NAMED]
+        for move in moves
     ]
-    more = f", and {len(moves) - _NAMED:,} more" if len(moves) > _NAMED else ""
     return (
-        f"{checkpoint}: answers fit the {what} in another order: {', '.join(spelled)}{more}. List the names in the "
+        f"{checkpoint}: answers fit the {what} in another order: {name_some(spelled, _NAMED)}. List the names in the "
         f"order in which the network was trained, or correct the labels of the leaves in {data}"
     )
 

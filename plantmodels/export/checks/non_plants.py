@@ -13,12 +13,13 @@ import numpy as np
 from scipy.spatial.distance import cdist
 from scipy.stats import binom
 
-from plantmodels.arrays import Embeddings, Labels, Mask
+from plantmodels.arrays import Embeddings, Mask
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import UNREADABLE, digest_content
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import DataError
+from plantmodels.foreign_text import name_some
 from plantmodels.ood.embeddings import ModelOutputs
 
 _LIMIT: Final = 0.1
@@ -53,12 +54,10 @@ def refuse_known_files(non_plants: NonPlantSet, leaves: Sequence[Path], data: Pa
     known.pop(UNREADABLE, None)
     same = [(path, known[digest]) for path in candidates if (digest := digest_content(path)) in known]
     if same:
-        named = ", ".join(
-            f"{name_in_report(non_plants.root, path)} is {name_in_report(data, leaf)}" for path, leaf in same[:_NAMED]
-        )
+        named = [f"{name_in_report(non_plants.root, path)} is {name_in_report(data, leaf)}" for path, leaf in same]
         raise DataError(
             f"{non_plants.root}: {len(same):,} of {len(non_plants.paths):,} non-plants are leaves of {data}, byte for "
-            f"byte: {named}{_count_more(same)}. Give a folder of images without plants"
+            f"byte: {name_some(named, _NAMED)}. Give a folder of images without plants"
         )
 
 
@@ -96,13 +95,13 @@ def refuse_leaf_like(
         found = np.flatnonzero(likeness & group)
         if is_beyond_limit(len(found), int(group.sum()), len(groups)):
             answers = outputs.logits.argmax(axis=1)
-            named = ", ".join(
+            named = [
                 f"{name_in_report(non_plants.root, paths[i])} looks like {taxonomy.species[answers[i]]!r}"
-                for i in found[:_NAMED]
-            )
+                for i in found.tolist()
+            ]
             raise DataError(
                 f"{non_plants.root}: {len(found):,} of {group.sum():,} non-plants{name} look like known plants to the "
-                f"network, at most {_LIMIT:.0%} may: {named}{_count_more(found)}. Give a folder of "
+                f"network, at most {_LIMIT:.0%} may: {name_some(named, _NAMED)}. Give a folder of "
                 "images without plants"
             )
 
@@ -123,7 +122,3 @@ def find_leaf_like(features: Embeddings, leaves: Embeddings) -> Mask:
 def is_beyond_limit(count: int, images: int, groups: int) -> bool:
     """Return whether so many of the images are more than a tenth, beyond chance, when so many groups are looked at."""
     return bool(count and binom.sf(count - 1, images, _LIMIT) < _FALSE_ALARM / groups)
-
-
-def _count_more(found: Sequence[object] | Labels) -> str:
-    return f" and {len(found) - _NAMED:,} more" if len(found) > _NAMED else ""

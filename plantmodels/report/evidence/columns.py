@@ -8,6 +8,7 @@
 """
 
 import csv
+import hashlib
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -110,6 +111,12 @@ class ImageTable:
     def truths(self, name: str) -> NDArray[np.bool_]:
         """Return a column of "true" and "false"."""
         return np.asarray(self.text(name) == "true", np.bool_)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the images: of their names, true classes and contents, in whatever order."""
+        columns = (self.text(name).tolist() for name in ("name", "species", "disease", "sha256"))
+        lines = sorted(map("\0".join, zip(*columns, strict=True)))
+        return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
 
     def of_set(self, name: ImageSetName) -> "ImageTable":
         """Return the images of one set, in their order."""

@@ -11,6 +11,7 @@ from typing import Final
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.foreign_text import name_some
 from plantmodels.report.evidence.coverage import find_gaps
 from plantmodels.report.formatting import format_percent, spell_class
 from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
@@ -167,7 +168,7 @@ def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult
 def _judge_loads(measured: Measured, policy: GatePolicy) -> GateResult:
     failures = measured.problems.get("loads", ())
     samples = sum(name.endswith(".onnx") for name in measured.files)
-    return _judge("loads", policy, _single(float(len(failures))), samples, _list_some(failures))
+    return _judge("loads", policy, _single(float(len(failures))), samples, name_some(failures, _SHOWN, "; "))
 
 
 def _judge_heads(measured: Measured, policy: GatePolicy) -> GateResult:
@@ -176,13 +177,12 @@ def _judge_heads(measured: Measured, policy: GatePolicy) -> GateResult:
         reason = "no checkpoint was given: class order and weights cannot be compared with it"
         return _not_measured(name, policy, reason)
     return _judge(
-        name, policy, _single(float(len(problems))), len(list_head_files(measured.taxonomy)), _list_some(problems)
+        name,
+        policy,
+        _single(float(len(problems))),
+        len(list_head_files(measured.taxonomy)),
+        name_some(problems, _SHOWN, "; "),
     )
-
-
-def _list_some(problems: tuple[str, ...]) -> str:
-    more = f"; and {len(problems) - _SHOWN:,} more" if len(problems) > _SHOWN else ""
-    return "; ".join(problems[:_SHOWN]) + more
 
 
 def _judge_sizes(measured: Measured, policy: GatePolicy) -> tuple[GateResult, GateResult]:

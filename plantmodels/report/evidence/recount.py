@@ -42,7 +42,8 @@ def check_report(report: "GateReport", table: ImageTable) -> None:
     _check_rows(table, report.taxonomy)
     _check_inputs(report, table)
     if report.leakage is not None:
-        check_leaks(report.leakage, table)
+        given = 0 if report.inputs.non_plants is None else report.inputs.non_plants.images
+        check_leaks(report.leakage, table, given)
     for name, found, expected, evidence in _list_sections(report, table, report.taxonomy):
         difference = find_difference(encode(found), encode(expected), name)
         if difference is not None:
@@ -81,7 +82,7 @@ def _list_sections(
 
 
 def _check_inputs(report: "GateReport", table: ImageTable) -> None:
-    """Check the numbers of images, and that either all sections that need the models are there, or none."""
+    """Check numbers and digests of images, and that either all sections that need the models are there, or none."""
     sections = {name: getattr(report, name) for name in ("accuracy", "rejection", "latency")}
     for name, section in sections.items():
         if (section is None) != bool(report.not_run):
@@ -94,10 +95,12 @@ def _check_inputs(report: "GateReport", table: ImageTable) -> None:
         "unseen-plants": report.inputs.unseen_plants,
     }
     for name, images in sets.items():
-        where, rows = f"inputs.{name.replace('-', '_')}", len(table.of_set(name))
-        if rows != (0 if images is None else images.measured):
+        where, rows = f"inputs.{name.replace('-', '_')}", table.of_set(name)
+        if len(rows) != (0 if images is None else images.measured):
             measured = 0 if images is None else images.measured
-            raise ValueError(f"{where}.measured is {measured}, but {IMAGES_FILE} has {rows} such rows")
+            raise ValueError(f"{where}.measured is {measured}, but {IMAGES_FILE} has {len(rows)} such rows")
+        if images is not None and images.sha256 != (digest := rows.digest()):
+            raise ValueError(describe_difference((f"{where}.sha256", images.sha256, digest), "its image rows"))
         if images is not None and not report.not_run:
             _check_set(report, name, images, where)
 

@@ -81,13 +81,13 @@ class Loss:
 def judge_regression(
     before: Sequence[ImageRow], now: Sequence[ImageRow], policy: GatePolicy, production: str
 ) -> GateResult:
-    """Return the gate `no_regression` for a version that is to replace the one in Production.
+    """Return the gate `no_regression` for a version that is to replace the one in Production, or the last one there.
 
     Args:
         before: rows of the version in Production.
         now: rows of the new version.
         policy: the limits.
-        production: the version in Production, in words.
+        production: the version that is compared with, in words: "version 1, which is in Production".
 
     Returns:
         The gate, whose value is the largest loss beyond noise.
@@ -96,7 +96,7 @@ def judge_regression(
     try:
         losses = measure_losses(before, now, min_images=least)
     except TooFewImagesError as error:
-        return regression_not_measured(f"{error} ({production} is in Production)", policy)
+        return regression_not_measured(f"{error} ({production})", policy)
     (limit,) = policy.limits_of(GATE).values()
     worst = max(loss.beyond_noise for loss in losses)
     detail = f"against {production}: {'; '.join(loss.to_sentence() for loss in losses)}"

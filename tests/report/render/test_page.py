@@ -172,11 +172,18 @@ def test_intervals_stand_below_their_values(report: Make) -> None:
     gate_table = page[page.index("<table") : page.index("</table>")]
     assert '98.00 %<span class="what">89.50 to 99.65 %</span>' in gate_table
     assert '0.00 points lost<span class="what">−4.56 to 4.56 points</span>' in gate_table
-    assert "No gate looks at the interval." in page
+    assert "Every limit holds for the value alone." in page
     text = "".join(parse(page).text)
     assert "−4.56 to 4.56 points" in text
     low, high = Proportion(95, 100).interval or (0, 0)
     assert f"{100 * low:.2f} to {100 * high:.2f} %" in text
+
+
+def test_the_page_says_which_limits_hold_for_the_bound(report: Make) -> None:
+    text = read_text(render(report(GatePolicy(ood_recall_confidence=0.9))))
+    assert "with 90 % confidence" in text and "98.00 % (bound 91" in text
+    assert "the bound beside the value must meet it. All other limits hold for the value alone." in text
+    assert "Every limit holds for the value alone." not in text
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
+from mlflow_plugins.registry.commands.admin import delete_version
+from mlflow_plugins.registry.commands.history import list_decisions
 from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file, write_manifest
@@ -27,7 +29,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:Futu
 
 NAME = "plants"
 WORSE = (
-    r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point against version 1: end to end \d\d\.\d\d %, in Prod"
+    r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point against version 1, which is in Production: "
+    r"end to end \d\d\.\d\d %, in Production \d\d\.\d\d %"
 )
 
 
@@ -98,6 +101,56 @@ def test_the_first_version_is_compared_with_nothing(client, build: Build) -> Non
     promote(client, register_bundle(build(wrong=0.08), NAME))
     with pytest.raises(MlflowException, match="no_regression is not a failed gate of this version"):
         client.set_model_version_tag(NAME, "1", "plantmodels.waive.no_regression", "for later")
+
+
+def take_out_by_alias(client: MlflowClient) -> None:
+    client.delete_registered_model_alias(NAME, "production")
+
+
+def take_out_by_stage(client: MlflowClient) -> None:
+    client.transition_model_version_stage(NAME, "1", "Archived")
+
+
+@pytest.mark.parametrize("take_out", [take_out_by_alias, take_out_by_stage])
+def test_a_version_that_was_taken_out_first_is_compared_with(
+    client, build: Build, take_out: Callable[[MlflowClient], None]
+) -> None:
+    promote(client, register_bundle(build(), NAME))
+    worse = register_bundle(build(wrong=0.08), NAME)
+    take_out(client)
+    with pytest.raises(
+        MlflowException, match=r"no_regression measured .* against version 1, which was in Production l"
+    ):
+        promote(client, worse)
+    assert "which was in Production last" in list_decisions(NAME)[-1].reason
+    assert client.get_registered_model(NAME).aliases == {}
+
+    client.set_model_version_tag(NAME, worse, "plantmodels.waive.no_regression", "version 1 leaks")
+    promote(client, worse)
+    take_out_by_alias(client)
+    promote(client, worse)  # it was there last itself
+    promote(client, register_bundle(build(wrong=0.08), NAME))
+
+
+def test_a_deleted_version_that_was_in_production_last_is_not_measured_and_waivable(client, build: Build) -> None:
+    promote(client, register_bundle(build(), NAME))
+    new = register_bundle(build(), NAME)
+    delete_version(NAME, "1", force=True)
+    with pytest.raises(
+        MlflowException,
+        match=r"no_regression was not measured .*: version 1, which was in Production last, cannot be compared: ",
+    ):
+        promote(client, new)
+    client.set_model_version_tag(NAME, new, "plantmodels.waive.no_regression", "version 1 was deleted")
+    promote(client, new)
+    assert client.get_registered_model(NAME).aliases == {"production": int(new)}
+
+
+def test_a_new_model_of_a_deleted_one_s_name_is_compared_with_nothing(client, build: Build) -> None:
+    promote(client, register_bundle(build(), NAME))
+    take_out_by_alias(client)
+    client.delete_registered_model(NAME)
+    promote(client, register_bundle(build(wrong=0.08), NAME))
 
 
 def test_a_version_measured_on_other_images_is_compared_unpaired(client, build: Build) -> None:
