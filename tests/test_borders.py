@@ -40,6 +40,7 @@ PLUGIN_ROOMS = {
     "_mlflow_compat": (set(), {"_mlflow_compat"}),
     "names": (GROUND, {"_mlflow_compat", "names"}),
     "servers": (GROUND, {"_mlflow_compat", "servers"}),
+    "project_run": (GROUND, {"servers", "project_run"}),
     "loading": (SERVING, {"_mlflow_compat", "loading"}),
     "flavor": (SERVING, {"loading", "flavor"}),
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),

@@ -162,7 +162,7 @@ def score(
 
     A stopped job resumes without scoring an image twice.
     """
-    from mlflow_plugins.jobs.scoring import run_score
+    from mlflow_plugins.jobs.scoring.job import run_score
 
     columns = tuple(name.strip() for name in partition_by.split(",") if name.strip())
     scores = run_score(ScoreRequest(model, images, output, spark_master, columns, images_per_batch, routing))

@@ -13,10 +13,10 @@ import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final
+from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 from plantmodels.bundle.files import replace_file
 from plantmodels.data.image_files import printable_name
@@ -28,8 +28,6 @@ from plantmodels.serve.image_input import ImageLike
 from plantmodels.serve.prediction import Prediction
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from plantmodels.serve.classifier import PlantClassifier
 
 SCORE_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
@@ -39,19 +37,8 @@ _CHUNK: Final = 16
 _ROWS_AT_ONCE: Final = 1000
 """Rows that are held before they are written, and rows of a table that are read at a time."""
 
-_COLUMNS: Final = (
-    "path",
-    "species",
-    "species_index",
-    "species_probability",
-    "disease",
-    "disease_probability",
-    "ood_score",
-    "ood_p_value",
-    "rejected",
-    "candidates",
-    "error",
-)
+_VALUES: Final = {field.name: get_args(field.type)[0] for field in fields(Prediction) if field.name != "embedding"}
+"""The columns of contract 4 to the type of their values; each may also be null."""
 
 Named = tuple[str, ImageLike]
 """The name of an image, as it stands in the scores, and the image."""
@@ -184,11 +171,7 @@ def _expand(place: Path) -> list[Path]:
 
 def _read_table(path: Path) -> tuple[int, Iterator[Named]]:
     """Return the number of rows of a Parquet table, and name and image of each row."""
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(f"{path}: reading Parquet needs pyarrow, which the extra export installs") from error
+    pa, pq = _import_pyarrow()
     try:
         table = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
@@ -208,8 +191,10 @@ def _read_table(path: Path) -> tuple[int, Iterator[Named]]:
 
 def _build_rows(names: list[str], future: Future[list[Prediction]]) -> Iterator[dict[str, Any]]:
     for name, prediction in zip(names, future.result(), strict=True):
-        values = asdict(prediction)
-        yield {"path": name, **{column: values[column] for column in values if column != "embedding"}}
+        row = {"path": name} | {column: getattr(prediction, column) for column in _VALUES}
+        if prediction.candidates is not None:
+            row["candidates"] = [asdict(candidate) for candidate in prediction.candidates]
+        yield row
 
 
 def _write_lines(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
@@ -223,31 +208,33 @@ def _write_csv(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
             return file.write(text.encode())
 
     writer = csv.writer(Encoded(), lineterminator="\n")
-    writer.writerow(_COLUMNS)
+    writer.writerow(["path", *_VALUES])
     for row in rows:
-        values = [row[column] for column in _COLUMNS]
         writer.writerow(
-            json.dumps(value, ensure_ascii=False) if isinstance(value, list | tuple | bool) else value
-            for value in values
+            json.dumps(value, ensure_ascii=False) if isinstance(value, list | bool) else value for value in row.values()
         )
 
 
 def _write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
-    try:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    except ImportError as error:
-        raise DataError(
-            "writing Parquet needs pyarrow, which the extra export installs; choose .csv or .jsonl"
-        ) from error
-    schema, remaining = _build_schema(pa), iter(rows)
+    pa, pq = _import_pyarrow()
+    candidates = pa.list_(pa.struct({"species": pa.string(), "probability": pa.float64()}))
+    kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
+    columns = [(name, kinds.get(kind, candidates)) for name, kind in {"path": str, **_VALUES}.items()]
+    schema, remaining = pa.schema(columns), iter(rows)
     with pq.ParquetWriter(file, schema) as writer:
         while part := list(islice(remaining, _ROWS_AT_ONCE)):
             writer.write_table(pa.Table.from_pylist(part, schema))
 
 
-def _build_schema(pa: Any) -> "pa.Schema":
-    kinds = {"species_index": pa.int64(), "rejected": pa.bool_()}
-    kinds |= dict.fromkeys(("species_probability", "disease_probability", "ood_score", "ood_p_value"), pa.float64())
-    kinds["candidates"] = pa.list_(pa.struct({"species": pa.string(), "probability": pa.float64()}))
-    return pa.schema([(column, kinds.get(column, pa.string())) for column in _COLUMNS])
+def _import_pyarrow() -> tuple[Any, Any]:
+    """Return pyarrow and pyarrow.parquet.
+
+    Raises:
+        DataError: pyarrow is not installed.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise DataError("a .parquet file needs pyarrow, which the extra export installs") from error
+    return pa, pq

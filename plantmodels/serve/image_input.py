@@ -23,6 +23,9 @@ from plantmodels.serve.preprocessing import decode_image, preprocess, read_file,
 ImageLike = bytes | bytearray | memoryview | str | os.PathLike[str] | Image.Image | Pixels | Inputs
 """Encoded bytes or their base64 text, a Pillow image, an array, or a path where paths are allowed."""
 
+_NULLS_OF_PANDAS: Final = ("NAType", "NaTType")
+"""Names of types, since serving does not need pandas."""
+
 _MAX_PATH: Final = 4096
 """Characters; a longer text cannot be a path, so no file is looked for."""
 
@@ -42,7 +45,7 @@ def image_to_input(image: Any, preprocessing: Preprocessing, *, allow_paths: boo
     """
     if isinstance(image, Mapping) and "bytes" in image:
         image = image["bytes"]
-    if image is None or (isinstance(image, float) and image != image):  # pandas writes NaN for null
+    if _is_missing(image):
         raise ImageError("the image is missing (null)")
     if isinstance(image, os.PathLike) and not allow_paths:
         raise ImageError(f"file paths are not read: {shorten(str(image), 200)!r}")
@@ -64,6 +67,15 @@ def image_to_input(image: Any, preprocessing: Preprocessing, *, allow_paths: boo
     if not np.isfinite(image).all():
         raise ImageError("the float32 input holds NaN or infinity")
     return image.astype(np.float32, copy=False)
+
+
+def _is_missing(image: Any) -> bool:
+    """Return whether an image is null: None, NaN, or what pandas writes for it."""
+    return (
+        image is None
+        or (isinstance(image, float | np.floating) and bool(np.isnan(image)))
+        or type(image).__name__ in _NULLS_OF_PANDAS
+    )
 
 
 def _is_file(text: str) -> bool:

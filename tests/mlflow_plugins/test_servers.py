@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import mlflow
@@ -18,9 +19,12 @@ import pytest
 
 from mlflow_plugins import servers
 from mlflow_plugins.jobs.run import job_run
+from mlflow_plugins.project_run import ProjectRunCheck, is_run_of_this_project
 from mlflow_plugins.servers import check_servers
 from plantmodels.errors import RegistrationError
 from tests.fixtures.tracking import free_port
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -117,7 +121,7 @@ def test_a_file_that_is_no_database_is_named_at_once(embedded_mlflow: str, monke
 @pytest.mark.parametrize("is_down", [True, False], ids=["down", "variable missing"])
 def test_every_command_says_it_in_one_line(tmp_path: Path, arguments: list[str], is_down: bool) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment |= {"PYTHONPATH": str(ROOT)}
     if is_down:
         environment["MLFLOW_TRACKING_URI"] = f"http://127.0.0.1:{free_port()}"
     command = [sys.executable, "-m", *arguments]
@@ -127,6 +131,42 @@ def test_every_command_says_it_in_one_line(tmp_path: Path, arguments: list[str],
     expected = "Connection refused" if is_down else "there is no database .*MLFLOW_TRACKING_URI is not set"
     assert re.search(expected, done.stderr), done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("program", ["/x/bin/mlflow", "/x/mlflow/__main__.py"])
+def test_mlflow_run_asks_the_server_first(embedded_mlflow, monkeypatch, capsys, program: str) -> None:
+    use(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(ProjectRunCheck, "_is_done", False)
+    monkeypatch.setattr(sys, "argv", [program, "run", "--env-manager", "local", str(ROOT), "-P", "a=b"])
+    with pytest.raises(SystemExit) as ended:
+        ProjectRunCheck().in_context()
+
+    assert ended.value.code == 1 and "cannot be used: " in capsys.readouterr().err
+    assert ProjectRunCheck().in_context() is False, "the check itself must not ask again"
+
+
+@pytest.mark.parametrize("words", [["server"], ["run", "."], ["models", "serve"], []])
+def test_other_commands_of_mlflow_are_left_alone(tmp_path: Path, monkeypatch, words: list[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("MLproject").write_text("name: another\n")
+    assert not is_run_of_this_project(["/x/bin/mlflow", *words])
+    assert not is_run_of_this_project(["/x/bin/pytest", "run", str(ROOT)])
+
+
+@pytest.mark.slow
+def test_mlflow_run_says_it_too(tmp_path: Path) -> None:
+    """MLflow creates the run itself, and would repeat its request for minutes."""
+    groups = ("mlflow.default_experiment_provider", "mlflow.request_header_provider")
+    installed = [point.value for group in groups for point in entry_points(group=group, name="plantmodels")]
+    assert installed == ["mlflow_plugins.project_run:ProjectRunCheck"] * 2, (
+        "install the project again: pip install -e ."
+    )
+    environment = os.environ | {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{free_port()}", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "mlflow", "run", str(ROOT), "--env-manager", "local", "-e", "show", "-P", "data=x"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("Error: the tracking server http://127.0.0.1")
 
 
 def test_a_job_inside_an_active_run_is_its_child(embedded_mlflow: str) -> None:

@@ -6,6 +6,8 @@ import pickle
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from plantmodels.errors import BundleError, ImageError, ManifestMismatchError
@@ -53,7 +55,9 @@ def test_a_folder_is_not_called_a_missing_file(tmp_path: Path) -> None:
         read_file(tmp_path)
 
 
-@pytest.mark.parametrize("missing", [None, float("nan"), {"bytes": None, "path": "a.jpg"}])
+@pytest.mark.parametrize(
+    "missing", [None, float("nan"), np.float32("nan"), pd.NA, pd.NaT, {"bytes": None, "path": "a.jpg"}]
+)
 def test_null_is_called_missing(tiny_bundle, missing: object) -> None:
     (answer,) = PlantClassifier.load(tiny_bundle.bundle, threads=1).predict([missing])
     assert answer.error == "the image is missing (null)"

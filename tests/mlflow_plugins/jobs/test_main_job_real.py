@@ -15,7 +15,7 @@ import requests
 from mlflow_plugins.flavor import load_model
 from mlflow_plugins.jobs.main import run_main_job
 from mlflow_plugins.jobs.requests import JobRequest, ScoreRequest
-from mlflow_plugins.jobs.scoring import run_score
+from mlflow_plugins.jobs.scoring.job import run_score
 from mlflow_plugins.loading.pyfunc import PREDICTION_COLUMNS
 from plantmodels.bundle.layout import PRECISIONS
 from plantmodels.report.gate_report import GateReport, read_report

@@ -1,8 +1,9 @@
-"""Spark for the job `score`: its session, its errors as one line, and the paths that Hadoop understands."""
+"""Spark for the job `score`: its session, and the paths that Hadoop understands."""
 
 import os
 import re
 import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,58 +28,65 @@ _SETTINGS: Final = {
     "spark.sql.files.ignoreMissingFiles": "true",  # a file that was deleted meanwhile would stop every later try
     "spark.sql.streaming.schemaInference": "true",
     "spark.sql.shuffle.partitions": "1",
-    "spark.ui.showConsoleProgress": "false",
 }
+
+_START_SETTINGS: Final = {"spark.ui.showConsoleProgress": "false"}
+"""Settings that only a Spark that is started here can take."""
+
+_CONNECT_S: Final = 5.0
 
 
 @contextmanager
 def spark_session(master: str) -> Iterator["SparkSession"]:
-    """Start Spark and stop it at the end.
+    """Start Spark and stop it at the end. If Spark runs in this process already, use it and leave it running.
 
     Args:
         master: where Spark runs, such as "local[*]".
 
     Raises:
-        ScoringError: pyspark or Java is not installed.
+        ScoringError: pyspark or Java is not installed, or the master does not answer.
     """
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
         raise ScoringError(f"bulk scoring needs pyspark; install plantmodels with its extra spark ({error})") from error
+    if (running := SparkSession.getActiveSession()) is not None:
+        session = running.newSession()
+        for name, value in _SETTINGS.items():
+            session.conf.set(name, value)
+        yield session
+        return
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
         raise ScoringError("Spark needs Java 17 (Debian: apt-get install openjdk-17-jre-headless)")
+    _check_master(master)
+    settings = _SETTINGS | _START_SETTINGS
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        settings = settings | {"spark.ui.enabled": "false"}
     builder = SparkSession.builder.master(master).appName("plantmodels score")
-    for name, value in _SETTINGS.items():
+    for name, value in settings.items():
         builder = builder.config(name, value)
     spark = builder.getOrCreate()
     try:
-        spark.sparkContext.setLogLevel("ERROR")
+        spark.sparkContext.setLogLevel("OFF")  # what fails is raised, and Java's stack traces help nobody
         yield spark
     finally:
         spark.stop()
 
 
-@contextmanager
-def spark_errors() -> Iterator[None]:
-    """Turn every error of Spark into a `ScoringError` of one line."""
-    try:
-        from py4j.protocol import Py4JError
-        from pyspark.errors import PySparkException
-    except ImportError:
-        yield  # `spark_session` reports it
+def _check_master(master: str) -> None:
+    """Refuse a cluster that nobody answers for; Spark itself would try for minutes."""
+    addresses = re.findall(r"([^/,:\s]+):(\d+)", master.removeprefix("spark://"))
+    if not master.startswith("spark://") or not addresses:
         return
-    try:
-        yield
-    except (PySparkException, Py4JError) as error:
-        raise ScoringError(f"Spark: {_find_cause(str(error))}") from error
-
-
-def _find_cause(message: str) -> str:
-    """Return the last error in a message of Spark's, which is the cause that Spark wraps several times over."""
-    causes = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): .+", message, flags=re.MULTILINE)
-    return quote_error(causes[-1] if causes else message)
+    problems = []
+    for host, port in addresses:
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_S).close()
+            return
+        except (OSError, OverflowError) as error:
+            problems.append(f"{host}:{port}: {quote_error(error)}")
+    raise ScoringError(f"{master}: no Spark master answers ({'; '.join(problems)}); start it, or use local[*]")
 
 
 def to_absolute(path: str) -> str:

@@ -12,14 +12,18 @@ from pathlib import Path
 
 import mlflow
 import pandas as pd
+import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
+from pyspark.sql import SparkSession
 
 from mlflow_plugins import flavor
-from mlflow_plugins.jobs import spark
 from mlflow_plugins.jobs.requests import ScoreRequest
-from mlflow_plugins.jobs.scoring import run_score
+from mlflow_plugins.jobs.scoring import spark
+from mlflow_plugins.jobs.scoring.job import run_score
+from mlflow_plugins.jobs.scoring.sources import find_unread
 from mlflow_plugins.loading import pyfunc
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
@@ -33,6 +37,13 @@ pytestmark = [
 ]
 
 COLUMNS = list(pyfunc.PREDICTION_COLUMNS)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spark_of_this_file() -> Iterator[None]:
+    """One Spark for all jobs of this file that run in this process; starting one takes longer than scoring."""
+    with spark.spark_session("local[2]"):
+        yield
 
 
 @pytest.fixture
@@ -139,46 +150,105 @@ def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subp
         return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
-def test_files_that_cannot_be_read_are_rows_with_an_error(model: str, leaf_images: Path, tmp_path: Path) -> None:
-    """Without a permission, too large, and empty: Spark passes over them without a word."""
-    images, output = tmp_path / "images", tmp_path / "scores"
-    images.mkdir()
-    for name in ("leaf", "locked", "late"):
-        shutil.copyfile(min(leaf_images.glob("*/*.png")), images / f"{name} 100%.png")
-    (images / "locked 100%.png").chmod(0)
+def test_every_listed_file_has_a_row(model: str, leaf_images: Path, verified_bundle: Path, tmp_path: Path) -> None:
+    """Names that Hadoop does not know, links, and files whose content alone says that they are images."""
+    leaf = min(leaf_images.glob("*/*.png"))
+    images, output = tmp_path / "2026-05-01T10:32", tmp_path / "scores:1"
+    (images / "a:b").mkdir(parents=True)
+    good = ["2026-05-01T10:32:11.jpg", "a:b/x.png", "photo", "x.jfif", "_leading.png", "100%20 #?[*]{a},.png"]
+    for name in good:
+        shutil.copyfile(leaf, images / name)
+    shutil.copyfile(leaf, os.fsencode(images) + b"/caf\xe9.jpg")
+    (images / "caf\\xe9.jpg").symlink_to(leaf)  # the name under which the one before stands in the scores
+    (images / "gone:1.jpg").symlink_to("absent")
+    (images / "self.jpg").symlink_to("self.jpg")
     (images / "empty.jpg").touch()
     with (images / "large.jpg").open("wb") as file:
         file.truncate(spark.MAX_IMAGE_BYTES + 1)
-    (images / "late 100%.png").rename(tmp_path / "late")
-    arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
-    without = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()  # root may read
-    for images_now in (4, 5):
-        assert start(arguments, tmp_path / "log", without).wait(1200) == 0, (tmp_path / "log").read_text()
-        frame = read_scores(output)
-        assert len(frame) == images_now
-        (tmp_path / "late").exists() and (tmp_path / "late").rename(images / "late 100%.png")
-    assert frame["path"].tolist() == sorted(map(str, images.iterdir()))
-    errors = {Path(path).stem: error for path, error in zip(frame["path"], frame["error"], strict=True)}
-    assert pd.isna(errors.pop("leaf 100%")) and pd.isna(errors.pop("late 100%"))
-    assert errors == {
-        "empty": "zero bytes: expected an encoded image",
-        "large": "a file of 134,217,729 bytes: at most 134,217,728 are read",
-        "locked 100%": "cannot be read",
+    (images / "more").symlink_to(images / "a:b")
+    (images / "notes.txt").touch()
+    (images / ".hidden.jpg").touch()
+
+    request = ScoreRequest(model, str(images), str(output), "local[2]", images_per_batch=4)
+    scores = run_score(request)
+    frame = read_scores(output)
+    errors = {Path(path).name: error for path, error in zip(frame["path"], frame["error"], strict=True)}
+    assert (scores.images, scores.errors, scores.batches) == (13, 4, 4) and len(frame) == 13
+    assert frame["path"].value_counts()[f"{images}/caf\\xe9.jpg"] == 2
+    assert errors.pop("gone:1.jpg") == "cannot be read (a link to nothing)"
+    assert errors.pop("empty.jpg") == "zero bytes: expected an encoded image"
+    assert errors.pop("large.jpg") == "a file of 134,217,729 bytes: at most 134,217,728 are read"
+    assert errors.pop("self.jpg") == "cannot be read (Too many levels of symbolic links)"
+    assert all(error is None for error in errors.values()) and {Path(name).name for name in good} <= errors.keys()
+    assert frame["ood_score"].dropna().nunique() == 1
+    again = run_score(request)
+    assert (again.images, again.scored_now) == (13, 0)
+
+
+def test_a_batch_that_was_cut_off_is_written_again(model: str, leaf_images: Path, tmp_path: Path) -> None:
+    request = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]", images_per_batch=20)
+    run_score(request)
+    (tmp_path / "scores" / "batch=1" / "_SUCCESS").unlink()
+    (tmp_path / "scores" / "batch=3").mkdir()
+    (tmp_path / "scores" / "batch=3" / "part.parquet").write_bytes(b"half")
+    scores = run_score(request)
+
+    assert (scores.images, scores.scored_now, scores.batches) == (45, 20, 1)
+    assert read_scores(tmp_path / "scores")["path"].is_unique
+
+
+def test_a_folder_that_has_a_uri_is_read_by_hadoop(model: str, leaf_images: Path, tmp_path: Path) -> None:
+    images = Path(shutil.copytree(leaf_images, tmp_path / "images"))
+    request = ScoreRequest(model, images.as_uri(), str(tmp_path / "scores"), "local[2]", images_per_batch=25)
+    scores = run_score(request)
+    assert (scores.images, scores.errors, scores.batches) == (45, 2, 2)
+    shutil.copyfile(min(images.glob("*/*.png")), images / "new.png")
+    assert run_score(request).scored_now == 1
+
+    shutil.copyfile(min(images.glob("*/*.png")), images / "10:32.jpg")
+    with pytest.raises(ScoringError, match=r"^Spark: .*10:32\.jpg; Hadoop takes no colon in a file name"):
+        run_score(request)
+
+
+def test_files_that_hadoop_passes_over_have_a_reason() -> None:
+    session = SparkSession.active()
+    files = session.createDataFrame(
+        [("a", 5), ("b", 0), ("c", spark.MAX_IMAGE_BYTES + 1), ("d", 5)], "path string, length long"
+    )
+    unread = find_unread(files, session.createDataFrame([("a",)], "path string"))
+    assert {row.path: row.error for row in unread.collect()} == {
+        "b": "zero bytes: expected an encoded image",
+        "c": "a file of 134,217,729 bytes: at most 134,217,728 are read",
+        "d": "cannot be read",
     }
+
+
+def test_a_table_of_hugging_face_is_read(model: str, leaf_images: Path, tmp_path: Path) -> None:
+    leaves = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted(leaf_images.glob("*/*.webp"))]
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for part, rows in {"train": leaves[:5], "test": [*leaves[5:], {"bytes": None, "path": "gone.jpg"}]}.items():
+        kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        table = pa.table({"image": pa.array(rows, kind), "label": [0] * len(rows)})
+        pq.write_table(table, tmp_path / "set" / "data" / f"{part}-00000-of-00001.parquet")
+    scores = run_score(ScoreRequest(model, str(tmp_path / "set"), str(tmp_path / "scores"), "local[2]"))
+
+    frame = pd.read_parquet(tmp_path / "scores", partitioning=pyarrow.dataset.partitioning(flavor="hive"))
+    assert (scores.images, scores.errors) == (len(leaves) + 1, 1) and set(frame["label"]) == {0}
+    assert frame["error"].dropna().tolist() == ["the image is missing (null)"]
 
 
 def test_killed_half_way_and_resumed(
     model: str, tiny_bundle, verified_bundle: Path, tmp_path: Path, wait_for: Callable[..., None]
 ) -> None:
-    """2,000 images, 20 of them broken; SIGKILL of every process while a batch is being written."""
+    """800 images, 8 of them broken; SIGKILL of every process while a batch is being written."""
     leaves = [path.read_bytes() for path in sorted(tiny_bundle.data.glob("*/*/*")) if path.suffix in (".jpg", ".png")]
     images, output = tmp_path / "images", tmp_path / "scores.parquet"
     images.mkdir()
-    for i in range(2000):
+    for i in range(800):
         data = leaves[i % len(leaves)]
         (images / f"{i:04d}.jpg").write_bytes(data[:200] if i % 100 == 7 else data)
     arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
-    arguments += ["--images-per-batch", "250"]
+    arguments += ["--images-per-batch", "100"]
     process = start(arguments, tmp_path / "log")
     try:
         wait_for(lambda: (output / "batch=3" / "_SUCCESS").exists() or process.poll() is not None, 1200)
@@ -193,13 +263,13 @@ def test_killed_half_way_and_resumed(
     resumed = start(arguments, tmp_path / "log")
     assert resumed.wait(1200) == 0, (tmp_path / "log").read_text()
     last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert last.startswith(f"{output}: 2,000 images, ") and "20 bad" in last
+    assert last.startswith(f"{output}: 800 images, ") and "8 bad" in last
     scored_now = int(last.split()[3].replace(",", ""))
-    assert 2000 - 250 * len(done) <= scored_now <= 2000 - 250 * (len(done) - 1)
+    assert 800 - 100 * len(done) <= scored_now <= 800 - 100 * (len(done) - 1)
     assert {path: path.stat().st_mtime_ns for path in before} == before
     frame = read_scores(output)
-    assert frame["path"].tolist() == [str(images / f"{i:04d}.jpg") for i in range(2000)]
-    assert frame.index[frame["error"].notna()].tolist() == list(range(7, 2000, 100))
+    assert frame["path"].tolist() == [str(images / f"{i:04d}.jpg") for i in range(800)]
+    assert frame.index[frame["error"].notna()].tolist() == list(range(7, 800, 100))
     check_against_native(frame, verified_bundle)
 
 
@@ -290,6 +360,8 @@ def test_bad_requests_are_refused(model, leaf_images, tmp_path: Path, monkeypatc
     )
     (tmp_path / "empty").mkdir()
     refused(ScoringError, "empty: holds no image to score", images=str(tmp_path / "empty"))
+    file = str(min(leaf_images.glob("*/*.png")))
+    refused(ScoringError, r"\.png: expected a folder of images or a table", images=file)
     output = str(tmp_path / "other scores")
     refused(
         ScoringError,
@@ -311,14 +383,10 @@ def test_bad_requests_are_refused(model, leaf_images, tmp_path: Path, monkeypatc
         images=str(tmp_path / "taken.parquet"),
         output=str(tmp_path / "scores 4"),
     )
+    monkeypatch.setattr("pyspark.sql.SparkSession.getActiveSession", lambda: None)
+    refused(ScoringError, r"spark://127.0.0.1:9: no Spark master answers .*refused", spark_master="spark://127.0.0.1:9")
     monkeypatch.setattr(shutil, "which", lambda _: None)
     monkeypatch.delenv("JAVA_HOME", raising=False)
     refused(ScoringError, "Spark needs Java 17")
     monkeypatch.setitem(sys.modules, "pyspark.sql", None)
     refused(ScoringError, "bulk scoring needs pyspark")
-
-
-def test_the_last_error_in_a_message_of_spark_is_the_cause() -> None:
-    message = "[STREAM_FAILED] Query\nTraceback\npyspark.errors.PythonException: thrown\nValueError: no\n SQLSTATE: 1"
-    assert spark._find_cause(message) == "ValueError: no"
-    assert spark._find_cause("[PATH_NOT_FOUND] it is\nnot there") == "[PATH_NOT_FOUND] it is not there"

@@ -1,0 +1,1 @@
+"""How fast many images are scored and many files are read: `python -m benchmarks.intake`."""

@@ -1,0 +1,1 @@
+"""The job `score`: any number of images, scored on Spark."""
