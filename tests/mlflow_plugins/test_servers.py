@@ -18,10 +18,11 @@ import mlflow
 import pytest
 
 from mlflow_plugins import servers
+from mlflow_plugins.jobs.main import run_register
 from mlflow_plugins.jobs.run import job_run
 from mlflow_plugins.project_run import ProjectRunCheck, is_run_of_this_project
 from mlflow_plugins.servers import check_servers
-from plantmodels.errors import RegistrationError
+from plantmodels.errors import DataError, RegistrationError
 from tests.fixtures.tracking import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -169,8 +170,13 @@ def test_mlflow_run_says_it_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("Error: the tracking server http://127.0.0.1")
 
 
-def test_a_job_inside_an_active_run_is_its_child(embedded_mlflow: str) -> None:
+def test_a_job_inside_an_active_run_is_its_child(embedded_mlflow: str, verified_bundle: Path) -> None:
     with mlflow.start_run() as outer:
-        with job_run("export") as inner:
-            assert inner.data.tags["mlflow.parentRunId"] == outer.info.run_id
+        assert run_register(verified_bundle, "plants", None).name == "plants"
+        with pytest.raises(DataError, match="absent: no such image"):
+            run_register(verified_bundle, "plants", Path("absent"))
         assert mlflow.active_run().info.run_id == outer.info.run_id
+    inner = mlflow.search_runs(filter_string=f"tags.mlflow.parentRunId = '{outer.info.run_id}'", output_format="list")
+
+    assert sorted(run.info.status for run in inner) == ["FAILED", "FINISHED"]
+    assert mlflow.get_run(outer.info.run_id).info.status == "FINISHED"

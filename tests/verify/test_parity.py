@@ -1,3 +1,4 @@
+import json
 import math
 import re
 from dataclasses import replace
@@ -202,3 +203,36 @@ def test_only_the_bundles_own_checkpoint_is_accepted(tiny_bundle, tiny_checkpoin
     unrecorded = replace(metadata, provenance={})
     with pytest.raises(BundleError, match="whose digest was not recorded"):
         read_matching_checkpoint(tiny_bundle.checkpoint, unrecorded)
+
+
+def test_only_the_hyper_parameters_of_the_export_are_accepted(tiny_bundle, tiny_document, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    metadata, parameters = read_metadata(tiny_bundle.bundle), tmp_path / "parameters.json"
+    parameters.write_text(json.dumps(tiny_document["hyper_parameters"]))
+    with pytest.raises(
+        BundleError, match=r"parameters\.json: the bundle was exported without a file of hyper-parameters"
+    ):
+        read_matching_checkpoint(tiny_bundle.checkpoint, metadata, parameters)
+
+    sha256 = read_checkpoint(tiny_bundle.checkpoint, parameters).parameters_sha256
+    recorded = replace(metadata, provenance=metadata.provenance | {"hyper_parameters_sha256": sha256})
+    assert read_matching_checkpoint(tiny_bundle.checkpoint, recorded, parameters).parameters_sha256 == sha256
+    with pytest.raises(
+        BundleError, match=rf"with a file of hyper-parameters \(SHA-256 {sha256}\): give it by --hyper-"
+    ):
+        read_matching_checkpoint(tiny_bundle.checkpoint, recorded)
+    parameters.write_text(json.dumps(tiny_document["hyper_parameters"], indent=1))
+    match = rf"parameters\.json: its SHA-256 is .*, but .* was made with {sha256}: not the same hyper-parameters"
+    with pytest.raises(BundleError, match=match):
+        read_matching_checkpoint(tiny_bundle.checkpoint, recorded, parameters)
+
+
+def test_the_weights_of_the_export_are_read_again(tiny_bundle, tiny_checkpoint_factory) -> None:  # type: ignore[no-untyped-def]
+    def add_copy(document: dict) -> None:  # type: ignore[type-arg]
+        document["state_dict"] |= {f"ema_model.{n}": t.clone() for n, t in document["state_dict"].items()}
+        document["state_dict"]["ema_model.species_head.bias"] += 1
+
+    path = tiny_checkpoint_factory(add_copy)
+    provenance = {"checkpoint_sha256": read_checkpoint(path).sha256, "weights": "ema"}
+    metadata = replace(read_metadata(tiny_bundle.bundle), provenance=provenance)
+    averaged = read_matching_checkpoint(path, metadata).species_head[1]
+    np.testing.assert_allclose(averaged, read_checkpoint(path).species_head[1] + 1, rtol=1e-6)
