@@ -15,6 +15,9 @@ from typing import Final
 _NAME: Final = "name: plantmodels"
 """The first line of this project's MLproject."""
 
+_LIMIT_S: Final = 4.0
+"""Longest wait for one answer. The command `mlflow` takes five seconds to import before it asks."""
+
 
 class ProjectRunCheck:
     """A plugin of MLflow for default experiments and for request headers."""
@@ -64,7 +67,7 @@ def _check() -> None:
     from plantmodels.errors import RegistrationError
 
     try:
-        check_servers(creates=True)
+        check_servers(creates=True, limit_s=_LIMIT_S)
     except RegistrationError as error:
         print(f"Error: {error}", file=sys.stderr)
         sys.exit(1)

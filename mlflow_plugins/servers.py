@@ -31,32 +31,33 @@ _GATED: Final = "plantmodels:"
 _PASSWORD: Final = re.compile(r"(?<=://)[^@/]*@")
 
 
-def check_servers(*, creates: bool = False) -> None:
+def check_servers(*, creates: bool = False, limit_s: float | None = None) -> None:
     """Raise within seconds if the tracking server or the registry cannot be used.
 
     Args:
         creates: whether a database that does not exist may be made: a training or an export begins one, a question
             does not.
+        limit_s: longest wait for one answer; None for `LIMIT_S`.
 
     Raises:
         RegistrationError: one line with the address, the reason and the variable that sets the address.
     """
-    check_tracking_server(creates=creates)
-    check_registry_server(creates=creates)
+    check_tracking_server(creates=creates, limit_s=limit_s)
+    check_registry_server(creates=creates, limit_s=limit_s)
 
 
-def check_tracking_server(*, creates: bool = False) -> None:
+def check_tracking_server(*, creates: bool = False, limit_s: float | None = None) -> None:
     """Raise as `check_servers` does, but look at the tracking server only."""
-    _check(mlflow.get_tracking_uri(), "tracking server", creates)
+    _check(mlflow.get_tracking_uri(), "tracking server", creates, limit_s or LIMIT_S)
 
 
-def check_registry_server(*, creates: bool = False) -> None:
+def check_registry_server(*, creates: bool = False, limit_s: float | None = None) -> None:
     """Raise as `check_servers` does, but look at the registry only; do nothing if it is the tracking server."""
     if mlflow.get_registry_uri() != mlflow.get_tracking_uri():
-        _check(mlflow.get_registry_uri(), "model registry", creates)
+        _check(mlflow.get_registry_uri(), "model registry", creates, limit_s or LIMIT_S)
 
 
-def _check(uri: str, what: str, creates: bool) -> None:
+def _check(uri: str, what: str, creates: bool, limit_s: float) -> None:
     def refuse(reason: str) -> RegistrationError:
         variable = "MLFLOW_REGISTRY_URI" if what == "model registry" else "MLFLOW_TRACKING_URI"
         origin = f"{variable} names it" if os.environ.get(variable) else f"{variable} is not set"
@@ -75,12 +76,12 @@ def _check(uri: str, what: str, creates: bool) -> None:
         ask = lambda: _connect(address)  # noqa: E731
     else:
         return
-    if ask is not None and (reason := _find_problem(ask)) is not None:
+    if ask is not None and (reason := _find_problem(ask, limit_s)) is not None:
         raise refuse(reason)
 
 
-def _find_problem(ask: Callable[[], object]) -> str | None:
-    """Return why a question has no answer within `LIMIT_S`; None if it has one."""
+def _find_problem(ask: Callable[[], object], limit_s: float) -> str | None:
+    """Return why a question has no answer within `limit_s`; None if it has one."""
     problems: list[str] = []
 
     def run() -> None:
@@ -92,9 +93,9 @@ def _find_problem(ask: Callable[[], object]) -> str | None:
     thread = threading.Thread(target=run, daemon=True)  # a name server may block for longer than any timeout
     with _one_try():
         thread.start()
-        thread.join(LIMIT_S)
+        thread.join(limit_s)
     if thread.is_alive():
-        return f"it did not answer within {LIMIT_S:g} seconds"
+        return f"it did not answer within {limit_s:g} seconds"
     return problems[0] if problems else None
 
 
