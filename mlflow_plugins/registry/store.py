@@ -148,7 +148,8 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         wanted = self._admission.drop_copied_stamps(found, given)
         self._guard.refuse_reserved_tags(wanted)
         if problem is not None and self._admission.claims_flavor(found, given):
-            wanted = [*wanted, ModelVersionTag(UNREAD_TAG, f"{problem}; its gates are checked when it is promoted")]
+            why = self._rows.fit(f"{problem}; its gates are checked when it is promoted")
+            wanted = [*wanted, ModelVersionTag(UNREAD_TAG, why)]
         return create(tags if wanted == given else wanted)
 
     def _create_guarded(

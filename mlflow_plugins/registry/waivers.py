@@ -182,7 +182,9 @@ class Waivers:
         waiver = Waiver(measured, evidence.manifest_sha256, request.reason, read_user(), read_clock(), request.until)
         self._audit.record(name, version, action, allowed=True, reason=request.to_text(), evidence=evidence)
         self._write(name, version, gate_name, waiver.to_row())
-        self._store.set_model_version_tag(name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", waiver.to_tag()))
+        self._store.set_model_version_tag(
+            name, version, ModelVersionTag(f"{WAIVE_TAG}{gate_name}", self._rows.fit(waiver.to_tag()))
+        )
         return evidence
 
     def withdraw(self, name: str, version: str, gate_name: str) -> Evidence | None:

@@ -8,6 +8,7 @@ import fnmatch
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final
 
 import sqlalchemy
@@ -18,6 +19,12 @@ from mlflow_plugins.registry.tags import GUARDED_TAG, ID_TAG, UNREAD_TAG
 
 _EXACT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 """Databases that take two names for one only if they are the same characters."""
+
+
+_IN_ASCII: Final = str.maketrans({"≥": ">=", "≤": "<=", "−": "-", "…": "...", "→": "->"})
+"""Signs of our own texts that not every database can hold, and what is written instead."""
+
+_COLUMN: Final = ("table_schema", "table_name", "column_name", "character_set_name")
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,25 @@ class Rows:
             if self._engine.dialect.name == "sqlite":  # wait for another process's transaction, as MLflow does
                 connection.exec_driver_sql("PRAGMA busy_timeout = 20000")
             connection.execute(model.update().where(*whose).values(values))
+
+    def fit(self, text: str) -> str:
+        """Return a text as a tag of the database can hold it: MySQL's and MariaDB's tables may be latin1.
+
+        Our own signs become ASCII everywhere. What else a latin1 table has no character for is escaped.
+        """
+        return text.translate(_IN_ASCII).encode(self._encoding, "backslashreplace").decode(self._encoding)
+
+    @cached_property
+    def _encoding(self) -> str:
+        """Python's name for the characters that the values of tags may have."""
+        if self._engine.dialect.name not in ("mysql", "mariadb"):
+            return "utf-8"
+        column = sqlalchemy.table("columns", *map(sqlalchemy.column, _COLUMN), schema="information_schema").c
+        is_values = (column.table_name == "model_version_tags", column.column_name == "value")
+        query = select(column.character_set_name).where(column.table_schema == self._engine.url.database, *is_values)
+        with self._engine.connect() as connection:
+            name = connection.execute(query).scalar()
+        return {"utf8mb4": "utf-8", "latin1": "cp1252"}.get(str(name), "ascii")
 
     def list_in_stage(self, name: str, *stages: str) -> dict[int, str]:
         """Return the versions of a model that are in one of the stages, and their stages."""
