@@ -137,7 +137,7 @@ def describe_gate(gate: GateResult) -> str:
     """Return a line about a failed gate, with its measured value and its limit."""
     if gate.status == "not measured":
         return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
-    explained = f" {gate.detail}" if gate.name in PROMOTION_GATES else ""
+    explained = f", {gate.detail}" if gate.name in PROMOTION_GATES else ""
     return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}{explained}"
 
 

@@ -58,6 +58,10 @@ def _parse_finite_float(text: str) -> float:
     return number if math.isfinite(number) else _refuse_constant(text)
 
 
+_PLAIN = frozenset({types.NoneType, bool, int, str})
+"""Types whose values are JSON as they are."""
+
+
 def encode(value: object) -> Any:
     """Return the JSON form of a number, text, None, a mapping, a sequence or a dataclass of these.
 
@@ -65,14 +69,15 @@ def encode(value: object) -> Any:
         ValueError: the value holds NaN or infinity, which JSON has no form for.
         TypeError: the value has another type.
     """
-    if value is None or isinstance(value, bool | int | str):
+    if type(value) in _PLAIN or isinstance(value, int | str):
         return value
     if isinstance(value, float):
         if not math.isfinite(value):
             raise ValueError(f"{value} is not a JSON number; use None for what could not be measured")
         return value
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    kind: Any = type(value)
+    if (names := _list_fields(kind)) is not None:
+        return {name: encode(getattr(value, name)) for name in names}
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -105,14 +110,14 @@ def decode(kind: type[_T], document: object, where: str) -> _T:
     Raises:
         ValueError: names the place, what was expected and what came.
     """
-    decode_one = _decode_record if dataclasses.is_dataclass(kind) else _decode_value
-    result: _T = decode_one(kind, document, where)
+    wanted: Any = kind
+    decode_one = _decode_value if _list_fields(wanted) is None else _decode_record
+    result: _T = decode_one(wanted, document, where)
     return result
 
 
 def _decode_record(kind: Any, document: object, where: str) -> Any:
-    hints = _find_types(kind)
-    names = [field.name for field in dataclasses.fields(kind)]
+    hints, names = _find_types(kind), _list_fields(kind) or ()
     if not isinstance(document, dict):
         raise ValueError(f"{where}: expected an object with {', '.join(names)}, got {document!r:.80}")
     missing, surplus = set(names) - set(document), set(document) - set(names)
@@ -127,13 +132,25 @@ def _decode_record(kind: Any, document: object, where: str) -> Any:
 
 
 @cache
+def _list_fields(kind: Any) -> tuple[str, ...] | None:
+    """Return the names of a dataclass's fields; None for any other type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
+
+
+@cache
+def _take_apart(kind: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return origin and arguments of a generic type."""
+    return get_origin(kind), get_args(kind)
+
+
+@cache
 def _find_types(kind: type) -> dict[str, Any]:
     """Return the type of each field of a dataclass; looking it up takes longer than decoding the fields."""
     return get_type_hints(kind)
 
 
 def _decode_value(kind: Any, document: object, where: str) -> Any:
-    origin, arguments = get_origin(kind), get_args(kind)
+    origin, arguments = _take_apart(kind)
     if origin is Literal and document in arguments and isinstance(document, str):
         return document
     if origin in (Union, types.UnionType):

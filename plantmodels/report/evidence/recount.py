@@ -45,6 +45,8 @@ def check_report(report: "GateReport", table: ImageTable) -> None:
         given = 0 if report.inputs.non_plants is None else report.inputs.non_plants.images
         check_leaks(report.leakage, table, given)
     for name, found, expected, evidence in _list_sections(report, table, report.taxonomy):
+        if found == expected:
+            continue  # usual, and 20 times as quick as a look at each value
         difference = find_difference(encode(found), encode(expected), name)
         if difference is not None:
             raise ValueError(describe_difference(difference, evidence))
@@ -135,8 +137,7 @@ def _check_rows(table: ImageTable, taxonomy: Taxonomy) -> None:
     _check_answers(leaves, ("int8_species", "int8_routed_disease"), classes)
     for column in ("species", "disease"):
         _check_probabilities(table, column)
-    digests = table.text("sha256").tolist()
-    if any(len(digest) != _DIGEST_LENGTH for digest in digests):
+    if not {_DIGEST_LENGTH}.issuperset(map(len, table.text("sha256").tolist())):
         raise ValueError(f"{IMAGES_FILE}: sha256 must be a digest of {_DIGEST_LENGTH} characters in every row")
 
 

@@ -90,7 +90,7 @@ def judge_regression(
         production: the version that is compared with, in words: "version 1, which is in Production".
 
     Returns:
-        The gate, whose value is the largest loss beyond noise.
+        The gate, whose value is the largest loss beyond noise. If it fails, its detail names the losses over the limit.
     """
     least = policy.min_images_of(GATE)
     try:
@@ -99,7 +99,8 @@ def judge_regression(
         return regression_not_measured(f"{error} ({production})", policy)
     (limit,) = policy.limits_of(GATE).values()
     worst = max(loss.beyond_noise for loss in losses)
-    detail = f"against {production}: {'; '.join(loss.to_sentence() for loss in losses)}"
+    shown = [loss for loss in losses if loss.beyond_noise > limit or loss.lost is None] or losses
+    detail = f"against {production}: {'; '.join(loss.to_sentence() for loss in shown)}"
     samples = min(sum(row.set == name for row in rows) for rows in (before, now) for name in ("val", "non-plants"))
     return judge_gate(GATE, [GateValue("", limit, worst)], samples=samples, min_images=least, detail=detail)
 

@@ -4,6 +4,7 @@ The screenshots go to the test's folder below `--basetemp`; the documents show s
 """
 
 import base64
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import mlflow
 import pytest
+import torch
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 from mlflow.server.auth.client import AuthServiceClient
@@ -25,6 +27,11 @@ from selenium.webdriver.support.ui import WebDriverWait
 from mlflow_plugins import flavor
 from mlflow_plugins.registry.commands.history import list_decisions
 from mlflow_plugins.registry.tags import WAIVE_TAG
+from plantmodels.export.bundle import export_bundle
+from plantmodels.report.gate_report import read_report
+from plantmodels.report.policy import read_policy
+from plantmodels.verify.run import verify_bundle
+from tests.fixtures.drawings import draw_image, list_classes
 
 pytestmark = [
     pytest.mark.slow,
@@ -59,6 +66,54 @@ def browser(tmp_path: Path) -> Iterator:
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
     yield driver
     driver.quit()
+
+
+FEW_IMAGES = """
+parity.max_abs_diff = 0.05
+int8_accuracy.min_images = 45
+accuracy = {min_images = 45, min_species = 0.5, min_end_to_end = 0.5}
+leakage = {min_images = 45, max = 0.3}
+ood_precision = {min_images = 20, min = 0.7}
+ood_recall = {min_images = 20, min = 0.9}
+no_regression.min_images = 20
+"""
+"""Limits that the tiny networks meet on the 45 leaves and 26 non-plants of the tiny data."""
+
+
+@pytest.fixture
+def limits(tmp_path: Path) -> Path:
+    path = tmp_path / "gates.toml"
+    path.write_text(FEW_IMAGES)
+    return path
+
+
+@pytest.fixture
+def measure(tiny_bundle, tmp_path: Path, limits: Path) -> Callable[..., Path]:
+    """`measure(bundle, checkpoint, data)`: a copy of the bundle, verified on these validation leaves."""
+
+    def verify(bundle: Path, checkpoint: Path, data: Path) -> Path:
+        copy = Path(shutil.copytree(bundle, tmp_path / f"measured {len(list(tmp_path.iterdir()))}"))
+        policy = read_policy(limits)
+        verify_bundle(copy, data, checkpoint=checkpoint, non_plants=tiny_bundle.non_plants, policy=policy)
+        return copy
+
+    return verify
+
+
+def blur_species(document: dict[str, Any]) -> None:
+    """Make the network weaker: as far from its final species head as it is before the end of a training."""
+    weight = document["state_dict"]["species_head.weight"]
+    weight += 0.15 * weight.std() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+
+
+def draw_other_leaves(data: Path, folder: Path) -> Path:
+    """The same training leaves, and as many validation leaves that nobody has seen."""
+    shutil.copytree(data / "train", folder / "train")
+    for kind, (species, disease) in enumerate(list_classes()):
+        (folder / "val" / f"{species}___{disease}").mkdir(parents=True)
+        for seed in range(2000, 2005):
+            draw_image(kind, seed).save(folder / "val" / f"{species}___{disease}" / f"{seed}.png")
+    return folder
 
 
 def register(bundle: Path) -> str:
@@ -130,6 +185,37 @@ def test_promotion_by_alias(server, browser, good_bundle, bad_bundle, tmp_path, 
     wait_for_text(browser, REFUSED)
     take_screenshot(browser, tmp_path / "ui-alias-refused.png")
     assert client.get_registered_model(NAME).aliases == {"production": good}
+
+
+def test_a_worse_version_is_refused_and_an_equal_one_is_allowed(
+    start_server, browser, tiny_bundle, tiny_checkpoint_factory, measure, limits, tmp_path, wait_for
+):
+    weak, data = tiny_checkpoint_factory(blur_species), tiny_bundle.data
+    export_bundle(weak, data, tmp_path / "weak", non_plants=tiny_bundle.non_plants)
+    worse = measure(tmp_path / "weak", weak, data)
+    elsewhere = measure(tmp_path / "weak", weak, draw_other_leaves(data, tmp_path / "other"))
+    good = measure(tiny_bundle.bundle, tiny_bundle.checkpoint, data)
+    assert [read_report(bundle).passed for bundle in (good, worse, elsewhere)] == [True] * 3, (
+        "each alone is good enough"
+    )
+
+    server = start_server("--workers", "1", PLANTMODELS_POLICY=str(limits)).address
+    client, versions = MlflowClient(), [register(bundle) for bundle in (good, worse, good, elsewhere)]
+    for version, reason in zip(
+        versions, ("", "the same 45 images", "", "45 images, 45 others in Production"), strict=True
+    ):
+        promote_by_alias(browser, server, version)
+        if reason:
+            wait_for_text(browser, "no_regression measured")
+            text = browser.find_element("tag name", "body").text
+            assert re.search(
+                r"against version \d, which is in Production: end to end \d\d\.\d\d %, in Production 100\.00 %", text
+            )
+            assert re.search(rf"95 % interval of the loss \d+\.\d\d to \d\d\.\d\d points, {reason}", text)
+            take_screenshot(browser, tmp_path / f"ui-worse-{version}.png")
+            assert client.get_model_version(NAME, version).current_stage == "None"
+        else:
+            wait_for(lambda version=version: client.get_registered_model(NAME).aliases == {"production": version})
 
 
 def test_the_version_and_the_model_say_how_they_stand(server, browser, bad_bundle, tmp_path):

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:Futu
 
 NAME = "plants"
 WORSE = (
-    r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point against version 1, which is in Production: "
+    r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point, against version 1, which is in Production: "
     r"end to end \d\d\.\d\d %, in Production \d\d\.\d\d %"
 )
 
