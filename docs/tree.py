@@ -20,12 +20,10 @@ _FOLDERS: Final = (
     "plantmodels/data",
     "plantmodels/checkpoint",
     "plantmodels/export",
-    "plantmodels/export/checks",
     "plantmodels/ood",
     "plantmodels/training",
     "plantmodels/verify",
     "plantmodels/report",
-    "plantmodels/report/render",
     "plantmodels/compare",
     "plantmodels/cli",
     "mlflow_plugins",
@@ -37,15 +35,19 @@ _FOLDERS: Final = (
     "benchmarks",
     "reliability",
 )
-"""Reading order: upwards from what everything else rests on. Folders that are not named here come last."""
+"""Reading order: upwards from what everything else rests on. A folder that is not named here follows its parent."""
 
 
 def list_sources(root: Path = ROOT) -> list[str]:
     """Return the name of every Python file but those of tests and documents, in reading order."""
     names = [path.relative_to(root) for package in _PACKAGES for path in _walk(root / package)]
-    places = {folder: place for place, folder in enumerate(_FOLDERS)}
-    names.sort(key=lambda name: (places.get(name.parent.as_posix(), len(places)), name.name != "__init__.py", name))
+    names.sort(key=lambda name: (_find_place(name.parent), name.parent, name.name != "__init__.py", name))
     return [name.as_posix() for name in names]
+
+
+def _find_place(folder: Path) -> int:
+    named = next(place.as_posix() for place in (folder, *folder.parents) if place.as_posix() in _FOLDERS)
+    return _FOLDERS.index(named)
 
 
 def _walk(folder: Path) -> list[Path]:

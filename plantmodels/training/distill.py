@@ -167,7 +167,7 @@ def _ask_teacher(
     side = teacher_network.spec.preprocessing.image_size
     outputs = []
     batches = torch.split(torch.arange(len(leaves.images)), _TEACHER_BATCH)
-    with torch.inference_mode(), log_step("ask the teacher", total=len(batches), unit="batch") as advance:
+    with torch.inference_mode(), log_step("ask the teacher", total=len(batches)) as advance:
         for rows in batches:
             outputs.append([output.cpu() for output in teacher_network(leaves.images.load_batch(rows, side, device))])
             advance()
