@@ -116,7 +116,8 @@ def make_report(taxonomy: Taxonomy, rows: tuple[ImageRow, ...], policy: GatePoli
     heads = [head_file(taxonomy.slugs[index]) for index in taxonomy.species_with_head]
     sizes = {SPECIES_FILES["int8"]: 4_400_000, SPECIES_FILES["fp16"]: 8_300_000, **dict.fromkeys(heads, 3_000)}
     compared = int(np.sum(table.of_set("val").text("pytorch_ood_score") != ""))
-    logits = [tuple(random.normal(0, 4, 500).tolist()) for _ in range(3)]
+    pytorch = random.normal(0, 4, 500)
+    logits = [tuple((pytorch + random.normal(0, noise, 500)).tolist()) for noise in (0, 2e-4, 0.1)]
     samples = [ParitySample(image, image % 3 + 1, 6e-4, 4e-4, 0.3, 0.04) for image in range(compared)]
     times = random.normal(22, 0.6, 40).tolist()
     val, others = _make_set(table, "val"), _make_set(table, "non-plants")

@@ -11,6 +11,7 @@ from plantmodels.report.formatting import spell_class
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES
 from plantmodels.report.inputs import UnreadableFile
+from plantmodels.report.leakage import Leak, Leakage, Twin, TwinSet
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.environment import make_environment
 from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
@@ -309,3 +310,30 @@ def test_warnings_of_the_export_stand_at_the_top(report: Make) -> None:
     header = page[: page.index("</header>")]
     assert "Warning of the export: pixels have &lt;b&gt; mean 7" in header
     assert "Warning of the export" not in render_report(report(), {})
+
+
+def test_leaks_are_counted_shown_and_named(report: Make) -> None:
+    def leak(number: int, place: TwinSet) -> Leak:
+        return Leak(
+            f"val/{number} <b>.jpg", "Apple___scab", "a" * 64, Twin(place, f"{number}.jpg", "Rose", "b" * 64, 3)
+        )
+
+    compared: dict[TwinSet, int] = {"train": 4000, "val": 1000, "non-plants": 100}
+    found = (*(leak(number, "train") for number in range(250)), leak(250, "val"), leak(251, "non-plants"))
+    pairs = Gallery((Thumbnail(b"pair", "Apple · scab", (CaptionLine("train: Rose"), CaptionLine("identical"))),), 252)
+    page = render_report(report(leakage=Leakage(compared, found)), {}, galleries={"leaks": pairs})
+    part = page[page.index("<h2>Leakage</h2>") : page.index("<h2>Out-of-distribution rejection</h2>")]
+    text = " ".join(re.sub("<.*?>", " ", part).split())
+    assert "252 of 1,000 occur again: 250 in train, 1 in another class, 1 among the non-plants." in text
+    assert "were compared with 4,000 training images, with 100 non-plants, and with the" in text
+    assert 'class="gallery pairs"' in part and base64.b64encode(b"pair").decode() in part
+    assert "251 more are not shown." in text
+    assert part.count("<tr><td>val/") == 200 and "gate-report.json names all 252." in text
+    assert "val/0 &lt;b&gt;.jpg" in part and "<td>train: 0.jpg</td><td>visually the same</td>" in part
+
+
+def test_without_leaks_the_page_says_what_was_compared(report: Make) -> None:
+    text = read_text(render(report()))
+    assert "None of them occurs again. An image that the network has seen in training" in text
+    assert "Names of the images" not in text
+    assert "Not measured: the data hold no split train to compare with." in read_text(render(report(leakage=None)))
