@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, get_args
 
 from plantmodels.bundle.files import replace_file
 from plantmodels.data.image_files import printable_name
+from plantmodels.data.inputs import list_tables
 from plantmodels.data.listing import list_images
 from plantmodels.errors import DataError
 from plantmodels.foreign_text import quote_error
@@ -71,8 +72,9 @@ class ScoreCount:
 def find_images(places: Sequence[Path]) -> FoundImages:
     """Return the images that files, folders, patterns and Parquet tables name.
 
-    A folder is searched at any depth, as non-plants are (contract 2). A pattern is a path with *, ? or [] that does not
-    exist as it is. A table has a column `image` of bytes, or of bytes and path.
+    A folder is searched at any depth, as non-plants are (contract 2). Without images, its Parquet files are read.
+    A pattern is a path with *, ? or [] that does not exist as it is. A table has a column `image` of bytes, or of
+    bytes and path.
 
     Raises:
         DataError: a folder holds no image, a pattern matches nothing, or a table has no column of images.
@@ -82,6 +84,11 @@ def find_images(places: Sequence[Path]) -> FoundImages:
     for place in chain.from_iterable(map(_expand, places)):
         if place.is_dir():
             listing = list_images(place)
+            if not listing.paths and (tables := list_tables(place)):
+                for rows, images in map(_read_table, tables):
+                    parts.append(images)
+                    count += rows
+                continue
             if not listing.paths:
                 raise DataError(f"{place}: holds no image to classify{listing.left_out.describe('; files')}")
             parts.append([(printable_name(str(path)), path) for path in listing.paths])
@@ -180,8 +187,14 @@ def _read_table(path: Path) -> tuple[int, Iterator[Named]]:
         raise DataError(f"{path}: expected a column image, got {', '.join(table.schema_arrow.names)}")
 
     def read() -> Iterator[Named]:
-        number = 0
-        for batch in table.iter_batches(_ROWS_AT_ONCE // 10, columns=["image"]):
+        number, batches = 0, table.iter_batches(_ROWS_AT_ONCE // 10, columns=["image"])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise DataError(f"{path}: damaged after row {number:,} ({quote_error(error)})") from error
+            if batch is None:
+                return
             for image in batch.column(0).to_pylist():
                 yield f"{printable_name(str(path))}:{number}", image
                 number += 1

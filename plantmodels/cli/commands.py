@@ -266,7 +266,8 @@ def predict(
         with log_step("classify", total=found.count, unit="image") as advance:
             counts = write_scores(output, rows, advance)
         errors = counts.errors
-        click.echo(f"{output}: {counts.images:,} images; {errors:,} bad, {counts.rejected:,} rejected")
+        images_word = "image" if counts.images == 1 else "images"
+        click.echo(f"{output}: {counts.images:,} {images_word}; {errors:,} bad, {counts.rejected:,} rejected")
     sys.exit(1 if errors == found.count else 0)
 
 

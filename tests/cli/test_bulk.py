@@ -54,6 +54,23 @@ def test_patterns_and_tables_are_images_too(tiny_bundle, tmp_path: Path) -> None
     assert rows[-2]["error"] is None and rows[-1]["error"] == "the image is missing (null)"
 
 
+def test_a_folder_of_parquet_is_read_and_a_damaged_file_is_one_line(tiny_bundle, tmp_path: Path) -> None:
+    leaves = [path.read_bytes() for path in sorted((tiny_bundle.data / "val").glob("*/*.jpg"))]
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    for part in ("train", "test"):
+        pq.write_table(pa.table({"image": leaves}), tmp_path / "set" / "data" / f"{part}.parquet", compression=None)
+    found = find_images([tmp_path / "set"])
+    assert (found.count, len(list(found.images))) == (2 * len(leaves), 2 * len(leaves))
+
+    table = tmp_path / "set" / "data" / "test.parquet"
+    content = bytearray(table.read_bytes())
+    content[4:40] = bytes(36)
+    table.write_bytes(content)
+    result = run("predict", table, "--bundle", tiny_bundle.bundle, "--output", tmp_path / "scores.csv")
+    assert result.exit_code == 1 and "test.parquet: damaged after row 0 (" in result.output, result.output
+    assert not (tmp_path / "scores.csv").exists()
+
+
 def test_nothing_answered_is_exit_status_1(tiny_bundle, tmp_path: Path) -> None:
     assert run("predict", tmp_path / "absent.jpg", "--bundle", tiny_bundle.bundle).exit_code == 1
     result = run("predict", "x.jpg", "--bundle", tiny_bundle.bundle, "--output", tmp_path / "scores.xlsx")
