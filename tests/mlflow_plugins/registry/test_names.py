@@ -1,5 +1,7 @@
 """Names, aliases and tags in other spellings: whatever the database takes for ours is guarded as ours."""
 
+import threading
+
 import mlflow
 import pytest
 from mlflow import MlflowClient
@@ -142,6 +144,35 @@ def test_a_model_by_another_spelling_is_the_model_that_the_database_finds(client
         except MlflowException as error:
             assert error.error_code in ("RESOURCE_DOES_NOT_EXIST", "PERMISSION_DENIED")
     assert client.get_registered_model(NAME).name == NAME
+
+
+@pytest.mark.slow
+def test_promotions_by_names_in_mixed_spelling_end_in_one_state(mariadb_database, good_bundle):
+    """50 pairs, each at once: the lock's key is not the name as it is spelled."""
+    mlflow.set_registry_uri(f"plantmodels:{mariadb_database}")
+    client = MlflowClient()
+    versions = [register_bundle(good_bundle, NAME), register_bundle(good_bundle, NAME)]
+    spellings, failures = [NAME, "PLANT-Disease", "plänt-disease", "plant-diseasé"], []
+
+    def promote(pair: int, place: int) -> None:
+        name, version = spellings[(pair + place) % len(spellings)], versions[place]
+        try:
+            if (pair // 2 + place) % 2:
+                client.transition_model_version_stage(name, version, "Production")
+            else:
+                client.set_registered_model_alias(name, "production", version)
+        except MlflowException as error:
+            failures.append(error)
+
+    for pair in range(50):
+        threads = [threading.Thread(target=promote, args=(pair, place)) for place in (0, 1)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        stage, aliases = served(client)
+        assert stage == list(aliases.values()), pair
+    assert failures == []
 
 
 def test_mariadb_takes_accents_and_case_for_the_same_row(mariadb_database, good_bundle):

@@ -13,6 +13,7 @@ from mlflow_plugins import flavor
 from mlflow_plugins.registry.commands.admin import reconcile_model
 from mlflow_plugins.registry.commands.history import list_decisions
 from mlflow_plugins.registry.tags import WAIVE_TAG
+from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE
 from tests.fixtures.databases import ON_EVERY_DATABASE
 
 pytestmark = [
@@ -41,14 +42,14 @@ def database(registry_database: str) -> str:
 
 
 @ON_EVERY_DATABASE
-def test_two_clients_promoting_200_times_each_end_in_one_state(start_server, database, good_bundle):
+def test_200_promotions_by_two_clients_end_in_one_state(start_server, database, good_bundle):
     start_server("--workers", "2", database=database)
     versions = [register(good_bundle), register(good_bundle)]
     failures: list[BaseException] = []
 
     def work(version: str) -> None:
         client = MlflowClient()
-        for turn in range(200):
+        for turn in range(100):
             try:
                 if turn % 2:
                     client.transition_model_version_stage(NAME, version, "Production")
@@ -66,7 +67,7 @@ def test_two_clients_promoting_200_times_each_end_in_one_state(start_server, dat
     stage, alias = production()
     assert stage == [alias]
     promotions = [decision for decision in list_decisions(NAME) if decision.action != "register a version"]
-    assert len(promotions) == 400
+    assert len(promotions) == 200
     assert promotions[-1].version == alias
 
 
@@ -167,6 +168,35 @@ def test_promotions_by_plain_http_are_refused(start_server, good_bundle, bad_bun
     with pytest.raises(MlflowException, match=r"refused to set alias production: .*changed: report\.html"):
         client.set_registered_model_alias(NAME, "production", good)
     assert production() == ([], None)
+
+
+def test_no_alternation_of_two_reports_gets_a_failing_version_into_production(start_server, good_bundle, bad_bundle):
+    """A client that may write artifacts swaps the failing report for a passing one and back, while it is judged."""
+    server, stop, swaps = start_server("--workers", "1"), threading.Event(), []
+    version, client = register(bad_bundle), MlflowClient()
+    place = client.get_model_version_download_uri(NAME, version).removeprefix("mlflow-artifacts:/")
+    target = f"{server.address}/api/2.0/mlflow-artifacts/artifacts/{place}/data/bundle"
+
+    def swap() -> None:
+        with requests.Session() as session:
+            while not stop.is_set():
+                for bundle in (good_bundle, bad_bundle):
+                    for name in (IMAGES_FILE, GATE_REPORT_FILE):
+                        session.put(f"{target}/{name}", data=(bundle / name).read_bytes(), timeout=600)
+                    swaps.append(bundle)
+
+    thread, refusals = threading.Thread(target=swap), []
+    thread.start()
+    asked = {"name": NAME, "alias": "production", "version": version}
+    for _ in range(150):
+        url = f"{server.address}/api/2.0/mlflow/registered-models/alias"
+        refusals.append(requests.post(url, json=asked, timeout=600))
+    stop.set()
+    thread.join()
+    assert {answer.status_code for answer in refusals} == {403}
+    texts = " ".join(answer.json()["message"] for answer in refusals)
+    assert "ood_recall measured" in texts and "changed: " in texts  # both reports were met
+    assert len(swaps) > 20 and production() == ([], None)
 
 
 def test_byte_code_put_beside_the_code_is_refused(start_server, good_bundle):
