@@ -3,7 +3,7 @@
 Everything is judged by the files themselves: they are read back from the artifact store each time.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlparse
@@ -16,7 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow_plugins._mlflow_compat import find_logged_model, parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
-from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
+from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, describe_gates, read_evidence
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
@@ -247,8 +247,9 @@ class Admission:
         refused = [gate for gate, waiver in waivers.items() if waiver is None]
         if refused:
             ends = {gate: self._waivers.find_end(name, number, gate, evidence.manifest_sha256) for gate in refused}
-            texts = (describe_gate(gate) + (f", its waiver ended {end}" if end else "") for gate, end in ends.items())
-            return Refusal("; ".join(texts), _advise(refused[0].name, name, number), evidence)
+            texts = [f"{describe_gate(gate)}, its waiver ended {end}" for gate, end in ends.items() if end]
+            texts.append(describe_gates(gate for gate, end in ends.items() if not end))
+            return Refusal("; ".join(filter(None, texts)), _advise(refused, name, number), evidence)
         stamp = self._stamps.find(name, number)
         stamped = version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
         try:  # only now: it takes a download of every file
@@ -287,12 +288,14 @@ def _is_stamp(tag: Any) -> bool:
 def _describe_gates(failures: tuple[GateResult, ...] | None) -> str:
     if failures is None:
         return "never verified"
-    return "failed: " + "; ".join(map(describe_gate, failures)) if failures else _PASSED
+    return "failed: " + describe_gates(failures) if failures else _PASSED
 
 
-def _advise(gate_name: str, name: str, version: str) -> str:
-    if gate_name in INTEGRITY_GATES:
+def _advise(refused: Sequence[GateResult], name: str, version: str) -> str:
+    """Return how to waive the first gate; nothing if one of the gates can never be waived."""
+    if not INTEGRITY_GATES.isdisjoint(gate.name for gate in refused):
         return ""
+    gate_name = refused[0].name
     return (
         ". To promote it anyway, waive the gate: "
         f"`plantmodels-registry waive {name} {version} {gate_name} --reason …`, "

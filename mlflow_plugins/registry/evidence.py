@@ -7,7 +7,7 @@ the check of the digest and another one to the check of the gates.
 import hashlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -139,6 +139,20 @@ def describe_gate(gate: GateResult) -> str:
         return f"{gate.name} was not measured (limit {gate.limit_text}): {gate.detail}"
     explained = f", {gate.detail}" if gate.name in PROMOTION_GATES else ""
     return f"{gate.name} measured {gate.measured_text}, limit {gate.limit_text}{explained}"
+
+
+def describe_gates(gates: Iterable[GateResult]) -> str:
+    """Return a line about failed gates; gates that were not measured for one common reason share it."""
+    texts: dict[str, list[GateResult]] = {}
+    for gate in gates:
+        reason = gate.detail if gate.status == "not measured" else ""
+        texts.setdefault(reason or gate.name, []).append(gate)
+    return "; ".join(
+        describe_gate(group[0])
+        if len(group) == 1
+        else f"{', '.join(gate.name for gate in group)} were not measured: {reason}"
+        for reason, group in texts.items()
+    )
 
 
 def has_flavor(location: str) -> bool:

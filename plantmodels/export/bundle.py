@@ -28,7 +28,7 @@ from plantmodels.data.sampling import DEFAULT_SEED, pick_each_class, thin_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibrate import fit_temperatures
-from plantmodels.export.checks.answers import count_answers, refuse_wrong_answers
+from plantmodels.export.checks.answers import AnswerCounts, count_answers, refuse_wrong_answers
 from plantmodels.export.checks.network import check_network, check_non_plants, read_labelled_images
 from plantmodels.export.checks.non_plants import refuse_known_files
 from plantmodels.export.checks.preprocessing import describe_odd_pixels
@@ -66,6 +66,7 @@ class ExportSummary:
     Attributes:
         bundle: folder of the bundle.
         metadata: metadata as written.
+        answers: how often INT8 is right on training leaves.
         sizes: name of each ONNX file to its size in bytes.
         seconds: name of each step to its wall-clock time in seconds.
         quantization: which products are INT8, and what was tried.
@@ -75,6 +76,7 @@ class ExportSummary:
 
     bundle: Path
     metadata: Metadata
+    answers: AnswerCounts
     sizes: Mapping[str, int]
     seconds: Mapping[str, float]
     quantization: QuantizationResult
@@ -82,8 +84,8 @@ class ExportSummary:
     warnings: tuple[str, ...]
 
     def describe(self) -> str:
-        """Return the folder, file sizes, INT8 candidates and files that were not used as text for a terminal."""
-        lines = describe_sizes(self.sizes)
+        """Return folder, accuracy, file sizes, INT8 candidates and files that were not used as text for a terminal."""
+        lines = [self.answers.describe(), *describe_sizes(self.sizes)]
         lines += self.quantization.describe()
         lines += [f"skipped {printable_name(str(image.path))}: {image.reason}" for image in self.unreadable]
         lines += [f"warning: {warning}" for warning in self.warnings]
@@ -126,7 +128,7 @@ def export_bundle(
             metadata = _build_metadata(inputs, models, seed)
         with timer.measure("embed"):
             embedded = _embed_images(folder, inputs, metadata)
-        _check_all_answers(inputs, embedded, labelled.heads)
+        answers = _check_all_answers(inputs, embedded, labelled.heads)
         skipped = {image.path: image for image in (*unreadable, *embedded.unreadable)}  # a leaf may be read twice
         unreadable = tuple(skipped.values())
         with timer.measure("select detector"):
@@ -153,6 +155,7 @@ def export_bundle(
     return ExportSummary(
         out,
         metadata,
+        answers,
         dict(sorted(sizes.items())),
         timer.seconds,
         quantization,
@@ -370,12 +373,13 @@ def _embed_images(folder: Path, inputs: _ExportInputs, metadata: Metadata) -> _E
 
 def _check_all_answers(
     inputs: _ExportInputs, embedded: _EmbeddedImages, heads: Mapping[int, tuple[Weights, Weights]]
-) -> None:
+) -> AnswerCounts:
     """Refuse names in another order once more, now that every training leaf was read; the first look reads a few."""
     taxonomy = inputs.checkpoint.spec.taxonomy
     species, diseases = np.array([class_of(sample) for sample in embedded.samples], np.int64).T
     counts = count_answers(embedded.plants.outputs, species, diseases, heads, taxonomy)
     refuse_wrong_answers(counts, taxonomy, inputs.checkpoint.path, inputs.leaves.root)
+    return counts
 
 
 def _embed_non_plants(

@@ -1,6 +1,7 @@
 """Checks a whole export: it writes exactly the files of contract 3, and a failure leaves an older bundle unchanged."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,15 @@ class TestBundle:
     def test_the_summary_counts_single_heads_apart_from_the_packed_file(self, tiny_bundle) -> None:
         text = tiny_bundle.summary.describe()
         assert "disease-heads/ (4 files, largest" in text and "  disease-heads-packed.onnx" in text
+
+    def test_the_summary_says_how_often_int8_is_right(self, tiny_bundle) -> None:
+        found = re.search(
+            r"^INT8 names the right species for (\d+\.\d) % of 180 training leaves, and given the species, the right "
+            r"disease for (\d+\.\d) % of 140$",
+            tiny_bundle.summary.describe(),
+            re.MULTILINE,
+        )
+        assert found is not None and min(map(float, found.groups())) > 70
 
     def test_the_metadata_names_its_inputs_and_versions(self, tiny_bundle) -> None:
         metadata = read_metadata(tiny_bundle.bundle)

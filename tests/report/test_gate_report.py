@@ -21,7 +21,7 @@ from plantmodels.report.per_image import write_image_rows
 from plantmodels.report.policy import GatePolicy
 from tests.fixtures.report_strategies import reports
 from tests.fixtures.reports import TAXONOMY
-from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
+from tests.fixtures.rows import FORMAT_2, agree, make_leaf_rows, make_other_rows
 
 Make = Callable[..., GateReport]
 
@@ -200,37 +200,12 @@ def test_a_report_on_other_files_vouches_for_nothing(report: Make, tmp_path: Pat
         read_report(write_bundle(tmp_path, report(), files))
 
 
-def make_format_2(report: GateReport) -> dict[str, Any]:
-    """Return the report as format 2 wrote it."""
-    document = report.to_dict() | {"format_version": 2}
-    del document["taxonomy"], document["not_run"]
-    old = ("parity", "int8_accuracy", "ood_precision", "ood_recall", "loads", "heads_complete", "species_size")
-    document["gates"] = [gate for gate in document["gates"] if gate["name"] in (*old, "head_size", "latency")]
-    for gate in document["gates"]:
-        (value,) = gate.pop("values")
-        gate |= {"limit": value["limit"], "measured": value["measured"]}
-        del gate["min_images"], gate["confidence"]
-    document["policy"] = {name: document["policy"][name] for name in POLICY_OF_FORMAT_2}
-    for name in ("by_class", "species_baseline", "class_baseline"):
-        del document["accuracy"][name]
-    for section, names in (("parity", ("samples", "head_samples")), ("latency", ("runs_ms", "encoded_runs_ms"))):
-        for name in names:
-            del document[section][name]
-    document["passed"] = all(gate["passed"] for gate in document["gates"])
-    return document
-
-
-POLICY_OF_FORMAT_2 = (
-    *("parity_max_abs_diff", "int8_accuracy_max_drop", "int8_accuracy_max_images", "ood_precision_min"),
-    *("ood_recall_min", "species_size_max_bytes", "head_size_max_bytes", "latency_max_median_ms", "sha256"),
-)
-
-
 def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> None:
-    document = make_format_2(report())
-    content = json.dumps(document).encode()
-    found = parse_report(content, b"", Manifest(report().files))
+    """The file was written by the last code of format 2, on the same made-up measurements."""
+    found = parse_report(FORMAT_2.read_bytes(), b"", Manifest(report().files))
     assert (found.format_version, found.accuracy.species) == (2, report().accuracy.species)  # type: ignore[union-attr]
+    assert (found.leakage, found.taxonomy) == (None, None)
+    assert found.gate("leakage").limit_text == "≤ 1 %"
     assert [gate.status for gate in found.gates[:9]] == ["passed"] * 9
     assert found.gate("ood_recall").measured_text == "98.00 %"
     assert found.failed == tuple(GATES)[9:]
@@ -249,9 +224,9 @@ def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> 
         ("passed", False, "'passed' does not follow from the gates' status"),
     ],
 )
-def test_a_broken_report_of_format_2_is_refused(report: Make, path: str, value: object, message: str) -> None:
+def test_a_broken_report_of_format_2_is_refused(path: str, value: object, message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        GateReport.from_dict(edit(make_format_2(report()), path, value))
+        GateReport.from_dict(edit(read_json(FORMAT_2), path, value))
 
 
 @pytest.mark.parametrize(

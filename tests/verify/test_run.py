@@ -221,6 +221,28 @@ def test_without_checkpoint_and_non_plants_four_gates_are_not_measured(tiny_bund
     assert report.rejection.plants.images == 45, "false alarms are counted all the same"
 
 
+def test_a_val_split_without_some_species_and_non_plants_of_one_source(
+    tiny_bundle: Any, bundle_copy: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(tiny_bundle.data, tmp_path / "data"))
+    for folder in ("Mint___unlabelled", "Aloe sp. 2___rot", "Aloe sp. 2___healthy"):
+        shutil.rmtree(data / "val" / folder)
+    others = Path(shutil.copytree(tiny_bundle.non_plants / "noise", tmp_path / "others" / "noise")).parent
+    report = verify_bundle(bundle_copy, data, checkpoint=None, non_plants=others, policy=FEW)
+    gate = report.gate("coverage")
+    assert (gate.status, gate.measured) == ("failed", 4)
+    assert gate.detail == (
+        "2 of 5 species have fewer than 5 validation images: Mint (0), Aloe sp. 2 (0); 2 of 8 disease classes have no "
+        "validation image: Aloe sp. 2 · rot, Aloe sp. 2 · healthy"
+    )
+    assert (
+        "Mint" in (bundle_copy / HTML_REPORT_FILE).read_text().partition("<h2>Coverage</h2>")[2].partition("</tr>")[0]
+    )
+    assert report.rejection is not None and set(report.rejection.by_source) == {"noise"}
+    assert report.gate("ood_recall").samples == report.rejection.by_source["noise"].images > 0
+    assert read_report(bundle_copy) == report
+
+
 def test_no_more_images_are_measured_than_the_policy_allows(tiny_bundle: Any, bundle_copy: Path) -> None:
     report = verify(tiny_bundle, bundle_copy, policy=GatePolicy(int8_accuracy_max_images=9))
     assert (report.inputs.val.images, report.inputs.val.measured) == (45, 9)

@@ -41,6 +41,16 @@ class AnswerCounts:
         species = {i for cycle in find_suspects(self.species) for i in cycle}
         return frozenset(species | {i for i, counts in self.diseases.items() if find_suspects(counts)})
 
+    def describe(self) -> str:
+        """Return a sentence that says how often INT8 is right on these training leaves."""
+        right, images = int(np.trace(self.species)), int(self.species.sum())
+        sentence = f"INT8 names the right species for {100 * right / images:.1f} % of {images:,} training leaves"
+        asked = sum(int(counts.sum()) for counts in self.diseases.values())
+        if not asked:
+            return sentence
+        right = sum(int(np.trace(counts)) for counts in self.diseases.values())
+        return f"{sentence}, and given the species, the right disease for {100 * right / asked:.1f} % of {asked:,}"
+
 
 def count_answers(
     outputs: ModelOutputs,

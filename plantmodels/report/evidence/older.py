@@ -34,7 +34,7 @@ def upgrade_document(document: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         document: the JSON document of the report.
     """
-    upgraded = {**document, "taxonomy": None, "not_run": ""}
+    upgraded = {**document, "taxonomy": None, "leakage": None, "not_run": ""}
     if isinstance(document.get("gates"), list):
         upgraded["gates"] = [*map(_upgrade_gate, document["gates"]), *_list_new_gates(document["gates"])]
     additions: dict[str, dict[str, Any]] = {
@@ -62,5 +62,5 @@ def _upgrade_gate(gate: Any) -> Any:
 
 def _list_new_gates(gates: list[Any]) -> list[dict[str, Any]]:
     known = {gate.get("name") for gate in gates if isinstance(gate, dict)}
-    new = (not_measured(name, {"": 0.0}, reason=explain_format(OLDEST_FORMAT)) for name in GATES if name not in known)
+    new = (gate for gate in refuse_gates(GatePolicy(), OLDEST_FORMAT) if gate.name not in known)
     return [encode(gate) | {"passed": False} for gate in new]

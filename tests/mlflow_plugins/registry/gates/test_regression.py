@@ -1,7 +1,6 @@
 """A version that is worse than the one in Production is refused at promotion, and may be waived."""
 
 import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,10 +17,11 @@ from mlflow_plugins.registry.commands.history import list_decisions
 from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file, write_manifest
+from plantmodels.report.describe import describe_bundle
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.per_image import ImageRow, write_image_rows
 from tests.fixtures.registry import register_bundle
-from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
+from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows, write_format_2
 
 Build = Callable[..., Path]
 
@@ -185,11 +185,29 @@ def test_a_report_of_production_of_format_2_is_not_measured(client, build: Build
     promote(client, register_bundle(build(), NAME))
     new = register_bundle(build(), NAME)
     stored = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(NAME, "1")))
-    bundle = stored / BUNDLE_FOLDER
-    before = digest_file(bundle / MANIFEST_FILE).sha256
-    document = json.loads((bundle / GATE_REPORT_FILE).read_text())
-    write_json(bundle / GATE_REPORT_FILE, document | {"format_version": 2})
-    write_manifest(bundle)
+    before = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
+    write_format_2(stored / BUNDLE_FOLDER)
+    after = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
     description = (stored / DESCRIPTION_FILE).read_text()
-    (stored / DESCRIPTION_FILE).write_text(description.replace(before, digest_file(bundle / MANIFEST_FILE).sha256))
-    refused(client, new, r"no_regression was not measured .*: version 1, which is in Production, .*format")
+    (stored / DESCRIPTION_FILE).write_text(description.replace(before, after))
+    refused(
+        client,
+        new,
+        r"not measured .*: version 1, which is in Production, cannot be compared: its report is of format 2",
+    )
+
+
+def test_a_version_of_format_2_can_be_inspected_and_not_promoted(client, build: Build) -> None:
+    bundle = build()
+    write_format_2(bundle)
+    shown = describe_bundle(bundle)
+    assert "yes, 9 of 12 gates passed" in shown and "not passed: accuracy, coverage, leakage" in shown
+    version = register_bundle(bundle, NAME)
+    with pytest.raises(
+        MlflowException,
+        match="refused to set alias production: parity, int8_accuracy, .*, leakage were not measured: the report has "
+        r"format 2, which lacks the evidence of its numbers; verify again$",
+    ):
+        promote(client, version)
+    with pytest.raises(MlflowException, match="it can never be waived"):
+        client.set_model_version_tag(NAME, version, "plantmodels.waive.loads", "it is old")
