@@ -9,6 +9,7 @@ r"""Classifies image files in bulk on one machine: files, folders, patterns and 
 
 import csv
 import glob
+import importlib.util
 import json
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,14 +33,16 @@ if TYPE_CHECKING:
     from plantmodels.serve.classifier import PlantClassifier
 
 SCORE_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
-_CHUNK: Final = 16
-"""Images that one thread answers at a time."""
+_CHUNK: Final = 32
+"""Images that one thread answers at a time, as many as a classifier takes at once; with 16, it takes 5 % longer."""
 
 _ROWS_AT_ONCE: Final = 1000
 """Rows that are held before they are written, and rows of a table that are read at a time."""
 
 _VALUES: Final = {field.name: get_args(field.type)[0] for field in fields(Prediction) if field.name != "embedding"}
 """The columns of contract 4 to the type of their values; each may also be null."""
+
+_NO_PYARROW: Final = "a .parquet file needs pyarrow, which the extra export installs"
 
 Named = tuple[str, ImageLike]
 """The name of an image, as it stands in the scores, and the image."""
@@ -159,8 +162,10 @@ def check_output(path: Path) -> None:
     """Refuse a file of scores that could not be written, before any image is read.
 
     Raises:
-        DataError: the suffix is unknown, the folder does not exist, or the path is a folder.
+        DataError: the suffix is unknown, the folder does not exist, the path is a folder, or pyarrow is not installed.
     """
+    if path.suffix.lower() == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise DataError(_NO_PYARROW)
     if path.suffix.lower() not in SCORE_SUFFIXES:
         raise DataError(f"{path}: scores are written as {', '.join(SCORE_SUFFIXES)}; choose a name that ends so")
     if path.is_dir() or not path.parent.is_dir():
@@ -229,14 +234,17 @@ def _write_csv(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
 
 
 def _write_parquet(file: IO[bytes], rows: Iterable[dict[str, Any]]) -> None:
+    remaining = iter(rows)
+    part = list(islice(remaining, _ROWS_AT_ONCE))  # all cores work while pyarrow is imported
     pa, pq = _import_pyarrow()
     candidates = pa.list_(pa.struct({"species": pa.string(), "probability": pa.float64()}))
     kinds = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
     columns = [(name, kinds.get(kind, candidates)) for name, kind in {"path": str, **_VALUES}.items()]
-    schema, remaining = pa.schema(columns), iter(rows)
+    schema = pa.schema(columns)
     with pq.ParquetWriter(file, schema) as writer:
-        while part := list(islice(remaining, _ROWS_AT_ONCE)):
+        while part:
             writer.write_table(pa.Table.from_pylist(part, schema))
+            part = list(islice(remaining, _ROWS_AT_ONCE))
 
 
 def _import_pyarrow() -> tuple[Any, Any]:
@@ -249,5 +257,5 @@ def _import_pyarrow() -> tuple[Any, Any]:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise DataError("a .parquet file needs pyarrow, which the extra export installs") from error
+        raise DataError(_NO_PYARROW) from error
     return pa, pq

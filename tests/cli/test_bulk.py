@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from plantmodels.cli import main
-from plantmodels.cli.bulk import find_images
+from plantmodels.cli.bulk import check_output, find_images
 from plantmodels.errors import DataError
 from plantmodels.serve.classifier import PlantClassifier
 
@@ -76,6 +77,16 @@ def test_nothing_answered_is_exit_status_1(tiny_bundle, tmp_path: Path) -> None:
     result = run("predict", "x.jpg", "--bundle", tiny_bundle.bundle, "--output", tmp_path / "scores.xlsx")
     assert result.exit_code == 1 and "scores are written as .csv, .jsonl, .parquet" in result.output
     assert not list(tmp_path.iterdir())
+
+
+def test_parquet_without_pyarrow_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(DataError, match=r"a \.parquet file needs pyarrow, which the extra export installs"):
+        check_output(tmp_path / "scores.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(DataError, match=r"a \.parquet file needs pyarrow"):
+        find_images([tmp_path / "a.parquet"])
 
 
 def test_places_without_images_are_refused(tmp_path: Path) -> None:
