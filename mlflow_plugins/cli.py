@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from mlflow_plugins.required import check_mlflow
 from plantmodels import __version__
 from plantmodels.cli.commands import show_comparison
 from plantmodels.cli.errors import KnownErrors
@@ -56,6 +57,7 @@ def main() -> None:
     make, measure and use bundles, use plantmodels.
     """
     log_to_terminal()
+    check_mlflow()
 
 
 @main.command()

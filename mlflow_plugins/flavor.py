@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote, urlsplit
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, FLAVOR_NAME
 from mlflow_plugins.loading.native import load_model
@@ -23,6 +24,7 @@ from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import temporary_folder
+from plantmodels.errors import RegistrationError
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -117,18 +119,42 @@ def log_model(
         name: the logged model's name.
         input_example: one encoded image, which becomes the model's example input.
         tags: tags of the logged model.
+
+    Raises:
+        RegistrationError: the server, or a proxy in front of it, refused a file as too large.
     """
     from mlflow.models import Model
 
-    info: ModelInfo = Model.log(
-        artifact_path=None,
-        name=name,
-        flavor=sys.modules[__name__],
-        bundle=bundle,
-        input_example=input_example,
-        tags=dict(tags or {}),
-    )
+    try:
+        info: ModelInfo = Model.log(
+            artifact_path=None,
+            name=name,
+            flavor=sys.modules[__name__],
+            bundle=bundle,
+            input_example=input_example,
+            tags=dict(tags or {}),
+        )
+    except OSError as error:  # requests' errors are such ones
+        refused = describe_refused_upload(error)
+        if refused is None:
+            raise
+        raise RegistrationError(f"the bundle could not be uploaded: {refused}") from error
     return info
+
+
+def describe_refused_upload(error: BaseException) -> str | None:
+    """Return a line about a file that was refused as too large; None for every other error."""
+    answer = getattr(error, "response", None)
+    if getattr(answer, "status_code", None) != 413:
+        return None
+    request = getattr(answer, "request", None)
+    name = unquote(urlsplit(str(getattr(request, "url", ""))).path).rpartition("/")[2] or "a file"
+    length = getattr(request, "headers", {}).get("Content-Length", "")
+    size = f" of {int(length) / 1e6:,.1f} MB" if length.isdecimal() else ""
+    return (
+        f"{name}{size} was refused as too large (HTTP 413) by the server or a proxy in front of it; "
+        "in nginx, raise client_max_body_size"
+    )
 
 
 def list_serving_code() -> dict[str, Path]:

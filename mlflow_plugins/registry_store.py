@@ -4,7 +4,12 @@ MLflow imports this module in every process that uses a registry, also where no 
 heavy: an error here would break all those processes.
 """
 
+import sys
+from pathlib import Path
 from typing import Any
+
+from mlflow_plugins.required import check_mlflow
+from plantmodels.errors import PlantModelsError
 
 
 def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
@@ -13,7 +18,23 @@ def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
     Args:
         store_uri: `plantmodels:` followed by a database URI.
         tracking_uri: ignored; MLflow passes it, and the process's own tracking address is used.
-    """
-    from mlflow_plugins.registry.store import build_gated_store
 
-    return build_gated_store(store_uri.removeprefix("plantmodels:"))
+    Raises:
+        PlantModelsError: MLflow is too old, or the address or the configuration cannot be used.
+        SystemExit: the same, where `mlflow server` starts: its user shall see one line and no traceback.
+    """
+    try:
+        check_mlflow()
+        from mlflow_plugins.registry.store import build_gated_store
+
+        return build_gated_store(store_uri.removeprefix("plantmodels:"))
+    except PlantModelsError as error:
+        if not _starts_server(sys.argv):
+            raise
+        raise SystemExit(f"Error: {error}") from error
+
+
+def _starts_server(arguments: list[str]) -> bool:
+    """Return whether this is the command `mlflow server`, or `python -m mlflow server`."""
+    program = Path(arguments[0] if arguments else "")
+    return "server" in arguments[1:] and "mlflow" in (program.stem, program.parent.name)

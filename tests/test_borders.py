@@ -40,13 +40,14 @@ PLUGIN_ROOMS = {
     "_mlflow_compat": (set(), {"_mlflow_compat"}),
     "names": (GROUND, {"_mlflow_compat", "names"}),
     "servers": (GROUND, {"_mlflow_compat", "servers"}),
+    "required": (GROUND, {"required"}),
     "project_run": (GROUND, {"servers", "project_run"}),
     "loading": (SERVING, {"_mlflow_compat", "loading"}),
     "flavor": (SERVING, {"loading", "flavor"}),
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),
-    "registry_store": (set(), {"registry"}),
+    "registry_store": (GROUND, {"registry", "required"}),
     "checking": (SERVING | {"report", "verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
-    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "names", "servers", "loading", "flavor", "jobs"}),
+    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "names", "servers", "required", "loading", "flavor", "jobs"}),
 }
 """Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""
 

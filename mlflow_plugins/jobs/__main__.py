@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from mlflow_plugins.jobs.requests import DEFAULT_NAME, JobRequest, ScoreRequest
+from mlflow_plugins.required import check_mlflow
 from plantmodels.bundle.layout import GATE_REPORT_FILE
 from plantmodels.cli import next_steps
 from plantmodels.cli.errors import KnownErrors
@@ -43,6 +44,7 @@ def main() -> None:
     audit and compare registered versions.
     """
     log_to_terminal()
+    check_mlflow()
 
 
 @main.command("run")

@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 
+from mlflow_plugins.flavor import describe_refused_upload
 from mlflow_plugins.jobs.processes import Process
 from mlflow_plugins.servers import check_registry_server, check_tracking_server
 from plantmodels.data.image_files import printable_name
@@ -139,8 +140,8 @@ def registration_errors(what: str) -> Iterator[None]:
     try:
         yield
     except SERVER_ERRORS as error:
-        reason = quote_error(error)
-        raise RegistrationError(f"{what}: {type(error).__name__}: {reason}") from error
+        reason = describe_refused_upload(error) or f"{type(error).__name__}: {quote_error(error)}"
+        raise RegistrationError(f"{what}: {reason}") from error
 
 
 @contextmanager

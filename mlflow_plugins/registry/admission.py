@@ -186,7 +186,7 @@ class Admission:
         if source.origin is not None and gates != _PASSED:
             reason = f"only a version that passed every gate may be copied (gates {gates})"
             raise self._audit.refuse(name, None, source.action, reason, evidence)
-        return evidence, self._make_stamps(evidence, model_sha256, failures)
+        return evidence, _make_stamps(evidence, model_sha256, failures)
 
     def admit(
         self, version: ModelVersion, action: str, production: int | None = None, alias: str | None = None
@@ -264,25 +264,26 @@ class Admission:
     def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
         """Stamp a version that was registered before the registry was gated: from now on these files are meant."""
         name, number = version.name, version.version
-        tags = self._make_stamps(judged.evidence, judged.model_sha256, judged.failures)
+        tags = _make_stamps(judged.evidence, judged.model_sha256, judged.failures)
         self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
         for tag in tags if MODEL_TAG not in version.tags else ():
-            self._store.set_model_version_tag(name, number, tag)
-
-    def _make_stamps(
-        self, evidence: Evidence, model_sha256: str, failures: tuple[GateResult, ...] | None
-    ) -> list[ModelVersionTag]:
-        stamps = {
-            MANIFEST_TAG: evidence.manifest_sha256,
-            MODEL_TAG: model_sha256,
-            GATES_TAG: self._rows.fit(_describe_gates(failures)),
-        }
-        return [ModelVersionTag(key, value) for key, value in stamps.items()]
+            self._store.set_model_version_tag(name, number, ModelVersionTag(tag.key, self._rows.fit(tag.value)))
 
 
 def _is_stamp(tag: Any) -> bool:
     key = getattr(tag, "key", None)
     return isinstance(key, str) and (key == GLANCE_TAG or key.startswith(RESERVED))
+
+
+def _make_stamps(
+    evidence: Evidence, model_sha256: str, failures: tuple[GateResult, ...] | None
+) -> list[ModelVersionTag]:
+    stamps = {
+        MANIFEST_TAG: evidence.manifest_sha256,
+        MODEL_TAG: model_sha256,
+        GATES_TAG: _describe_gates(failures),
+    }
+    return [ModelVersionTag(key, value) for key, value in stamps.items()]
 
 
 def _describe_gates(failures: tuple[GateResult, ...] | None) -> str:

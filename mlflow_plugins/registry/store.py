@@ -168,7 +168,8 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         if not self._guard.is_guarded(name):  # versions promoted so far were never asked for their gates
             self._production.refuse_if_occupied(name, source.action)
         self._guard.mark(name)
-        version = create([self._descriptions.make_tag(evidence), *tags, *stamps])
+        shown = [ModelVersionTag(stamp.key, self._rows.fit(stamp.value)) for stamp in stamps]
+        version = create([self._descriptions.make_tag(evidence), *tags, *shown])
         self._stamps.keep(name, version.version, {tag.key: tag.value for tag in stamps})
         gates = next(tag.value for tag in stamps if tag.key == GATES_TAG)
         self._audit.record(

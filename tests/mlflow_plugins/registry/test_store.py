@@ -204,7 +204,7 @@ def test_the_server_stamps_what_it_read(client, good_bundle, bad_bundle):
     assert tags[GATES_TAG] == "passed"
     assert tags[MANIFEST_TAG] == digest_file(good_bundle / MANIFEST_FILE).sha256
     failed = client.get_model_version(NAME, register(bad_bundle)).tags[GATES_TAG]
-    assert failed == "failed: ood_recall measured 50.00 %, limit ≥ 95 %"
+    assert failed == "failed: ood_recall measured 50.00 %, limit >= 95 %"  # not every database holds a ≥
     assert client.get_registered_model(NAME).tags[GUARDED_TAG] == "true"
 
 
