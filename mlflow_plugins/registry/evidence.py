@@ -32,9 +32,9 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.manifest import FileDigest, Manifest, check_digests, parse_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import BundleError, PlantModelsError
+from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.gate_report import MAX_IMAGE_ROWS_BYTES, REPORT_FORMAT_VERSION, GateReport, parse_report
 from plantmodels.report.gates import PROMOTION_GATES, GateResult
-from plantmodels.report.per_image import ImageRow, parse_image_rows
 from plantmodels.report.policy import GatePolicy
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.evidence")
@@ -105,7 +105,7 @@ class Evidence:
         self._judged.append((policy, gates))
         return gates
 
-    def read_rows(self) -> tuple[ImageRow, ...]:
+    def read_rows(self) -> ImageTable:
         """Return the image rows that the report follows from.
 
         Raises:
@@ -117,7 +117,7 @@ class Evidence:
             raise EvidenceError(
                 f"its report is of format {self.report.format_version}: verify it and register it again"
             )
-        return parse_image_rows(self.images)
+        return ImageTable.parse(self.images)
 
     def digest_model(self) -> str:
         """Read all other files, and return the digest of the names and digests of all files: bundle, MLmodel and code.

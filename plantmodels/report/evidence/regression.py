@@ -4,19 +4,23 @@ Each measure is compared image by image if both reports share enough images, by 
 otherwise between the two sets of images. Only a loss beyond noise (95 %) counts.
 
 >>> from plantmodels.report.per_image import read_image_rows
->>> rows = read_image_rows(bundle / "gate-images.csv")
->>> [loss.lost for loss in measure_losses(rows, rows, min_images=20)]
+>>> table = ImageTable.from_rows(read_image_rows(bundle / "gate-images.csv"))
+>>> [loss.lost for loss in measure_losses(table, table, min_images=20)]
 [0.0, 0.0, 0.0]
 """
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+import numpy as np
+
+from plantmodels.arrays import Mask
+from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.formatting import format_percent, format_range
 from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
-from plantmodels.report.per_image import ImageRow, ImageSetName
+from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.statistics import (
     Interval,
@@ -31,6 +35,9 @@ GATE: Final = "no_regression"
 
 MEASURES: Final = ("end to end", "OOD precision", "OOD recall")
 """What may not become worse: the accuracy of species and disease together with hard routing, and the rejection."""
+
+
+_COMPARED: Final[tuple[ImageSetName, ...]] = ("val", "non-plants")
 
 
 class TooFewImagesError(ValueError):
@@ -78,9 +85,7 @@ class Loss:
         )
 
 
-def judge_regression(
-    before: Sequence[ImageRow], now: Sequence[ImageRow], policy: GatePolicy, production: str
-) -> GateResult:
+def judge_regression(before: ImageTable, now: ImageTable, policy: GatePolicy, production: str) -> GateResult:
     """Return the gate `no_regression` for a version that is to replace the one in Production, or the last one there.
 
     Args:
@@ -101,7 +106,7 @@ def judge_regression(
     worst = max(loss.beyond_noise for loss in losses)
     shown = [loss for loss in losses if loss.beyond_noise > limit or loss.lost is None] or losses
     detail = f"against {production}: {'; '.join(loss.to_sentence() for loss in shown)}"
-    samples = min(sum(row.set == name for row in rows) for rows in (before, now) for name in ("val", "non-plants"))
+    samples = min(len(table.of_set(name)) for table in (before, now) for name in _COMPARED)
     return judge_gate(GATE, [GateValue("", limit, worst)], samples=samples, min_images=least, detail=detail)
 
 
@@ -112,7 +117,7 @@ def regression_not_measured(reason: str, policy: GatePolicy) -> GateResult:
     )
 
 
-def measure_losses(before: Sequence[ImageRow], now: Sequence[ImageRow], *, min_images: int) -> tuple[Loss, ...]:
+def measure_losses(before: ImageTable, now: ImageTable, *, min_images: int) -> tuple[Loss, ...]:
     """Return how much worse a version is than another one in each of `MEASURES`.
 
     Args:
@@ -124,18 +129,19 @@ def measure_losses(before: Sequence[ImageRow], now: Sequence[ImageRow], *, min_i
     Raises:
         TooFewImagesError: names the version and the set with too few images.
     """
-    leaves = _Counts.count(before, now, "val", _is_right, min_images)
-    plants = _Counts.count(before, now, "val", _is_rejected, min_images)
-    others = _Counts.count(before, now, "non-plants", _is_rejected, min_images)
+    leaves = _Counts.count(before, now, "val", _are_right, min_images)
+    plants = _Counts.count(before, now, "val", _are_rejected, min_images)
+    others = _Counts.count(before, now, "non-plants", _are_rejected, min_images)
     return (leaves.lose("end to end"), _lose_precision(plants, others), others.lose("OOD recall"))
 
 
-def _is_right(row: ImageRow) -> bool:
-    return (row.int8_species, row.int8_routed_disease) == (row.species, row.disease)
+def _are_right(images: ImageTable) -> Mask:
+    species = images.text("int8_species") == images.text("species")
+    return np.asarray(species & (images.text("int8_routed_disease") == images.text("disease")), np.bool_)
 
 
-def _is_rejected(row: ImageRow) -> bool:
-    return row.rejected
+def _are_rejected(images: ImageTable) -> Mask:
+    return images.truths("rejected")
 
 
 @dataclass(frozen=True)
@@ -155,10 +161,10 @@ class _Counts:
     @classmethod
     def count(
         cls,
-        before: Sequence[ImageRow],
-        now: Sequence[ImageRow],
+        before: ImageTable,
+        now: ImageTable,
         name: ImageSetName,
-        holds: Callable[[ImageRow], bool],
+        hold: Callable[[ImageTable], Mask],
         min_images: int,
     ) -> "_Counts":
         """Count the rows of one set.
@@ -166,17 +172,20 @@ class _Counts:
         Raises:
             TooFewImagesError: a version has fewer than `min_images` rows.
         """
-        sides = [[row for row in rows if row.set == name] for rows in (before, now)]
+        sides = [table.of_set(name) for table in (before, now)]
         for rows, version in zip(sides, ("the version in Production", "the new version"), strict=True):
             if len(rows) < min_images:
                 raise TooFewImagesError(
                     f"{version} was measured on {len(rows):,} images of the set {name!r}, at least {min_images:,} are "
                     "needed to compare"
                 )
-        first, second = ({_key(row): holds(row) for row in rows} for rows in sides)
+        hits = [hold(rows) for rows in sides]
+        first, second = (
+            dict(zip(_list_keys(rows), mask.tolist(), strict=True)) for rows, mask in zip(sides, hits, strict=True)
+        )
         shared = first.keys() & second.keys()
         if len(shared) < min_images:
-            before_all, now_all = (Proportion(sum(map(holds, rows)), len(rows)) for rows in sides)
+            before_all, now_all = (Proportion(int(mask.sum()), len(mask)) for mask in hits)
             return cls(before_all, now_all, None)
         paired = _pair(first, second, shared)
         return cls(paired.first, paired.second, paired)
@@ -203,9 +212,9 @@ class _Counts:
         return self.paired or (self.before, self.now)
 
 
-def _key(row: ImageRow) -> Hashable:
-    """Return what makes an image the same in two reports: its content and its label."""
-    return row.sha256, row.species, row.disease
+def _list_keys(images: ImageTable) -> Iterator[Hashable]:
+    """Yield what makes each image the same in two reports: its content and its label."""
+    return zip(*(images.text(name).tolist() for name in ("sha256", "species", "disease")), strict=True)
 
 
 def _pair(

@@ -6,13 +6,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.regression import (
+    Loss,
     TooFewImagesError,
     judge_regression,
     measure_losses,
     regression_not_measured,
 )
-from plantmodels.report.gates import GATES, PROMOTION_GATES
+from plantmodels.report.gates import GATES, PROMOTION_GATES, GateResult
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.policy import GatePolicy
 
@@ -46,6 +48,14 @@ def other(number: int, *, rejected: bool = True) -> ImageRow:
     return replace(row, sha256=f"f{number:063x}")
 
 
+def judge(before: Sequence[ImageRow], now: Sequence[ImageRow], policy: GatePolicy, production: str) -> GateResult:
+    return judge_regression(ImageTable.from_rows(before), ImageTable.from_rows(now), policy, production)
+
+
+def measure(before: Sequence[ImageRow], now: Sequence[ImageRow], *, min_images: int) -> tuple[Loss, ...]:
+    return measure_losses(ImageTable.from_rows(before), ImageTable.from_rows(now), min_images=min_images)
+
+
 def rows(right: Sequence[bool], rejected: Sequence[bool], *, first: int = 0, alarms: int = 0) -> tuple[ImageRow, ...]:
     leaves = (leaf(first + i, right=value, rejected=i < alarms) for i, value in enumerate(right))
     return (*leaves, *(other(first + i, rejected=value) for i, value in enumerate(rejected)))
@@ -64,7 +74,7 @@ def test_the_gate_is_none_of_the_report() -> None:
 
 
 def test_an_equal_version_passes() -> None:
-    gate = judge_regression(GOOD, GOOD, POLICY, "version 1")
+    gate = judge(GOOD, GOOD, POLICY, "version 1")
     assert (gate.status, gate.measured, gate.samples) == ("passed", 0.0, 200)
     assert gate.measured_text == "0.00 points lost"
     assert "end to end 90.00 %, in Production 90.00 % (95 % interval of the loss" in gate.detail
@@ -72,7 +82,7 @@ def test_an_equal_version_passes() -> None:
 
 
 def test_a_better_version_passes() -> None:
-    gate = judge_regression(GOOD, rows(share(490, 500), share(200, 200)), POLICY, "version 1")
+    gate = judge(GOOD, rows(share(490, 500), share(200, 200)), POLICY, "version 1")
     assert gate.passed
     assert gate.measured is not None and gate.measured <= 0
 
@@ -86,7 +96,7 @@ def test_a_better_version_passes() -> None:
     ],
 )
 def test_a_loss_beyond_noise_fails_with_both_figures(now: Sequence[ImageRow], text: str) -> None:
-    gate = judge_regression(GOOD, now, POLICY, "version 1")
+    gate = judge(GOOD, now, POLICY, "version 1")
     assert gate.status == "failed"
     assert gate.detail.startswith("against version 1: ")
     assert text in gate.detail
@@ -96,44 +106,44 @@ def test_a_loss_beyond_noise_fails_with_both_figures(now: Sequence[ImageRow], te
 def test_pairs_show_what_unpaired_images_cannot() -> None:
     """Thirteen leaves of 500 lost: certain image by image, noise between two sets of 500."""
     now, elsewhere = (rows(share(437, 500), share(195, 200), first=first, alarms=2) for first in (0, 10_000))
-    assert judge_regression(GOOD, now, POLICY, "version 1").status == "failed"
-    unpaired = judge_regression(GOOD, elsewhere, POLICY, "version 1")
+    assert judge(GOOD, now, POLICY, "version 1").status == "failed"
+    unpaired = judge(GOOD, elsewhere, POLICY, "version 1")
     assert unpaired.passed
     assert "500 images, 500 others in Production" in unpaired.detail
 
 
 def test_a_large_loss_on_other_images_fails() -> None:
     now = rows(share(350, 500), share(195, 200), first=10_000, alarms=2)
-    assert judge_regression(GOOD, now, POLICY, "version 1").status == "failed"
+    assert judge(GOOD, now, POLICY, "version 1").status == "failed"
 
 
 def test_a_loss_within_the_limit_passes_however_certain() -> None:
     before, now = rows(share(10_000, 10_000), share(200, 200)), rows(share(9_950, 10_000), share(200, 200))
-    gate = judge_regression(before, now, POLICY, "version 1")
+    gate = judge(before, now, POLICY, "version 1")
     assert gate.passed
     assert gate.measured == pytest.approx(0.005)
     strict = replace(POLICY, no_regression_max_drop=0.004)
-    assert judge_regression(before, now, strict, "version 1").status == "failed"
+    assert judge(before, now, strict, "version 1").status == "failed"
 
 
 def test_images_are_paired_by_content_and_label_and_not_by_name() -> None:
     renamed = [replace(row, name=f"new {row.name}", source="elsewhere") for row in GOOD]
-    leaves, _, others = measure_losses(GOOD, renamed, min_images=100)
+    leaves, _, others = measure(GOOD, renamed, min_images=100)
     assert leaves.images == "the same 500 images"
     assert others.images == "the same 200 images"
     relabelled = [replace(row, disease="scab") if row.set == "val" else row for row in GOOD]
-    assert "others" in measure_losses(GOOD, relabelled, min_images=100)[0].images
+    assert "others" in measure(GOOD, relabelled, min_images=100)[0].images
 
 
 def test_99_shared_images_are_too_few_to_pair() -> None:
     for shared, paired in ((99, False), (100, True)):
         now = rows(share(450, 500), share(195, 200), first=500 - shared)
-        assert (measure_losses(GOOD, now, min_images=100)[0].images == f"the same {shared} images") is paired
+        assert (measure(GOOD, now, min_images=100)[0].images == f"the same {shared} images") is paired
 
 
 def test_an_image_twice_in_a_set_is_one_pair() -> None:
     twice = (*GOOD, GOOD[0])
-    assert measure_losses(twice, GOOD, min_images=100)[0].images == "the same 500 images"
+    assert measure(twice, GOOD, min_images=100)[0].images == "the same 500 images"
 
 
 @pytest.mark.parametrize(
@@ -145,8 +155,8 @@ def test_an_image_twice_in_a_set_is_one_pair() -> None:
 )
 def test_too_few_images_are_not_compared(before, now, match: str) -> None:
     with pytest.raises(TooFewImagesError, match=match):
-        measure_losses(before, now, min_images=100)
-    gate = judge_regression(before, now, POLICY, "version 7")
+        measure(before, now, min_images=100)
+    gate = judge(before, now, POLICY, "version 7")
     assert gate.status == "not measured"
     assert gate.detail.endswith("are needed to compare (version 7)")
 
@@ -158,9 +168,9 @@ def test_what_cannot_be_compared_does_not_pass() -> None:
 
 def test_where_nothing_is_rejected_precision_is_not_defined_and_recall_is_lost() -> None:
     now = rows(share(450, 500), share(0, 200))
-    precision = measure_losses(GOOD, now, min_images=100)[1]
+    precision = measure(GOOD, now, min_images=100)[1]
     assert (precision.lost, precision.beyond_noise) == (None, 0.0)
-    gate = judge_regression(GOOD, now, POLICY, "version 1")
+    gate = judge(GOOD, now, POLICY, "version 1")
     assert gate.status == "failed"
     assert "OOD precision is not defined where nothing is rejected" in gate.detail
 
@@ -172,5 +182,5 @@ def test_equal_networks_are_refused_about_once_in_forty_times() -> None:
     refused = 0
     for _ in range(60):
         now = rows((rng.random(400) < 0.9).tolist(), share(200, 200))
-        refused += measure_losses(before, now, min_images=100)[0].beyond_noise > 0.01
+        refused += measure(before, now, min_images=100)[0].beyond_noise > 0.01
     assert refused <= 5
