@@ -144,11 +144,11 @@ def check_bundle(folder: Path) -> tuple[str, str]:
 
 def check_stamps(model_sha256: str, tags: Mapping[str, str] | None) -> str:
     """Compare the files' digest with the one that the gated registry stamped on the version."""
-    from mlflow_plugins.registry.tags import MODEL_TAG
+    from mlflow_plugins.registry.tags import MODEL_TAG, OLD_MODEL_TAG
 
     if tags is None:
         return "not a registered version"
-    stamped = tags.get(MODEL_TAG)
+    stamped = tags.get(MODEL_TAG, tags.get(OLD_MODEL_TAG))
     if stamped is None:
         return "no stamped digest: it was registered without the gate"
     if stamped != model_sha256:

@@ -35,11 +35,11 @@ def bundle_params(metadata: Metadata) -> dict[str, Any]:
 
 
 def origin_tags(metadata: Metadata) -> dict[str, str]:
-    """Return the tags that say what a bundle was made from."""
+    """Return the tags that say what a bundle was made from. Digests sort last in MLflow's UI."""
     return {
         "git_commit": metadata.provenance.get("git_commit") or "unknown",
-        "checkpoint_sha256": str(metadata.provenance.get("checkpoint_sha256")),
-        "class_order_digest": metadata.taxonomy.digest,
+        "sha256.checkpoint": str(metadata.provenance.get("checkpoint_sha256")),
+        "sha256.class_order": metadata.taxonomy.digest,
     }
 
 

@@ -21,7 +21,16 @@ from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
 from mlflow_plugins.registry.regression import find_regression
-from mlflow_plugins.registry.tags import CLAIM_TAG, GATES_TAG, GLANCE_TAG, MANIFEST_TAG, MODEL_TAG, RESERVED, WAIVE_TAG
+from mlflow_plugins.registry.tags import (
+    CLAIM_TAG,
+    GATES_TAG,
+    GLANCE_TAG,
+    MANIFEST_TAG,
+    MODEL_TAG,
+    OLD_MODEL_TAG,
+    RESERVED,
+    WAIVE_TAG,
+)
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers
 from plantmodels.report.gates import GateResult
 
@@ -251,7 +260,7 @@ class Admission:
             texts.append(describe_gates(gate for gate, end in ends.items() if not end))
             return Refusal("; ".join(filter(None, texts)), _advise(refused, name, number), evidence)
         stamp = self._stamps.find(name, number)
-        stamped = version.tags.get(MODEL_TAG) if stamp is None else stamp.model_sha256
+        stamped = version.tags.get(MODEL_TAG, version.tags.get(OLD_MODEL_TAG)) if stamp is None else stamp.model_sha256
         try:  # only now: it takes a download of every file
             model_sha256 = evidence.digest_model()
             if stamped is not None and stamped != model_sha256:

@@ -15,11 +15,17 @@ RESERVED: Final = "plantmodels."
 GUARDED_TAG: Final = f"{RESERVED}guarded"
 """On a registered model: the gates apply to it."""
 
-MANIFEST_TAG: Final = f"{RESERVED}manifest_sha256"
-"""On a version: digest of its manifest when it was registered."""
+MANIFEST_TAG: Final = f"{RESERVED}when_registered.manifest_sha256"
+"""On a version: digest of its manifest when it was registered. MLflow's UI sorts tags by name: digests stand last."""
 
-MODEL_TAG: Final = f"{RESERVED}model_sha256"
+MODEL_TAG: Final = f"{RESERVED}when_registered.model_sha256"
 """On a version: digest of all its files when it was registered."""
+
+OLD_MANIFEST_TAG: Final = f"{RESERVED}manifest_sha256"
+"""`MANIFEST_TAG` of registries of version 0.2."""
+
+OLD_MODEL_TAG: Final = f"{RESERVED}model_sha256"
+"""`MODEL_TAG` of registries of version 0.2."""
 
 GATES_TAG: Final = f"{RESERVED}gates"
 """On a version: "passed", "never verified" or the gates that failed."""
@@ -27,7 +33,7 @@ GATES_TAG: Final = f"{RESERVED}gates"
 UNREAD_TAG: Final = f"{RESERVED}not_read"
 """On a version of ours whose files the server could not read when it was registered: why."""
 
-CLAIM_TAG: Final = "class_order_digest"
+CLAIM_TAG: Final = "sha256.class_order"
 """Set by our client on what it logs and registers, so that a version is known as ours if its files cannot be read."""
 
 WAIVE_TAG: Final = f"{RESERVED}waive."

@@ -19,10 +19,10 @@ from mlflow_plugins.registry.records.tables import DECISIONS, OUTCOMES, STAMPS, 
 from mlflow_plugins.registry.tags import (
     GATES_TAG,
     ID_TAG,
-    MANIFEST_TAG,
-    MODEL_TAG,
     OLD_AUDIT_TAG,
     OLD_COUNT_TAG,
+    OLD_MANIFEST_TAG,
+    OLD_MODEL_TAG,
     WAIVE_TAG,
 )
 from mlflow_plugins.registry.waivers import Waiver
@@ -172,13 +172,13 @@ def _read_waivers(model: _OldModel) -> Iterable[dict[str, Any]]:
 
 def _read_stamps(model: _OldModel) -> Iterable[dict[str, Any]]:
     for version, tags in model.versions.items():
-        if MANIFEST_TAG in tags and MODEL_TAG in tags:
+        if OLD_MANIFEST_TAG in tags and OLD_MODEL_TAG in tags:
             times = (old["at"] for old in model.audit.values() if old["version"] == str(version))
             yield {
                 "version": version,
                 "at": min(times, default=""),
-                "manifest_sha256": tags[MANIFEST_TAG],
-                "model_sha256": tags[MODEL_TAG],
+                "manifest_sha256": tags[OLD_MANIFEST_TAG],
+                "model_sha256": tags[OLD_MODEL_TAG],
                 "gates": tags.get(GATES_TAG, ""),
             }
 

@@ -61,8 +61,8 @@ def test_main_job_registers_one_loadable_version(request_: JobRequest, leaf: byt
     assert report.inputs.val.sha256.startswith(contexts["val"])
     tags = MlflowClient().get_model_version("plant-disease", "1").tags
     assert tags["gates"] == gates_tag(report)
-    assert tags["checkpoint_sha256"] == report.inputs.checkpoint_sha256
-    assert tags["class_order_digest"] == report.inputs.class_order_digest
+    assert tags["sha256.checkpoint"] == report.inputs.checkpoint_sha256
+    assert tags["sha256.class_order"] == report.inputs.class_order_digest
     stored = Path(mlflow.artifacts.download_artifacts(artifact_uri="models:/plant-disease/1")) / "data" / "bundle"
     assert build_manifest(stored) == read_manifest(request_.bundle)
     rows = mlflow.pyfunc.load_model("models:/plant-disease/1").predict(pd.DataFrame({"image": [leaf]}))

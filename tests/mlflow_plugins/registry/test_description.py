@@ -10,9 +10,12 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import OperationalError
 
 from mlflow_plugins import flavor
+from mlflow_plugins.jobs.records import version_tags
 from mlflow_plugins.registry.description import escape_markdown, renew_part
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import GLANCE_TAG, WAIVE_TAG
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.report.gate_report import read_report
 from plantmodels.report.gates import GATES
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
@@ -173,6 +176,17 @@ def test_a_description_that_cannot_be_written_stops_no_promotion(client, good_bu
         client.set_registered_model_alias(NAME, "production", version)
     assert client.get_model_version(NAME, version).current_stage == "Production"
     assert "plant-disease: its description was not renewed: (builtins.Exception) the disk is full" in caplog.text
+
+
+def test_the_first_tag_says_passed_and_digests_come_last(client, bad_bundle):
+    metadata, report = read_metadata(bad_bundle), read_report(bad_bundle)
+    with mlflow.start_run():
+        uri = flavor.log_model(bad_bundle, name="m").model_uri
+    version = mlflow.register_model(uri, NAME, tags=version_tags(metadata, report)).version
+    client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "a demo")
+    shown = sorted(client.get_model_version(NAME, version).tags)  # as MLflow's UI does
+    assert shown[0] == GLANCE_TAG
+    assert ["sha256" in name for name in shown] == [False] * (len(shown) - 4) + [True] * 4
 
 
 def test_the_first_tag_is_the_registrys_own(client, good_bundle):

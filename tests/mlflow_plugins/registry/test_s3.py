@@ -147,7 +147,7 @@ class PagesOf:
 def log(bundle: Path, bucket: str) -> str:
     experiment = mlflow.create_experiment(f"e{time.time_ns()}", artifact_location=bucket)
     with mlflow.start_run(experiment_id=experiment):
-        return f"models:/{flavor.log_model(bundle, name='m', tags={'class_order_digest': '0'}).model_id}"
+        return f"models:/{flavor.log_model(bundle, name='m', tags={'sha256.class_order': '0'}).model_id}"
 
 
 def test_versions_in_s3_are_gated(embedded_mlflow, bucket, good_bundle, bad_bundle):
