@@ -30,6 +30,7 @@ SLOWEST_FILES = (
     "tests/mlflow_plugins/registry/test_server.py",
     "tests/mlflow_plugins/loading/test_handle.py",
     "tests/mlflow_plugins/jobs/test_project.py",
+    "tests/mlflow_plugins/jobs/scoring/test_processes_of_spark.py",
     "tests/mlflow_plugins/jobs/scoring/test_job.py",
     "tests/mlflow_plugins/jobs/test_faults.py",
     "tests/reliability/test_fuzz.py",

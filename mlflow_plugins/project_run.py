@@ -47,7 +47,7 @@ class ProjectRunCheck:
 
 def is_run_of_this_project(arguments: list[str]) -> bool:
     """Return whether a command line is `mlflow run` with a folder of this project."""
-    program, *others = arguments
+    program, *others = arguments or [""]
     is_mlflow = Path(program).name == "mlflow" or Path(program).parts[-2:] == ("mlflow", "__main__.py")
     if not is_mlflow or "run" not in others:
         return False

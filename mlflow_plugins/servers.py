@@ -23,10 +23,10 @@ from mlflow_plugins._mlflow_compat import get_connect_arguments
 from plantmodels.errors import RegistrationError
 from plantmodels.foreign_text import quote_error
 
-LIMIT_S: Final = 6.0
+LIMIT_S: Final = 5.0
 """Longest wait for one answer. With the import of MLflow, a command says within ten seconds that a server is down."""
 
-_ONE_TRY: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
+_ONE_TRY: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
 _GATED: Final = "plantmodels:"
 _PASSWORD: Final = re.compile(r"(?<=://)[^@/]*@")
 

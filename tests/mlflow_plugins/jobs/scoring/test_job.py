@@ -2,12 +2,9 @@
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -19,15 +16,13 @@ import pytest
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
-from mlflow_plugins import flavor
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.scoring import spark
 from mlflow_plugins.jobs.scoring.job import run_score
 from mlflow_plugins.jobs.scoring.sources import find_unread
-from mlflow_plugins.loading import pyfunc
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
-from tests.fixtures.tracking import free_port
+from tests.fixtures.scoring import check_against_native, read_scores
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,56 +31,12 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("java") is None, reason="Java is not installed"),
 ]
 
-COLUMNS = list(pyfunc.PREDICTION_COLUMNS)
-
 
 @pytest.fixture(scope="module", autouse=True)
 def spark_of_this_file() -> Iterator[None]:
     """One Spark for all jobs of this file that run in this process; starting one takes longer than scoring."""
     with spark.spark_session("local[2]"):
         yield
-
-
-@pytest.fixture
-def model(verified_bundle: Path) -> str:
-    """The URI of a registered version, its alias production, in an embedded registry."""
-    with mlflow.start_run():
-        info = flavor.log_model(verified_bundle, name="plants")
-    version = mlflow.register_model(info.model_uri, "plants")
-    MlflowClient().set_registered_model_alias("plants", "production", version.version)
-    return "models:/plants@production"
-
-
-@pytest.fixture(scope="module")
-def leaf_images(tmp_path_factory: pytest.TempPathFactory, tiny_bundle) -> Path:
-    """The 45 val leaves in their awkward folders, one of them truncated and one empty, and files of no interest."""
-    folder = Path(shutil.copytree(tiny_bundle.data / "val", tmp_path_factory.mktemp("leaf_images") / "in [1], {a}*"))
-    leaves = sorted(folder.glob("*/*.jpg"))
-    leaves[0].write_bytes(leaves[0].read_bytes()[:300])
-    leaves[1].write_bytes(b"")
-    (folder / "notes.txt").write_text("no image")
-    return folder
-
-
-def read_scores(output: Path) -> pd.DataFrame:
-    """The scores as any reader of Parquet sees them, by path."""
-    frame = pd.read_parquet(output, partitioning=pyarrow.dataset.partitioning(flavor="hive"))
-    frame["path"] = frame["path"].str.removeprefix("file:")
-    return frame.sort_values("path", ignore_index=True)
-
-
-def check_against_native(frame: pd.DataFrame, bundle: Path) -> None:
-    classifier = PlantClassifier.load(bundle, threads=1, allow_paths=True)
-    native = classifier.predict(frame["path"])
-    for row, expected in zip(frame.to_dict("records"), native, strict=True):
-        for name in COLUMNS:
-            value, wanted = row[name], getattr(expected, name)
-            if wanted is None:
-                assert pd.isna(value), (row, name)
-            elif isinstance(wanted, float):
-                assert value == pytest.approx(wanted, rel=1e-6)
-            else:
-                assert value == wanted, (row, name)
 
 
 def test_a_folder_is_scored_as_the_native_classifier_does(model, leaf_images, verified_bundle, tmp_path: Path) -> None:
@@ -142,12 +93,6 @@ def test_a_table_keeps_its_columns(model, leaf_images, verified_bundle, tmp_path
         [float("nan") if row.disease_probability is None else row.disease_probability for row in native], nan_ok=True
     )
     assert scores.errors == 1 and "is missing" in frame["error"].iloc[-1]
-
-
-def start(arguments: list[str], log: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
-    command = [*prefix, sys.executable, "-m", "mlflow_plugins.jobs", "score", *arguments]
-    with log.open("ab") as file:
-        return subprocess.Popen(command, stdout=file, stderr=file, start_new_session=True)
 
 
 def test_every_listed_file_has_a_row(model: str, leaf_images: Path, verified_bundle: Path, tmp_path: Path) -> None:
@@ -237,42 +182,6 @@ def test_a_table_of_hugging_face_is_read(model: str, leaf_images: Path, tmp_path
     assert frame["error"].dropna().tolist() == ["the image is missing (null)"]
 
 
-def test_killed_half_way_and_resumed(
-    model: str, tiny_bundle, verified_bundle: Path, tmp_path: Path, wait_for: Callable[..., None]
-) -> None:
-    """400 images, 8 of them broken; SIGKILL of every process while a batch is being written."""
-    leaves = [path.read_bytes() for path in sorted(tiny_bundle.data.glob("*/*/*")) if path.suffix in (".jpg", ".png")]
-    images, output = tmp_path / "images", tmp_path / "scores.parquet"
-    images.mkdir()
-    for i in range(400):
-        data = leaves[i % len(leaves)]
-        (images / f"{i:04d}.jpg").write_bytes(data[:200] if i % 50 == 7 else data)
-    arguments = ["--model", model, "--images", str(images), "--output", str(output), "--spark-master", "local[2]"]
-    arguments += ["--images-per-batch", "50"]
-    process = start(arguments, tmp_path / "log")
-    try:
-        wait_for(lambda: (output / "batch=3" / "_SUCCESS").exists() or process.poll() is not None, 1200)
-        time.sleep(1)  # the next batch is on its way
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # the JVM, too; its Python workers end with it
-        process.wait()
-    done = sorted(path.parent.name for path in output.glob("batch=*/_SUCCESS"))
-    assert 4 <= len(done) < 8, (tmp_path / "log").read_text()
-    before = {path: path.stat().st_mtime_ns for name in done[:-1] for path in (output / name).glob("*.parquet")}
-
-    resumed = start(arguments, tmp_path / "log")
-    assert resumed.wait(1200) == 0, (tmp_path / "log").read_text()
-    last = (tmp_path / "log").read_text().splitlines()[-1]
-    assert last.startswith(f"{output}: 400 images, ") and "8 bad" in last
-    scored_now = int(last.split()[3].replace(",", ""))
-    assert 400 - 50 * len(done) <= scored_now <= 400 - 50 * (len(done) - 1)
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    frame = read_scores(output)
-    assert frame["path"].tolist() == [str(images / f"{i:04d}.jpg") for i in range(400)]
-    assert frame.index[frame["error"].notna()].tolist() == list(range(7, 400, 50))
-    check_against_native(frame, verified_bundle)
-
-
 def test_one_output_holds_the_scores_of_one_request(model, leaf_images, tmp_path: Path) -> None:
     first = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]")
     run_score(first)
@@ -293,46 +202,20 @@ def test_one_output_holds_the_scores_of_one_request(model, leaf_images, tmp_path
     assert Counter(tmp_path.rglob("*")) == files
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wait_for: Callable[..., None]) -> Iterator[str]:
-    """Spark's standalone master and one worker with two cores; the master's URL."""
-    import pyspark
-
-    monkeypatch.setenv("SPARK_LOCAL_IP", "127.0.0.1")
-    monkeypatch.setenv("PYSPARK_PYTHON", sys.executable)
-    command = [str(Path(pyspark.__file__).parent / "bin" / "spark-class"), "org.apache.spark.deploy.{0}.{1}"]
-    url = f"spark://127.0.0.1:{free_port()}"
-    started = []
-
-    def launch(role: str, *arguments: str) -> str:
-        words = [word.format(role, role.capitalize()) for word in command]
-        log = tmp_path / f"{role}.log"
-        with log.open("w") as file:
-            started.append(subprocess.Popen([*words, *arguments], stdout=file, stderr=file, start_new_session=True))
-        return str(log)
-
-    try:
-        master = launch("master", "--host", "127.0.0.1", "--port", url.rsplit(":", 1)[1], "--webui-port", "0")
-        wait_for(lambda: "I have been elected leader" in Path(master).read_text(), 600)
-        launch("worker", "--cores", "2", "--memory", "1g", "--webui-port", "0", "--work-dir", f"{tmp_path}/work", url)
-        wait_for(lambda: "Registering worker" in Path(master).read_text(), 600)
-        yield url
-    finally:
-        for process in started:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def test_a_cluster_gives_the_rows_of_one_machine(
-    model, cluster: str, leaf_images, verified_bundle, tmp_path: Path
-) -> None:
-    arguments = ["--model", model, "--images", str(leaf_images), "--output", str(tmp_path / "scores")]
-    assert start([*arguments, "--spark-master", cluster], tmp_path / "log").wait(600) == 0, (
-        tmp_path / "log"
-    ).read_text()
-    assert "45 images, 45 of them scored now; 2 bad, " in (tmp_path / "log").read_text()
-    check_against_native(read_scores(tmp_path / "scores"), verified_bundle)
-    assert list(tmp_path.glob("work/app-*")), "then it ran elsewhere"
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"images": "damaged.parquet"}, r"^Spark: .*damaged\.parquet.*; write the file again, or remove it$"),
+        ({"images": "s3://bucket/images"}, r'^Spark: .*No FileSystem for scheme "s3"; Spark lacks the connector'),
+        ({"output": "/proc/scores"}, r"^Spark: .*/proc/scores.*; choose places that Spark may read and write$"),
+    ],
+)
+def test_failures_of_spark_are_one_line(model: str, leaf_images: Path, change: dict[str, str], match: str) -> None:
+    Path("damaged.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR2")
+    good = ScoreRequest(model, str(leaf_images), "scores", "local[2]")
+    with pytest.raises(ScoringError, match=match) as caught:
+        run_score(ScoreRequest(**{**vars(good), **change}))
+    assert "\n" not in str(caught.value)
 
 
 def test_bad_requests_are_refused(model, leaf_images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
