@@ -2,15 +2,17 @@ import logging
 import mmap
 import shutil
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import pytest
 import yaml
 
 from mlflow_plugins import flavor
+from mlflow_plugins.registry import evidence
 from mlflow_plugins.registry.artifacts.local import LocalFiles
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor, read_evidence
-from plantmodels.bundle.layout import MANIFEST_FILE, SPECIES_FILES
+from plantmodels.bundle.layout import MANIFEST_FILE, METADATA_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.report.policy import GatePolicy
 
@@ -62,6 +64,24 @@ def test_a_write_through_a_memory_map_is_noticed(model: Path) -> None:
             after.st_ino,
         )
         read_evidence(str(model)).digest_model()
+
+
+def test_a_report_is_judged_once_for_each_manifest(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[object] = []
+    genuine = evidence._judge_contents
+
+    def count(*arguments: Any) -> object:
+        judged.append(arguments)
+        return genuine(*arguments)
+
+    monkeypatch.setattr(evidence, "_judge_contents", count)
+    monkeypatch.setattr(evidence, "_reports", {})
+    assert read_evidence(str(model)).report is read_evidence(str(model)).report
+    assert len(judged) == 1
+    path = model / "data/bundle" / METADATA_FILE
+    path.write_bytes(path.read_bytes() + b" ")  # what was judged before vouches for no other content
+    with pytest.raises(EvidenceError, match=r"changed: onnx-metadata\.json"):
+        read_evidence(str(model))
 
 
 def test_the_bytes_that_are_digested_are_the_bytes_that_are_parsed(
