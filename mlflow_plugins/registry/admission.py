@@ -191,7 +191,7 @@ class Admission:
             model_sha256 = evidence.digest_model()
         except EvidenceError as error:
             raise self._audit.refuse(name, None, source.action, str(error)) from error
-        gates = _describe_gates(failures)
+        gates = _describe_outcome(failures)
         if source.origin is not None and gates != _PASSED:
             reason = f"only a version that passed every gate may be copied (gates {gates})"
             raise self._audit.refuse(name, None, source.action, reason, evidence)
@@ -290,12 +290,12 @@ def _make_stamps(
     stamps = {
         MANIFEST_TAG: evidence.manifest_sha256,
         MODEL_TAG: model_sha256,
-        GATES_TAG: _describe_gates(failures),
+        GATES_TAG: _describe_outcome(failures),
     }
     return [ModelVersionTag(key, value) for key, value in stamps.items()]
 
 
-def _describe_gates(failures: tuple[GateResult, ...] | None) -> str:
+def _describe_outcome(failures: tuple[GateResult, ...] | None) -> str:
     if failures is None:
         return "never verified"
     return "failed: " + describe_gates(failures) if failures else _PASSED

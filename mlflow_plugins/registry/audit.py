@@ -180,7 +180,7 @@ class AuditLog:
             "allowed": allowed,
             "reason": reason,
             "manifest_sha256": digest,
-            "gates": None if gates is None else json.dumps(describe_gates(gates), ensure_ascii=False),
+            "gates": None if gates is None else json.dumps(_record_gates(gates), ensure_ascii=False),
             "production": production,
         }
         with self._records.begin() as connection:
@@ -251,7 +251,7 @@ class AuditLog:
         return None if found is None else str(found)
 
 
-def describe_gates(gates: Iterable[GateResult]) -> list[dict[str, str]]:
+def _record_gates(gates: Iterable[GateResult]) -> list[dict[str, str]]:
     """Return gates as the audit keeps them: the texts that people see."""
     return [
         {"gate": gate.name, "status": gate.status, "measured": gate.measured_text, "limit": gate.limit_text}

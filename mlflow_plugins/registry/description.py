@@ -113,7 +113,7 @@ def summarize_gates(failed: Mapping[GateResult, Waiver | None] | None, quote: st
     return f"passed; waived: {names}" if failed else "passed"
 
 
-def describe_gates(
+def describe_version(
     evidence: Evidence, policy: GatePolicy, failed: Mapping[GateResult, Waiver | None] | None, link: str | None
 ) -> str:
     """Return the registry's part of a version's description, as Markdown.
@@ -208,7 +208,7 @@ class Descriptions:
             glance = summarize_gates(failed)
             if version.tags.get(GLANCE_TAG) != glance:
                 self._store.set_model_version_tag(name, number, ModelVersionTag(GLANCE_TAG, glance))
-            part = describe_gates(evidence, self._policy, failed, _find_report_page(version))
+            part = describe_version(evidence, self._policy, failed, _find_report_page(version))
             renewed = renew_part(version.description, part)
             if renewed is not None and renewed != version.description:
                 self._store.update_model_version(name, number, renewed)

@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from itertools import chain, islice
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, get_args
+from typing import IO, Any, Final, get_args
 
 from plantmodels.bundle.files import replace_file
 from plantmodels.data.image_files import printable_name
@@ -25,17 +25,12 @@ from plantmodels.data.inputs import list_tables
 from plantmodels.data.listing import list_images
 from plantmodels.errors import DataError
 from plantmodels.foreign_text import quote_error
+from plantmodels.serve.classifier import CHUNK, PlantClassifier
 from plantmodels.serve.cores import count_cores
 from plantmodels.serve.image_input import ImageLike
 from plantmodels.serve.prediction import Prediction
 
-if TYPE_CHECKING:
-    from plantmodels.serve.classifier import PlantClassifier
-
 SCORE_SUFFIXES: Final = (".csv", ".jsonl", ".parquet")
-_CHUNK: Final = 32
-"""Images that one thread answers at a time, as many as a classifier takes at once; with 16, it takes 5 % longer."""
-
 _ROWS_AT_ONCE: Final = 1000
 """Rows that are held before they are written, and rows of a table that are read at a time."""
 
@@ -107,7 +102,7 @@ def find_images(places: Sequence[Path]) -> FoundImages:
     return FoundImages(chain.from_iterable(parts), count, tuple(filter(None, notes)))
 
 
-def classify(classifier: "PlantClassifier", images: Iterable[Named], *, top_k: int = 0) -> Iterator[dict[str, Any]]:
+def classify(classifier: PlantClassifier, images: Iterable[Named], *, top_k: int = 0) -> Iterator[dict[str, Any]]:
     """Yield a row with path and answer for each image, in order; all cores work.
 
     Args:
@@ -118,7 +113,7 @@ def classify(classifier: "PlantClassifier", images: Iterable[Named], *, top_k: i
     workers, remaining = count_cores(), iter(images)
     pending: deque[tuple[list[str], Future[list[Prediction]]]] = deque()
     with ThreadPoolExecutor(workers) as pool:
-        while chunk := list(islice(remaining, _CHUNK)):
+        while chunk := list(islice(remaining, CHUNK)):
             names = [name for name, _ in chunk]
             pending.append((names, pool.submit(classifier.predict, [image for _, image in chunk], top_k=top_k)))
             if len(pending) > 2 * workers:
