@@ -15,6 +15,7 @@ import sqlalchemy
 from sqlalchemy import bindparam, func, literal, or_, select, union_all
 
 from mlflow_plugins._mlflow_compat import DELETED_STAGE, get_registry_tables
+from mlflow_plugins.registry.guard.lookup import Lookup
 from mlflow_plugins.registry.tags import GUARDED_TAG, ID_TAG, UNREAD_TAG
 
 _EXACT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
@@ -85,16 +86,16 @@ class Rows:
         self.get_workspace = workspace
         self._is_exact = engine.dialect.name in _EXACT_DIALECTS
         self._tables = get_registry_tables()
-        self._model_query = _select_model(self._tables)
-        self._version_query = _select_version(self._tables)
-        self._alias_query = _select_alias(self._tables["registered_model_aliases"])
-        self._identity_query = _select_identity(self._tables)
-        model = self._tables["registered_models"]
-        self._description_query = _filter(select(model.c.description), model, "name")
+        model, alias = self._tables["registered_models"], self._tables["registered_model_aliases"]
+        self._models = Lookup(engine, _select_model(self._tables))
+        self._versions = Lookup(engine, _select_version(self._tables))
+        self._aliases = Lookup(engine, _select_alias(alias))
+        self._identities = Lookup(engine, _select_identity(self._tables))
+        self._descriptions = Lookup(engine, _filter(select(model.c.description), model, "name"))
 
     def find_model(self, name: object) -> StoredModel | None:
         """Return the registered model that a request means; None if there is none."""
-        found = self._find(self._model_query, name=name)
+        found = self._find(self._models, name=name)
         return None if found is None else StoredModel(found.name, bool(found.is_marked))
 
     def find_version(self, name: object, version: Any) -> StoredVersion | None:
@@ -103,7 +104,7 @@ class Rows:
             number = int(version)
         except (TypeError, ValueError, OverflowError):
             return None
-        found = self._find(self._version_query, name=name, version=number)
+        found = self._find(self._versions, name=name, version=number)
         if found is None:
             return None
         location = found.storage_location or found.source
@@ -113,22 +114,22 @@ class Rows:
 
     def find_alias(self, name: str, alias: str) -> str | None:
         """Return the stored spelling of the alias that a request means; None if the model has no such alias."""
-        found = self._find(self._alias_query, name=name, alias=alias)
+        found = self._find(self._aliases, name=name, alias=alias)
         return None if found is None else str(found.alias)
 
     def find_aliased(self, name: str, alias: str) -> str | None:
         """Return the version that an alias of a model names; None if the model has no such alias."""
-        found = self._find(self._alias_query, name=name, alias=alias)
+        found = self._find(self._aliases, name=name, alias=alias)
         return None if found is None else str(found.version)
 
     def find_identity(self, name: str) -> StoredIdentity | None:
         """Return what tells the model that has a name now from others; None if there is none."""
-        found = self._find(self._identity_query, name=name)
+        found = self._find(self._identities, name=name)
         return None if found is None else StoredIdentity(found.name, found.creation_time, found.identity)
 
     def read_description(self, name: str) -> str | None:
         """Return the description of a registered model, without its versions; None if it has none."""
-        found = self._find(self._description_query, name=name)
+        found = self._find(self._descriptions, name=name)
         return None if found is None else found.description
 
     def write_description(self, name: str, text: str) -> None:
@@ -203,14 +204,10 @@ class Rows:
         with self._engine.connect() as connection:
             return bool(connection.execute(query).scalar())
 
-    def _find(self, query: Any, **parameters: object) -> Any:
+    def _find(self, lookup: Lookup, **parameters: object) -> Any:
         if not isinstance(parameters["name"], str):
             return None
-        with self._engine.connect() as connection:
-            try:
-                return connection.execute(query, parameters | {"workspace": self.get_workspace()}).first()
-            except (ValueError, OverflowError, sqlalchemy.exc.DataError):
-                return None  # no row can hold such a value: a lone surrogate, a null character or too large a number
+        return lookup.find({**parameters, "workspace": self.get_workspace()})
 
 
 _Tables = dict[str, sqlalchemy.Table]
