@@ -20,7 +20,7 @@ from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_g
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.approvals import Approvals, Request
 from mlflow_plugins.registry.records.stamps import Stamps
-from mlflow_plugins.registry.regression import find_regression
+from mlflow_plugins.registry.regression import compare_with_production
 from mlflow_plugins.registry.tags import (
     CLAIM_TAG,
     GATES_TAG,
@@ -83,14 +83,14 @@ class Judged:
 
     Attributes:
         evidence: what its files prove.
-        failures: failed gates, all of which were waived.
+        gates: all gates, with `no_regression` if there was a version to compare with; those that failed were waived.
         model_sha256: digest of all its files.
         state: why the gates let it through, with all waivers.
         is_stamped: whether it was stamped when it was registered.
     """
 
     evidence: Evidence
-    failures: tuple[GateResult, ...]
+    gates: tuple[GateResult, ...]
     model_sha256: str
     state: str
     is_stamped: bool
@@ -223,7 +223,6 @@ class Admission:
             reason = "; ".join(filter(None, [found.state, self._approvals.collect(request)]))
         if not found.is_stamped:
             self._stamp(version, found)
-        gates = found.evidence.judge_gates(self._config.policy)
         decision = self._audit.record(
             name,
             number,
@@ -232,7 +231,7 @@ class Admission:
             reason=reason,
             evidence=found.evidence,
             production=production,
-            gates=gates,
+            gates=found.gates,
         )
         return Admitted(found.evidence, decision)
 
@@ -247,12 +246,13 @@ class Admission:
         try:
             evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
             policy, parts = self._config.policy, (self._store, self._rows, self._audit)
-            failures = evidence.find_failures(policy)
-            worse = find_regression(*parts, version, evidence, policy) if to_production else None
+            gates = evidence.judge_gates(policy)
+            compared = compare_with_production(*parts, version, evidence, policy) if to_production else None
         except EvidenceError as error:
             return Refusal(str(error), error=error)
-        judged = failures if worse is None else (*failures, worse)
-        waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in judged}
+        gates = gates if compared is None else (*gates, compared)
+        failed = [gate for gate in gates if not gate.passed]
+        waivers = {gate: self._waivers.find(name, number, gate, evidence.manifest_sha256) for gate in failed}
         refused = [gate for gate, waiver in waivers.items() if waiver is None]
         if refused:
             ends = {gate: self._waivers.find_end(name, number, gate, evidence.manifest_sha256) for gate in refused}
@@ -268,12 +268,13 @@ class Admission:
         except EvidenceError as error:
             return Refusal(str(error), error=error)
         waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
-        return Judged(evidence, failures, model_sha256, waived or "all gates passed", stamp is not None)
+        return Judged(evidence, gates, model_sha256, waived or "all gates passed", stamp is not None)
 
     def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
         """Stamp a version that was registered before the registry was gated: from now on these files are meant."""
         name, number = version.name, version.version
-        tags = _make_stamps(judged.evidence, judged.model_sha256, judged.failures)
+        failures = judged.evidence.find_failures(self._config.policy)
+        tags = _make_stamps(judged.evidence, judged.model_sha256, failures)
         self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
         for tag in tags if MODEL_TAG not in version.tags else ():
             self._store.set_model_version_tag(name, number, ModelVersionTag(tag.key, self._rows.fit(tag.value)))

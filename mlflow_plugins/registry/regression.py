@@ -15,14 +15,14 @@ from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
 
 
-def find_regression(
+def compare_with_production(
     store: Any, rows: Rows, audit: AuditLog, version: ModelVersion, evidence: Evidence, policy: GatePolicy
 ) -> GateResult | None:
-    """Return the gate `no_regression` of a version if it does not pass; None if it passes.
+    """Return the gate `no_regression` of a version; None if there is no other version to compare it with.
 
     The version is compared with the one in Production. If nothing is there, it is compared with the one that was there
-    last: taking a version out first makes no worse version pass. The gate passes if there never was another one. It is
-    not measured if the other report cannot be read.
+    last: taking a version out first makes no worse version pass. The gate is not measured if the other report cannot be
+    read.
 
     Args:
         store: MLflow's own store, without the gate.
@@ -45,8 +45,7 @@ def find_regression(
         before = read_evidence(store.get_model_version_download_uri(version.name, number)).read_rows()
     except (EvidenceError, MlflowException) as error:  # MLflow's: the version was deleted
         return regression_not_measured(f"{words}, cannot be compared: {error}", policy)
-    gate = judge_regression(before, now, policy, words)
-    return None if gate.passed else gate
+    return judge_regression(before, now, policy, words)
 
 
 def _find_production(rows: Rows, name: str) -> str | None:

@@ -22,7 +22,7 @@ from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.waiver_request import WaiverRequest, parse_request
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import WAIVERS, Records
-from mlflow_plugins.registry.regression import find_regression
+from mlflow_plugins.registry.regression import compare_with_production
 from mlflow_plugins.registry.tags import WAIVE_TAG
 from plantmodels.bundle.serialization import decode, parse_json_text
 from plantmodels.foreign_text import escape_controls, find_control
@@ -173,8 +173,8 @@ class Waivers:
             if gate_name in PROMOTION_GATES:  # as it would be judged now
                 found = self._store.get_model_version(name, version)
                 parts = self._store, self._rows, self._audit
-                worse = find_regression(*parts, found, evidence, self._config.policy)
-                failures |= {} if worse is None else {worse.name: worse}
+                compared = compare_with_production(*parts, found, evidence, self._config.policy)
+                failures |= {compared.name: compared} if compared is not None and not compared.passed else {}
         except EvidenceError as error:
             raise self._audit.refuse(name, version, action, str(error)) from error
         self._check_request(name, version, gate_name, request, evidence, failures)

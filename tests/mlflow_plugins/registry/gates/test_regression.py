@@ -12,8 +12,9 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
+from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.commands.admin import delete_version
-from mlflow_plugins.registry.commands.history import list_decisions
+from mlflow_plugins.registry.commands.history import find_production, list_decisions
 from plantmodels.bundle.files import write_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file, write_manifest
@@ -93,7 +94,11 @@ def test_an_equal_version_is_allowed_and_staging_asks_nothing(client, build: Bui
     promote(client, register_bundle(build(), NAME))
     promote(client, register_bundle(build(), NAME))
     assert client.get_registered_model(NAME).aliases == {"production": 2}
+    compared = find_production(NAME, read_clock()).gates[-1]
+    assert (compared["gate"], compared["status"]) == ("no_regression", "passed")
+    assert "0.00 points" in compared["measured"]
     promote(client, "2")  # again: it is not compared with itself
+    assert find_production(NAME, read_clock()).gates[-1]["gate"] != "no_regression"
     client.transition_model_version_stage(NAME, register_bundle(build(wrong=0.08), NAME), "Staging")
 
 
