@@ -167,9 +167,16 @@ _training_seed_option = click.option(
     show_default=True,
     help="Seed of first weights, order, augmentation and held-out leaves.",
 )
+_exposure_option = click.option(
+    "--non-plants",
+    type=OptionalPath(),
+    default="",
+    help="Folder of images that show no plant; the network learns to tell their selection half from leaves.",
+)
 _training_options: Callable[[Any], Any] = _combine(
     data_option,
     _checkpoint_file_option,
+    _exposure_option,
     _stages_option,
     _batch_size_option,
     _learning_rate_option,

@@ -37,6 +37,7 @@ from plantmodels.training.train import (
     TrainingSet,
     TrainReport,
     digest_values,
+    make_network,
     read_training_set,
     select_labels,
     state_path,
@@ -91,6 +92,7 @@ def run_distill(request: DistillRequest, observer: Observer | None = None) -> Di
         request.make_recipe(),
         student=request.student,
         max_bytes=request.max_bytes,
+        non_plants=request.non_plants,
         observer=observer,
     )
     write_bytes(curves_path(request.out), draw_curves(report.training.records, report.training.best))
@@ -106,6 +108,7 @@ def distill_network(
     student: str = DistillRequest.student,
     weights: DistillWeights | None = None,
     max_bytes: int = DistillRequest.max_bytes,
+    non_plants: Path | None = None,
     observer: Observer | None = None,
 ) -> DistillReport:
     """Train a student of `teacher` on the split "train", and write its checkpoint, which has a projection.
@@ -121,6 +124,7 @@ def distill_network(
         student: one of `STUDENTS`, or a timm backbone.
         weights: weights of the parts of the loss.
         max_bytes: the INT8 species file must be smaller than this number of bytes.
+        non_plants: folder of images that show no plant. The student learns to tell their selection half from leaves.
         observer: function that is called with the record of each epoch.
 
     Raises:
@@ -138,16 +142,18 @@ def distill_network(
     with torch.random.fork_rng(devices=[]):
         size = check_size(spec, max_bytes)
         torch.manual_seed(recipe.seed)
-        network = HierarchicalNetwork(spec, projection=True)
+        network = make_network(spec, projection=True, exposed=non_plants is not None)
     _LOGGER.info("student %r: %s bytes in INT8", student, f"{size:,}")
     device = pick_device()
-    leaves = read_training_set(data, out, spec, recipe)
+    leaves = read_training_set(data, out, spec, recipe, non_plants)
     teacher_outputs = _ask_teacher(teacher_network.to(device), leaves, out, checkpoint.sha256, device)
     inherited = inherit_weights_(network, teacher_network.cpu())
     _fit_first_projection_(network, leaves, recipe, teacher_outputs, device)
     loss = _make_loss(teacher_network.to(device), leaves, teacher_outputs, recipe, weights)
-    fingerprint = digest_values(checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest)
-    task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint)
+    fingerprint = digest_values(
+        checkpoint.sha256, asdict(recipe), asdict(weights), student, leaves.digest, leaves.seen_non_plants
+    )
+    task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint, leaves.non_plants)
     report = write_result(run_training(network, task, recipe, state=state_path(out), observer=observer), leaves, out)
     _teacher_path(out).unlink(missing_ok=True)
     return DistillReport(report, size, inherited)
@@ -197,7 +203,7 @@ def _fit_first_projection_(
 ) -> None:
     """Fit the projection on images of the first stage, which are the cheapest."""
     spec = resize_spec(network.spec, recipe.stages[0].image_size, recipe.scale_patches)
-    small = HierarchicalNetwork(spec, projection=True).eval()
+    small = type(network)(spec, projection=True).eval()
     small.load_state_dict(resize_patches(network.state_dict(), small.state_dict()))
     fit_projection_(small.to(device), leaves.images, leaves.train, teacher_outputs.embedding, device)
     network.projection.load_state_dict({name: tensor.cpu() for name, tensor in small.projection.state_dict().items()})

@@ -19,8 +19,8 @@ from plantmodels.data.progress import track
 from plantmodels.errors import TrainingError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.augment import augment
-from plantmodels.training.dataset import NO_DISEASE, LeafImages
-from plantmodels.training.losses import NetworkOutputs
+from plantmodels.training.dataset import NO_DISEASE, DecodedImages, LeafImages
+from plantmodels.training.losses import ExposedNetwork, NetworkOutputs, exposure_loss
 from plantmodels.training.optimizer import make_optimizers, pick_dtype, schedule_rate
 from plantmodels.training.patch_sizes import resize_patches, resize_spec
 from plantmodels.training.recipe import EpochRecord, Observer, Recipe, Stage, describe_epoch
@@ -48,6 +48,7 @@ class TrainingTask:
         held_out: (m,) rows that choose the best epoch.
         loss: function to minimize.
         fingerprint: digest of everything that must be the same when the training resumes.
+        non_plants: images to tell from leaves, or None. With them the network must be an `ExposedNetwork`.
     """
 
     images: LeafImages
@@ -55,6 +56,7 @@ class TrainingTask:
     held_out: torch.Tensor
     loss: BatchLoss
     fingerprint: str
+    non_plants: DecodedImages | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,7 @@ class _TrainingRun:
         self._observer = observer or (lambda _: None)
         self._device = pick_device()
         self._projection = isinstance(network.projection, nn.Linear)
-        self._spec = network.spec
+        self._spec, self._kind = network.spec, type(network)
         self._steps_per_epoch = -(-len(task.train) // recipe.batch_size)
         self._records: list[EpochRecord] = []
         self._best: Mapping[str, torch.Tensor] = {}
@@ -156,7 +158,7 @@ class _TrainingRun:
 
     def _build_network(self, stage: Stage) -> HierarchicalNetwork:
         spec = resize_spec(self._spec, stage.image_size, self._recipe.scale_patches)
-        return HierarchicalNetwork(spec, projection=self._projection)
+        return self._kind(spec, projection=self._projection)
 
     def _stage_records(self) -> list[EpochRecord]:
         return [record for record in self._records if record.image_size == self._stage.image_size]
@@ -225,11 +227,15 @@ class _TrainingRun:
         return factor
 
     def _train_step_(self, rows: torch.Tensor, generator: torch.Generator) -> float:
-        images = augment(self._task.images.load_batch(rows, self._stage.image_size, self._device), generator)
+        images = augment(self._load_images(rows, generator), generator)
         dtype = pick_dtype(self._device)
         with torch.autocast(self._device.type, dtype, enabled=dtype != torch.float32):
             species_logits, embedding = self._network(images)
-        loss = self._task.loss(self._network, NetworkOutputs(species_logits.float(), embedding.float()), rows)
+        species_logits, embedding = species_logits.float(), embedding.float()
+        plants, others = embedding[: len(rows)], embedding[len(rows) :]
+        loss = self._task.loss(self._network, NetworkOutputs(species_logits[: len(rows)], plants), rows)
+        if isinstance(self._network, ExposedNetwork):
+            loss = loss + self._recipe.exposure * exposure_loss(self._network, plants, others)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self._network.parameters(), _MAX_GRADIENT_NORM)
         for optimizer in self._optimizers:
@@ -237,6 +243,16 @@ class _TrainingRun:
             optimizer.zero_grad()
         self._update_average_()
         return float(loss.detach())
+
+    def _load_images(self, rows: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return the leaves of a step, and after them random parts of random non-plants."""
+        leaves = self._task.images.load_batch(rows, self._stage.image_size, self._device)
+        others = self._task.non_plants
+        if others is None:
+            return leaves
+        count = max(1, round(self._recipe.non_plants_per_leaf * len(rows)))
+        drawn = torch.randint(len(others), (count,), generator=generator)
+        return torch.cat([leaves, others.load_crops(drawn, self._stage.image_size, self._device, generator)])
 
     @torch.no_grad()
     def _update_average_(self) -> None:

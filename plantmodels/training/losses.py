@@ -1,13 +1,36 @@
-"""The loss that training minimizes: cross-entropies with the labels, and for a student its distance from a teacher."""
+"""The parts of the loss that training minimizes.
+
+They are cross-entropies with the labels, for a student its distance from a teacher, and with non-plants how badly
+these are told from plants.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional
 
+from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.dataset import NO_DISEASE
+
+
+class ExposedNetwork(HierarchicalNetwork):
+    """A network with one more logit of the embedding, high for non-plants. It exists only while a network is trained.
+
+    The logit makes the embeddings of plants and non-plants lie apart, which is what the served detector needs: it is
+    fitted on embeddings.
+    """
+
+    def __init__(self, spec: NetworkSpec, *, projection: bool) -> None:
+        """Build the layers with random weights, as `HierarchicalNetwork` does, and the further logit."""
+        super().__init__(spec, projection=projection)
+        self.non_plant_head = nn.Linear(spec.embedding_dim, 1)
+
+    def network_state(self) -> dict[str, torch.Tensor]:
+        """Return the `state_dict` without the further logit, as a checkpoint holds it."""
+        return {name: tensor for name, tensor in self.state_dict().items() if not name.startswith("non_plant_head.")}
 
 
 @dataclass(frozen=True)
@@ -127,6 +150,24 @@ def distillation_loss(
         divergence = divergence + (labels.weight[rows] * _divergence(logits, expected)).sum()
     square = (((outputs.embedding - teacher_outputs.embedding) / deviation) ** 2).mean(dim=1)
     return weights.logits * divergence / count + weights.embedding * (labels.weight * square).mean()
+
+
+def exposure_loss(network: ExposedNetwork, plants: torch.Tensor, non_plants: torch.Tensor) -> torch.Tensor:
+    """Return the cross-entropy of the non-plant logit: the mean over plants and the mean over non-plants, averaged.
+
+    Args:
+        network: network whose `non_plant_head` is used.
+        plants: (B, D) embedding of leaves.
+        non_plants: (M, D) embedding of non-plants.
+
+    References:
+        Hendrycks, Mazeika and Dietterich, "Deep Anomaly Detection with Outlier Exposure", ICLR 2019. They ask for even
+        softmax probabilities of outliers; here the embedding is what the served detector reads.
+    """
+    return (
+        functional.softplus(network.non_plant_head(plants)).mean()
+        + functional.softplus(-network.non_plant_head(non_plants)).mean()
+    ) / 2
 
 
 def _divergence(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:

@@ -41,6 +41,8 @@ class Recipe:
         average: decay per step of the running average of the weights. The average is measured and kept.
         balance: with 0 all images weigh the same in the loss, with 1 all classes.
         smoothing: share of each label that is spread evenly over all classes.
+        exposure: weight of the loss that tells non-plants from leaves; it counts only if there are non-plants.
+        non_plants_per_leaf: number of non-plants in a step, per leaf.
     """
 
     stages: tuple[Stage, ...]
@@ -53,6 +55,8 @@ class Recipe:
     average: float = 0.99
     balance: float = 0.5
     smoothing: float = 0.0
+    exposure: float = 1.0
+    non_plants_per_leaf: float = 0.25
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -73,6 +77,9 @@ class Recipe:
             raise ValueError(
                 f"learning_rate must be above 0 and patience at least 0, got {self.learning_rate} and {self.patience}"
             )
+        for name in ("exposure", "non_plants_per_leaf"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         for name in ("held_out", "average", "balance", "smoothing"):
             value = getattr(self, name)
             if not 0 <= value <= 1 or (value == 1 and name != "balance") or (value == 0 and name == "held_out"):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plantmodels.bundle.serialization import parse_json_text
-from plantmodels.data.inputs import check_checkpoint, check_data
+from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
 from plantmodels.errors import CheckpointError, TrainingError
 from plantmodels.report.policy import GatePolicy
 from plantmodels.training.recipe import Recipe, Stage
@@ -26,6 +26,7 @@ class TrainRequest:
 
     data: Path
     out: Path
+    non_plants: Path | None = None
     backbone: str = "swin_tiny_patch4_window7_224"
     backbone_kwargs: str = "{}"
     embedding_dim: int = 768
@@ -40,10 +41,11 @@ class TrainRequest:
         """Raise an error for paths that cannot be used, within a second and without loading torch.
 
         Raises:
-            DataError: the data do not exist, or have no split "train".
+            DataError: the data do not exist, or have no split "train", or the non-plants do not exist.
             CheckpointError: the folder of `out` does not exist or is not writable.
         """
         check_data(self.data, "train")
+        _check_non_plants(self.non_plants)
         check_writable(self.out)
 
     def make_recipe(self) -> Recipe:
@@ -78,6 +80,7 @@ class DistillRequest:
     teacher: Path
     data: Path
     out: Path
+    non_plants: Path | None = None
     student: str = "swin"
     max_bytes: int = GatePolicy.species_size_max_bytes
     stages: str = DEFAULT_STAGES
@@ -91,10 +94,11 @@ class DistillRequest:
 
         Raises:
             CheckpointError: the teacher does not exist, or the folder of `out` does not exist or is not writable.
-            DataError: the data do not exist, or have no split "train".
+            DataError: the data do not exist, or have no split "train", or the non-plants do not exist.
         """
         check_checkpoint(self.teacher)
         check_data(self.data, "train")
+        _check_non_plants(self.non_plants)
         check_writable(self.out)
 
     def make_recipe(self) -> Recipe:
@@ -104,6 +108,11 @@ class DistillRequest:
             TrainingError: the stages cannot be parsed, or a number is out of range.
         """
         return _make_recipe(self, scale_patches=False)
+
+
+def _check_non_plants(folder: Path | None) -> None:
+    if folder is not None:
+        check_image_folder(folder, "non-plants")
 
 
 def check_writable(out: Path) -> None:

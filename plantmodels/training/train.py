@@ -7,6 +7,7 @@ resume. The same seed, data, machine and number of threads give the same weights
 import hashlib
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,9 +24,9 @@ from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.training.curves import curves_path, draw_curves
-from plantmodels.training.dataset import LeafImages, load_images
+from plantmodels.training.dataset import LeafImages, NonPlantImages, load_images, load_non_plants
 from plantmodels.training.loop import BatchLoss, TrainingResult, TrainingTask, pick_device, run_training
-from plantmodels.training.losses import BatchLabels, NetworkOutputs, label_loss
+from plantmodels.training.losses import BatchLabels, ExposedNetwork, NetworkOutputs, label_loss
 from plantmodels.training.optimizer import pick_dtype
 from plantmodels.training.recipe import EpochRecord, Observer, Recipe, describe_epoch
 from plantmodels.training.requests import TrainRequest, check_writable
@@ -49,6 +50,7 @@ class TrainReport:
         train_images: number of images trained on.
         held_out_images: number of training images that were held out to choose the best epoch.
         unreadable: files that were skipped.
+        non_plants: number of non-plants that the network learned to tell from leaves.
     """
 
     records: tuple[EpochRecord, ...]
@@ -58,6 +60,7 @@ class TrainReport:
     train_images: int
     held_out_images: int
     unreadable: tuple[UnreadableImage, ...]
+    non_plants: int = 0
 
     @property
     def train_seconds(self) -> float:
@@ -69,6 +72,7 @@ class TrainReport:
         lines = [
             f"{len(self.records)} epochs on {self.train_images:,} leaves ({self.device}, {self.dtype}) in "
             f"{self.train_seconds:.0f} s; {self.held_out_images:,} leaves of the split train were held out",
+            *([f"told apart from {self.non_plants:,} non-plants of the selection half"] if self.non_plants else []),
             f"written: {describe_epoch(self.best)}",
         ]
         return "\n".join(
@@ -85,7 +89,8 @@ class TrainingSet:
         train: (n,) rows to train on.
         held_out: (m,) rows that choose the best epoch.
         digest: SHA-256 of names, labels and contents of all leaves.
-        unreadable: files that were skipped.
+        unreadable: files that were skipped, non-plants included.
+        non_plants: the selection half of the non-plants, or None.
     """
 
     images: LeafImages
@@ -93,6 +98,12 @@ class TrainingSet:
     held_out: torch.Tensor
     digest: str
     unreadable: tuple[UnreadableImage, ...]
+    non_plants: NonPlantImages | None
+
+    @property
+    def seen_non_plants(self) -> tuple[str, ...]:
+        """Return the SHA-256 of the content of each non-plant, sorted; empty without non-plants."""
+        return () if self.non_plants is None else self.non_plants.digests
 
 
 def run_train(request: TrainRequest, observer: Observer | None = None) -> TrainReport:
@@ -114,7 +125,7 @@ def run_train(request: TrainRequest, observer: Observer | None = None) -> TrainR
         preprocessing=Preprocessing(recipe.stages[-1].image_size, IMAGENET_MEAN, IMAGENET_STD),
         taxonomy=list_classes(request.data),
     )
-    report = train_network(request.data, request.out, spec, recipe, observer=observer)
+    report = train_network(request.data, request.out, spec, recipe, non_plants=request.non_plants, observer=observer)
     write_bytes(curves_path(request.out), draw_curves(report.records, report.best))
     return report
 
@@ -126,6 +137,7 @@ def train_network(
     recipe: Recipe,
     *,
     projection: bool = True,
+    non_plants: Path | None = None,
     observer: Observer | None = None,
 ) -> TrainReport:
     """Train a network on the split "train", and write its checkpoint.
@@ -139,11 +151,12 @@ def train_network(
         spec: network, preprocessing and classes.
         recipe: how to train.
         projection: whether a linear layer maps the features of the backbone to the embedding.
+        non_plants: folder of images that show no plant. The network learns to tell their selection half from leaves.
         observer: function that is called with the record of each epoch.
 
     Raises:
-        DataError: there is no split "train", a class is unknown, too many files are unreadable, or there are too few
-            leaves to hold some out.
+        DataError: there is no split "train", a class is unknown, too many files are unreadable, there are too few
+            leaves to hold some out, or as in `load_non_plants`.
         CheckpointError: timm cannot build the backbone, or the folder of `out` is not writable.
         TrainingError: the stages do not fit the network, the loss is not finite, or the state to resume from belongs
             to a different training.
@@ -151,13 +164,20 @@ def train_network(
     check_writable(out)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
-        network = HierarchicalNetwork(spec, projection=projection)
-    leaves = read_training_set(data, out, spec, recipe)
+        network = make_network(spec, projection=projection, exposed=non_plants is not None)
+    leaves = read_training_set(data, out, spec, recipe, non_plants)
     weight = leaves.images.weigh(leaves.train, recipe.balance)
     loss = _make_loss(leaves.images, weight, recipe.smoothing)
-    fingerprint = digest_values(_list_hyper_parameters(spec), asdict(recipe), leaves.digest, projection)
-    task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint)
+    fingerprint = digest_values(
+        _list_hyper_parameters(spec), asdict(recipe), leaves.digest, projection, leaves.seen_non_plants
+    )
+    task = TrainingTask(leaves.images, leaves.train, leaves.held_out, loss, fingerprint, leaves.non_plants)
     return write_result(run_training(network, task, recipe, state=state_path(out), observer=observer), leaves, out)
+
+
+def make_network(spec: NetworkSpec, *, projection: bool, exposed: bool) -> HierarchicalNetwork:
+    """Return a network with random weights, with a logit for non-plants if it is exposed to them."""
+    return (ExposedNetwork if exposed else HierarchicalNetwork)(spec, projection=projection)
 
 
 def state_path(out: Path) -> Path:
@@ -165,8 +185,10 @@ def state_path(out: Path) -> Path:
     return out.with_name(out.name + STATE_SUFFIX)
 
 
-def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) -> TrainingSet:
-    """Decode the split "train", and hold a part of it out.
+def read_training_set(
+    data: Path, out: Path, spec: NetworkSpec, recipe: Recipe, non_plants: Path | None = None
+) -> TrainingSet:
+    """Decode the split "train" and the selection half of the non-plants, and hold a part of the leaves out.
 
     Which leaves are held out depends only on their names and on the seed (`split_by_name`).
 
@@ -175,10 +197,11 @@ def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) 
         out: checkpoint; the decoded images are stored on its disk while they are used.
         spec: classes and preprocessing.
         recipe: share of the leaves to hold out, and the seed.
+        non_plants: folder of images that show no plant, or None.
 
     Raises:
         DataError: there is no such split, a class is unknown, too many files are unreadable, there are too few leaves
-            to hold some out, or the disk is full.
+            to hold some out, the disk is full, or as in `load_non_plants`.
     """
     leaves = read_leaves(data, "train", spec.taxonomy)
     log_left_out({"train": leaves})
@@ -194,7 +217,15 @@ def read_training_set(data: Path, out: Path, spec: NetworkSpec, recipe: Recipe) 
             "choose the best epoch, and neither part may be empty"
         )
     rows = torch.arange(len(samples))
-    return TrainingSet(loaded.images, rows[~is_held_out], rows[is_held_out], digest_leaves(leaves), loaded.unreadable)
+    others = None if non_plants is None else load_non_plants(non_plants, leaves, spec.preprocessing, out.parent)
+    return TrainingSet(
+        images=loaded.images,
+        train=rows[~is_held_out],
+        held_out=rows[is_held_out],
+        digest=digest_leaves(leaves),
+        unreadable=loaded.unreadable + (() if others is None else others.unreadable),
+        non_plants=others,
+    )
 
 
 def _make_loss(images: LeafImages, weight: torch.Tensor, smoothing: float) -> BatchLoss:
@@ -230,7 +261,7 @@ def write_result(result: TrainingResult, leaves: TrainingSet, out: Path) -> Trai
         leaves: leaves that it was trained on.
         out: checkpoint to write.
     """
-    write_bytes(out, serialize_checkpoint(result.network))
+    write_bytes(out, serialize_checkpoint(result.network, leaves.seen_non_plants))
     state_path(out).unlink(missing_ok=True)
     device = pick_device()
     return TrainReport(
@@ -240,14 +271,24 @@ def write_result(result: TrainingResult, leaves: TrainingSet, out: Path) -> Trai
         device=device.type,
         train_images=len(leaves.train),
         held_out_images=len(leaves.held_out),
+        non_plants=len(leaves.seen_non_plants),
         unreadable=leaves.unreadable,
     )
 
 
-def serialize_checkpoint(network: HierarchicalNetwork) -> bytes:
-    """Return the bytes of a checkpoint (contract 1); the same weights give the same bytes."""
+def serialize_checkpoint(network: HierarchicalNetwork, seen_non_plants: Sequence[str] = ()) -> bytes:
+    """Return the bytes of a checkpoint (contract 1); the same weights give the same bytes.
+
+    Args:
+        network: network with its weights. Its logit for non-plants is left out.
+        seen_non_plants: SHA-256 of each non-plant that it was trained on.
+    """
+    state = network.network_state() if isinstance(network, ExposedNetwork) else network.state_dict()
+    document: dict[str, Any] = {"state_dict": state, "hyper_parameters": _list_hyper_parameters(network.spec)}
+    if seen_non_plants:
+        document["seen_non_plants"] = list(seen_non_plants)
     buffer = io.BytesIO()
-    torch.save({"state_dict": network.state_dict(), "hyper_parameters": _list_hyper_parameters(network.spec)}, buffer)
+    torch.save(document, buffer)
     return buffer.getvalue()
 
 

@@ -50,6 +50,6 @@ def test_a_full_disk_is_an_error(
 @pytest.mark.parametrize(("balance", "expected"), [(0.0, [1, 1, 1, 1]), (1.0, [2 / 3] * 3 + [2])])
 def test_weights_balance_classes_among_the_rows(balance: float, expected: list[float]):
     species, disease = torch.tensor([0, 0, 0, 0, 1]), torch.tensor([1, 1, 1, 1, -1])
-    images = LeafImages(np.zeros((5, 3, 1, 1), np.uint8), species, disease, PREPROCESSING)
+    images = LeafImages(np.zeros((5, 3, 1, 1), np.uint8), PREPROCESSING, species, disease)
     rows = torch.tensor([0, 1, 2, 4])
     np.testing.assert_allclose(images.weigh(rows, balance)[rows], expected, rtol=1e-6)

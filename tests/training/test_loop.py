@@ -69,6 +69,8 @@ def test_without_scaled_patches_there_are_fewer_of_them():
         ({"average": 1.0}, "average must be a share, got 1"),
         ({"smoothing": -0.1}, "smoothing must be a share"),
         ({"balance": 1.1}, "balance must be a share"),
+        ({"exposure": 0.0}, "exposure must be above 0, got 0"),
+        ({"non_plants_per_leaf": -1.0}, "non_plants_per_leaf must be above 0, got -1"),
     ],
 )
 def test_an_invalid_recipe_is_refused(change: dict[str, Any], message: str):
@@ -82,7 +84,7 @@ def test_accuracies_equal_a_slow_loop():
     labels = list(itertools.islice(itertools.cycle([(0, 0), (0, 1), (1, NO_DISEASE)]), 70))
     pixels = np.random.default_rng(0).integers(0, 256, (70, 3, 56, 56), dtype=np.uint8)
     species, disease = torch.tensor(labels).T
-    images = LeafImages(pixels, species, disease, SPEC.preprocessing)
+    images = LeafImages(pixels, SPEC.preprocessing, species, disease)
     rows, cpu = torch.arange(1, 70), torch.device("cpu")
     found = measure_accuracies(network, images, rows, cpu)
     counts = {"species": [], "disease": [], "both": []}

@@ -107,7 +107,7 @@ def test_the_projection_equals_the_ridge_regression():
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (40, 3, SIDE, SIDE), dtype=np.uint8)
     zeros = torch.zeros(40, dtype=torch.int64)
-    images = LeafImages(pixels, zeros, zeros, TEACHER.preprocessing)
+    images = LeafImages(pixels, TEACHER.preprocessing, zeros, zeros)
     rows, cpu = torch.arange(5, 40), torch.device("cpu")
     target = torch.from_numpy(rng.standard_normal((40, 64))).float()
     fit_projection_(network, images, rows, target, cpu)
