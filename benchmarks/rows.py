@@ -52,13 +52,15 @@ def make_rows(
         names = taxonomy.diseases_of(i)
         diseases = softmax(disease_logits[n][: len(names)]) if names else None
         best = None if diseases is None else int(diseases.argmax())
+        given = None if diseases is None or best is None else float(diseases[best])
         rows.append(
             Prediction(
                 species=taxonomy.species[i],
                 species_index=i,
                 species_probability=float(probabilities[n, i]),
                 disease=None if best is None else names[best],
-                disease_probability=None if diseases is None or best is None else float(diseases[best]),
+                disease_probability=None if given is None else float(probabilities[n, i]) * given,
+                disease_given_species_probability=given,
                 ood_score=float(scores[n]),
                 rejected=bool(scores[n] > threshold),
             )

@@ -16,6 +16,8 @@ Every other module is internal and may change in any version.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+import plantmodels  # noqa: F401 - pins the package: a version's own code must not be mixed with the installed one
+
 if TYPE_CHECKING:
     from mlflow_plugins.flavor import load_model, log_model, save_model
     from mlflow_plugins.loading.handle import ModelHandle

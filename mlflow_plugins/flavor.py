@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
 
-from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, FLAVOR_NAME
+from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, CONTRACT_KEY, FLAVOR_NAME
 from mlflow_plugins.loading.native import load_model
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import RegistrationError
+from plantmodels.serve.prediction import PREDICTION_CONTRACT
 
 if TYPE_CHECKING:
     from mlflow.models import Model
@@ -94,6 +95,7 @@ def save_model(
         manifest_sha256=digest_file(bundle / MANIFEST_FILE).sha256,
         class_order_digest=metadata.taxonomy.digest,
         plantmodels_version=metadata.versions.get("plantmodels"),
+        **{CONTRACT_KEY: PREDICTION_CONTRACT},
     )
     with _copy_serving_code() as code, _link_bundle(bundle, Path(BUNDLE_FOLDER).name) as data:
         mlflow.pyfunc.save_model(

@@ -9,11 +9,20 @@ from pathlib import Path
 from typing import Final
 
 from mlflow_plugins.flavor import list_serving_code
-from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description, read_yaml
+from mlflow_plugins.loading.mlmodel import (
+    BUNDLE_FOLDER,
+    CONTRACT_KEY,
+    DESCRIPTION_FILE,
+    FLAVOR_NAME,
+    find_prediction_contract,
+    read_description,
+    read_yaml,
+)
 from plantmodels import __version__
 from plantmodels.bundle.files import read_bytes
 from plantmodels.bundle.manifest import digest_file, list_files
 from plantmodels.errors import PlantModelsError
+from plantmodels.serve.prediction import PREDICTION_CONTRACT
 
 _CODE_FOLDER: Final = "code"
 _LOADER_MODULE: Final = "mlflow_plugins.flavor"
@@ -95,6 +104,13 @@ def check_description(folder: Path) -> str:
     from mlflow_plugins.loading.pyfunc import MODEL_CONFIG, SIGNATURE
 
     document = read_description(folder)
+    contract = find_prediction_contract(document["flavors"])
+    if contract != PREDICTION_CONTRACT:
+        raise LoadCheckError(
+            f"{DESCRIPTION_FILE}: the version answers by version {contract} of contract 4, what the installed "
+            f"plantmodels {__version__} saves by version {PREDICTION_CONTRACT}: check it with the release that wrote "
+            "it, or use the native loader, which runs none of its code"
+        )
     pyfunc = {
         "loader_module": _LOADER_MODULE,
         "code": _CODE_FOLDER,
@@ -109,6 +125,7 @@ def check_description(folder: Path) -> str:
         "manifest_sha256": _SHA256,
         "class_order_digest": _SHA256,
         "plantmodels_version": _VERSION,
+        CONTRACT_KEY: PREDICTION_CONTRACT,
     }
     example = any((folder / name).is_file() for name in _EXAMPLE_FILES)
     expected = {

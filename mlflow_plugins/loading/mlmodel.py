@@ -5,12 +5,14 @@
 'data/bundle'
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from plantmodels.bundle.files import read_bytes
 from plantmodels.errors import BundleError
 from plantmodels.plain_yaml import parse_plain_yaml
+from plantmodels.serve.prediction import PREDICTION_CONTRACT
 
 DESCRIPTION_FILE: Final = "MLmodel"
 """The file that makes a folder an MLflow model."""
@@ -18,6 +20,9 @@ DESCRIPTION_FILE: Final = "MLmodel"
 FLAVOR_NAME: Final = "plantmodels"
 BUNDLE_FOLDER: Final = "data/bundle"
 """The bundle's folder inside a model folder."""
+
+CONTRACT_KEY: Final = "prediction_contract"
+"""The flavor's key that says which version of contract 4 the model version answers by."""
 
 MAX_BYTES: Final = 4 * 2**20
 """The largest MLmodel that is read."""
@@ -43,6 +48,27 @@ def parse_description(path: Path, content: bytes, *, aliases: bool = False) -> d
     if not isinstance(document.get("flavors"), dict):
         raise BundleError(f"{path}: names no flavors")
     return document
+
+
+def find_prediction_contract(flavors: Mapping[str, Any]) -> int:
+    """Return the version of contract 4 that a model version answers by; 1 if it was saved before there was another.
+
+    Args:
+        flavors: the flavors of its MLmodel.
+
+    Raises:
+        BundleError: the recorded value is no version that this code knows.
+
+    >>> find_prediction_contract({"plantmodels": {"bundle": "data/bundle"}})
+    1
+    """
+    flavor = flavors.get(FLAVOR_NAME)
+    found = flavor.get(CONTRACT_KEY, 1) if isinstance(flavor, Mapping) else 1
+    if type(found) is not int or not 1 <= found <= PREDICTION_CONTRACT:
+        raise BundleError(
+            f"{DESCRIPTION_FILE}: {CONTRACT_KEY} is {found!r:.60}, this code answers by 1 to {PREDICTION_CONTRACT}"
+        )
+    return found
 
 
 def read_yaml(path: Path, *, aliases: bool = False) -> dict[str, Any]:

@@ -10,7 +10,7 @@ neither.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -20,11 +20,12 @@ from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 from mlflow.types.schema import Array, Object, Property
 
+from mlflow_plugins.loading.mlmodel import find_prediction_contract, read_description
 from mlflow_plugins.loading.native import load_recorded_bundle
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.image_input import ImageLike
 from plantmodels.serve.loading import LoadOptions
-from plantmodels.serve.prediction import Prediction
+from plantmodels.serve.prediction import PREDICTION_CONTRACT, Prediction
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -44,12 +45,18 @@ PREDICTION_COLUMNS: Final[Mapping[str, DataType]] = {
     "species_probability": DataType.double,
     "disease": DataType.string,
     "disease_probability": DataType.double,
+    "disease_given_species_probability": DataType.double,
     "ood_score": DataType.double,
     "ood_p_value": DataType.double,
     "rejected": DataType.boolean,
     "error": DataType.string,
 }
-"""The columns of contract 4. They have dtype object and hold Python values or None, so that JSON gets null, not NaN."""
+"""The columns of contract 4, version 2.
+
+They have dtype object and hold Python values or None, so that JSON gets null, not NaN."""
+
+_NEW_COLUMNS: Final[Mapping[str, int]] = {"disease_given_species_probability": 2}
+"""Columns that version 1 of contract 4 did not have, to the version that added them."""
 
 _CANDIDATES: Final = Array(Object([Property("species", DataType.string), Property("probability", DataType.double)]))
 
@@ -81,10 +88,19 @@ MODEL_CONFIG: Final[Mapping[str, Any]] = {
 }
 """What `mlflow.pyfunc.load_model(uri, model_config=…)` may set. MLflow drops keys that the version does not record.
 
-`column` names one of `PREDICTION_COLUMNS`. The model then returns only this column, which `mlflow.models.evaluate`
+`column` names one of the columns of an answer. The model then returns only this column, which `mlflow.models.evaluate`
 needs, because it compares a model's whole answer with the labels."""
 
 _PARAMS: Final[Mapping[str, ParamSpec]] = {spec.name: spec for spec in SIGNATURE.params.params}
+
+
+def list_columns(contract: int) -> tuple[str, ...]:
+    """Return the columns of an answer by a version of contract 4.
+
+    >>> set(PREDICTION_COLUMNS) - set(list_columns(1))
+    {'disease_given_species_probability'}
+    """
+    return tuple(name for name in PREDICTION_COLUMNS if _NEW_COLUMNS.get(name, 1) <= contract)
 
 
 def arrow_schema(columns: Iterable[str] = tuple(PREDICTION_COLUMNS)) -> "pa.Schema":
@@ -111,6 +127,9 @@ def arrow_schema(columns: Iterable[str] = tuple(PREDICTION_COLUMNS)) -> "pa.Sche
 def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> "PlantPyfunc":
     """Load the bundle of a model folder. Digests and class order are checked before a session opens.
 
+    The answers follow the version of contract 4 that MLmodel records, so that a registered version means the same
+    whether its own code answers or, in a process that has a newer plantmodels installed, the installed one.
+
     Args:
         bundle: the bundle inside the model folder.
         model_config: keys of `MODEL_CONFIG` that differ from their defaults.
@@ -122,20 +141,30 @@ def load_pyfunc(bundle: Path, model_config: Mapping[str, Any] | None = None) -> 
     config = {**MODEL_CONFIG, **(model_config or {})}
     if unknown := sorted(set(config) - set(MODEL_CONFIG)):
         raise ValueError(f"unknown model_config {', '.join(unknown)}: expected {', '.join(MODEL_CONFIG)}")
-    column = config.pop("column")
-    if column is not None and column not in PREDICTION_COLUMNS:
-        raise ValueError(f"column must be one of {', '.join(PREDICTION_COLUMNS)}, got {column!r}")
+    contract = find_prediction_contract(read_description(bundle.parents[1])["flavors"])
+    column, columns = config.pop("column"), list_columns(contract)
+    if column is not None and column not in columns:
+        raise ValueError(f"column must be one of {', '.join(columns)}, got {column!r}")
     classifier = load_recorded_bundle(bundle.parents[1], LoadOptions(**config), every_file=True)
-    return PlantPyfunc(classifier, column)
+    return PlantPyfunc(classifier, column, contract)
 
 
 class PlantPyfunc:
     """The model behind `mlflow.pyfunc.load_model(...).predict`."""
 
-    def __init__(self, classifier: PlantClassifier, column: str | None = None) -> None:
-        """Wrap a classifier; a column's name makes `predict` return only this column."""
+    def __init__(
+        self, classifier: PlantClassifier, column: str | None = None, contract: int = PREDICTION_CONTRACT
+    ) -> None:
+        """Wrap a classifier.
+
+        Args:
+            classifier: the classifier.
+            column: the only column that `predict` returns; None returns all.
+            contract: the version of contract 4 to answer by.
+        """
         self.classifier = classifier
         self.column = column
+        self.contract = contract
 
     def get_raw_model(self) -> PlantClassifier:
         """Return the classifier, for `PyFuncModel.get_raw_model()`."""
@@ -159,7 +188,10 @@ class PlantPyfunc:
             raise ValueError(f"unknown params {', '.join(unknown)}: expected {', '.join(_PARAMS)}")
         as_struct = options.pop("as_struct")
         predictions = self.classifier.predict(read_images(model_input), **options)
-        frame = _build_frame(predictions, [c for c in ("candidates", "embedding") if _is_requested(c, options)])
+        if self.contract == 1 and options["routing"] == "hard":
+            predictions = [replace(p, disease_probability=p.disease_given_species_probability) for p in predictions]
+        added = [name for name in ("candidates", "embedding") if _is_requested(name, options)]
+        frame = _build_frame(predictions, list_columns(self.contract), added)
         if self.column is not None:
             return frame[self.column].infer_objects()
         if not as_struct:
@@ -228,13 +260,13 @@ def _is_requested(column: str, options: Mapping[str, Any]) -> bool:
     return bool(options.get({"candidates": "top_k", "embedding": "return_embedding"}[column]))
 
 
-def _build_frame(predictions: list[Prediction], optional_columns: list[str]) -> pd.DataFrame:
+def _build_frame(predictions: list[Prediction], columns: tuple[str, ...], optional_columns: list[str]) -> pd.DataFrame:
     rows = []
     for prediction in predictions:
-        row: dict[str, Any] = {name: getattr(prediction, name) for name in PREDICTION_COLUMNS}
+        row: dict[str, Any] = {name: getattr(prediction, name) for name in columns}
         if "candidates" in optional_columns:
             row["candidates"] = None if prediction.candidates is None else [asdict(c) for c in prediction.candidates]
         if "embedding" in optional_columns:
             row["embedding"] = None if prediction.embedding is None else prediction.embedding.tolist()
         rows.append(row)
-    return pd.DataFrame(rows, columns=[*PREDICTION_COLUMNS, *optional_columns], dtype=object)
+    return pd.DataFrame(rows, columns=[*columns, *optional_columns], dtype=object)

@@ -38,7 +38,15 @@ from plantmodels.serve.models import (
     run_packed_heads,
 )
 from plantmodels.serve.prediction import Candidate, Outputs, Prediction
-from plantmodels.serve.routing import ROUTINGS, DiseaseMixture, Routing, route_hard, softmax
+from plantmodels.serve.routing import (
+    ROUTINGS,
+    DiseaseAnswer,
+    DiseaseMixture,
+    Routing,
+    add_given_species,
+    route_hard,
+    softmax,
+)
 from plantmodels.serve.session import list_running_providers, release_free_memory
 
 CHUNK: Final = 32
@@ -218,8 +226,10 @@ class PlantClassifier:
                 float32 arrays, and paths if they are allowed, in any mixture. They are read in chunks, so an iterator
                 of any length needs bounded memory. A Pillow image that was not read yet stays decoded afterwards.
             top_k: number of the most probable species to add as candidates; 0 adds none.
-            routing: "hard": the head of the most probable species names the disease. "soft": the disease with the
-                highest probability over all species (`DiseaseMixture`), whichever species it belongs to.
+            routing: "hard": the head of the most probable species names the disease, and `disease_probability` says
+                how likely species and disease are both right. "soft": the disease with the highest probability over all
+                species (`DiseaseMixture`) is named, whichever species it belongs to, and `disease_probability` says how
+                likely it is right, whatever the species.
             return_embedding: whether to add the embedding.
             on_error: "row" gives a bad image a prediction with `error`; "raise" raises at the first bad image.
 
@@ -271,16 +281,16 @@ class PlantClassifier:
         species_probability = softmax(outputs.species_logits, self.metadata.species_temperature)
         rejected = self.detector.rejects(outputs.ood_scores)
         p_values = self.detector.p_values(outputs.ood_scores)
-        diseases = self._route(outputs, routing)
+        diseases = self.name_diseases(outputs, routing)
         for row, index in enumerate(outputs.species_index.tolist()):
-            disease, disease_probability = diseases[row]
             logits, probabilities = outputs.species_logits[row], species_probability[row]
             yield Prediction(
                 species=self.taxonomy.species[index],
                 species_index=index,
                 species_probability=float(probabilities[index]),
-                disease=disease,
-                disease_probability=disease_probability,
+                disease=diseases[row].name,
+                disease_probability=diseases[row].probability,
+                disease_given_species_probability=diseases[row].given_species,
                 ood_score=float(outputs.ood_scores[row]),
                 ood_p_value=None if p_values is None else float(p_values[row]),
                 rejected=bool(rejected[row]),
@@ -288,27 +298,21 @@ class PlantClassifier:
                 embedding=outputs.embedding[row] if return_embedding else None,
             )
 
-    def route_soft(self, species_logits: Logits, embedding: Embeddings) -> list[tuple[str | None, float | None]]:
-        """Return each image's disease and its probability by soft routing; None if no head can answer.
-
-        Args:
-            species_logits: (N, S) float32.
-            embedding: (N, D) float32.
-        """
-        return self._mixture.name_diseases(
-            species_logits,
-            embedding,
+    def name_diseases(self, outputs: Outputs, routing: Routing) -> list[DiseaseAnswer]:
+        """Return each image's disease with its probabilities, as `predict` serves them."""
+        species, logits = outputs.species_index, outputs.disease_logits
+        temperature = self.metadata.disease_temperature
+        if routing == "hard":
+            chances = softmax(outputs.species_logits, self.metadata.species_temperature)
+            return route_hard(self.taxonomy, species, chances[np.arange(len(species)), species], logits, temperature)
+        named = self._mixture.name_diseases(
+            outputs.species_logits,
+            outputs.embedding,
             self.run_heads,
             species_temperature=self.metadata.species_temperature,
-            disease_temperature=self.metadata.disease_temperature,
+            disease_temperature=temperature,
         )
-
-    def _route(self, outputs: Outputs, routing: Routing) -> list[tuple[str | None, float | None]]:
-        if routing == "soft":
-            return self.route_soft(outputs.species_logits, outputs.embedding)
-        return route_hard(
-            self.taxonomy, outputs.species_index, outputs.disease_logits, self.metadata.disease_temperature
-        )
+        return add_given_species(self.taxonomy, species, logits, temperature, named)
 
     def _find_candidates(self, logits: Logits, probabilities: Probabilities, top_k: int) -> tuple[Candidate, ...]:
         best = np.argsort(-logits, kind="stable")[:top_k]

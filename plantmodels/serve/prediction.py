@@ -1,12 +1,17 @@
-"""What a classifier returns for an image (contract 4), and what it computes on the way.
+"""What a classifier returns for an image (contract 4, version `PREDICTION_CONTRACT`), and what it computes on the way.
 
 >>> Prediction(error="zero bytes: expected an encoded image").species is None
 True
 """
 
 from dataclasses import dataclass
+from typing import Final
 
 from plantmodels.arrays import Embedding, Embeddings, Labels, Logits, Scores
+
+PREDICTION_CONTRACT: Final = 2
+"""Version of contract 4 that this code answers by. Version 1 served the probability of the disease given the species as
+`disease_probability`, under hard routing, and had no `disease_given_species_probability`."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,13 @@ class Prediction:
     Attributes:
         species: name of the most probable species.
         species_index: its index in the taxonomy.
-        species_probability: its calibrated probability.
+        species_probability: its calibrated probability: how likely the species is right.
         disease: name of the disease, or None if the species has no disease head.
-        disease_probability: the disease's calibrated probability.
+        disease_probability: how likely this answer is right. Hard routing: P(species) · P(disease | species), that
+            species and disease are both right. Soft routing: P(disease), the sum of these products over all species,
+            that the disease is right whatever the species. None if `disease` is None.
+        disease_given_species_probability: P(disease | species): how likely the disease is right if the species is. 0 if
+            soft routing names a disease that the species does not have. None if `disease` is None.
         ood_score: out-of-distribution score; higher means more out-of-distribution.
         ood_p_value: fraction of known plants with at least this score (`OODDetector.p_values`); None for a detector of
             format 1, which keeps no scores to compare with.
@@ -41,6 +50,7 @@ class Prediction:
     species_probability: float | None = None
     disease: str | None = None
     disease_probability: float | None = None
+    disease_given_species_probability: float | None = None
     ood_score: float | None = None
     ood_p_value: float | None = None
     rejected: bool | None = None

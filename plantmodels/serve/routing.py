@@ -13,7 +13,8 @@ have it.
 [('scab', 0.5)]
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -34,6 +35,22 @@ _PAIRS_AT_ONCE: Final = 256
 
 RunHeads = Callable[[Embeddings, Labels], Logits]
 """Runs the packed heads: embeddings (P, D) and species indices (P,) to logits (P, max diseases)."""
+
+
+@dataclass(frozen=True)
+class DiseaseAnswer:
+    """The disease of one image. Every field is None if no head can answer.
+
+    Attributes:
+        name: name of the disease.
+        probability: how likely this answer is right (contract 4): P(species) · P(disease | species) by hard routing,
+            P(disease) by soft routing.
+        given_species: P(disease | species) of the most probable species; 0 if that species does not have the disease.
+    """
+
+    name: str | None = None
+    probability: float | None = None
+    given_species: float | None = None
 
 
 class DiseaseMixture:
@@ -115,25 +132,57 @@ class DiseaseMixture:
 
 
 def route_hard(
-    taxonomy: Taxonomy, species_index: Labels, disease_logits: Logits, temperature: float
-) -> list[tuple[str | None, float | None]]:
-    """Return each image's disease and its probability, by the head of one species; None if it has no head.
+    taxonomy: Taxonomy,
+    species_index: Labels,
+    species_probability: Probabilities,
+    disease_logits: Logits,
+    temperature: float,
+) -> list[DiseaseAnswer]:
+    """Return each image's disease by the head of its most probable species.
 
     Args:
         taxonomy: the names of all classes.
         species_index: (N,) int64, the species whose head answered.
+        species_probability: (N,) probability of that species.
         disease_logits: (N, max diseases) float32, −inf at classes that the species lacks.
-        temperature: divides the logits before they become probabilities.
+        temperature: divides the disease logits before they become probabilities.
     """
-    found: list[tuple[str | None, float | None]] = []
-    for index, logits in zip(species_index.tolist(), disease_logits, strict=True):
+    answers: list[DiseaseAnswer] = []
+    for index, chance, logits in zip(species_index.tolist(), species_probability.tolist(), disease_logits, strict=True):
         names = taxonomy.diseases_of(index)
         if not names:
-            found.append((None, None))
+            answers.append(DiseaseAnswer())
             continue
         own = logits[: len(names)]
-        found.append((names[int(own.argmax())], float(softmax(own, temperature).max())))
-    return found
+        given = float(softmax(own, temperature).max())
+        answers.append(DiseaseAnswer(names[int(own.argmax())], chance * given, given))
+    return answers
+
+
+def add_given_species(
+    taxonomy: Taxonomy,
+    species_index: Labels,
+    disease_logits: Logits,
+    temperature: float,
+    named: Iterable[tuple[str | None, float | None]],
+) -> list[DiseaseAnswer]:
+    """Return the answers of soft routing together with P(disease | species) of each image's most probable species.
+
+    Args:
+        taxonomy: the names of all classes.
+        species_index: (N,) int64, the most probable species.
+        disease_logits: (N, max diseases) float32 from the heads of these species.
+        temperature: divides the disease logits before they become probabilities.
+        named: what `DiseaseMixture.name_diseases` returned for the N images.
+    """
+    answers: list[DiseaseAnswer] = []
+    for index, logits, (name, probability) in zip(species_index.tolist(), disease_logits, named, strict=True):
+        names = taxonomy.diseases_of(index)
+        given = None if name is None else 0.0
+        if name in names:
+            given = float(softmax(logits[: len(names)], temperature)[names.index(name)])
+        answers.append(DiseaseAnswer(name, probability, given))
+    return answers
 
 
 def softmax(logits: NDArray[np.floating], temperature: float = 1.0) -> Probabilities:

@@ -28,6 +28,8 @@ from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.prediction import Outputs
+from plantmodels.serve.routing import ROUTINGS
 
 BATCH: Final = 8
 """Images that the models see at once."""
@@ -148,16 +150,14 @@ def _answer(
 def _answer_as_served(
     classifier: PlantClassifier, truth: _Truth, inputs: Inputs
 ) -> tuple[list[_Answer], Iterator[_Served]]:
-    taxonomy = classifier.taxonomy
     logits, embeddings = classifier.embed(inputs)
     answers, heads = _answer(classifier, classifier, truth, logits, embeddings)
-    species = logits.argmax(axis=1)
-    best = classifier.run_heads(embeddings, species).argmax(axis=1)
-    routed = [_name_disease(taxonomy, *pair) for pair in zip(species.tolist(), best.tolist(), strict=True)]
-    soft = [name or "" for name, _ in classifier.route_soft(logits, embeddings)]
-    rejected = classifier.detector.rejects(np.array([answer.ood_score for answer in answers])).tolist()
+    species = logits.argmax(axis=1).astype(np.int64)
+    scores = np.array([answer.ood_score for answer in answers])
+    outputs = Outputs(logits, embeddings, species, classifier.run_heads(embeddings, species), scores)
+    routed, soft = ([answer.name or "" for answer in classifier.name_diseases(outputs, way)] for way in ROUTINGS)
     probabilities = _list_probabilities(classifier, truth, logits, heads)
-    return answers, map(_Served, routed, soft, rejected, probabilities)
+    return answers, map(_Served, routed, soft, classifier.detector.rejects(scores).tolist(), probabilities)
 
 
 def _list_probabilities(

@@ -161,6 +161,8 @@ def test_rows_by_float_heads_are_those_of_a_slow_loop(tmp_path):
         assert (rows[n].species, rows[n].disease) == (name, expected)
         if scores:
             share = np.exp(max(scores)) / np.exp(scores).sum()
-            assert rows[n].disease_probability == pytest.approx(share, rel=1e-5)
+            assert rows[n].disease_given_species_probability == pytest.approx(share, rel=1e-5)
+            chance = rows[n].species_probability
+            assert rows[n].disease_probability == pytest.approx(chance * share, rel=1e-5)
     assert rows[0].species_probability == pytest.approx(np.exp(3) / (np.exp(3) + 2))
     assert [row.rejected for row in rows[:2]] == [False, True]

@@ -25,7 +25,10 @@ from plantmodels.serve.prediction import Outputs, Prediction
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.serve.routing import Routing, softmax
 
-PLAIN = ("species", "species_index", "species_probability", "disease", "disease_probability", "rejected", "error")
+PLAIN = (
+    *("species", "species_index", "species_probability", "disease", "disease_probability"),
+    *("disease_given_species_probability", "rejected", "error"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +100,16 @@ class TestAnswers:
             as_high = sum(plant >= row.ood_score for plant in document["plant_scores"])
             assert row.ood_p_value == (1 + as_high) / (1 + len(document["plant_scores"]))
             if str(best) not in heads:
-                assert (row.disease, row.disease_probability) == (None, None)
+                assert (row.disease, row.disease_probability, row.disease_given_species_probability) == (None,) * 3
                 continue
             head = heads[str(best)]
             answer = ort.InferenceSession(bundle / head["file"]).run(None, {"embedding": embedding})[0][0]
             assert row.disease == head["diseases"][answer.argmax()]
-            np.testing.assert_allclose(
-                row.disease_probability, scipy_softmax(answer / temperatures[1]).max(), rtol=1e-5
-            )
+            given = scipy_softmax(answer / temperatures[1]).max()
+            np.testing.assert_allclose(row.disease_given_species_probability, given, rtol=1e-5)
+            both = scipy_softmax(logits[0] / temperatures[0])[best] * given
+            np.testing.assert_allclose(row.disease_probability, both, rtol=1e-5)
+            assert row.disease_probability == row.species_probability * row.disease_given_species_probability
 
     def test_the_drawn_leaves_are_recognized(self, classifier: PlantClassifier, leaves, encoded) -> None:
         rows = classifier.predict(encoded)
@@ -124,7 +129,8 @@ class TestAnswers:
     def test_a_species_of_one_class_is_certain_of_it(self, classifier: PlantClassifier, encoded) -> None:
         row = next(row for row in classifier.predict(encoded) if row.species == "Blueberry")
 
-        assert (row.disease, row.disease_probability) == ("healthy", 1.0)
+        assert (row.disease, row.disease_given_species_probability) == ("healthy", 1.0)
+        assert row.disease_probability == row.species_probability
 
     def test_a_mixed_batch_equals_single_images(self, classifier: PlantClassifier, encoded) -> None:
         together = classifier.predict(encoded)

@@ -285,3 +285,15 @@ def test_a_bundle_replaced_while_it_is_read_is_the_old_or_the_new(bundle_copy: P
         done.set()
         thread.join()
     assert seeds <= {0, 1, 2}
+
+
+def test_a_bundle_of_metadata_format_1_is_served_with_the_probability_of_the_answer(
+    tiny_bundle, tmp_path: Path
+) -> None:
+    old = Path(shutil.copytree(tiny_bundle.bundle, tmp_path / "old"))
+    document = json.loads((old / METADATA_FILE).read_text(encoding="utf-8"))
+    (old / METADATA_FILE).write_text(json.dumps(document | {"format_version": 1}), encoding="utf-8")
+    write_manifest(old)
+    image = min((tiny_bundle.data / "val").glob("*/*")).read_bytes()
+    (answer,) = PlantClassifier.load(old, threads=1).predict([image])
+    assert answer.disease_probability == answer.species_probability * answer.disease_given_species_probability

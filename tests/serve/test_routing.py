@@ -12,7 +12,13 @@ from plantmodels.bundle.layout import head_file
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.preprocessing import decode_image, preprocess
-from plantmodels.serve.routing import MIN_SPECIES_PROBABILITY, DiseaseMixture
+from plantmodels.serve.routing import (
+    MIN_SPECIES_PROBABILITY,
+    DiseaseAnswer,
+    DiseaseMixture,
+    add_given_species,
+    route_hard,
+)
 
 TAXONOMY = Taxonomy(
     ("apple", "fern", "pear"),
@@ -141,11 +147,52 @@ def test_the_classifier_mixes_what_the_single_heads_say(tiny_bundle) -> None:
             ),
             rel=1e-4,
         )
+        own = taxonomy.diseases_of(row.species_index)
+        chance = 0.0
+        if row.disease in own:
+            chance = scipy_softmax(answers[row.species_index] / temperatures[1])[own.index(row.disease)]
+        assert row.disease_given_species_probability == pytest.approx(chance, rel=1e-5)
+        assert row.disease_probability >= row.species_probability * chance - 1e-6 * len(taxonomy.species)
         assert (row.species, row.species_probability, row.ood_score) == (
             top.species,
             top.species_probability,
             pytest.approx(top.ood_score),
         )
+
+
+def test_soft_routing_may_name_a_disease_that_the_species_lacks() -> None:
+    """The species is apple or fern; the disease rust is known of pears alone."""
+    heads = np.array([[0, 0, -np.inf], [0, -np.inf, -np.inf], [0, np.log(6), 0]], np.float32)
+    named: list[tuple[str | None, float | None]] = [("rust", 0.45), ("scab", 0.4), ("rust", 0.45), (None, None)]
+    species = np.array([0, 0, 1, 1])
+    answers = add_given_species(TAXONOMY, species, heads[species], 1.0, named)
+    assert answers == [
+        DiseaseAnswer("rust", 0.45, 0.0),
+        DiseaseAnswer("scab", 0.4, 0.5),
+        DiseaseAnswer("rust", 0.45, 0.0),
+        DiseaseAnswer(None, None, None),
+    ]
+
+
+@given(
+    logits=arrays(np.float32, (5, 3), elements=st.floats(-30, 30, width=32)),
+    heads=arrays(np.float32, (3, 3), elements=st.floats(-30, 30, width=32)),
+    temperature=TEMPERATURES,
+)
+def test_hard_routing_answers_with_the_probability_of_both(
+    logits: np.ndarray, heads: np.ndarray, temperature: float
+) -> None:
+    heads[0, 2], species = -np.inf, logits.argmax(axis=1)
+    chances = scipy_softmax(logits.astype(float), axis=1).max(axis=1)
+    for row, answer in enumerate(route_hard(TAXONOMY, species, chances, heads[species], temperature)):
+        names = TAXONOMY.diseases_of(int(species[row]))
+        if not names:
+            assert answer == DiseaseAnswer()
+            continue
+        given = scipy_softmax(heads[species[row], : len(names)].astype(float) / temperature)
+        assert answer.name == names[int(heads[species[row], : len(names)].argmax())]
+        assert answer.given_species == pytest.approx(given.max())
+        assert answer.probability == chances[row] * answer.given_species <= chances[row]
 
 
 def test_another_routing_is_named(tiny_bundle) -> None:

@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from plantmodels.report.evidence.accuracy import bin_by_confidence, evaluate_pro
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
 from plantmodels.report.statistics import PairedCounts, Proportion
+from plantmodels.serve.prediction import Outputs
+from plantmodels.serve.routing import DiseaseAnswer, Routing
 from plantmodels.verify.accuracy import measure_accuracy
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
@@ -194,7 +197,16 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     leaves = make_leaves(numbered_images(COUNT))
     served = scripted(*int8)
     names = np.random.default_rng(6).choice(["rust", "scab", "healthy", "spot"], COUNT).tolist()
-    served.route_soft = lambda _, embedding: [(names[int(number)], 0.5) for number in embedding[:, 0]]
+    route = served.name_diseases
+
+    def name_diseases(outputs: Outputs, routing: Routing) -> list[DiseaseAnswer]:
+        answers: list[DiseaseAnswer] = route(outputs, routing)
+        if routing == "soft":
+            numbers = outputs.embedding[:, 0].astype(int).tolist()
+            answers = [replace(answer, name=names[number]) for number, answer in zip(numbers, answers, strict=True)]
+        return answers
+
+    served.name_diseases = name_diseases
     run = measure_accuracy(scripted(*fp16), served, leaves)
     rows, found = run.rows, run.accuracy
     assert [row.int8_soft_disease for row in rows] == names

@@ -28,7 +28,8 @@ from mlflow_plugins.jobs.scoring.local_files import READ_SCHEMA, NewFile, build_
 from mlflow_plugins.jobs.scoring.output import BATCH, STATE, ScoreFolder, check_places
 from mlflow_plugins.jobs.scoring.sources import find_unread, is_table, is_uri, list_files, read_folder, read_table
 from mlflow_plugins.jobs.scoring.spark import MAX_IMAGE_BYTES, spark_session, to_absolute
-from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN
+from mlflow_plugins.loading.mlmodel import find_prediction_contract
+from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN, list_columns
 from plantmodels.errors import ScoringError
 from plantmodels.serve.classifier import CHUNK
 
@@ -161,7 +162,8 @@ class _Scorer:
         """The model as a function of a column of images; the workers get its files."""
         from pyspark.sql.types import StructField, StructType
 
-        row = StructType([StructField(name, kind.to_spark()) for name, kind in PREDICTION_COLUMNS.items()])
+        columns = list_columns(find_prediction_contract(mlflow.models.get_model_info(self.model).flavors))
+        row = StructType([StructField(name, PREDICTION_COLUMNS[name].to_spark()) for name in columns])
         with _without_advice():
             return mlflow.pyfunc.spark_udf(
                 self.spark,

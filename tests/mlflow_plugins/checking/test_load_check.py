@@ -136,6 +136,10 @@ DESCRIPTION: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda d: d["saved_input_example_info"].update(type="pickle"),
         "type is 'pickle', expected 'datafra",
     ),
+    "an older contract": (
+        lambda d: d["flavors"]["plantmodels"].pop("prediction_contract"),
+        r"MLmodel: the version answers by version 1 of contract 4, .* by version 2: check it with the release that",
+    ),
     "an origin": (lambda d: d.update(run_id=["a"]), r"run_id is \['a'\], expected text, a number or null"),
 }
 

@@ -16,13 +16,14 @@ import pytest
 from mlflow import MlflowClient
 from pyspark.sql import SparkSession
 
+import mlflow_plugins
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.scoring import spark
 from mlflow_plugins.jobs.scoring.job import run_score
 from mlflow_plugins.jobs.scoring.sources import find_unread
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
-from tests.fixtures.scoring import check_against_native, read_scores
+from tests.fixtures.scoring import check_against_native, forget_contract, read_scores
 
 pytestmark = [
     pytest.mark.slow,
@@ -77,6 +78,18 @@ def test_new_images_are_added_and_old_ones_left_alone(model, leaf_images, tmp_pa
     assert len(alike) == 3 and alike["ood_score"].nunique() == 1
     again = run_score(request)
     assert (again.images, again.scored_now, again.batches) == (47, 0, 0)
+
+
+def test_a_version_of_contract_1_is_scored_by_its_columns(model: str, leaf_images: Path, tmp_path: Path) -> None:
+    forget_contract(Path(mlflow.artifacts.download_artifacts(artifact_uri=model)))
+    images = tmp_path / "in"
+    images.mkdir()
+    leaf = Path(shutil.copyfile(min(leaf_images.glob("*/*.png")), images / "leaf.png"))
+    run_score(ScoreRequest(model, str(images), str(tmp_path / "scores"), "local[2]"))
+    (row,) = read_scores(tmp_path / "scores").to_dict("records")
+    (native,) = mlflow_plugins.load_model(model).predict([leaf.read_bytes()])
+    assert "disease_given_species_probability" not in row
+    assert row["disease_probability"] == pytest.approx(native.disease_given_species_probability, rel=1e-6)
 
 
 def test_a_table_keeps_its_columns(model, leaf_images, verified_bundle, tmp_path: Path, monkeypatch) -> None:
