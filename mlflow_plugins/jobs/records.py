@@ -49,8 +49,10 @@ def version_tags(metadata: Metadata, report: GateReport) -> dict[str, str]:
 
 
 def gates_tag(report: GateReport) -> str:
-    """Return "passed", or "failed: " and the names of the gates that did not pass."""
-    return "passed" if report.passed else f"failed: {', '.join(report.failed)}"
+    """Return "passed", "passed, uncertain: " and the uncertain gates, or "failed: " and those that did not pass."""
+    if not report.passed:
+        return f"failed: {', '.join(report.failed)}"
+    return f"passed, uncertain: {', '.join(report.uncertain)}" if report.uncertain else "passed"
 
 
 def log_data(path: Path, context: str, sha256: str) -> None:

@@ -72,7 +72,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
 
 def describe_registered(name: str, version: object, report: GateReport) -> str:
     """Return text that says which version was registered, how its gates are, and what a person does next."""
-    gates = "all gates passed" if report.passed else f"gates not passed: {', '.join(report.failed)}"
+    gates = report.verdict if report.passed else f"gates {report.verdict}"
     return f"registered models:/{name}/{version}; {gates}\n\n{suggest_promotion(name, version, report)}"
 
 

@@ -5,7 +5,7 @@ Everything is judged by the files themselves: they are read back from the artifa
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 from urllib.parse import urlparse
 
 from mlflow import MlflowClient
@@ -33,8 +33,6 @@ from mlflow_plugins.registry.tags import (
 )
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers
 from plantmodels.report.gates import GateResult
-
-_PASSED: Final = "passed"
 
 
 def is_not_found(error: MlflowException) -> bool:
@@ -191,11 +189,22 @@ class Admission:
             model_sha256 = evidence.digest_model()
         except EvidenceError as error:
             raise self._audit.refuse(name, None, source.action, str(error)) from error
-        gates = _describe_outcome(failures)
-        if source.origin is not None and gates != _PASSED:
+        gates = self._describe_outcome(evidence)
+        if source.origin is not None and (failures is None or failures):
             reason = f"only a version that passed every gate may be copied (gates {gates})"
             raise self._audit.refuse(name, None, source.action, reason, evidence)
-        return evidence, _make_stamps(evidence, model_sha256, failures)
+        return evidence, _make_stamps(evidence, model_sha256, gates)
+
+    def _describe_outcome(self, evidence: Evidence) -> str:
+        """Return how the gates of a version are, as its stamp says it."""
+        if evidence.report is None:
+            return "never verified"
+        failures = evidence.find_failures(self._config.policy)
+        return f"failed: {describe_gates(failures)}" if failures else self._describe_passed(evidence)
+
+    def _describe_passed(self, evidence: Evidence) -> str:
+        uncertain = ", ".join(gate.name for gate in evidence.find_uncertain(self._config.policy))
+        return f"passed, uncertain: {uncertain}" if uncertain else "passed"
 
     def admit(
         self, version: ModelVersion, action: str, production: int | None = None, alias: str | None = None
@@ -267,14 +276,14 @@ class Admission:
                 raise EvidenceError("its files are not those that were registered; register the bundle again")
         except EvidenceError as error:
             return Refusal(str(error), error=error)
-        waived = "; ".join(waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None)
-        return Judged(evidence, gates, model_sha256, waived or "all gates passed", stamp is not None)
+        waived = [waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None]
+        state = "; ".join(waived) or f"all gates {self._describe_passed(evidence)}"
+        return Judged(evidence, gates, model_sha256, state, stamp is not None)
 
     def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
         """Stamp a version that was registered before the registry was gated: from now on these files are meant."""
         name, number = version.name, version.version
-        failures = judged.evidence.find_failures(self._config.policy)
-        tags = _make_stamps(judged.evidence, judged.model_sha256, failures)
+        tags = _make_stamps(judged.evidence, judged.model_sha256, self._describe_outcome(judged.evidence))
         self._stamps.keep(name, number, {tag.key: tag.value for tag in tags})
         for tag in tags if MODEL_TAG not in version.tags else ():
             self._store.set_model_version_tag(name, number, ModelVersionTag(tag.key, self._rows.fit(tag.value)))
@@ -285,21 +294,9 @@ def _is_stamp(tag: Any) -> bool:
     return isinstance(key, str) and (key == GLANCE_TAG or key.startswith(RESERVED))
 
 
-def _make_stamps(
-    evidence: Evidence, model_sha256: str, failures: tuple[GateResult, ...] | None
-) -> list[ModelVersionTag]:
-    stamps = {
-        MANIFEST_TAG: evidence.manifest_sha256,
-        MODEL_TAG: model_sha256,
-        GATES_TAG: _describe_outcome(failures),
-    }
+def _make_stamps(evidence: Evidence, model_sha256: str, gates: str) -> list[ModelVersionTag]:
+    stamps = {MANIFEST_TAG: evidence.manifest_sha256, MODEL_TAG: model_sha256, GATES_TAG: gates}
     return [ModelVersionTag(key, value) for key, value in stamps.items()]
-
-
-def _describe_outcome(failures: tuple[GateResult, ...] | None) -> str:
-    if failures is None:
-        return "never verified"
-    return "failed: " + describe_gates(failures) if failures else _PASSED
 
 
 def _advise(refused: Sequence[GateResult], name: str, version: str) -> str:

@@ -16,7 +16,7 @@ import hashlib
 import html
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -97,20 +97,28 @@ def escape_markdown(text: str) -> str:
     return escaped.replace("://", "&#58;//")  # no address becomes a link by itself
 
 
-def summarize_gates(failed: Mapping[GateResult, Waiver | None] | None, quote: str = "") -> str:
+def summarize_gates(
+    failed: Mapping[GateResult, Waiver | None] | None, uncertain: Iterable[GateResult] = (), quote: str = ""
+) -> str:
     """Return whether a version passed its gates, in a few words.
 
     Args:
         failed: each failed gate and its waiver, if it has one; None if the version was never verified.
+        uncertain: the gates that passed uncertainly.
         quote: what stands before and after the name of a gate.
     """
     if failed is None:
         return "never verified"
+
+    def list_names(gates: Iterable[GateResult]) -> str:
+        return ", ".join(f"{quote}{gate.name}{quote}" for gate in gates)
+
     refused = [gate for gate, waiver in failed.items() if waiver is None]
-    names = ", ".join(f"{quote}{gate.name}{quote}" for gate in refused or failed)
     if refused:
-        return f"failed: {names}"
-    return f"passed; waived: {names}" if failed else "passed"
+        return f"failed: {list_names(refused)}"
+    doubted = list_names(uncertain)
+    passed = f"passed, uncertain: {doubted}" if doubted else "passed"
+    return f"{passed}; waived: {list_names(failed)}" if failed else passed
 
 
 def describe_version(
@@ -130,7 +138,7 @@ def describe_version(
     bytes_of = {name: entry.size_bytes for name, entry in report.files.items()}
     sizes = (f"{name} {_format_size(size)}" for name, size in summarize_sizes(bytes_of).items())
     lines = [
-        f"Gates {summarize_gates(failed, quote='`')}",
+        f"Gates {summarize_gates(failed, evidence.find_uncertain(policy), quote='`')}",
         "",
         "| gate | limit | measured | result |",
         "|---|---|---|---|",
@@ -187,8 +195,10 @@ class Descriptions:
 
     def make_tag(self, evidence: Evidence) -> ModelVersionTag:
         """Return the tag of a new version, which has no waivers."""
-        failed = None if evidence.report is None else dict.fromkeys(evidence.find_failures(self._policy))
-        return ModelVersionTag(GLANCE_TAG, summarize_gates(failed))
+        if evidence.report is None:
+            return ModelVersionTag(GLANCE_TAG, summarize_gates(None))
+        failed = dict.fromkeys(evidence.find_failures(self._policy))
+        return ModelVersionTag(GLANCE_TAG, summarize_gates(failed, evidence.find_uncertain(self._policy)))
 
     def renew_version(self, name: str, number: str, evidence: Evidence) -> None:
         """Write the gates of a version into its description, and their outcome into the tag that sorts first.
@@ -200,12 +210,13 @@ class Descriptions:
         """
         with _log_failures(f"{name} version {number}"):
             version = self._store.get_model_version(name, number)
-            failed = None
+            failed, uncertain = None, tuple[GateResult, ...]()
             if evidence.report is not None:
+                uncertain = evidence.find_uncertain(self._policy)
                 failures = evidence.find_failures(self._policy)
                 digest = evidence.manifest_sha256
                 failed = {gate: self._waivers.find(name, number, gate, digest) for gate in failures}
-            glance = summarize_gates(failed)
+            glance = summarize_gates(failed, uncertain)
             if version.tags.get(GLANCE_TAG) != glance:
                 self._store.set_model_version_tag(name, number, ModelVersionTag(GLANCE_TAG, glance))
             part = describe_version(evidence, self._policy, failed, _find_report_page(version))

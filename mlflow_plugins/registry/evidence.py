@@ -35,6 +35,7 @@ from plantmodels.errors import BundleError, PlantModelsError
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.gate_report import MAX_IMAGE_ROWS_BYTES, REPORT_FORMAT_VERSION, GateReport, parse_report
 from plantmodels.report.gates import PROMOTION_GATES, GateResult
+from plantmodels.report.per_image import COLUMNS, OLDER_COLUMNS
 from plantmodels.report.policy import GatePolicy
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.evidence")
@@ -87,6 +88,14 @@ class Evidence:
         """
         return tuple(gate for gate in self.judge_gates(policy) if not gate.passed)
 
+    def find_uncertain(self, policy: GatePolicy) -> tuple[GateResult, ...]:
+        """Return the gates that pass, although chance could explain it.
+
+        Raises:
+            EvidenceError: there is no report.
+        """
+        return tuple(gate for gate in self.judge_gates(policy) if gate.passed and gate.is_uncertain)
+
     def judge_gates(self, policy: GatePolicy) -> tuple[GateResult, ...]:
         """Return every gate: one that failed by the report as it is, and any other as the policy judges it.
 
@@ -109,15 +118,15 @@ class Evidence:
         """Return the image rows that the report follows from.
 
         Raises:
-            EvidenceError: there is no report, or it is of an older format, whose rows do not say which images they are.
+            EvidenceError: there is no report, or it is of format 2, whose rows do not say which images they are.
         """
         if self.report is None:
             raise EvidenceError(f"the bundle holds no {GATE_REPORT_FILE}: it was never verified")
-        if self.report.format_version != REPORT_FORMAT_VERSION:
-            raise EvidenceError(
-                f"its report is of format {self.report.format_version}: verify it and register it again"
-            )
-        return ImageTable.parse(self.images)
+        version = self.report.format_version
+        columns = COLUMNS if version == REPORT_FORMAT_VERSION else OLDER_COLUMNS[version]
+        if "sha256" not in columns:
+            raise EvidenceError(f"its report is of format {version}: verify it and register it again")
+        return ImageTable.parse(self.images, columns)
 
     def digest_model(self) -> str:
         """Read all other files, and return the digest of the names and digests of all files: bundle, MLmodel and code.

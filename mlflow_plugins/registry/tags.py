@@ -28,7 +28,7 @@ OLD_MODEL_TAG: Final = f"{RESERVED}model_sha256"
 """`MODEL_TAG` of registries of version 0.2."""
 
 GATES_TAG: Final = f"{RESERVED}gates"
-"""On a version: "passed", "never verified" or the gates that failed."""
+"""On a version: "passed", "passed, uncertain: " and gates, "never verified", or the gates that failed."""
 
 UNREAD_TAG: Final = f"{RESERVED}not_read"
 """On a version of ours whose files the server could not read when it was registered: why."""
@@ -49,4 +49,5 @@ OLD_COUNT_TAG: Final = f"{RESERVED}decisions"
 """Tag of a registered model that counted its decisions before there were tables."""
 
 GLANCE_TAG: Final = ".gates"
-"""On a version: "passed" or what failed, for people. MLflow's UI sorts tags by name, so it stands first."""
+"""On a version: "passed", or which gates failed or are uncertain, for people. MLflow's UI sorts tags by name, so it
+stands first."""

@@ -83,9 +83,10 @@ def _describe_signature(bundle: Path, public_key: Path | None) -> str:
 def _describe_verification(report: GateReport | None) -> str:
     if report is None:
         return "never; run `plantmodels verify` to measure gates and accuracy"
+    doubt = f", {len(report.uncertain)} of them uncertainly" if report.uncertain else ""
     if report.passed:
-        return "yes, all gates passed"
-    return f"yes, {len(report.gates) - len(report.failed)} of {len(report.gates)} gates passed"
+        return f"yes, all gates passed{doubt}"
+    return f"yes, {len(report.gates) - len(report.failed)} of {len(report.gates)} gates passed{doubt}"
 
 
 def _describe_files(manifest: Manifest) -> Iterator[str]:

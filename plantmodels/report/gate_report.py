@@ -44,9 +44,9 @@ from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import Interval
 from plantmodels.report.summary import describe_accuracy
 
-REPORT_FORMAT_VERSION: Final = 3
+REPORT_FORMAT_VERSION: Final = 4
 """Version of `gate-report.json` that is written and read. 3 added the gates from `accuracy` on, the fewest images of
-each gate, and every number's evidence."""
+each gate, and every number's evidence. 4 added the verdicts that are uncertain."""
 
 
 def _describe_failure(gate: GateResult) -> str:
@@ -114,7 +114,7 @@ class GateReport:
 
         The gates of a report of an older format are not measured by these limits.
         """
-        if self.taxonomy is None:
+        if self.taxonomy is None or self.format_version != REPORT_FORMAT_VERSION:
             return refuse_gates(policy, self.format_version)
         measured = Measured(
             taxonomy=self.taxonomy,
@@ -171,6 +171,11 @@ class GateReport:
         """Names of the gates that did not pass, those not measured included."""
         return tuple(gate.name for gate in self.gates if not gate.passed)
 
+    @property
+    def uncertain(self) -> tuple[str, ...]:
+        """Names of the gates that passed, although chance could explain it."""
+        return tuple(gate.name for gate in self.gates if gate.passed and gate.is_uncertain)
+
     def gate(self, name: str) -> GateResult:
         """Return one gate by its name."""
         return self.gates[list(GATES).index(name)]
@@ -221,9 +226,21 @@ class GateReport:
             for gate in self.gates
         ]
         lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
-        notes = [f"{gate.name}: {gate.detail}" for gate in self.gates if gate.detail and not gate.passed]
+        notes = [
+            f"{gate.name}: {gate.detail}"
+            for gate in self.gates
+            if gate.detail and (gate.is_uncertain or not gate.passed)
+        ]
+        return "\n".join((*lines, "", self.accuracy_sentence, "", *notes, *self._explain_doubt(), self.verdict))
+
+    @property
+    def verdict(self) -> str:
+        """The gates that did not pass and those that passed uncertainly, such as "all gates passed"."""
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
-        return "\n".join((*lines, "", self.accuracy_sentence, "", *notes, verdict))
+        return f"{verdict}; uncertain: {', '.join(self.uncertain)}" if self.uncertain else verdict
+
+    def _explain_doubt(self) -> tuple[str, ...]:
+        return (UNCERTAIN_MEANS,) if any(gate.is_uncertain for gate in self.gates) else ()
 
     @property
     def accuracy_sentence(self) -> str:
@@ -243,12 +260,12 @@ class GateReport:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> "GateReport":
-        """Read the JSON form, of the current format or of format 2.
+        """Read the JSON form, of the current format or of an older one.
 
         Whether the measured results follow from their evidence is not checked here: `parse_report` does that.
 
         Raises:
-            BundleError: the format version is neither; a value is missing, unknown or of the wrong type; or a gate is
+            BundleError: the format version is unknown; a value is missing, unknown or of the wrong type; or a gate is
                 not what the measured values and limits make it.
         """
         report = _decode_report(document)
@@ -264,7 +281,7 @@ class GateReport:
         Raises:
             BundleError: names the gate and the value.
         """
-        if self.taxonomy is not None:
+        if self.format_version == REPORT_FORMAT_VERSION:
             try:
                 check_gates(self.gates, self.judge_by(self.policy))
             except ValueError as error:
@@ -305,7 +322,7 @@ def _decode_report(document: Mapping[str, Any]) -> GateReport:
             f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads {OLDEST_FORMAT} to "
             f"{REPORT_FORMAT_VERSION}; verify again"
         )
-    current = document if version == REPORT_FORMAT_VERSION else upgrade_document(document)
+    current = document if version == REPORT_FORMAT_VERSION else upgrade_document(document, version)
     body = {name: value for name, value in current.items() if name != "passed"}
     try:
         verdicts, body["gates"] = _split_verdicts(body.get("gates"))
@@ -314,14 +331,21 @@ def _decode_report(document: Mapping[str, Any]) -> GateReport:
         raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
     if version == REPORT_FORMAT_VERSION and report.taxonomy is None:
         raise BundleError(f"{GATE_REPORT_FILE}: report.taxonomy: expected an object, got None")
-    stated = report.gates[: len(document["gates"])]  # a report of format 2 knows nothing of the later gates
+    stated = {gate["name"] for gate in document["gates"]}  # an older report knows nothing of the later gates
     found = (document.get("passed"), verdicts)
-    if found != (all(gate.passed for gate in stated), [gate.passed for gate in report.gates]):
+    passed = all(gate.passed for gate in report.gates if gate.name in stated)
+    if found != (passed, [gate.passed for gate in report.gates]):
         raise BundleError(f"{GATE_REPORT_FILE}: 'passed' does not follow from the gates' status")
     return report
 
 
-_STATUS_TEXT = {"failed": "FAILED", "not measured": "NOT MEASURED"}
+_STATUS_TEXT: Final = {"uncertain": "UNCERTAIN", "failed": "FAILED", "not measured": "NOT MEASURED"}
+
+UNCERTAIN_MEANS: Final = (
+    "uncertain: the value meets its limit, but the worse end of its interval (the bound) does not; "
+    "more images would tell"
+)
+"""What people read below a table with an uncertain verdict."""
 
 
 def _split_verdicts(gates: object) -> tuple[list[object], object]:

@@ -5,6 +5,8 @@
 ('passed', '96.10 %', '≥ 95 %')
 >>> judge_gate("ood_recall", [GateValue("", 0.95, 0.961)], samples=30, min_images=50).status
 'not measured'
+>>> judge_gate("ood_recall", [GateValue("", 0.95, 0.961, bound=0.94)], samples=300).status
+'passed, uncertain'
 """
 
 import math
@@ -16,13 +18,14 @@ from typing import Final, Literal
 from plantmodels.report.formatting import MISSING, format_number, format_percent, format_range
 
 Operator = Literal["<", "≤", "≥"]
-Status = Literal["passed", "failed", "not measured"]
+Status = Literal["passed", "passed, uncertain", "uncertain", "failed", "not measured"]
 
-_COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
+COMPARE: Final[dict[Operator, Callable[[float, float], bool]]] = {
     "<": operator.lt,
     "≤": operator.le,
     "≥": operator.ge,
 }
+"""Operator to the comparison of a value with its limit."""
 
 _COUNTED: Final = ("files", "problems", "classes")
 """Units whose name stands beside the limit alone."""
@@ -93,19 +96,14 @@ class GateValue:
         name: what was measured, such as "end to end"; "" if the gate has a single value.
         limit: limit in force, in the gate's unit.
         measured: measured value in the same unit; None if it is not defined or not a finite number.
-        bound: the end of the value's confidence interval that is closer to failing. If it is given, it must meet the
-            limit. None if the policy asks for no confidence.
+        bound: the end of the value's confidence interval that is closer to failing. If it misses a limit that the value
+            meets, the verdict is uncertain. None if the value has no interval.
     """
 
     name: str
     limit: float
     measured: float | None
     bound: float | None = None
-
-    @property
-    def judged(self) -> float | None:
-        """The number that is compared with the limit."""
-        return self.measured if self.measured is None or self.bound is None else self.bound
 
 
 @dataclass(frozen=True)
@@ -120,8 +118,10 @@ class GateResult:
         values: the measured values with their limits; the gate passes if all of them do.
         samples: number of images, files, heads or runs that the values rest on.
         min_images: number of samples below which the gate is not measured; 0 for a gate that measures no images.
-        confidence: confidence with which the limits must be met; None if the values alone are judged.
-        status: the verdict; "not measured" counts as not passed.
+        confidence: confidence with which the limits must be met; the bounds have it, too. None if an uncertain value
+            passes; then the bounds are those of 95 % intervals.
+        status: the verdict. "passed" and "passed, uncertain" count as passed. In an uncertain gate every value meets
+            its limit, but a bound does not. Such a gate is "uncertain", and not passed, if `confidence` is given.
         detail: one line of explanation; "" when there is nothing to add.
     """
 
@@ -158,23 +158,31 @@ class GateResult:
             )
 
     def _list_possible_statuses(self) -> tuple[Status, ...]:
-        if self.samples < self.min_images:
-            return ("not measured",)
-        if all(value.measured is None for value in self.values):
+        if self.samples >= self.min_images and all(value.measured is None for value in self.values):
             return ("failed", "not measured")
-        return ("passed" if all(map(self.is_met, self.values)) else "failed",)
+        return (_find_status(self.comparison, self.values, self.samples >= self.min_images, self.confidence),)
 
     def _list_comparisons(self) -> str:
         if self.samples < self.min_images:
             return f"{self.samples} of at least {self.min_images} images"
         return " and ".join(
-            f"{value.judged} {self.comparison} {value.limit}{f' ({value.name})' if value.name else ''}"
+            f"{value.measured} {self.comparison} {value.limit}"
+            f"{'' if value.bound is None else f', bound {value.bound}'}{f' ({value.name})' if value.name else ''}"
             for value in self.values
         )
 
     def is_met(self, value: GateValue) -> bool:
-        """Return whether one of the gate's values meets its limit."""
-        return _meets(self.comparison, value)
+        """Return whether one of the gate's values meets its limit, with confidence if the policy asks for it."""
+        return _meets(self.comparison, value) and (self.confidence is None or self.is_certain(value))
+
+    def is_certain(self, value: GateValue) -> bool:
+        """Return whether a value's bound meets its limit, too. A value without an interval is certain."""
+        return value.bound is None or COMPARE[self.comparison](value.bound, value.limit)
+
+    @property
+    def is_uncertain(self) -> bool:
+        """Whether the values meet their limits, but chance could explain that."""
+        return self.status in ("passed, uncertain", "uncertain")
 
     @property
     def limit(self) -> float:
@@ -188,8 +196,8 @@ class GateResult:
 
     @property
     def passed(self) -> bool:
-        """Whether the gate was measured and meets its limits."""
-        return self.status == "passed"
+        """Whether the gate was measured and meets its limits, with the confidence that the policy asks for."""
+        return self.status in ("passed", "passed, uncertain")
 
     @property
     def _shown(self) -> list[GateValue]:
@@ -197,7 +205,7 @@ class GateResult:
         return [
             value
             for place, value in enumerate(self.values)
-            if place < _ALWAYS_SHOWN or (self.status == "failed" and not self.is_met(value))
+            if place < _ALWAYS_SHOWN or (self.status == "failed" and not self.is_met(value)) or self._is_in_doubt(value)
         ]
 
     @property
@@ -228,12 +236,17 @@ class GateResult:
         if value.measured is None:
             return MISSING
         text = self._write_number(value, value.measured)
-        return text if value.bound is None else f"{text} (bound {self._write_number(value, value.bound)})"
+        if value.bound is None or (self.confidence is None and not self._is_in_doubt(value)):
+            return text
+        return f"{text} (bound {self._write_number(value, value.bound)})"
+
+    def _is_in_doubt(self, value: GateValue) -> bool:
+        return self.is_uncertain and not self.is_certain(value)
 
     def _write_number(self, value: GateValue, number: float) -> str:
         display = self._display_of(value)
         scaled, digits = number / display.scale, display.digits
-        meets = _COMPARE[self.comparison]
+        meets = COMPARE[self.comparison]
         while digits < display.most_digits and meets(round(scaled, digits), value.limit / display.scale) != meets(
             number, value.limit
         ):
@@ -292,12 +305,14 @@ def judge_gate(
 ) -> GateResult:
     """Return the verdict on measured values. NaN, infinity and None (a value that is not defined) fail.
 
+    If every value meets its limit but a bound does not, the gate is uncertain. It passes unless `confidence` is given.
+
     Args:
         name: one of `GATES` or `PROMOTION_GATES`.
         values: the measured values and limits in the gate's unit.
         samples: number of images, files, heads or runs that were measured.
         min_images: with fewer samples the gate is not measured.
-        confidence: confidence of the values' bounds; None if they have none.
+        confidence: confidence with which the limits must be met; None if an uncertain value passes.
         detail: one line of explanation.
     """
     kind = _KINDS[name]
@@ -305,11 +320,7 @@ def judge_gate(
     few = f"needs at least {min_images:,} {kind.samples_of}, got {samples:,}" if samples < min_images else ""
     explained = "; ".join(filter(None, [few, detail, *(f"measured {number}" for number in undefined)]))
     finite = tuple(map(_drop_non_finite, values))
-    status: Status = "failed"
-    if samples < min_images:
-        status = "not measured"
-    elif all(_meets(kind.comparison, value) for value in finite):
-        status = "passed"
+    status = _find_status(kind.comparison, finite, samples >= min_images, confidence)
     return GateResult(name, kind.comparison, kind.unit, finite, samples, min_images, confidence, status, explained)
 
 
@@ -318,8 +329,20 @@ def _drop_non_finite(value: GateValue) -> GateValue:
     return value if is_defined else GateValue(value.name, value.limit, None)
 
 
+def _find_status(
+    comparison: Operator, values: Sequence[GateValue], is_measured: bool, confidence: float | None
+) -> Status:
+    if not is_measured:
+        return "not measured"
+    if not all(_meets(comparison, value) for value in values):
+        return "failed"
+    if all(value.bound is None or COMPARE[comparison](value.bound, value.limit) for value in values):
+        return "passed"
+    return "passed, uncertain" if confidence is None else "uncertain"
+
+
 def _meets(comparison: Operator, value: GateValue) -> bool:
-    return value.judged is not None and _COMPARE[comparison](value.judged, value.limit)
+    return value.measured is not None and COMPARE[comparison](value.measured, value.limit)
 
 
 def not_measured(

@@ -20,7 +20,10 @@ def collect_metrics(report: "GateReport") -> dict[str, float]:
     values: dict[str, float | None] = {f"gate.{gate.name}": gate.measured for gate in report.gates}
     for gate in report.gates:
         values |= {_name_metric(gate, value.name): value.measured for value in gate.values[1:]}
+    for gate in report.gates:
+        values |= {f"{_name_metric(gate, value.name)}.bound": value.bound for value in gate.values}
     values["gates_passed"] = sum(gate.passed for gate in report.gates)
+    values["gates_uncertain"] = len(report.uncertain)
     if report.accuracy is not None:
         for precision, counts in (("fp16", report.accuracy.fp16), ("int8", report.accuracy.int8)):
             values[f"accuracy.{precision}.species"] = counts.species.value
@@ -68,8 +71,8 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
 
 
 def _name_metric(gate: GateResult, value: str) -> str:
-    """Return the name of a further value of a gate; MLflow allows letters, digits, blanks and some signs in names."""
-    return f"gate.{gate.name}.{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}"
+    """Return the name of a value of a gate; MLflow allows letters, digits, blanks and some signs in names."""
+    return f"gate.{gate.name}" + (f".{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}" if value else "")
 
 
 _LATENCIES: Final = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")

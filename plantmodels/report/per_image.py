@@ -96,8 +96,10 @@ TEXT_COLUMNS: Final = tuple(field.name for field in fields(ImageRow) if field.ty
 NUMBER_COLUMNS: Final = tuple(name for name in COLUMNS if name not in (*TEXT_COLUMNS, "rejected"))
 """Columns of numbers."""
 
-_COLUMNS_OF_FORMAT_2: Final = COLUMNS[: COLUMNS.index("rejected") + 1]
-"""Columns of a report of format 2, which had no more."""
+OLDER_COLUMNS: Final = {
+    version: COLUMNS[: COLUMNS.index(last) + 1] for version, last in {2: "rejected", 3: "raw_disease_nll"}.items()
+}
+"""Older format of the report to its columns. New columns stand behind all older ones."""
 
 
 def write_image_rows(path: Path, rows: Iterable[ImageRow]) -> None:
@@ -153,7 +155,7 @@ def parse_image_rows(content: bytes, name: str = IMAGES_FILE) -> tuple[ImageRow,
     reader = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
     try:
         header = tuple(next(reader, ()))
-        if header not in (COLUMNS, _COLUMNS_OF_FORMAT_2):
+        if header not in (COLUMNS, *OLDER_COLUMNS.values()):
             raise ValueError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(header) or 'none'}")
         return tuple(_read_row(header, cells) for cells in reader)
     except (ValueError, csv.Error) as error:

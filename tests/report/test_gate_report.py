@@ -21,9 +21,14 @@ from plantmodels.report.per_image import write_image_rows
 from plantmodels.report.policy import GatePolicy
 from tests.fixtures.report_strategies import reports
 from tests.fixtures.reports import TAXONOMY
-from tests.fixtures.rows import FORMAT_2, agree, make_leaf_rows, make_other_rows
+from tests.fixtures.rows import FORMAT_2, FORMAT_3, agree, make_leaf_rows, make_other_rows
 
 Make = Callable[..., GateReport]
+
+OLD_GATES = [gate["name"] for gate in read_json(FORMAT_3)["gates"]]
+
+CERTAIN = {"int8_accuracy_max_drop": 0.1, "ood_precision_min": 0.9, "ood_recall_min": 0.8, "leakage_max": 0.1}
+"""Limits that the made-up report meets with certainty."""
 
 
 @given(reports())
@@ -47,9 +52,22 @@ def test_the_table_is_aligned_and_says_what_is_missing(report: Make) -> None:
     column = lines[0].index("status")
     assert {line[column - 2 : column] for line in lines[:11]} == {"  "}
     assert lines[2].endswith("NOT MEASURED")
-    assert lines[3].endswith("passed")
-    assert lines[-2:] == ["parity: no checkpoint was given to compare with", "not passed: parity"]
-    assert report().table().endswith("\nall gates passed")
+    assert lines[3].endswith("passed, uncertain")
+    assert lines[6].endswith("passed")
+    assert lines[-1] == "not passed: parity; uncertain: int8_accuracy, ood_precision, ood_recall, leakage"
+    assert "parity: no checkpoint was given to compare with" in lines
+    assert lines[-2].startswith("uncertain: the value meets its limit, but the worse end of its interval (the bound)")
+    assert "\nall gates passed; uncertain: " in report().table()
+    certain = replace(GatePolicy(), **CERTAIN)
+    assert report(certain).table().endswith("\nall gates passed")
+    assert "worse end" not in report(certain).table()
+
+
+def test_a_confidence_makes_an_uncertain_gate_not_passed(report: Make) -> None:
+    found = report(GatePolicy(ood_recall_confidence=0.95))
+    assert (found.gate("ood_recall").status, found.failed) == ("uncertain", ("ood_recall",))
+    assert "ood_recall" not in found.uncertain
+    assert "UNCERTAIN" in found.table() and "not passed: ood_recall; uncertain: int8_accuracy, " in found.table()
 
 
 def test_failed_names_what_did_not_pass_in_order(report: Make) -> None:
@@ -87,6 +105,9 @@ def test_metrics_have_stable_names(report: Make) -> None:
     assert {f"gate.{name}" for name in GATES} <= set(metrics)
     assert metrics["gate.ood_recall"] == 0.98
     assert metrics["gates_passed"] == len(GATES)
+    assert metrics["gates_uncertain"] == 4
+    assert metrics["gate.ood_recall.bound"] == pytest.approx(0.895, abs=1e-3)
+    assert "gate.latency.bound" not in metrics
     assert metrics["accuracy.int8.species"] == 0.95
     assert metrics["accuracy.fp16.disease"] == 70 / 80
     assert metrics["accuracy.drop.species"] == 0
@@ -117,23 +138,27 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2 to 3; verify again"),
-        ("format_version", 4, r"gate-report\.json: format_version 4, this code reads 2 to 3; verify again"),
+        ("format_version", 1, r"gate-report\.json: format_version 1, this code reads 2 to 4; verify again"),
+        ("format_version", 5, r"gate-report\.json: format_version 5, this code reads 2 to 4; verify again"),
         ("format_version", True, "format_version True"),
         ("passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", False, "'passed' does not follow from the gates' status"),
         ("gates.3.passed", ..., "'passed' does not follow from the gates' status"),
-        ("gates.3.values.0.measured", 0.5, "gate ood_recall is 'passed', but 0.5 ≥ 0.95 makes it 'failed'"),
-        ("gates.3.values.0.measured", None, "gate ood_recall is 'passed', but None ≥ 0.95"),
+        ("gates.3.values.0.measured", 0.5, "gate ood_recall is 'passed, uncertain', but 0.5 ≥ .* 'failed'"),
+        ("gates.3.values.0.measured", None, "gate ood_recall is 'passed, uncertain', but None ≥ 0.95"),
         ("gates.3.values.0.measured", 0.99, r"gate ood_recall\.values\.value\.measured is 0.99, but .* make it 0.98"),
-        ("gates.3.values.0.limit", 0.1, r"gate ood_recall\.values\.value\.limit is 0.1, but .* make it 0.95"),
+        ("gates.3.values.0.limit", 0.951, r"gate ood_recall\.values\.value\.limit is 0.951, but .* make it 0.95"),
         ("gates.3.samples", 51, r"gate ood_recall\.samples is 51, but .* make it 50"),
         (
             "gates.9.values.1.measured",
             0.95,
             r"gate accuracy\.values\.end to end\.measured is 0.95, but .* make it 0.88",
         ),
-        ("gates.3.status", "fine", r"report\.gates\[3\]\.status: expected one of 'passed', 'failed', 'not measured'"),
+        (
+            "gates.3.status",
+            "fine",
+            r"report\.gates\[3\]\.status: expected one of 'passed', 'passed, uncertain', 'uncertain'",
+        ),
         ("gates", [], "gates must be parity, int8_accuracy, .* in this order, got none"),
         ("gates", None, r"report\.gates: expected a list, got None"),
         ("policy.ood_recall_min", 7, r"report\.policy: ood_recall_min must be a number from 0 to 1, got 7"),
@@ -211,6 +236,26 @@ def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> 
     assert found.failed == tuple(GATES)[9:]
     assert "the report has format 2, which lacks the evidence of its numbers; verify again" in found.table()
     assert {gate.status for gate in found.judge_by(GatePolicy())} == {"not measured"}
+
+
+def test_a_report_of_format_3_is_shown_and_vouches_for_nothing(report: Make) -> None:
+    """The file was written by the last code of format 3, on the same made-up measurements."""
+    found = parse_report(FORMAT_3.read_bytes(), b"", Manifest(report().files))
+    assert (found.format_version, found.accuracy, found.taxonomy) == (3, report().accuracy, TAXONOMY)
+    assert [found.gate(name).status for name in OLD_GATES] == ["passed"] * len(OLD_GATES)
+    judged = found.judge_by(GatePolicy())
+    assert {gate.status for gate in judged} == {"not measured"}
+    assert judged[0].detail == "the report has format 3, which knows no uncertain verdicts; verify again"
+
+
+@pytest.mark.parametrize(("measured", "status"), [(0.97, "uncertain"), (0.94, "failed")])
+def test_a_gate_of_format_3_that_failed_by_its_bound_is_shown_as_uncertain(measured: float, status: str) -> None:
+    document = read_json(FORMAT_3)
+    place = [gate["name"] for gate in document["gates"]].index("ood_recall")
+    document["gates"][place] |= {"status": "failed", "passed": False, "confidence": 0.95}
+    document["gates"][place]["values"][0] |= {"measured": measured, "bound": 0.9}
+    found = GateReport.from_dict(document | {"passed": False})
+    assert found.gate("ood_recall").status == status
 
 
 @pytest.mark.parametrize(

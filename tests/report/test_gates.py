@@ -110,7 +110,18 @@ def test_samples_are_counted_in_their_own_noun() -> None:
         ({"samples": -1}, "gate ood_recall has -1 samples"),
         ({"values": ()}, "gate ood_recall has 10 samples and 0 values"),
         ({"min_images": 11}, r"is 'failed', but 10 of at least 11 images makes it 'not measured'"),
-        ({"values": (GateValue("", 0.95, 0.97, 0.9),), "status": "passed"}, r"but 0.9 ≥ 0.95 makes it 'failed'"),
+        (
+            {"values": (GateValue("", 0.95, 0.97, 0.9),), "status": "passed"},
+            r"but 0.97 ≥ 0.95, bound 0.9 makes it 'passed, uncertain'",
+        ),
+        (
+            {"values": (GateValue("", 0.95, 0.97, 0.9),), "status": "passed, uncertain", "confidence": 0.95},
+            r"but 0.97 ≥ 0.95, bound 0.9 makes it 'uncertain'",
+        ),
+        (
+            {"values": (GateValue("", 0.95, 0.94, 0.9),), "status": "uncertain", "confidence": 0.95},
+            r"but 0.94 ≥ 0.95, bound 0.9 makes it 'failed'",
+        ),
     ],
 )
 def test_a_verdict_that_its_numbers_contradict_is_refused(changes: dict[str, object], message: str) -> None:
@@ -139,10 +150,29 @@ def test_with_a_confidence_the_bound_must_meet_the_limit() -> None:
     def judge_bound(bound: float) -> GateResult:
         return judge_gate("ood_recall", [GateValue("", 0.95, 0.97, bound)], samples=300, confidence=0.9)
 
-    assert judge_bound(0.95).passed
-    assert not judge_bound(0.9499).passed
+    assert judge_bound(0.95).status == "passed"
+    assert (judge_bound(0.9499).status, judge_bound(0.9499).passed) == ("uncertain", False)
     assert judge_bound(0.9499).measured_text == "97.00 % (bound 94.99 %)"
     assert judge_bound(0.9499).limit_text == "≥ 95 %, with 90 % confidence"
+
+
+def test_without_a_confidence_an_uncertain_value_passes_and_shows_its_bound() -> None:
+    def judge_bound(measured: float, bound: float | None) -> GateResult:
+        return judge_gate("ood_recall", [GateValue("", 0.95, measured, bound)], samples=300)
+
+    doubtful = judge_bound(0.97, 0.9499)
+    assert (doubtful.status, doubtful.passed, doubtful.is_uncertain) == ("passed, uncertain", True, True)
+    assert (doubtful.measured_text, doubtful.limit_text) == ("97.00 % (bound 94.99 %)", "≥ 95 %")
+    assert (judge_bound(0.97, 0.95).status, judge_bound(0.97, 0.95).measured_text) == ("passed", "97.00 %")
+    assert judge_bound(0.97, None).status == "passed"
+    assert (judge_bound(0.94, 0.9).status, judge_bound(0.94, 0.9).measured_text) == ("failed", "94.00 %")
+
+
+def test_every_value_in_doubt_is_shown() -> None:
+    values = (*ACCURACY[:2], GateValue("worst class", 0.3, 0.4, 0.2))
+    gate = judge_gate("accuracy", values, samples=300)
+    assert gate.status == "passed, uncertain"
+    assert gate.measured_text.endswith("end to end 74.90 %, worst class 40.00 % (bound 20.00 %)")
 
 
 ACCURACY = (GateValue("species", 0.7, 0.81), GateValue("end to end", 0.6, 0.749), GateValue("worst class", 0.5, 0.4))

@@ -19,7 +19,7 @@ class Stamp:
         at: when it was stamped: time in UTC, ISO 8601.
         manifest_sha256: digest of the bundle's manifest.
         model_sha256: digest of the names and digests of all files of the model.
-        gates: "passed", "never verified" or the gates that failed.
+        gates: "passed", "passed, uncertain: " and gates, "never verified", or the gates that failed.
     """
 
     at: str

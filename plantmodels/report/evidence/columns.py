@@ -58,26 +58,32 @@ class ImageTable:
     @classmethod
     def from_rows(cls, rows: Iterable[ImageRow]) -> "ImageTable":
         """Return the table of these rows."""
-        return cls._from_cells([cell for row in rows for cell in format_row(row)])
+        return cls._from_cells([cell for row in rows for cell in format_row(row)], COLUMNS)
 
     @classmethod
-    def _from_cells(cls, cells: Sequence[str]) -> "ImageTable":
-        columns = (cells[place :: len(COLUMNS)] for place in range(len(COLUMNS)))
-        return cls(dict(zip(COLUMNS, columns, strict=True)), np.arange(len(cells) // len(COLUMNS)), {}, {})
+    def _from_cells(cls, cells: Sequence[str], columns: Sequence[str]) -> "ImageTable":
+        """Return the table of these cells; columns that they lack are empty."""
+        images = len(cells) // len(columns)
+        given = {name: cells[place :: len(columns)] for place, name in enumerate(columns)}
+        return cls({name: given.get(name) or [""] * images for name in COLUMNS}, np.arange(images), {}, {})
 
     @classmethod
-    def parse(cls, content: bytes) -> "ImageTable":
+    def parse(cls, content: bytes, columns: Sequence[str] = COLUMNS) -> "ImageTable":
         """Return the table of a file `gate-images.csv`.
+
+        Args:
+            content: the whole content of the file.
+            columns: the columns that the file must have; an older format has fewer.
 
         Raises:
             BundleError: a line has other columns or a value of the wrong type; the error names the line.
         """
         text = content.decode(errors="surrogateescape")
         try:
-            cells = _split_lines(text)
-            if tuple(cells[: len(COLUMNS)]) != COLUMNS:
+            cells = _split_lines(text, len(columns))
+            if tuple(cells[: len(columns)]) != tuple(columns):
                 raise ValueError("other columns")
-            table = cls._from_cells(cells[len(COLUMNS) :])
+            table = cls._from_cells(cells[len(columns) :], columns)
             table._check()
         except (ValueError, csv.Error) as error:
             parse_image_rows(content)  # names the line
@@ -138,12 +144,12 @@ class ImageTable:
         return replace(self, chosen=self.chosen[is_chosen])
 
 
-def _split_lines(text: str) -> list[str]:
-    """Return the cells of all lines, one after the other; each line must have as many as there are columns.
+def _split_lines(text: str, width: int) -> list[str]:
+    """Return the cells of all lines, one after the other; each line must have `width` of them.
 
     Most files have no quotes, and are split at once: a list for each line would take twice as long.
     """
-    breaks, width = text.count("\r\n"), len(COLUMNS)
+    breaks = text.count("\r\n")
     if '"' not in text and text.endswith("\r\n") and breaks == text.count("\n") == text.count("\r"):
         cells = text.replace("\r\n", ",\n,").split(",")[:-1]
         if len(cells) == breaks * (width + 1) and set(cells[width :: width + 1]) == {"\n"}:

@@ -90,13 +90,13 @@ def _judge(
     Args:
         name: the gate.
         policy: the limits.
-        values: name of each value to the measured value and to its bound, which counts only if the policy asks for it.
+        values: name of each value to the measured value and to its bound, of the policy's confidence or else of 95 %.
         samples: number of samples.
         detail: one line of explanation.
     """
     confidence = policy.confidence_of(name)
     found = [
-        GateValue(value, limit, measured, None if confidence is None else bound)
+        GateValue(value, limit, measured, bound)
         for value, limit in policy.limits_of(name).items()
         for measured, bound in [values[value]]
     ]

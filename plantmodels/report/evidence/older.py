@@ -1,13 +1,14 @@
 """Reads reports of older formats, so that `inspect` and `compare` can show them. They cannot be promoted.
 
-A report of format 2 has nine gates, and neither fewest images nor samples nor the taxonomy.
+Format 3 knows no uncertain verdicts. A report of format 2 has nine gates, and neither fewest images nor samples nor the
+taxonomy.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from plantmodels.bundle.serialization import encode
-from plantmodels.report.gates import GATES, GateResult, not_measured
+from plantmodels.report.gates import COMPARE, GATES, GateResult, not_measured
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Baseline
 from plantmodels.report.statistics import PairedCounts
@@ -15,10 +16,13 @@ from plantmodels.report.statistics import PairedCounts
 OLDEST_FORMAT: Final = 2
 """Version of the oldest report that can be shown."""
 
+_LACKS: Final = {2: "which lacks the evidence of its numbers", 3: "which knows no uncertain verdicts"}
+"""Why nothing may rest on a report of an older format."""
+
 
 def explain_format(version: int) -> str:
     """Return why nothing may rest on a report of an older format."""
-    return f"the report has format {version}, which lacks the evidence of its numbers; verify again"
+    return f"the report has format {version}, {_LACKS[version]}; verify again"
 
 
 def refuse_gates(policy: GatePolicy, version: int) -> tuple[GateResult, ...]:
@@ -26,41 +30,77 @@ def refuse_gates(policy: GatePolicy, version: int) -> tuple[GateResult, ...]:
     return tuple(not_measured(name, policy.limits_of(name), reason=explain_format(version)) for name in GATES)
 
 
-def upgrade_document(document: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a report of format 2 in the shape of the current format, with everything that it lacks left open.
+_NO_BASELINE: Final = encode(Baseline("", PairedCounts(0, 0, 0, 0)))
 
-    Anything that is not as format 2 says stays as it is, so that reading names it.
-
-    Args:
-        document: the JSON document of the report.
-    """
-    upgraded = {**document, "taxonomy": None, "leakage": None, "not_run": ""}
-    if isinstance(document.get("gates"), list):
-        upgraded["gates"] = [*map(_upgrade_gate, document["gates"]), *_list_new_gates(document["gates"])]
-    additions: dict[str, dict[str, Any]] = {
-        "policy": encode(GatePolicy()),
+_ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
+    3: {
+        "": {"taxonomy": None, "leakage": None, "not_run": ""},
         "accuracy": {"by_class": {}, "species_baseline": _NO_BASELINE, "class_baseline": _NO_BASELINE},
         "parity": {"samples": [], "head_samples": {}},
         "latency": {"runs_ms": [], "encoded_runs_ms": []},
-    }
-    for name, added in additions.items():
-        if isinstance(document.get(name), dict):
-            upgraded[name] = added | document[name]
+    },
+    4: {},
+}
+"""Format to what it added to each section of the report, with the value that stands for "not known". The section "" is
+the report itself. Limits have their defaults instead."""
+
+
+def upgrade_document(document: Mapping[str, Any], version: int) -> dict[str, Any]:
+    """Return a report of an older format in the shape of the current one, with everything that it lacks left open.
+
+    Anything that is not as the older format says stays as it is, so that reading names it.
+
+    Args:
+        document: the JSON document of the report.
+        version: its format, older than the current one.
+    """
+    upgraded = dict(document)
+    for added in (sections for since, sections in _ADDED.items() if since > version):
+        for name, values in added.items():
+            if not name:
+                upgraded = values | upgraded
+            elif isinstance(upgraded.get(name), dict):
+                upgraded[name] = values | upgraded[name]
+    if isinstance(upgraded.get("policy"), dict):
+        upgraded["policy"] = encode(GatePolicy()) | upgraded["policy"]
+    if isinstance(document.get("gates"), list):
+        gates = [*map(_upgrade_gate, document["gates"]), *_list_new_gates(document["gates"], version)]
+        upgraded["gates"] = sorted(gates, key=_find_place)
     return upgraded
 
 
-_NO_BASELINE: Final = encode(Baseline("", PairedCounts(0, 0, 0, 0)))
-
-
 def _upgrade_gate(gate: Any) -> Any:
-    if not isinstance(gate, dict) or not {"limit", "measured"} <= set(gate):
+    """Return a gate with its limit and value in a list, as since format 3, and with today's name of its verdict."""
+    if not isinstance(gate, dict):
         return gate
-    rest = {name: value for name, value in gate.items() if name not in ("limit", "measured")}
-    value = {"name": "", "limit": gate["limit"], "measured": gate["measured"], "bound": None}
-    return {**rest, "values": [value], "min_images": 0, "confidence": None}
+    if {"limit", "measured"} <= set(gate):
+        rest = {name: value for name, value in gate.items() if name not in ("limit", "measured")}
+        value = {"name": "", "limit": gate["limit"], "measured": gate["measured"], "bound": None}
+        return {**rest, "values": [value], "min_images": 0, "confidence": None}
+    return {**gate, "status": "uncertain"} if _is_uncertain(gate) else gate
 
 
-def _list_new_gates(gates: list[Any]) -> list[dict[str, Any]]:
+def _is_uncertain(gate: Mapping[str, Any]) -> bool:
+    """Return whether a gate of format 3 failed by its bounds alone, which is called uncertain today."""
+    if gate.get("status") != "failed" or gate.get("confidence") is None or not isinstance(gate.get("values"), list):
+        return False
+    compare = next((holds for sign, holds in COMPARE.items() if sign == gate.get("comparison")), None)
+    return compare is not None and all(
+        isinstance(value, dict)
+        and all(isinstance(value.get(key), int | float) for key in ("measured", "limit"))
+        and compare(value["measured"], value["limit"])
+        for value in gate["values"]
+    )
+
+
+def _list_new_gates(gates: list[Any], version: int) -> list[dict[str, Any]]:
     known = {gate.get("name") for gate in gates if isinstance(gate, dict)}
-    new = (gate for gate in refuse_gates(GatePolicy(), OLDEST_FORMAT) if gate.name not in known)
+    new = (gate for gate in refuse_gates(GatePolicy(), version) if gate.name not in known)
     return [encode(gate) | {"passed": False} for gate in new]
+
+
+def _find_place(gate: Any) -> int:
+    """Return a gate's place in contract 5; unknown ones stand last, where reading names them."""
+    names = list(GATES)
+    name = gate.get("name") if isinstance(gate, dict) else None
+    return names.index(name) if name in names else len(names)

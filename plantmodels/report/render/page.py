@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from plantmodels.report.evidence.coverage import find_gaps
-from plantmodels.report.gate_report import GateReport
+from plantmodels.report.gate_report import UNCERTAIN_MEANS, GateReport
 from plantmodels.report.gates import GATES, GateResult, Status
 from plantmodels.report.policy import LIMITS
 from plantmodels.report.render.accuracy import prepare_accuracy
@@ -22,7 +22,13 @@ from plantmodels.report.render.environment import DIGEST_DIGITS, make_environmen
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.rejection import prepare_rejection
 
-_MARKS: Final[dict[Status, str]] = {"passed": "✓", "failed": "✕", "not measured": "–"}
+_MARKS: Final[dict[Status, str]] = {
+    "passed": "✓",
+    "passed, uncertain": "≈",
+    "uncertain": "≈",
+    "failed": "✕",
+    "not measured": "–",
+}
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ def render_report(
     return template.render(
         report=report,
         verdict=_spell_verdict(report),
+        uncertain_means=UNCERTAIN_MEANS,
         facts=_list_facts(report),
         gates=_list_gates(report),
         accuracy_view=None if report.accuracy is None else prepare_accuracy(report.accuracy),
@@ -94,7 +101,8 @@ def _prepare_coverage(report: GateReport) -> dict[str, Any]:
 
 def _spell_verdict(report: GateReport) -> str:
     passed = len(report.gates) - len(report.failed)
-    return f"All {passed} gates passed" if report.passed else f"{passed} of {len(report.gates)} gates passed"
+    verdict = f"All {passed} gates passed" if report.passed else f"{passed} of {len(report.gates)} gates passed"
+    return f"{verdict}, {len(report.uncertain)} uncertain" if report.uncertain else verdict
 
 
 def _list_facts(report: GateReport) -> list[str]:

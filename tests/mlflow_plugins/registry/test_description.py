@@ -57,8 +57,10 @@ def test_registration_writes_gates_accuracy_sizes_and_the_report_page(client, ba
 
 def test_without_the_page_in_the_run_there_is_no_link(client, good_bundle):
     version = register(good_bundle)
-    assert "Gate report" not in description(client, version)
-    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed"
+    text = description(client, version)
+    assert "Gate report" not in text
+    assert "| `ood_recall`&ensp; | &#8805; 95 %&ensp; | 97.00 % (bound " in text and "| passed, uncertain |" in text
+    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed, uncertain: ood_precision, ood_recall"
 
 
 def test_the_tag_sorts_before_all_others(client, good_bundle):
@@ -78,7 +80,10 @@ def test_a_waiver_appears_and_goes_and_its_reason_is_not_markdown(client, bad_bu
     text = description(client, version)
     assert "| failed, waived by " in text
     assert "see \\[x\\]\\(http&#58;//a.b\\) \\| &lt;b&gt;now&lt;/b&gt; |" in text
-    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed; waived: ood_recall"
+    assert (
+        client.get_model_version(NAME, version).tags[GLANCE_TAG]
+        == "passed, uncertain: ood_precision; waived: ood_recall"
+    )
     client.delete_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall")
     assert "waived" not in description(client, version)
     assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "failed: ood_recall"
@@ -90,9 +95,8 @@ def test_a_persons_text_stays_and_the_table_is_renewed_below_it(client, bad_bund
     client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
     client.transition_model_version_stage(NAME, version, "Production")
     text = description(client, version)
-    assert text.startswith("Leaves of 2026.\n\nGates passed; waived: `ood_recall`\n") and text.endswith(
-        "-->\n\nAsk Ada."
-    )
+    assert text.startswith("Leaves of 2026.\n\nGates passed, uncertain: `ood_precision`; waived: `ood_recall`\n")
+    assert text.endswith("-->\n\nAsk Ada.")
     assert "waived by" in text and text.count("| gate |") == 1
 
 
@@ -101,7 +105,7 @@ def test_a_description_given_at_registration_stays(client, good_bundle):
     with mlflow.start_run():
         uri = flavor.log_model(good_bundle, name="m").model_uri
     version = client.create_model_version(NAME, uri, description="Leaves of 2026.")
-    assert version.description.startswith("Leaves of 2026.\n\nGates passed\n")
+    assert version.description.startswith("Leaves of 2026.\n\nGates passed, uncertain: `ood_precision`, ")
     assert "| gate |" in version.description
 
 

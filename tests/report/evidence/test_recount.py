@@ -153,7 +153,7 @@ def test_every_number_that_is_edited_is_refused() -> None:
         ("gates.9.values.0.measured", 0.99, r"gate accuracy\.values\.species\.measured is 0\.99, but the evidence"),
         ("gates.9.min_images", 1, r"gate accuracy\.min_images is 1, but the evidence and the limits make it 100"),
         ("gates.6.values.0.measured", 1.0, r"gate species_size\.values\.value\.measured is 1\.0, but the evidence"),
-        ("gates.1.values.0.limit", 0.5, r"gate int8_accuracy\.values\.value\.limit is 0\.5, but the evidence"),
+        ("gates.1.values.0.limit", 0.0101, r"gate int8_accuracy\.values\.value\.limit is 0\.0101, but the evidence"),
         (
             "files.swin-species-int8_onnx.size_bytes",
             1,

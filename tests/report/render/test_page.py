@@ -85,13 +85,16 @@ def test_the_gate_table_comes_first_with_every_gate_in_words(report: Make) -> No
     gate_table = page[page.index("<table") : page.index("</table>")]
     rows = re.findall(r"<tr>(.*?)</tr>", gate_table)[1:]
     assert [re.search(r"<b>(\w+)</b>", row).group(1) for row in rows] == list(GATES)  # type: ignore[union-attr]
-    statuses = [re.search(r'status ([\w-]+)"><i>(.)</i> ([\w ]+)<', row).groups() for row in rows]  # type: ignore[union-attr]
+    statuses = [re.search(r'status ([\w-]+)"><i>(.)</i> ([\w, ]+)<', row).groups() for row in rows]  # type: ignore[union-attr]
     assert statuses[0] == ("not-measured", "–", "not measured")
-    assert statuses[1] == ("passed", "✓", "passed")
+    assert statuses[1] == ("passed-uncertain", "≈", "passed, uncertain")
+    assert statuses[4] == ("passed", "✓", "passed")
     assert statuses[8] == ("failed", "✕", "failed")
     assert "no checkpoint was given to compare with" in rows[0]
-    assert "10 of 12 gates passed" in page
-    assert "All 12 gates passed" in render(report())
+    assert f"{len(GATES) - 2} of {len(GATES)} gates passed, 4 uncertain" in page
+    assert "Passed, uncertain: <strong>int8_accuracy, ood_precision, ood_recall, leakage</strong>" in page
+    assert "Uncertain: the value meets its limit, but the worse end of its interval (the bound) does not" in page
+    assert f"All {len(GATES)} gates passed, 4 uncertain" in render(report())
 
 
 def test_counts_stand_beside_shares(report: Make) -> None:
@@ -171,8 +174,8 @@ def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
 def test_intervals_stand_below_their_values(report: Make) -> None:
     page = render(report())
     gate_table = page[page.index("<table") : page.index("</table>")]
-    assert '98.00 %<span class="what">89.50 to 99.65 %</span>' in gate_table
-    assert '0.00 points lost<span class="what">−4.56 to 4.56 points</span>' in gate_table
+    assert '98.00 % (bound 89.50 %)<span class="what">89.50 to 99.65 %</span>' in gate_table
+    assert '0.00 points lost (bound 4.58 points lost)<span class="what">−4.56 to 4.56 points</span>' in gate_table
     assert "Every limit holds for the value alone." in page
     text = "".join(parse(page).text)
     assert "−4.56 to 4.56 points" in text

@@ -20,9 +20,10 @@ from plantmodels.bundle.layout import GATE_REPORT_FILE, IMAGES_FILE, MANIFEST_FI
 from plantmodels.bundle.manifest import digest_file, write_manifest
 from plantmodels.report.describe import describe_bundle
 from plantmodels.report.gate_report import read_report
+from plantmodels.report.gates import GATES
 from plantmodels.report.per_image import ImageRow, write_image_rows
 from tests.fixtures.registry import register_bundle
-from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows, write_format_2
+from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows, write_format_2, write_format_3
 
 Build = Callable[..., Path]
 
@@ -185,16 +186,21 @@ def test_a_report_of_production_that_cannot_be_read_is_not_measured_and_waivable
     assert client.get_registered_model(NAME).aliases == {"production": int(new)}
 
 
+def rewrite_stored(client: MlflowClient, version: str, rewrite: Callable[[Path], None]) -> None:
+    """Change the bundle of a registered version where it is stored, with the digest in its MLmodel."""
+    stored = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(NAME, version)))
+    before = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
+    rewrite(stored / BUNDLE_FOLDER)
+    after = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
+    description = (stored / DESCRIPTION_FILE).read_text()
+    (stored / DESCRIPTION_FILE).write_text(description.replace(before, after))
+
+
 def test_a_report_of_production_of_format_2_is_not_measured(client, build: Build) -> None:
     """A version that was promoted before reports had rows of format 3."""
     promote(client, register_bundle(build(), NAME))
     new = register_bundle(build(), NAME)
-    stored = Path(mlflow.artifacts.download_artifacts(client.get_model_version_download_uri(NAME, "1")))
-    before = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
-    write_format_2(stored / BUNDLE_FOLDER)
-    after = digest_file(stored / BUNDLE_FOLDER / MANIFEST_FILE).sha256
-    description = (stored / DESCRIPTION_FILE).read_text()
-    (stored / DESCRIPTION_FILE).write_text(description.replace(before, after))
+    rewrite_stored(client, "1", write_format_2)
     refused(
         client,
         new,
@@ -202,11 +208,27 @@ def test_a_report_of_production_of_format_2_is_not_measured(client, build: Build
     )
 
 
+def test_a_production_of_format_3_is_still_compared_by_its_rows(client, build: Build) -> None:
+    promote(client, register_bundle(build(), NAME))
+    worse, good = register_bundle(build(wrong=0.15), NAME), register_bundle(build(), NAME)
+    rewrite_stored(client, "1", write_format_3)
+    refused(client, worse, r"no_regression measured .* against version 1, which is in Production: end to end")
+    promote(client, good)
+
+
+def test_a_version_of_format_3_cannot_be_promoted(client, build: Build) -> None:
+    bundle = build()
+    write_format_3(bundle)
+    version = register_bundle(bundle, NAME)
+    with pytest.raises(MlflowException, match=r"were not measured: the report has format 3, .*; verify again"):
+        promote(client, version)
+
+
 def test_a_version_of_format_2_can_be_inspected_and_not_promoted(client, build: Build) -> None:
     bundle = build()
     write_format_2(bundle)
     shown = describe_bundle(bundle)
-    assert "yes, 9 of 12 gates passed" in shown and "not passed: accuracy, coverage, leakage" in shown
+    assert f"yes, 9 of {len(GATES)} gates passed" in shown and "not passed: accuracy, coverage, leakage" in shown
     version = register_bundle(bundle, NAME)
     with pytest.raises(
         MlflowException,
