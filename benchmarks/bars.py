@@ -3,12 +3,14 @@
 [bar.met for bar in judge_bars(result)]        # True, False, None, …
 """
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
 from benchmarks.building import MANY_SPECIES
 from benchmarks.contestants import CONTESTANTS, LITERAL, OURS_INT8
+from benchmarks.driver import QUIET
 from benchmarks.speed import BULK, best_entry
 
 OPENVINO: Final = tuple(name for name in CONTESTANTS if name.startswith("OpenVINO"))
@@ -27,6 +29,7 @@ class Bar:
         unit: unit of the values.
         detail: how the value was computed.
         disturbed: whether other programs ran during the measurement.
+        rounds: the value of each round that counts; empty if there is one measurement only.
     """
 
     what: str
@@ -37,30 +40,55 @@ class Bar:
     unit: str = ""
     detail: str = ""
     disturbed: bool = False
+    rounds: tuple[float, ...] = ()
 
     @property
     def met(self) -> bool | None:
-        """Whether the bar is met; None if it was not measured."""
-        return self._reaches(self.bar)
+        """Whether every round meets the bar; None if it was not measured or if the rounds disagree."""
+        return self._reach(self.bar)
 
     @property
     def verdict(self) -> str:
         """The cell of the table."""
         if self.measured is None:
             return "not measured"
-        if self._reaches(self.moonshot):
+        if self.met is None:
+            return "undecided"
+        if self._reach(self.moonshot):
             return "moonshot"
         return "met" if self.met else "**missed**"
 
-    def _reaches(self, limit: float) -> bool | None:
+    def _reach(self, limit: float) -> bool | None:
+        """Return whether all rounds reach a limit; None if only some do, or without a measurement."""
         if self.measured is None:
             return None
-        return self.measured <= limit if self.sense == "≤" else self.measured >= limit
+        values = (self.measured, *self.rounds)
+        reached = [value <= limit if self.sense == "≤" else value >= limit for value in values]
+        return reached[0] if len(set(reached)) == 1 else None
 
 
 def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
     """Return every bar with its measured value in `result`; a part that did not run leaves its bars without one."""
     return [*_judge_speed(result.get("speed") or {}), *_judge_costs(result)]
+
+
+def compare_rounds(above: Mapping[str, Any], below: Mapping[str, Any]) -> tuple[Sequence[float], bool]:
+    """Return the ratio of the times of two contestants in each round that was quiet for both.
+
+    If fewer than half of the rounds were quiet for both, all rounds count.
+
+    Args:
+        above: entry of the contestant whose time is divided.
+        below: entry of the contestant by whose time it is divided.
+
+    Returns:
+        The ratios, and whether other programs disturbed them.
+    """
+    rounds = zip(above["rounds_s"], below["rounds_s"], above["foreign"], below["foreign"], strict=True)
+    ratios = [(a / b, max(busy) <= QUIET) for a, b, *busy in rounds]
+    quiet = [ratio for ratio, is_quiet in ratios if is_quiet]
+    disturbed = 2 * len(quiet) < len(ratios)
+    return [ratio for ratio, _ in ratios] if disturbed else quiet, disturbed
 
 
 def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
@@ -72,16 +100,14 @@ def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
         return min((e for e in found if e), key=lambda entry: float(entry["median_s"]), default=None)
 
     def compare(what: str, peers: tuple[str, ...], batch: int, bar: float, moonshot: float) -> Bar:
-        """Return a bar on a ratio of times (one image) or rates (a batch); its detail has the ratio of each round."""
+        """Return a bar on a ratio of times (one image) or rates (a batch): the median of the rounds' ratios."""
         ours, peer = best((OURS_INT8,), batch), best(peers, batch)
         sense: Literal["≤", "≥"] = "≤" if batch == 1 else "≥"
         if ours is None or peer is None:
             return Bar(what, None, bar, moonshot, sense, "×")
-        above, below = (ours, peer) if batch == 1 else (peer, ours)
-        rounds = [a / b for a, b in zip(above["rounds_s"], below["rounds_s"], strict=True)]
-        detail = f"{peer['contestant']}; {min(rounds):.3g} to {max(rounds):.3g} in the single rounds"
-        disturbed = ours["disturbed"] or peer["disturbed"]
-        return Bar(what, above["median_s"] / below["median_s"], bar, moonshot, sense, "×", detail, disturbed)
+        ratios, disturbed = compare_rounds(*((ours, peer) if batch == 1 else (peer, ours)))
+        detail = f"{peer['contestant']}; {min(ratios):.3g} to {max(ratios):.3g} in {len(ratios)} rounds"
+        return Bar(what, statistics.median(ratios), bar, moonshot, sense, "×", detail, disturbed, tuple(ratios))
 
     after = None if steps is None else 1000 * (steps["ood"]["median_s"] + steps["disease"]["median_s"])
     one = f"one image, tensor to final row, {threads} threads"
@@ -102,15 +128,17 @@ def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
 
 def _judge_costs(result: Mapping[str, Any]) -> list[Bar]:
     cold, export = result.get("cold"), result.get("export")
+    native = None if cold is None else cold["cold_start"]["native"]
     heads = next((e["heads"] for e in result.get("species") or () if e["species"] == MANY_SPECIES), None)
     return [
         Bar(
             "cold process to first prediction, native loader, local store",
-            None if cold is None else cold["cold_start"]["native"]["median_s"],
+            None if native is None else native["median_s"],
             1.5,
             0.8,
             unit=" s",
-            disturbed=cold is not None and cold["cold_start"]["native"]["disturbed"],
+            disturbed=native is not None and native["disturbed"],
+            rounds=() if native is None else (native["min_s"], native["max_s"]),
         ),
         Bar(
             "resident memory of a serving process, INT8, native loader",

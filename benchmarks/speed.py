@@ -29,7 +29,8 @@ class Plan:
         rounds: number of rounds of one image and of 32.
         batches: batch sizes for the growth, on the largest number of threads.
         growth_rounds: number of rounds for the growth.
-        images: number of images for timing and agreement; larger batches repeat them.
+        images: number of images for timing; larger batches repeat them.
+        agreement: number of images for agreement; None takes all.
         repeats: number of repeats of a single image in one turn; larger batches have fewer.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     growth_rounds: int = 3
     images: int = 64
+    agreement: int | None = None
     repeats: int = 10
 
     def repeats_of(self, batch: int) -> int:
@@ -45,7 +47,7 @@ class Plan:
         return max(1, self.repeats // batch)
 
 
-QUICK: Final = Plan(threads=(2,), rounds=2, batches=(1, 8, 32), growth_rounds=1, images=32, repeats=3)
+QUICK: Final = Plan(threads=(2,), rounds=2, batches=(1, 8, 32), growth_rounds=1, images=32, agreement=64, repeats=3)
 
 
 def plan_of(*, quick: bool, rounds: int | None) -> Plan:
@@ -61,7 +63,7 @@ def measure_speed(
 
     Args:
         setup: paths of bundle, peers and checkpoint.
-        encoded: paths of images; the first `plan.images` are used.
+        encoded: paths of images: the first `plan.images` for timing, the first `plan.agreement` for agreement.
         plan: the amounts.
         names: contestants; the reference must be among them.
         patience: how long to wait for a quiet machine.
@@ -82,7 +84,7 @@ def measure_speed(
             if threads == max(plan.threads):
                 growth = alternate(workers, _growth_turns(names, threads, plan), plan.growth_rounds, patience)
                 result["speed"] += _entries(growth, threads)
-                result["agreement"] = _compare(workers)
+                result["agreement"] = _compare(workers, encoded[: plan.agreement])
                 if OURS_INT8 in workers:
                     steps, foreign = ask_quietly(workers[OURS_INT8], patience, do="steps", repeats=20 * plan.repeats)
                     result["steps_disturbed"] = foreign > QUIET
@@ -130,9 +132,10 @@ def _entries(measured: Mapping[tuple[str, str], list[Turn]], threads: int) -> li
     ]
 
 
-def _compare(workers: Mapping[str, Worker]) -> dict[str, dict[str, int]]:
+def _compare(workers: Mapping[str, Worker], images: Sequence[Path]) -> dict[str, dict[str, int]]:
     """Count the answers that are equal to the reference's."""
-    answers = {name: worker.ask(do="rows")["rows"] for name, worker in workers.items()}
+    paths = [str(path) for path in images]
+    answers = {name: worker.ask(do="rows", images=paths)["rows"] for name, worker in workers.items()}
     return {name: count_agreement(rows, answers[REFERENCE]) for name, rows in answers.items()}
 
 

@@ -1,15 +1,16 @@
 """Run one contestant in its own process, which answers each line of JSON on standard input with a line of JSON.
 
 The driver starts it. Requests: `{"do": "open"}` (seconds, resident memory after the first answer), `{"do": "time",
-"case": …, "repeats": n}` (seconds of each), `{"do": "rows"}` (answers to all images), `{"do": "steps", "repeats": n}`
-(only ours: seconds of the steps after the species model). The output of a runtime goes to standard error.
+"case": …, "repeats": n}` (seconds of each), `{"do": "rows", "images": [paths]}` (answers to these images), `{"do":
+"steps", "repeats": n}` (only ours: seconds of the steps after the species model). The output of a runtime goes to
+standard error.
 """
 
 import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
@@ -59,10 +60,12 @@ class Worker:
         self._warm.add(known)
         return {"seconds": [_timed(ask) for _ in range(repeats)]}
 
-    def rows(self) -> dict[str, list[dict[str, Any]]]:
-        """Answer every image by itself."""
+    def rows(self, images: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
+        """Answer every image by itself; each is decoded when its turn comes, so any number fits into memory."""
         contestant = self._contestant("whole")
-        rows = [contestant.answer(self._inputs[i : i + 1])[0] for i in range(len(self._inputs))]
+        preprocessing = contestant.metadata.preprocessing
+        inputs = (preprocess(decode_image(Path(path).read_bytes()), preprocessing) for path in images)
+        rows = [contestant.answer(pixels[None])[0] for pixels in inputs]
         keys = ("species_index", "species_probability", "disease", "rejected")
         return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}
 
