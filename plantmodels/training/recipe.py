@@ -55,8 +55,8 @@ class Recipe:
     average: float = 0.99
     balance: float = 0.5
     smoothing: float = 0.0
-    exposure: float = 1.0
-    non_plants_per_leaf: float = 0.25
+    exposure: float = 2.0
+    non_plants_per_leaf: float = 0.5
 
     def __post_init__(self) -> None:
         """Check the values.

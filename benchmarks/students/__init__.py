@@ -1,0 +1,1 @@
+"""Benchmarks of a student: the bytes of its file, and its rivals."""

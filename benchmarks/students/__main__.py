@@ -1,0 +1,18 @@
+"""Measure students: `python -m benchmarks.students bytes|probe`."""
+
+import click
+
+from benchmarks.students.file_bytes import file_bytes
+from benchmarks.students.probe import probe
+
+
+@click.group()
+def main() -> None:
+    """Measure what a student's file is made of, and what a probe on its teacher reaches."""
+
+
+for command in (file_bytes, probe):
+    main.add_command(command)
+
+if __name__ == "__main__":
+    main()
