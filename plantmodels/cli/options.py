@@ -226,5 +226,12 @@ distill_options: Callable[[Any], Any] = _combine(
         show_default=True,
         help="Size in bytes that the student's INT8 species file must stay below.",
     ),
+    click.option(
+        "--labels-only",
+        type=bool,
+        default=DistillRequest.labels_only,
+        show_default=True,
+        help="Whether the student learns from the labels alone, and has only its first weights from the teacher.",
+    ),
 )
 """The fields of `DistillRequest`."""

@@ -91,6 +91,7 @@ def run_distill(request: DistillRequest, observer: Observer | None = None) -> Di
         request.out,
         request.make_recipe(),
         student=request.student,
+        weights=DistillWeights(embedding=0, logits=0) if request.labels_only else None,
         max_bytes=request.max_bytes,
         non_plants=request.non_plants,
         observer=observer,

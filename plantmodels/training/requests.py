@@ -83,6 +83,7 @@ class DistillRequest:
     non_plants: Path | None = None
     student: str = "swin"
     max_bytes: int = GatePolicy.species_size_max_bytes
+    labels_only: bool = False
     stages: str = DEFAULT_STAGES
     batch_size: int = Recipe.batch_size
     learning_rate: float = Recipe.learning_rate

@@ -8,8 +8,10 @@ from PIL import Image
 
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.errors import TrainingError
+from plantmodels.training import distill
 from plantmodels.training.curves import curves_path, draw_curves
 from plantmodels.training.distill import run_distill
+from plantmodels.training.losses import DistillWeights
 from plantmodels.training.recipe import EpochRecord, Stage
 from plantmodels.training.requests import DistillRequest, TrainRequest, parse_stages
 from plantmodels.training.train import run_train
@@ -33,6 +35,22 @@ def test_distills_by_request(tiny_checkpoint: Path, tiny_data: Path, tmp_path: P
     request = DistillRequest(tiny_checkpoint, tiny_data, tmp_path / "x.ckpt", student="test_resnet", stages="224:1")
     assert run_distill(request).training.best.image_size == 224
     assert curves_path(request.out).is_file()
+
+
+@pytest.mark.parametrize("labels_only", [False, True])
+def test_a_rival_of_the_student_learns_from_the_labels_alone(
+    tiny_data: Path, tmp_path: Path, labels_only: bool, monkeypatch: pytest.MonkeyPatch
+):
+    seen: list[DistillWeights | None] = []
+
+    def remember(*_: object, weights: DistillWeights | None, **__: object) -> None:
+        seen.append(weights)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(distill, "distill_network", remember)
+    with pytest.raises(KeyboardInterrupt):
+        run_distill(DistillRequest(tmp_path, tiny_data, tmp_path / "x", labels_only=labels_only))
+    assert seen == [DistillWeights(embedding=0, logits=0, labels=1) if labels_only else None]
 
 
 def test_stages_are_read():
