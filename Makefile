@@ -9,14 +9,15 @@ INSTALLED := .venv/installed
 DEV_READY := .venv/ready-dev
 BENCH_READY := .venv-bench/ready
 
-# the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others UNSEEN_PLANTS=more
+# the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others UNSEEN_PLANTS=more FIELD=orchard
 ifneq ($(origin CHECKPOINT),$(origin DATA))
-$(error CHECKPOINT and DATA go together: make demo CHECKPOINT=last.ckpt DATA=leaves [NON_PLANTS=others] [UNSEEN_PLANTS=more])
+$(error CHECKPOINT and DATA go together: make demo CHECKPOINT=last.ckpt DATA=leaves [NON_PLANTS=others] [UNSEEN_PLANTS=more] [FIELD=orchard])
 endif
 CHECKPOINT ?= $(DEMO)/demo.ckpt
 DATA ?= $(DEMO)/data
 NON_PLANTS ?= $(if $(filter $(DEMO)/data,$(DATA)),$(DEMO)/non_plants)
 UNSEEN_PLANTS ?=
+FIELD ?=
 NAME ?= plant-disease
 BUNDLE ?= public/models
 POLICY ?= gates.toml
@@ -35,7 +36,7 @@ ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
 	python -m examples.drawn_leaves $(DEMO)
 endif
 	mlflow run . --env-manager local -P checkpoint='$(CHECKPOINT)' -P data='$(DATA)' -P non_plants='$(NON_PLANTS)' \
-	  -P unseen_plants='$(UNSEEN_PLANTS)' -P name='$(NAME)' -P bundle='$(BUNDLE)' -P policy='$(POLICY)'
+	  -P unseen_plants='$(UNSEEN_PLANTS)' -P field='$(FIELD)' -P name='$(NAME)' -P bundle='$(BUNDLE)' -P policy='$(POLICY)'
 	python -m mlflow_plugins.jobs show --name '$(NAME)' --data '$(DATA)' --non-plants '$(NON_PLANTS)'
 
 # The demo's database behind the gated registry, and MLflow's UI on it.

@@ -19,6 +19,7 @@ from plantmodels.cli.errors import KnownErrors
 from plantmodels.cli.options import (
     PATH,
     data_option,
+    field_option,
     format_option,
     html_option,
     non_plants_option,
@@ -26,7 +27,7 @@ from plantmodels.cli.options import (
     reference_checkpoint_option,
     unseen_plants_option,
 )
-from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
+from plantmodels.data.inputs import check_checkpoint, check_data, check_field, check_image_folder
 from plantmodels.data.progress import log_to_terminal
 
 
@@ -107,6 +108,7 @@ def load_check(uri: str, copy_to: Path | None, public_key: Path | None) -> None:
 @reference_checkpoint_option
 @non_plants_option
 @unseen_plants_option
+@field_option
 def remeasure(
     name: str,
     version: str,
@@ -114,6 +116,7 @@ def remeasure(
     checkpoint: Path | None,
     non_plants: Path | None,
     unseen_plants: Path | None,
+    field: Path | None,
 ) -> None:
     """Measure a VERSION of NAME again and compare with its report.
 
@@ -125,12 +128,16 @@ def remeasure(
         check_image_folder(non_plants, "non-plants")
     if unseen_plants is not None:
         check_image_folder(unseen_plants, "unseen plants")
+    if field is not None:
+        check_field(field)
     if checkpoint is not None:
         check_checkpoint(checkpoint)
     from mlflow_plugins.checking.remeasure import remeasure_version
 
     uri = f"models:/{name}{'' if version.startswith('@') else '/'}{version}"
-    found = remeasure_version(uri, data, non_plants=non_plants, unseen_plants=unseen_plants, checkpoint=checkpoint)
+    found = remeasure_version(
+        uri, data, non_plants=non_plants, unseen_plants=unseen_plants, field=field, checkpoint=checkpoint
+    )
     click.echo(found.describe())
     sys.exit(0 if found.is_same else 1)
 

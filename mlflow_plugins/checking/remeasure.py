@@ -84,7 +84,13 @@ def _machine(report: GateReport) -> str:
 
 
 def remeasure_version(
-    uri: str, data: Path, *, non_plants: Path | None, unseen_plants: Path | None = None, checkpoint: Path | None = None
+    uri: str,
+    data: Path,
+    *,
+    non_plants: Path | None,
+    unseen_plants: Path | None = None,
+    field: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> Remeasurement:
     """Measure a version's own files, copied from the registry, and compare with the report among them.
 
@@ -95,6 +101,7 @@ def remeasure_version(
         data: leaf folders or manifest of contract 2; the split "val" is measured.
         non_plants: folder of images that show no plant; None if the report was made without.
         unseen_plants: folder of plants of unknown species; None if the report was made without.
+        field: labelled leaves from another place; None if the report was made without.
         checkpoint: the checkpoint of the version; only parity needs it.
 
     Raises:
@@ -112,6 +119,7 @@ def remeasure_version(
             checkpoint=checkpoint,
             non_plants=non_plants,
             unseen_plants=unseen_plants,
+            field=field,
             policy=carried.policy,
         )
         now = read_image_rows(bundle / IMAGES_FILE)

@@ -20,6 +20,7 @@ from plantmodels.cli.options import (
     checkpoint_option,
     data_option,
     distill_options,
+    field_option,
     hyper_parameters_option,
     non_plants_option,
     policy_option,
@@ -52,6 +53,7 @@ def main() -> None:
 @data_option
 @non_plants_option
 @unseen_plants_option
+@field_option
 @name_option
 @bundle_option
 @policy_option
@@ -103,6 +105,7 @@ def export(**options: Any) -> None:
 @data_option
 @non_plants_option
 @unseen_plants_option
+@field_option
 @bundle_option
 @policy_option
 @hyper_parameters_option

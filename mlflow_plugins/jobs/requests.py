@@ -5,7 +5,14 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.bundle.layout import DEFAULT_BUNDLE
-from plantmodels.data.inputs import TRAINED_WEIGHTS, Split, check_checkpoint, check_data, check_image_folder
+from plantmodels.data.inputs import (
+    TRAINED_WEIGHTS,
+    Split,
+    check_checkpoint,
+    check_data,
+    check_field,
+    check_image_folder,
+)
 from plantmodels.data.sampling import DEFAULT_SEED
 from plantmodels.report.policy import read_policy
 from plantmodels.serve.routing import Routing
@@ -23,6 +30,7 @@ class JobRequest:
         data: leaf folders or a manifest (contract 2).
         non_plants: folder of images that show no plant; without it the rejection gates are not measured.
         unseen_plants: folder of plants of unknown species; reported, not gated.
+        field: labelled leaves from another place, without split; gated only where the policy asks.
         bundle: folder of the bundle.
         policy: TOML file with gate limits; None for the built-in limits.
         name: the registered model.
@@ -35,6 +43,7 @@ class JobRequest:
     data: Path
     non_plants: Path | None = None
     unseen_plants: Path | None = None
+    field: Path | None = None
     bundle: Path = DEFAULT_BUNDLE
     policy: Path | None = None
     name: str = DEFAULT_NAME
@@ -60,6 +69,8 @@ class JobRequest:
             check_image_folder(self.non_plants, "non-plants")
         if self.unseen_plants is not None:
             check_image_folder(self.unseen_plants, "unseen plants")
+        if self.field is not None:
+            check_field(self.field)
 
 
 @dataclass(frozen=True)

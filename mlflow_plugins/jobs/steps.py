@@ -10,7 +10,7 @@ from mlflow_plugins.jobs.run import PREFIX
 from plantmodels.bundle.layout import PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.checkpoint.reading import read_checkpoint
-from plantmodels.data.leaves import read_leaves
+from plantmodels.data.leaves import read_field_leaves, read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import DataError, ImageError
 from plantmodels.export.bundle import ExportSummary, export_bundle
@@ -34,6 +34,8 @@ def check_inputs(request: JobRequest) -> None:
         read_non_plants(request.non_plants)
     if request.unseen_plants is not None:
         read_non_plants(request.unseen_plants, "unseen plants")
+    if request.field is not None:
+        read_field_leaves(request.field, taxonomy)
 
 
 def export(request: JobRequest) -> ExportSummary:
@@ -71,6 +73,7 @@ def verify(request: JobRequest) -> GateReport:
         checkpoint=request.checkpoint,
         non_plants=request.non_plants,
         unseen_plants=request.unseen_plants,
+        field=request.field,
         policy=read_policy(request.policy),
         hyper_parameters=request.hyper_parameters,
     )
@@ -81,6 +84,8 @@ def verify(request: JobRequest) -> GateReport:
         log_data(request.non_plants, "non_plants", report.inputs.non_plants.sha256)
     if request.unseen_plants is not None and report.inputs.unseen_plants is not None:
         log_data(request.unseen_plants, "unseen_plants", report.inputs.unseen_plants.sha256)
+    if request.field is not None and report.inputs.field is not None:
+        log_data(request.field, "field", report.inputs.field.sha256)
     log_report(request.bundle)
     return report
 

@@ -22,6 +22,7 @@ from plantmodels.cli.options import (
     checkpoint_option,
     data_option,
     distill_options,
+    field_option,
     format_option,
     html_option,
     hyper_parameters_option,
@@ -38,7 +39,7 @@ from plantmodels.cli.options import (
     unseen_plants_option,
     weights_option,
 )
-from plantmodels.data.inputs import check_checkpoint, check_data, check_image_folder
+from plantmodels.data.inputs import check_checkpoint, check_data, check_field, check_image_folder
 from plantmodels.data.progress import log_step, log_to_terminal
 from plantmodels.errors import PlantModelsError
 from plantmodels.training.requests import DistillRequest, TrainRequest
@@ -129,6 +130,7 @@ def describe(checkpoint: Path, write: Path | None) -> None:
 @reference_checkpoint_option
 @non_plants_option
 @unseen_plants_option
+@field_option
 @policy_option
 @hyper_parameters_option
 def verify(
@@ -137,6 +139,7 @@ def verify(
     checkpoint: Path | None,
     non_plants: Path | None,
     unseen_plants: Path | None,
+    field: Path | None,
     policy: Path | None,
     hyper_parameters: Path | None,
 ) -> None:
@@ -155,6 +158,8 @@ def verify(
         check_image_folder(non_plants, "non-plants")
     if unseen_plants is not None:
         check_image_folder(unseen_plants, "unseen plants")
+    if field is not None:
+        check_field(field)
     limits = read_policy(policy)
     from plantmodels.verify.run import verify_bundle
 
@@ -164,6 +169,7 @@ def verify(
         checkpoint=checkpoint,
         non_plants=non_plants,
         unseen_plants=unseen_plants,
+        field=field,
         policy=limits,
         hyper_parameters=hyper_parameters,
     )

@@ -80,6 +80,13 @@ unseen_plants_option = click.option(
     default="",
     help="Folder of plants of unknown species; the report says how many are rejected, and no gate depends on it.",
 )
+field_option = click.option(
+    "--field",
+    type=OptionalPath(),
+    default="",
+    help="Labelled leaves from another place: a folder of class folders without train/ and val/, or a manifest; the "
+    "report shows them beside the validation leaves.",
+)
 bundle_option = click.option(
     "--bundle", type=PATH, default=DEFAULT_BUNDLE, show_default=True, help="Folder of the bundle."
 )

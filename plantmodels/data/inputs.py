@@ -112,6 +112,16 @@ def check_data(data: Path, *splits: Split) -> None:
             find_split(data, split)
 
 
+def check_field(data: Path) -> None:
+    """Refuse field leaves that do not exist.
+
+    Raises:
+        DataError: no such folder or file.
+    """
+    if not data.exists():
+        raise DataError(f"{data}: no such folder or manifest of field leaves")
+
+
 def check_image_folder(folder: Path, kind: str) -> None:
     """Refuse a folder of images that does not exist.
 

@@ -114,21 +114,42 @@ def _spell(characters: str) -> str:
     return " ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'without a name')})" for c in characters)
 
 
-def read_manifest_rows(path: Path, split: Split) -> Iterator[tuple[Path, str, str]]:
+def read_manifest_rows(path: Path, split: Split | None) -> Iterator[tuple[Path, str, str]]:
     """Yield image, species and disease of each row of a CSV or Parquet manifest that belongs to a split.
 
+    Args:
+        path: the manifest.
+        split: the split that is wanted; None for field leaves, whose manifest has no column split.
+
     Raises:
-        DataError: the file cannot be read, lacks a column, or has a value in the column split that names no split.
+        DataError: the file cannot be read, lacks a column, or has a value in the column split that names no split; or
+            it has a column split although none is wanted.
     """
     table = _read_table(path)
-    missing = [name for name in MANIFEST_COLUMNS if name not in table.columns]
+    columns = [name for name in MANIFEST_COLUMNS if split is not None or name != "split"]
+    missing = [name for name in columns if name not in table.columns]
     if missing:
-        raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(MANIFEST_COLUMNS)}")
-    meant = pick_split(path, table["split"], split)
+        raise DataError(f"{path}: column {', '.join(missing)} missing; a manifest has {', '.join(columns)}")
+    if split is None:
+        refuse_split(path, table.columns)
     import pandas as pd
 
-    for row in table.loc[meant, list(MANIFEST_COLUMNS)].itertuples(index=False):
+    meant = [True] * len(table) if split is None else pick_split(path, table["split"], split)
+    for row in table.loc[meant, columns].itertuples(index=False):
         yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
+
+
+def refuse_split(path: Path, columns: Iterable[object]) -> None:
+    """Refuse a column split in a table of field leaves: nobody knows whether rows of train are meant.
+
+    Raises:
+        DataError: there is such a column.
+    """
+    if "split" in columns:
+        raise DataError(
+            f"{path}: field leaves have no split, but the table has a column split; keep the rows that are to be "
+            "measured, and remove the column"
+        )
 
 
 def pick_split(path: Path, values: Any, split: Split) -> list[bool]:

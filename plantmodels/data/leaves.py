@@ -8,15 +8,22 @@ True
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
-from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest
-from plantmodels.data.inputs import Split, check_data, find_split, is_image_table
+from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, printable_name
+from plantmodels.data.inputs import Split, check_data, check_field, find_split, is_image_table, name_split
 from plantmodels.data.labels import CLASS_SEPARATOR, Classes, read_manifest_rows, to_nfc
 from plantmodels.data.listing import LeftOut, list_class_images, list_folders
 from plantmodels.data.tables import extract_images, holds_images
 from plantmodels.errors import DataError
+from plantmodels.foreign_text import name_some
+
+_NAMED_FOLDERS: Final = 10
+"""Folders and species that an error names; more are counted."""
+
+_ADVICE: Final = "rename a folder that means a known class; measure plants of other species with --unseen-plants"
 
 
 @dataclass(frozen=True)
@@ -40,13 +47,13 @@ class LeafSet:
 
     Attributes:
         root: the data folder, or the folder of the manifest; names of images are relative to it.
-        split: which split.
+        split: which split; None for leaves from another place, which have none.
         samples: N labelled leaves.
         left_out: the files of the split that are not taken as images.
     """
 
     root: Path
-    split: Split
+    split: Split | None
     samples: tuple[LeafSample, ...]
     left_out: LeftOut = field(default=LeftOut(), compare=False)
 
@@ -86,12 +93,72 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
     return LeafSet(root, split, tuple(samples), left_out)
 
 
+def read_field_leaves(data: Path, taxonomy: Taxonomy) -> LeafSet:
+    """Return labelled leaves from another place than the data that the network was trained on; opens none of them.
+
+    Args:
+        data: folder with a sub-folder `<Species>___<Disease>` for each class; a CSV or Parquet manifest with columns
+            path, species and disease; or Parquet files that hold the images. None of them has a split.
+        taxonomy: the classes of the checkpoint; not every class needs an image.
+
+    Raises:
+        DataError: there is no image, the checkpoint does not know a class, or the data have splits.
+    """
+    check_field(data)
+    left_out = LeftOut()
+    if data.is_dir() and not (is_image_table(data) and not _list_class_folders(data)):
+        labels = _label_folders(data, taxonomy)
+        listing = list_class_images(data, list(labels))
+        root, left_out = data, listing.left_out
+        samples = [LeafSample(path, *labels[path.parent]) for path in listing.paths]
+    else:
+        root, rows = _read_rows(data, None)
+        classes = Classes(taxonomy)
+        samples = [LeafSample(path, *classes.find(path, species, disease)) for path, species, disease in rows]
+    if not samples:
+        seen = left_out.describe("; field")
+        raise DataError(
+            f"{data}: holds no field leaves of type {', '.join(IMAGE_SUFFIXES)}; expected "
+            f"{data}/<Species>{CLASS_SEPARATOR}<Disease>/*.jpg{seen}"
+        )
+    return LeafSet(root, None, tuple(samples), left_out)
+
+
+def _list_class_folders(data: Path) -> list[Path]:
+    return [folder for folder in list_folders(data) if CLASS_SEPARATOR in folder.name]
+
+
+def _label_folders(data: Path, taxonomy: Taxonomy) -> dict[Path, tuple[int, int | None]]:
+    """Return species and disease of each class folder. Folders that are no class are refused, all at once."""
+    classes, labels, errors = Classes(taxonomy), {}, {}
+    for folder in list_folders(data):
+        try:
+            labels[folder] = classes.find(folder, *_name_class(folder))
+        except DataError as error:
+            errors[printable_name(folder.name)] = error
+    if not errors:
+        return labels
+    names, splits = name_some(list(errors), _NAMED_FOLDERS), [name for name in errors if name_split(name)]
+    if labels:
+        others = f"; unknown folders are {names}" if len(errors) > 1 else ""
+        raise DataError(f"{next(iter(errors.values()))}{others}; {_ADVICE}")
+    if splits:
+        raise DataError(
+            f"{data}: field leaves have no split, but it holds {' and '.join(splits)}; give the folder that holds the "
+            f"classes, such as {data / splits[0]}"
+        )
+    known = name_some(taxonomy.species, _NAMED_FOLDERS)
+    raise DataError(
+        f"{data}: none of its folders is a class of the checkpoint: {names}; its species are {known}; {_ADVICE}"
+    )
+
+
 def _name_class(folder: Path) -> tuple[str, str]:
     species, _, disease = folder.name.partition(CLASS_SEPARATOR)
     return species, disease
 
 
-def _read_rows(data: Path, split: Split) -> tuple[Path, list[tuple[Path, str, str]]]:
+def _read_rows(data: Path, split: Split | None) -> tuple[Path, list[tuple[Path, str, str]]]:
     """Return the root, and image, species and disease of each row of a manifest or of Parquet files, in path order."""
     if holds_images(data):
         return extract_images(data, split)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.data.inputs import Split, is_image_table, list_tables, name_split
-from plantmodels.data.labels import CLASS_SEPARATOR, pick_split
+from plantmodels.data.labels import CLASS_SEPARATOR, pick_split, refuse_split
 from plantmodels.errors import DataError
 from plantmodels.foreign_text import quote_error
 
@@ -46,16 +46,17 @@ def holds_images(data: Path) -> bool:
     return is_image_table(data) and (data.is_dir() or _has_image_column(_open(data).schema_arrow))
 
 
-def extract_images(data: Path, split: Split) -> tuple[Path, list[_Row]]:
+def extract_images(data: Path, split: Split | None) -> tuple[Path, list[_Row]]:
     """Write the images of a split into a temporary folder; return it, and each image file with its labels.
 
     Args:
         data: one Parquet file, or a folder of them. A column split says which rows are meant, or else the name of a
             file or of its folder: train-00000-of-00002.parquet, validation/0000.parquet.
-        split: which split.
+        split: which split; None for field leaves, which have none: then all rows are meant.
 
     Raises:
-        DataError: a file is not Parquet or lacks images or labels, the split cannot be told, or the disk is full.
+        DataError: a file is not Parquet or lacks images or labels, the split cannot be told, there is a column split
+            although no split is wanted, or the disk is full.
     """
     files = [data] if data.is_file() else list_tables(data)
     state = tuple((file, file.stat().st_mtime_ns, file.stat().st_size) for file in files)
@@ -63,7 +64,7 @@ def extract_images(data: Path, split: Split) -> tuple[Path, list[_Row]]:
 
 
 @cache
-def _extract(data: Path, state: tuple[tuple[Path, int, int], ...], split: Split) -> tuple[Path, list[_Row]]:
+def _extract(data: Path, state: tuple[tuple[Path, int, int], ...], split: Split | None) -> tuple[Path, list[_Row]]:
     root = data if data.is_dir() else data.parent
     try:
         folder = _TEMPORARY.enter_context(temporary_folder("images"))
@@ -75,22 +76,26 @@ def _extract(data: Path, state: tuple[tuple[Path, int, int], ...], split: Split)
     return folder, rows
 
 
-def _extract_file(root: Path, file: Path, split: Split, folder: Path) -> Iterator[_Row]:
+def _extract_file(root: Path, file: Path, split: Split | None, folder: Path) -> Iterator[_Row]:
     table = _open(file)
     schema = table.schema_arrow
     if not _has_image_column(schema):
         raise DataError(f"{file}: expected a column {IMAGE_COLUMN!r} of encoded images, got {_list_columns(schema)}")
     labels = _Labels(file, schema)
-    meant = None if "split" in schema.names else _split_by_name(root, file)
-    if meant is not None and meant != split:
+    if split is None:
+        refuse_split(file, schema.names)
+    by_row = "split" in schema.names
+    if split is not None and not by_row and _split_by_name(root, file) != split:
         return
     place = folder / file.relative_to(root).with_suffix("")
     place.mkdir(parents=True)
     number = 0
-    columns = [IMAGE_COLUMN, *labels.columns, *(["split"] if meant is None else [])]
+    columns = [IMAGE_COLUMN, *labels.columns, *(["split"] if by_row else [])]
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns):
         rows = batch.to_pylist()
-        wanted = [True] * len(rows) if meant else pick_split(file, [row["split"] for row in rows], split)
+        wanted = [True] * len(rows)
+        if split is not None and by_row:
+            wanted = pick_split(file, [row["split"] for row in rows], split)
         for row, is_wanted in zip(rows, wanted, strict=True):
             if is_wanted:
                 yield _write_image(file, place, number, row[IMAGE_COLUMN]), *labels.name(row)

@@ -30,6 +30,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, GatesNotPassedError, TaxonomyError
 from plantmodels.report.evidence.check import check_gates
 from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.evidence.field import Field
 from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.evidence.older import OLDEST_FORMAT, refuse_gates, upgrade_document
 from plantmodels.report.evidence.recount import check_report
@@ -42,11 +43,11 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Rejection
 from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import Interval
-from plantmodels.report.summary import describe_accuracy
+from plantmodels.report.summary import describe_accuracy, describe_field
 
 REPORT_FORMAT_VERSION: Final = 4
 """Version of `gate-report.json` that is written and read. 3 added the gates from `accuracy` on, the fewest images of
-each gate, and every number's evidence. 4 added the verdicts that are uncertain."""
+each gate, and every number's evidence. 4 added the verdicts that are uncertain, and field leaves."""
 
 
 def _describe_failure(gate: GateResult) -> str:
@@ -72,6 +73,7 @@ class GateReport:
         rejection: rejection of plants and non-plants; None when the models could not be run.
         leakage: validation images that occur again; None without training images or when the models could not be run.
         latency: time for one image; None when the models could not be run.
+        field: what was measured on field leaves; None without any or when the models could not be run.
         not_run: why the models could not be run; "" if they could.
         problems: name of a gate to the problems that it counted, for `loads` and `heads_complete`.
         unreadable: images that were skipped.
@@ -90,6 +92,7 @@ class GateReport:
     rejection: Rejection | None
     leakage: Leakage | None
     latency: Latency | None
+    field: Field | None
     not_run: str
     problems: Mapping[str, tuple[str, ...]]
     unreadable: tuple[UnreadableFile, ...]
@@ -126,6 +129,7 @@ class GateReport:
             leakage=self.leakage,
             latency=self.latency,
             parity=self.parity,
+            field=self.field,
             non_plants_given=self.inputs.non_plants is not None,
             not_run=self.not_run,
         )
@@ -152,6 +156,7 @@ class GateReport:
             rejection=measured.rejection,
             leakage=measured.leakage,
             latency=measured.latency,
+            field=measured.field,
             not_run=measured.not_run,
             problems=measured.problems,
             unreadable=unreadable,
@@ -231,7 +236,9 @@ class GateReport:
             for gate in self.gates
             if gate.detail and (gate.is_uncertain or not gate.passed)
         ]
-        return "\n".join((*lines, "", self.accuracy_sentence, "", *notes, *self._explain_doubt(), self.verdict))
+        field = ("", self.field_table) if self.field else ()
+        notes += self._explain_doubt()
+        return "\n".join((*lines, "", self.accuracy_sentence, *field, "", *notes, self.verdict))
 
     @property
     def verdict(self) -> str:
@@ -246,6 +253,13 @@ class GateReport:
     def accuracy_sentence(self) -> str:
         """A sentence that says how often the INT8 model, which is served, is right on validation images."""
         return describe_accuracy(self.accuracy)
+
+    @property
+    def field_table(self) -> str:
+        """A table of field leaves beside validation leaves for a terminal; "" without field leaves."""
+        if self.field is None or self.accuracy is None or self.rejection is None:
+            return ""
+        return describe_field(self.field, self.accuracy, self.rejection)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the verdicts spelled out.

@@ -7,7 +7,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["train", "val", "non-plants", "unseen-plants"]
+Source = Literal["train", "val", "non-plants", "unseen-plants", "field"]
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class ReportInputs:
         val: the validation leaves.
         non_plants: the images without plants; None when none were given.
         unseen_plants: the plants of unknown species; None when none were given.
+        field: the field leaves; None when none were given.
     """
 
     checkpoint_sha256: str | None
@@ -57,6 +58,7 @@ class ReportInputs:
     val: ImageSet
     non_plants: ImageSet | None
     unseen_plants: ImageSet | None
+    field: ImageSet | None = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@
 import re
 from typing import TYPE_CHECKING, Final
 
+from plantmodels.report.evidence.field import Field
 from plantmodels.report.gates import GateResult
 from plantmodels.report.results import Accuracy
 
@@ -51,6 +52,8 @@ def collect_metrics(report: "GateReport") -> dict[str, float]:
             values["ood.fpr_at_95_recall"] = report.rejection.separation.fpr_at_95_recall.value
     if report.latency is not None:
         values |= {f"latency.{name}": getattr(report.latency, name) for name in _LATENCIES}
+    if report.field is not None:
+        values |= _field_metrics(report.field)
     return {name: float(value) for name, value in values.items() if value is not None}
 
 
@@ -68,6 +71,21 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
         values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
         values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
     return values
+
+
+def _field_metrics(field: Field) -> dict[str, float | None]:
+    right, accepted = field.accuracy.int8, field.decided.accepted
+    return {
+        "field.accuracy.species": right.species.value,
+        "field.accuracy.disease": right.disease.value,
+        "field.accuracy.end_to_end": right.end_to_end.value,
+        "field.accuracy.ece.species": field.accuracy.species_calibration.after.ece,
+        "field.rejected": field.decided.rejected_share.value,
+        "field.ood_precision": field.rejection.precision,
+        "field.accepted.species": accepted.species.value,
+        "field.accepted.end_to_end": accepted.end_to_end.value,
+        "field.accepted.probability": accepted.confidence,
+    } | {f"field.p_value_at_most_{least}": low.value for least, low in field.decided.low_p_values.items()}
 
 
 def _name_metric(gate: GateResult, value: str) -> str:

@@ -19,7 +19,7 @@ from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.layout import IMAGES_FILE
 from plantmodels.errors import BundleError
 
-ImageSetName = Literal["val", "non-plants", "unseen-plants"]
+ImageSetName = Literal["val", "non-plants", "unseen-plants", "field"]
 IMAGE_SETS: Final[tuple[ImageSetName, ...]] = get_args(ImageSetName)
 
 
@@ -28,7 +28,7 @@ class ImageRow:
     """One image and the answers to it. A name is empty when there is no such class or the question was not asked.
 
     Attributes:
-        set: set of the image; "val" for validation leaves.
+        set: set of the image; "val" for validation leaves, "field" for labelled leaves from another place.
         source: "<species>___<disease>" for a leaf, or its species alone if the species has no disease head. For other
             images, the folder that contains the image.
         name: name of the image below the folder of its set.
@@ -55,6 +55,7 @@ class ImageRow:
         raw_species_nll: `species_nll` at temperature 1.
         raw_disease_probability: `disease_probability` at temperature 1.
         raw_disease_nll: `disease_nll` at temperature 1.
+        ood_p_value: p-value of `ood_score` that is served; None if the detector has none.
     """
 
     set: ImageSetName
@@ -81,6 +82,7 @@ class ImageRow:
     raw_species_nll: float | None = None
     raw_disease_probability: float | None = None
     raw_disease_nll: float | None = None
+    ood_p_value: float | None = None
 
     @property
     def flipped(self) -> bool:

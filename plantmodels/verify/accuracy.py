@@ -17,7 +17,7 @@ from typing import Final
 
 import numpy as np
 
-from plantmodels.arrays import Embeddings, Inputs, Labels, Logits
+from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Scores
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content
 from plantmodels.data.image_files import name_in_report
@@ -25,7 +25,7 @@ from plantmodels.data.leaves import LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy, evaluate_probabilities, name_class
 from plantmodels.report.evidence.columns import ImageTable
-from plantmodels.report.per_image import ImageRow
+from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Accuracy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Outputs
@@ -33,6 +33,9 @@ from plantmodels.serve.routing import ROUTINGS
 
 BATCH: Final = 8
 """Images that the models see at once."""
+
+_DESCRIPTIONS: Final[dict[ImageSetName, str]] = {"val": "measure accuracy", "field": "measure field leaves"}
+"""Set to the description of its progress bar."""
 
 
 @dataclass(frozen=True)
@@ -75,29 +78,34 @@ class _Served:
         routed_disease: name of the disease by hard routing, "" for none.
         soft_disease: name of the disease by soft routing, "" for none.
         rejected: whether the detector rejects the leaf.
+        p_value: p-value of the score; None if the detector has none.
         probabilities: columns of `ImageRow` to the probabilities of its answers and labels.
     """
 
     routed_disease: str
     soft_disease: str
     rejected: bool
+    p_value: float | None
     probabilities: dict[str, float]
 
 
-def measure_accuracy(fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafSet) -> AccuracyRun:
+def measure_accuracy(
+    fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafSet, name: ImageSetName = "val"
+) -> AccuracyRun:
     """Run every leaf once through both precisions.
 
     Args:
         fp16: the bundle with its FP16 species model.
         int8: the bundle as it is served.
         leaves: the labelled images to measure.
+        name: the set that the image rows say: "val", or "field" for leaves from another place.
 
     Raises:
         DataError: too many files are unreadable.
     """
     samples: list[LeafSample] = []
     rows: list[ImageRow] = []
-    stream = ImageStream(leaves.paths, int8.metadata.preprocessing, description="measure accuracy")
+    stream = ImageStream(leaves.paths, int8.metadata.preprocessing, description=_DESCRIPTIONS[name])
     for positions, inputs in stream.batches(BATCH):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
@@ -105,7 +113,7 @@ def measure_accuracy(fp16: PlantClassifier, int8: PlantClassifier, leaves: LeafS
         int8_answers, served = _answer_as_served(int8, truth, inputs)
         fp16_answers, _ = _answer(fp16, int8, truth, *fp16.embed(inputs))
         for answers in zip(batch, fp16_answers, int8_answers, served, strict=True):
-            rows.append(_make_row(leaves.root, int8.taxonomy, *answers))
+            rows.append(_make_row(name, leaves.root, int8.taxonomy, *answers))
     temperatures = Temperatures(int8.metadata.species_temperature, int8.metadata.disease_temperature)
     return AccuracyRun(
         accuracy=count_accuracy(ImageTable.from_rows(rows), int8.taxonomy, temperatures),
@@ -157,7 +165,19 @@ def _answer_as_served(
     outputs = Outputs(logits, embeddings, species, classifier.run_heads(embeddings, species), scores)
     routed, soft = ([answer.name or "" for answer in classifier.name_diseases(outputs, way)] for way in ROUTINGS)
     probabilities = _list_probabilities(classifier, truth, logits, heads)
-    return answers, map(_Served, routed, soft, classifier.detector.rejects(scores).tolist(), probabilities)
+    rejected, p_values = classifier.detector.rejects(scores).tolist(), list_p_values(classifier, scores)
+    return answers, map(_Served, routed, soft, rejected, p_values, probabilities)
+
+
+def list_p_values(classifier: PlantClassifier, scores: Scores) -> list[float | None]:
+    """Return the p-value of each score that is served; None where the detector has none.
+
+    Args:
+        classifier: the bundle as it is served.
+        scores: (N,) out-of-distribution scores of INT8.
+    """
+    p_values = classifier.detector.p_values(scores)
+    return [None] * len(scores) if p_values is None else p_values.tolist()
 
 
 def _list_probabilities(
@@ -185,12 +205,18 @@ def _name_disease(taxonomy: Taxonomy, species: int, disease: int) -> str:
 
 
 def _make_row(
-    root: Path, taxonomy: Taxonomy, sample: LeafSample, fp16: _Answer, int8: _Answer, served: _Served
+    name: ImageSetName,
+    root: Path,
+    taxonomy: Taxonomy,
+    sample: LeafSample,
+    fp16: _Answer,
+    int8: _Answer,
+    served: _Served,
 ) -> ImageRow:
     species, disease = class_of(sample)
     names = taxonomy.species[species], _name_disease(taxonomy, species, disease)
     return ImageRow(
-        set="val",
+        set=name,
         source=name_class(*names),
         name=name_in_report(root, sample.path),
         species=names[0],
@@ -205,5 +231,6 @@ def _make_row(
         rejected=served.rejected,
         sha256=digest_content(sample.path),
         fp16_ood_score=fp16.ood_score,
+        ood_p_value=served.p_value,
         **served.probabilities,
     )

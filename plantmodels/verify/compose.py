@@ -26,7 +26,9 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
+from plantmodels.report.evidence.accuracy import Temperatures
 from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.evidence.field import Field, count_field
 from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.gate_report import GateReport
@@ -40,7 +42,7 @@ from plantmodels.verify.accuracy import AccuracyRun
 from plantmodels.verify.leakage import LeakageRun
 from plantmodels.verify.reading import VerificationInputs
 from plantmodels.verify.rejection import RejectionRun, ScoredImages
-from plantmodels.verify.thumbnails import show_flipped, show_leaks, show_let_through, show_rejected
+from plantmodels.verify.thumbnails import show_flipped, show_leaks, show_let_through, show_misjudged, show_rejected
 
 _LIBRARIES: Final = ("numpy", "onnx", "onnxruntime", "pillow", "torch", "timm")
 """Libraries whose versions a report records: those that a measured value can depend on."""
@@ -57,16 +59,35 @@ class Passes:
         accuracy: over the leaves.
         rejection: over all other images.
         leakage: the search for validation images that occur again; None without training images.
+        field: over the field leaves; None without any.
     """
 
     accuracy: AccuracyRun
     rejection: RejectionRun
     leakage: LeakageRun | None
+    field: AccuracyRun | None = None
 
     @property
     def rows(self) -> tuple[ImageRow, ...]:
         """The answers to every image."""
-        return (*self.accuracy.rows, *self.rejection.non_plants.rows, *self.rejection.unseen_plants.rows)
+        field = () if self.field is None else self.field.rows
+        return (*self.accuracy.rows, *self.rejection.non_plants.rows, *self.rejection.unseen_plants.rows, *field)
+
+    def count_field(self, metadata: Metadata) -> Field | None:
+        """Return what was measured on field leaves; None without any.
+
+        Args:
+            metadata: the bundle's metadata.
+        """
+        temperatures = Temperatures(metadata.species_temperature, metadata.disease_temperature)
+        rejection = self.rejection.rejection
+        return count_field(
+            ImageTable.from_rows(self.rows if self.field else ()),
+            metadata.taxonomy,
+            temperatures,
+            threshold=rejection.threshold,
+            held_out=rejection.held_out,
+        )
 
     def with_pytorch_scores(self, leaves: Mapping[int, float], non_plants: Mapping[int, float]) -> "Passes":
         """Return the passes with PyTorch's OOD scores of some images, and how often they change the decision.
@@ -80,6 +101,7 @@ class Passes:
             replace(self.accuracy, rows=_set_pytorch_scores(self.accuracy.rows, leaves)),
             replace(self.rejection, non_plants=replace(others, rows=_set_pytorch_scores(others.rows, non_plants))),
             self.leakage,
+            self.field,
         )
         rejection = self.rejection.rejection
         recounted = count_rejection(
@@ -132,15 +154,16 @@ def _read_skipped_in_export(metadata: Metadata) -> tuple[UnreadableFile, ...]:
 def _list_unreadable(inputs: VerificationInputs, passes: Passes | None) -> tuple[UnreadableFile, ...]:
     if passes is None:
         return ()
-    sets: tuple[tuple[ImageSetName, LeafSet | NonPlantSet | None, AccuracyRun | ScoredImages], ...] = (
+    sets: tuple[tuple[ImageSetName, LeafSet | NonPlantSet | None, AccuracyRun | ScoredImages | None], ...] = (
         ("val", inputs.leaves, passes.accuracy),
         ("non-plants", inputs.non_plants, passes.rejection.non_plants),
         ("unseen-plants", inputs.unseen_plants, passes.rejection.unseen_plants),
+        ("field", inputs.field, passes.field),
     )
     return tuple(
         UnreadableFile(name, name_in_report(images.root, image.path), image.reason)
         for name, images, run in sets
-        if images is not None
+        if images is not None and run is not None
         for image in run.unreadable
     )
 
@@ -157,6 +180,7 @@ def _record_inputs(metadata: Metadata, inputs: VerificationInputs, passes: Passe
         val=_record_set(table, "val", len(inputs.leaves.samples)),
         non_plants=record(inputs.non_plants, "non-plants"),
         unseen_plants=record(inputs.unseen_plants, "unseen-plants"),
+        field=None if inputs.field is None else _record_set(table, "field", len(inputs.field.samples)),
     )
 
 
@@ -209,5 +233,8 @@ def _make_galleries(passes: Passes | None) -> dict[str, Gallery]:
         "flipped": show_flipped(leaves.samples, leaves.rows),
         "let through": show_let_through(non_plants.paths, non_plants.rows),
         "rejected": show_rejected(leaves.samples, leaves.rows),
+        "misjudged": Gallery((), 0)
+        if passes.field is None
+        else show_misjudged(passes.field.samples, passes.field.rows),
         "leaks": Gallery((), 0) if passes.leakage is None else show_leaks(passes.leakage),
     }

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from plantmodels.bundle.layout import is_report
 from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.data.leaves import LeafSet, read_leaves
+from plantmodels.data.leaves import LeafSet, read_field_leaves, read_leaves
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
 from plantmodels.serve.loading import BundleContents, read_bundle
@@ -26,6 +26,7 @@ class VerificationInputs:
         training: the training leaves, which no validation leaf may be among; None if there are none.
         non_plants: images that show no plant, or None.
         unseen_plants: images of plants of unknown species, or None.
+        field: labelled leaves from another place, or None.
         checkpoint: the checkpoint that the bundle was made from, or None.
     """
 
@@ -33,6 +34,7 @@ class VerificationInputs:
     training: LeafSet | None
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
+    field: LeafSet | None
     checkpoint: "Checkpoint | None"
 
 
@@ -55,6 +57,7 @@ def read_inputs(
     checkpoint: Path | None,
     non_plants: Path | None,
     unseen_plants: Path | None,
+    field: Path | None = None,
     hyper_parameters: Path | None = None,
 ) -> VerificationInputs:
     """List the images, and read the checkpoint.
@@ -65,6 +68,7 @@ def read_inputs(
         checkpoint: the checkpoint that the bundle was made from, or None.
         non_plants: folder of images that show no plant, or None.
         unseen_plants: folder of plants of unknown species, or None.
+        field: labelled leaves from another place, without split, or None.
         hyper_parameters: the file of hyper-parameters that the checkpoint was exported with, or None.
 
     Raises:
@@ -75,10 +79,11 @@ def read_inputs(
     leaves = read_leaves(data, "val", metadata.taxonomy)
     others = None if non_plants is None else read_non_plants(non_plants)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
-    log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen})
+    elsewhere = None if field is None else read_field_leaves(field, metadata.taxonomy)
+    log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen, "field": elsewhere})
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata, hyper_parameters)
     training = read_training_leaves(data, metadata.taxonomy)
-    return VerificationInputs(leaves, training, others, unseen, matching)
+    return VerificationInputs(leaves, training, others, unseen, elsewhere, matching)
 
 
 def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":

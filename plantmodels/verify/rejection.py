@@ -26,7 +26,7 @@ from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Rejection
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.routing import softmax
-from plantmodels.verify.accuracy import BATCH, AccuracyRun
+from plantmodels.verify.accuracy import BATCH, AccuracyRun, list_p_values
 
 if TYPE_CHECKING:
     from plantmodels.export.network import HierarchicalNetwork
@@ -151,8 +151,9 @@ def _make_rows(
             rejected=bool(rejected),
             sha256=digest_content(path),
             fp16_ood_score=float(fp16_score),
+            ood_p_value=p_value,
         )
-        for path, fp16, best, probability, fp16_score, score, rejected in zip(
+        for path, fp16, best, probability, fp16_score, score, rejected, p_value in zip(
             paths,
             fp16_logits.argmax(axis=1).tolist(),
             logits.argmax(axis=1).tolist(),
@@ -160,6 +161,7 @@ def _make_rows(
             scores[0].tolist(),
             scores[1].tolist(),
             int8.detector.rejects(scores[1]),
+            list_p_values(int8, scores[1]),
             strict=True,
         )
     ]

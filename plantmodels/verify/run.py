@@ -51,6 +51,7 @@ def verify_bundle(
     non_plants: Path | None,
     policy: GatePolicy = _BUILT_IN_LIMITS,
     unseen_plants: Path | None = None,
+    field: Path | None = None,
     threads: int | None = None,
     hyper_parameters: Path | None = None,
 ) -> GateReport:
@@ -66,6 +67,8 @@ def verify_bundle(
         non_plants: folder of images that show no plant; without it, the two rejection gates are not measured.
         policy: the limits of the gates; by default the built-in ones.
         unseen_plants: folder of plants of unknown species, measured for information only.
+        field: labelled leaves from another place than `data`, without split. They are gated only by limits of the
+            policy's table `field`, which has none by default.
         threads: number of threads inside an operator while latency is measured; None uses all cores. Everything else
             runs one image per core.
         hyper_parameters: the file of hyper-parameters that the bundle was exported with, if there was one.
@@ -88,6 +91,7 @@ def verify_bundle(
                 checkpoint=checkpoint,
                 non_plants=non_plants,
                 unseen_plants=unseen_plants,
+                field=field,
                 hyper_parameters=hyper_parameters,
             )
         with log_step("open models"):
@@ -167,6 +171,7 @@ def _measure(
         leakage=None if passes is None or passes.leakage is None else passes.leakage.leakage,
         latency=latency,
         parity=parity,
+        field=None if passes is None else passes.count_field(bundle.contents.metadata),
         non_plants_given=inputs.non_plants is not None,
         not_run=bundle.not_run,
     )
@@ -177,12 +182,16 @@ def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: G
     fp16, int8 = bundle.classifiers["fp16"], bundle.classifiers["int8"]
     samples = thin_out(inputs.leaves.samples, policy.int8_accuracy_max_images, key=class_of)
     accuracy = measure_accuracy(fp16, int8, replace(inputs.leaves, samples=tuple(samples)))
+    field = None
+    if inputs.field is not None:
+        samples = thin_out(inputs.field.samples, policy.int8_accuracy_max_images, key=class_of)
+        field = measure_accuracy(fp16, int8, replace(inputs.field, samples=tuple(samples)), "field")
     rejection = measure_rejection(fp16, int8, accuracy, inputs.non_plants, inputs.unseen_plants)
     leakage = None
     if inputs.training is not None:
         paths = [sample.path for sample in accuracy.samples]
         leakage = measure_leakage(paths, accuracy.rows, inputs.training, inputs.non_plants, int8.taxonomy)
-    return Passes(accuracy, rejection, leakage)
+    return Passes(accuracy, rejection, leakage, field)
 
 
 def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:

@@ -122,6 +122,28 @@ def show_rejected(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Ga
     return make_gallery([(path, spell_class(row.source), [CaptionLine(f"{row.ood_score:.4g}")]) for row, path in found])
 
 
+def show_misjudged(samples: Sequence[LeafSample], rows: Sequence[ImageRow]) -> Gallery:
+    """Return the leaves that are accepted with a wrong species, the most probable answer first.
+
+    Args:
+        samples: N leaves.
+        rows: N rows, the answers for each leaf.
+    """
+    found = sorted(
+        (
+            (row, sample.path)
+            for sample, row in zip(samples, rows, strict=True)
+            if not row.rejected and row.int8_species != row.species
+        ),
+        key=lambda pair: (-pair[0].species_probability, pair[0].name),
+    )
+    return make_gallery([(path, spell_class(row.source), [_caption_wrong(row)]) for row, path in found])
+
+
+def _caption_wrong(row: ImageRow) -> CaptionLine:
+    return CaptionLine(f"{spell_class(row.int8_species)}, {row.species_probability:.0%} sure", right=False)
+
+
 def show_leaks(run: LeakageRun) -> Gallery:
     """Return validation images beside the images that show the same; identical files come first.
 

@@ -46,6 +46,7 @@ def inputs(tiny_bundle, tmp_path: Path) -> dict[str, str]:
         "--data": str(tiny_bundle.data),
         "--non-plants": str(tiny_bundle.non_plants),
         "--unseen-plants": str(tiny_bundle.non_plants),
+        "--field": str(tiny_bundle.data / "val"),
         "--bundle": str(tiny_bundle.bundle),
         "--policy": str(ROOT / "gates.toml"),
         "--out": str(tmp_path / "x.ckpt"),
@@ -60,6 +61,7 @@ MISSING = {
     "--data": ": no such data folder or manifest",
     "--non-plants": ": no such folder of non-plants",
     "--unseen-plants": ": no such folder of unseen plants",
+    "--field": ": no such folder or manifest of field leaves",
     "--policy": ": cannot be read (No such file or directory)",
     "--out": " is not a folder that can be written to",
 }
@@ -88,7 +90,7 @@ def test_the_programs_for_people(inputs: dict[str, str]) -> None:
     export = ["--checkpoint", "--data", "--non-plants"]
     cases = [
         *break_each("export", export, inputs, **{"--bundle": inputs["foreign"] + "/new"}),
-        *break_each("verify", [*export, "--unseen-plants", "--policy"], inputs, **{"--bundle": bundle}),
+        *break_each("verify", [*export, "--unseen-plants", "--field", "--policy"], inputs, **{"--bundle": bundle}),
         *break_each("train", ["--data", "--out", "--non-plants"], inputs),
         *break_each("distill", ["--teacher", "--data", "--out", "--non-plants"], inputs),
         (["export", *_words(inputs, export), "--bundle", inputs["foreign"]], "not a bundle, so it is not replaced"),
@@ -107,9 +109,9 @@ def test_the_jobs(inputs: dict[str, str], embedded_mlflow: str) -> None:
     absent, bundle = inputs["absent"], inputs["--bundle"]
     export = ["--checkpoint", "--data", "--non-plants"]
     cases = [
-        *break_each("run", [*export, "--unseen-plants", "--policy"], inputs, **{"--bundle": bundle}),
+        *break_each("run", [*export, "--unseen-plants", "--field", "--policy"], inputs, **{"--bundle": bundle}),
         *break_each("export", export, inputs, **{"--bundle": bundle}),
-        *break_each("verify", [*export, "--unseen-plants", "--policy"], inputs, **{"--bundle": bundle}),
+        *break_each("verify", [*export, "--unseen-plants", "--field", "--policy"], inputs, **{"--bundle": bundle}),
         *break_each("train", ["--data", "--out", "--non-plants"], inputs),
         *break_each("distill", ["--teacher", "--data", "--out", "--non-plants"], inputs),
         *break_each("show", ["--data", "--non-plants"], inputs),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.leaves import LeafSample, LeafSet, list_classes, read_leaves, split_by_name
+from plantmodels.data.leaves import LeafSample, LeafSet, list_classes, read_field_leaves, read_leaves, split_by_name
 from plantmodels.errors import DataError
 
 NAMES = st.sets(st.text("abcdef/ _-é", min_size=1, max_size=8).filter(lambda n: n.strip(" /") == n), max_size=60)
@@ -139,6 +139,85 @@ class TestReadLeaves:
 
         with pytest.raises(DataError, match=match):
             read_leaves(tmp_path / name, "train", tiny_taxonomy)
+
+
+class TestReadFieldLeaves:
+    """Leaves from another place, for `verify --field`."""
+
+    def test_class_folders_without_split_give_labelled_samples(self, tiny_data: Path, tiny_taxonomy: Taxonomy) -> None:
+        field, val = read_field_leaves(tiny_data / "val", tiny_taxonomy), read_leaves(tiny_data, "val", tiny_taxonomy)
+
+        assert (field.root, field.split, field.samples) == (tiny_data / "val", None, val.samples)
+
+    @pytest.mark.parametrize("kind", ["csv", "parquet"])
+    def test_a_manifest_needs_no_split(self, tiny_taxonomy: Taxonomy, tmp_path: Path, kind: str) -> None:
+        manifest = tmp_path / f"field.{kind}"
+        table = pd.DataFrame([("b.jpg", "Blueberry", "healthy"), ("a.jpg", "Mint", "")])
+        table.columns = ["path", "species", "disease"]
+        _ = table.to_csv(manifest, index=False) if kind == "csv" else table.to_parquet(manifest, index=False)
+
+        found = read_field_leaves(manifest, tiny_taxonomy)
+
+        names = [(sample.path.name, tiny_taxonomy.species[sample.species_index]) for sample in found.samples]
+        assert names == [("a.jpg", "Mint"), ("b.jpg", "Blueberry")]
+
+    @pytest.mark.parametrize(
+        ("folders", "match"),
+        [
+            (
+                ["Fig___rot", "Mint___x"],
+                "class 'Fig___rot' is not in the checkpoint; .*; rename a folder that means a kno",
+            ),
+            (
+                ["Fig___rot", "Kiwi___rot", "Mint___x"],
+                "class 'Fig___rot' is not in the .*; unknown folders are Fig___rot, Kiwi___rot; rename a folder",
+            ),
+            (
+                ["Fig___rot", "Kiwi___rot"],
+                "field: none of its folders is a class of the checkpoint: Fig___rot, Kiwi___rot; its species are P"
+                ".*; measure plants of other species with --unseen-plants",
+            ),
+            (
+                ["Training", "val"],
+                "field: field leaves have no split, but it holds Training and val; give .*, such as .*/field/Training",
+            ),
+            (["Mint___x"], "field: holds no field leaves of type .jpg.*; expected .*field/<Species>___<Disease>/"),
+            ([], "field: holds no field leaves of type .jpg"),
+        ],
+    )
+    def test_wrong_folders_are_refused(
+        self, tiny_taxonomy: Taxonomy, tmp_path: Path, folders: list[str], match: str
+    ) -> None:
+        (tmp_path / "field").mkdir()
+        for name in folders:
+            (tmp_path / "field" / name).mkdir()
+
+        with pytest.raises(DataError, match=match):
+            read_field_leaves(tmp_path / "field", tiny_taxonomy)
+
+    @pytest.mark.parametrize(
+        ("content", "match"),
+        [
+            (
+                "path,species,disease,split\na.jpg,Mint,,val\n",
+                "field.csv: field leaves have no split, but the table has",
+            ),
+            ("path,species\na.jpg,Mint\n", "column disease missing; a manifest has path, species, disease$"),
+            ("path,species,disease\na.jpg,Fig,rot\n", "class 'Fig___rot' is not in the checkpoint"),
+            ("path,species,disease\n", "field.csv: holds no field leaves"),
+        ],
+    )
+    def test_a_wrong_manifest_is_refused(
+        self, tiny_taxonomy: Taxonomy, tmp_path: Path, content: str, match: str
+    ) -> None:
+        (tmp_path / "field.csv").write_text(content)
+
+        with pytest.raises(DataError, match=match):
+            read_field_leaves(tmp_path / "field.csv", tiny_taxonomy)
+
+    def test_an_absent_folder_is_refused(self, tiny_taxonomy: Taxonomy, tmp_path: Path) -> None:
+        with pytest.raises(DataError, match="field: no such folder or manifest of field leaves"):
+            read_field_leaves(tmp_path / "field", tiny_taxonomy)
 
 
 def leaf_set(names: set[str]) -> LeafSet:

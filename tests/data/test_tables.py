@@ -9,7 +9,7 @@ import pytest
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.inputs import check_data, is_image_table
-from plantmodels.data.leaves import digest_leaves, list_classes, read_leaves
+from plantmodels.data.leaves import digest_leaves, list_classes, read_field_leaves, read_leaves
 from plantmodels.errors import DataError
 
 NAMES = ["Mint___unlabelled", "Blueberry___healthy"]
@@ -119,3 +119,14 @@ def test_tables_without_images_or_labels_are_refused(tmp_path: Path, tiny_taxono
     (tmp_path / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(DataError, match="neither a folder nor a CSV or Parquet manifest"):
         read_leaves(tmp_path, "train", tiny_taxonomy)
+
+
+def test_field_leaves_are_all_rows_of_all_files(tmp_path: Path, tiny_taxonomy, images) -> None:
+    for name in ("orchard.parquet", "train.parquet"):
+        write_table(tmp_path / "field" / name, images, [0, 0, 0, 1])
+    leaves = read_field_leaves(tmp_path / "field", tiny_taxonomy)
+
+    assert [sample.species_index for sample in leaves.samples] == [2, 2, 2, 3] * 2
+    write_table(tmp_path / "field" / "val.parquet", images, [0, 0, 0, 1], split=["val"] * 4)
+    with pytest.raises(DataError, match=r"val.parquet: field leaves have no split, but the table has a column split"):
+        read_field_leaves(tmp_path / "field", tiny_taxonomy)

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from examples import drawn_field
 from examples.drawn_leaves import draw
 from examples.drawn_leaves.canvas import SIZE
 from examples.drawn_leaves.diseases import DISEASES
@@ -13,7 +14,7 @@ from examples.drawn_leaves.leaves import SPECIES
 from examples.drawn_leaves.objects import SOURCES
 from examples.drawn_leaves.specimen import Specimen
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.leaves import read_leaves
+from plantmodels.data.leaves import read_field_leaves, read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import DataError
 from plantmodels.serve.preprocessing import decode_image
@@ -154,3 +155,13 @@ def test_drawing_needs_no_framework():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+def test_a_field_leaf_depends_on_seed_class_and_number_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = drawn_field.draw_field_image("Ginkgo", "healthy", number=1, seed=0)
+    assert drawn_field.draw_field_image("Ginkgo", "healthy", number=1, seed=0) == first
+    monkeypatch.setattr(drawn_field, "draw_field_image", lambda *_, **__: first)
+    drawn_field.main([str(tmp_path), "--per-class", "2"], standalone_mode=False)
+
+    taxonomy = Taxonomy(tuple(TAXONOMY), TAXONOMY)
+    assert len(read_field_leaves(tmp_path, taxonomy).samples) == 2 * sum(map(len, TAXONOMY.values()))

@@ -34,7 +34,7 @@ NAMES = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 NUMBERS = st.floats(allow_nan=False)
 ROWS = st.builds(
     ImageRow,
-    st.sampled_from(["val", "non-plants", "unseen-plants"]),
+    st.sampled_from(["val", "non-plants", "unseen-plants", "field"]),
     *[NAMES] * 10,
     NUMBERS,
     NUMBERS,

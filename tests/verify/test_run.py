@@ -315,6 +315,41 @@ def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy:
     assert report.metrics()["ood.unseen_plants_rejected"] == unseen.value
 
 
+def test_field_leaves_are_shown_beside_val_and_not_gated(tiny_bundle: Any, bundle_copy: Path, tmp_path: Path) -> None:
+    """The field is a part of val here, so that its numbers are known."""
+    names = sorted(path.name for path in (tiny_bundle.data / "val").iterdir())[:2]
+    for name in names:
+        shutil.copytree(tiny_bundle.data / "val" / name, tmp_path / "field" / name)
+    plain = verify(tiny_bundle, bundle_copy, non_plants=tiny_bundle.non_plants)
+    report = verify(tiny_bundle, bundle_copy, non_plants=tiny_bundle.non_plants, field=tmp_path / "field")
+
+    assert report.field is not None and report.inputs.field is not None
+    assert plain.field is None and report.accuracy == plain.accuracy and report.rejection == plain.rejection
+    assert [gate.status for gate in report.gates if gate.name != "latency"] == [
+        gate.status for gate in plain.gates if gate.name != "latency"
+    ]
+    rows = [row for row in read_image_rows(bundle_copy / IMAGES_FILE) if row.set == "field"]
+    assert len(rows) == report.inputs.field.images == report.field.accuracy.int8.species.images > 0
+    answers = {row.sha256: row for row in read_image_rows(bundle_copy / IMAGES_FILE) if row.set == "val"}
+    for row in rows:
+        twin = answers[row.sha256]
+        assert replace(row, set="val", name=twin.name) == replace(twin, pytorch_ood_score=None)
+    assert read_report(bundle_copy) == report
+    page = (bundle_copy / HTML_REPORT_FILE).read_text()
+    assert "<h2>Field leaves</h2>" in page and "That says nothing about whether the answer is right" in page
+    assert (bundle_copy / "plots" / "field.png").is_file()
+
+
+def test_unknown_field_classes_are_refused_and_the_bundle_stays(
+    tiny_bundle: Any, bundle_copy: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "field" / "Fig___rot").mkdir(parents=True)
+    before = snapshot(bundle_copy)
+    with pytest.raises(DataError, match="field: none of its folders is a class of the checkpoint: Fig___rot"):
+        verify(tiny_bundle, bundle_copy, field=tmp_path / "field")
+    assert snapshot(bundle_copy) == before
+
+
 def edit_initializers(path: Path, change: Callable[[str, np.ndarray], np.ndarray]) -> None:
     model = onnx.load(path)
     for tensor in model.graph.initializer:

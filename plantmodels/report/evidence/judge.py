@@ -13,6 +13,7 @@ from plantmodels.bundle.manifest import FileDigest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.foreign_text import name_some
 from plantmodels.report.evidence.coverage import find_gaps
+from plantmodels.report.evidence.field import Field
 from plantmodels.report.formatting import format_percent, spell_class
 from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
 from plantmodels.report.leakage import Leakage
@@ -39,6 +40,7 @@ class Measured:
         leakage: validation images that occur again; None without training images, or if the models could not be run.
         latency: the latency; None if the models could not be run.
         parity: the parity; None without a checkpoint, or if the models could not be run.
+        field: what was measured on field leaves; None without any, or if the models could not be run.
         non_plants_given: whether a folder of non-plants was given.
         not_run: why the models could not be run; "" if they could.
     """
@@ -52,6 +54,7 @@ class Measured:
     leakage: Leakage | None
     latency: Latency | None
     parity: Parity | None
+    field: Field | None
     non_plants_given: bool
     not_run: str
 

@@ -15,6 +15,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy
 from plantmodels.report.evidence.check import describe_difference, find_difference
 from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.evidence.field import count_field
 from plantmodels.report.evidence.leaks import check_leaks
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageSetName
@@ -66,6 +67,9 @@ def _list_sections(
         _check_decisions(table, rejection.threshold)
         recounted = count_rejection(table, threshold=rejection.threshold, held_out=rejection.held_out)
         yield "rejection", rejection, recounted, "its image rows"
+    if accuracy is not None and rejection is not None:
+        counted = count_field(table, taxonomy, temperatures, threshold=rejection.threshold, held_out=rejection.held_out)
+        yield "field", report.field, counted, "its image rows"
     if parity is not None:
         summary = Parity.summarize(parity.samples, parity.head_samples, parity.scatter)
         yield "parity", parity, summary, "its samples"
@@ -95,6 +99,7 @@ def _check_inputs(report: "GateReport", table: ImageTable) -> None:
         "val": report.inputs.val,
         "non-plants": report.inputs.non_plants,
         "unseen-plants": report.inputs.unseen_plants,
+        "field": report.inputs.field,
     }
     for name, images in sets.items():
         where, rows = f"inputs.{name.replace('-', '_')}", table.of_set(name)
@@ -111,7 +116,7 @@ def _check_set(report: "GateReport", name: ImageSetName, images: "ImageSet", whe
     """Check that every image was measured, skipped or left out for a reason."""
     tried = images.measured + sum(image.source == name for image in report.unreadable)
     highest = lowest = images.images
-    if name == "val":
+    if name in ("val", "field"):
         highest = lowest = min(images.images, report.policy.int8_accuracy_max_images)
     elif name == "non-plants" and report.rejection is not None and report.rejection.held_out:
         lowest = 0
@@ -121,7 +126,7 @@ def _check_set(report: "GateReport", name: ImageSetName, images: "ImageSet", whe
 
 def _check_rows(table: ImageTable, taxonomy: Taxonomy) -> None:
     """Check that every answer is one that the bundle can give, and that scores and probabilities agree with it."""
-    leaves = table.of_set("val")
+    leaves = table.where(np.isin(table.text("set"), ("val", "field")))
     species = {(name,) for name in taxonomy.species}
     classes = {
         (name, disease)
@@ -135,6 +140,9 @@ def _check_rows(table: ImageTable, taxonomy: Taxonomy) -> None:
         _check_answers(table, (f"{precision}_species",), species)
         _check_answers(leaves, ("species", f"{precision}_disease"), classes)
     _check_answers(leaves, ("int8_species", "int8_routed_disease"), classes)
+    p_values = table.numbers("ood_p_value")
+    if not np.all(np.isnan(p_values) | ((p_values >= 0) & (p_values <= 1))):
+        raise ValueError(f"{IMAGES_FILE}: ood_p_value must be from 0 to 1 in every row")
     for column in ("species", "disease"):
         _check_probabilities(table, column)
     if not {_DIGEST_LENGTH}.issuperset(map(len, table.text("sha256").tolist())):

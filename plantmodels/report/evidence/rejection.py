@@ -7,6 +7,7 @@ Proportion(count=45, images=45)
 """
 
 from collections import Counter
+from typing import Literal
 
 import numpy as np
 
@@ -19,19 +20,23 @@ from plantmodels.report.statistics import Proportion
 _SCORES = "ood_score"
 
 
-def count_rejection(table: ImageTable, *, threshold: float, held_out: bool) -> Rejection:
+def count_rejection(
+    table: ImageTable, *, threshold: float, held_out: bool, plants: Literal["val", "field"] = "val"
+) -> Rejection:
     """Return how many images of each set the threshold rejects, and how well the scores separate the sets.
 
     Args:
         table: all image rows.
         threshold: an image whose score exceeds this value is rejected; NaN is rejected, too.
         held_out: whether the non-plants are the half that was not used to choose the detector.
+        plants: the set of leaves that are the plants. Those of the other set are not looked at.
     """
-    leaves, others, unseen = (table.of_set(name) for name in ("val", "non-plants", "unseen-plants"))
+    table = table.where(np.asarray(table.text("set") != ("field" if plants == "val" else "val"), np.bool_))
+    leaves, others, unseen = (table.of_set(name) for name in (plants, "non-plants", "unseen-plants"))
     plants_rejected, others_rejected, unseen_rejected = (
         _reject(images, threshold) for images in (leaves, others, unseen)
     )
-    plants = leaves.numbers(_SCORES)
+    scores = leaves.numbers(_SCORES)
     return Rejection(
         threshold=threshold,
         plants=_count(plants_rejected),
@@ -42,11 +47,11 @@ def count_rejection(table: ImageTable, *, threshold: float, held_out: bool) -> R
         by_unseen_source=_count_by_name(unseen.text("source"), unseen_rejected),
         by_species=_count_by_name(leaves.text("species"), plants_rejected),
         flips=_count_flips(table, threshold),
-        separation=measure_separation(plants, others.numbers(_SCORES)),
-        separation_by_source=_separate_by_source(plants, others),
-        separation_by_unseen_source=_separate_by_source(plants, unseen),
-        roc=trace_roc(plants, others.numbers(_SCORES)),
-        histogram=bin_scores(plants, others.numbers(_SCORES), unseen.numbers(_SCORES)),
+        separation=measure_separation(scores, others.numbers(_SCORES)),
+        separation_by_source=_separate_by_source(scores, others),
+        separation_by_unseen_source=_separate_by_source(scores, unseen),
+        roc=trace_roc(scores, others.numbers(_SCORES)),
+        histogram=bin_scores(scores, others.numbers(_SCORES), unseen.numbers(_SCORES)),
     )
 
 

@@ -19,6 +19,7 @@ from plantmodels.report.gates import GATES, GateResult, Status
 from plantmodels.report.policy import LIMITS
 from plantmodels.report.render.accuracy import prepare_accuracy
 from plantmodels.report.render.environment import DIGEST_DIGITS, make_environment
+from plantmodels.report.render.field import prepare_field
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.rejection import prepare_rejection
 
@@ -66,8 +67,8 @@ def render_report(
         recipe: how the INT8 species model was made, from the bundle's metadata.
         detector: how the detector was chosen, from the bundle's metadata.
         galleries: thumbnails by name: "flipped" for images where FP16 and INT8 differ, "let through" for accepted
-            non-plants, "rejected" for rejected plants, and "leaks" for pairs of a validation image and the image that
-            shows the same.
+            non-plants, "rejected" for rejected plants, "misjudged" for accepted field leaves with a wrong species, and
+            "leaks" for pairs of a validation image and the image that shows the same.
         warnings: what the export found odd, from the bundle's metadata.
     """
     template = make_environment().get_template("report.html.j2")
@@ -78,6 +79,7 @@ def render_report(
         facts=_list_facts(report),
         gates=_list_gates(report),
         accuracy_view=None if report.accuracy is None else prepare_accuracy(report.accuracy),
+        field_view=prepare_field(report),
         rejection_view=None if report.rejection is None else prepare_rejection(report.rejection, detector),
         **_prepare_coverage(report),
         plots=plots,
@@ -110,6 +112,8 @@ def _list_facts(report: GateReport) -> list[str]:
     facts = [f"{inputs.val.measured:,} validation leaves"]
     if inputs.non_plants is not None:
         facts.append(f"{inputs.non_plants.measured:,} non-plants")
+    if inputs.field is not None:
+        facts.append(f"{inputs.field.measured:,} field leaves")
     if inputs.checkpoint_sha256 is not None:
         facts.append(f"checkpoint {inputs.checkpoint_sha256[:DIGEST_DIGITS]}")
     return [*facts, report.machine.cpu or report.machine.architecture]

@@ -27,6 +27,7 @@ from plantmodels.report.render.plot_style import (
     to_png,
 )
 from plantmodels.report.render.plots_accuracy import draw_accuracy
+from plantmodels.report.render.plots_field import draw_field
 from plantmodels.report.render.plots_rejection import draw_rejection
 from plantmodels.report.samples import Latency, Scatter
 
@@ -43,6 +44,8 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
     figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
     if report.rejection is not None:
         figures |= draw_rejection(report.rejection)
+    if report.field is not None:
+        figures |= draw_field(report.field.val_decided, report.field.decided, report.field.by_species)
     if report.parity is not None and report.parity.scatter is not None and report.parity.scatter.pytorch:
         figures["parity.png"] = _draw_parity(report.parity.scatter, report.gate("parity").limit)
     figures["file-sizes.png"] = _draw_sizes(report)

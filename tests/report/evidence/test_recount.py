@@ -21,6 +21,7 @@ ROWS = (
     *make_leaf_rows(TAXONOMY, 400, threshold=THRESHOLD, lost=0.005, alarms=0.005),
     *make_other_rows(TAXONOMY, 100, threshold=THRESHOLD, recall=0.98),
     *make_other_rows(TAXONOMY, 10, threshold=THRESHOLD, recall=0.3, name="unseen-plants"),
+    *make_leaf_rows(TAXONOMY, 60, threshold=THRESHOLD, wrong=0.4, alarms=0.5, name="field"),
 )
 REPORT = agree(make_report(), ROWS)
 SAMPLES = ("samples", "head_samples", "scatter", "runs_ms", "encoded_runs_ms")
@@ -57,8 +58,10 @@ def list_numbers(value: Any, path: Path = ()) -> Iterator[Path]:
 
 def list_values(report: GateReport) -> list[Path]:
     document = report.to_dict()
-    sections = ("gates", "accuracy", "rejection", "leakage", "parity", "latency", "inputs", "files")
+    sections = ("gates", "accuracy", "rejection", "field", "leakage", "parity", "latency", "inputs", "files")
     found = [path for name in sections for path in list_numbers(document[name], (name,))]
+    field = [path for path in found if path[:2] in (("field", "accuracy"), ("field", "rejection"))]
+    found = [path for path in found if path not in field] + field[::9]  # the same code counts them as those of val
     return [path for path in found if path not in UNKNOWN and path[-1] != "distance"]
 
 
@@ -94,7 +97,8 @@ def test_the_edits_below_reach_every_part_of_a_report() -> None:
         *(("rejection", name) for name in ("separation", "separation_by_source", "roc", "histogram")),
         *(("parity", name) for name in ("images", "heads", "logits", "embedding", "head_logits", "by_batch_size")),
         *(("latency", name) for name in ("runs", "median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")),
-        *(("inputs", name) for name in ("val", "non_plants", "unseen_plants")),
+        *(("inputs", name) for name in ("val", "non_plants", "unseen_plants", "field")),
+        *(("field", name) for name in ("accuracy", "rejection", "decided", "val_decided", "by_species")),
     }
 
 
@@ -139,6 +143,13 @@ def test_every_number_that_is_edited_is_refused() -> None:
         ("inputs.non_plants.images", 99, r"inputs\.non_plants\.images is 99, but 100 images were measured"),
         ("inputs.val.sha256", "a" * 64, r"inputs\.val\.sha256 is 'a+', but its image rows make it '[0-9a-f]+'"),
         ("inputs.unseen_plants.sha256", "a" * 64, r"inputs\.unseen_plants\.sha256 is 'a+', but its image rows"),
+        ("inputs.field.images", 61, r"inputs\.field\.images is 61, but 60 images were measured or skipped"),
+        (
+            "field.decided.accepted.species.count",
+            30,
+            r"field\.decided\.accepted\.species\.count is 30, but its image ro",
+        ),
+        ("field", None, r"field is None, but its image rows make it"),
         ("inputs.unseen_plants", None, r"inputs\.unseen_plants\.measured is 0, but gate-images\.csv has 10 such rows"),
         (
             "inputs.class_order_digest",
@@ -182,6 +193,7 @@ def test_edits_are_refused_by_name(path: str, value: object, message: str) -> No
         ({"species_probability": 1.5}, r"species_probability must be from 0 to 1 in every row"),
         ({"raw_disease_nll": -1.0}, r"raw_disease_nll must not be negative in any row"),
         ({"sha256": ""}, r"sha256 must be a digest of 64 characters in every row"),
+        ({"ood_p_value": 1.5}, r"ood_p_value must be from 0 to 1 in every row"),
         ({"rejected": False}, r"rejected is False where ood_score is 14\.2975 and the threshold is 12\.5"),
         (
             {"int8_species": "Rose", "int8_routed_disease": "spot"},
