@@ -9,6 +9,7 @@ import difflib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,10 +24,30 @@ CLASS_SEPARATOR: Final = "___"
 
 MANIFEST_COLUMNS: Final = ("path", "species", "disease", "split")
 
+GROUP_COLUMN: Final = "group"
+"""Optional column of a manifest: images with the same text in it belong together."""
+
 _SIMILAR: Final = 0.7
 """A known class whose name agrees with an unknown one to this degree is shown beside it (`difflib`)."""
 
 _NAMED_CHARACTERS: Final = 3
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """A row of a manifest.
+
+    Attributes:
+        path: the image file.
+        species: name of its species.
+        disease: name of its disease; "" for none.
+        group: name of the group that it belongs to; "" for none.
+    """
+
+    path: Path
+    species: str
+    disease: str
+    group: str = ""
 
 
 class Classes:
@@ -114,8 +135,8 @@ def _spell(characters: str) -> str:
     return " ".join(f"{c!r} (U+{ord(c):04X} {unicodedata.name(c, 'without a name')})" for c in characters)
 
 
-def read_manifest_rows(path: Path, split: Split | None) -> Iterator[tuple[Path, str, str]]:
-    """Yield image, species and disease of each row of a CSV or Parquet manifest that belongs to a split.
+def read_manifest_rows(path: Path, split: Split | None) -> Iterator[LabelledImage]:
+    """Yield each row of a CSV or Parquet manifest that belongs to a split.
 
     Args:
         path: the manifest.
@@ -135,8 +156,10 @@ def read_manifest_rows(path: Path, split: Split | None) -> Iterator[tuple[Path, 
     import pandas as pd
 
     meant = [True] * len(table) if split is None else pick_split(path, table["split"], split)
-    for row in table.loc[meant, columns].itertuples(index=False):
-        yield path.parent / str(row.path), str(row.species), "" if pd.isna(row.disease) else str(row.disease)
+    has_groups = GROUP_COLUMN in table.columns
+    for row in table.loc[meant, columns + [GROUP_COLUMN] * has_groups].itertuples(index=False):
+        disease, group = ("" if pd.isna(text) else str(text) for text in (row.disease, row.group if has_groups else ""))
+        yield LabelledImage(path.parent / str(row.path), str(row.species), disease, group)
 
 
 def refuse_split(path: Path, columns: Iterable[object]) -> None:

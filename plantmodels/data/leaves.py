@@ -6,15 +6,17 @@
 True
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
+from plantmodels.data.groups import Groups, find_groups, name_group
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, printable_name
 from plantmodels.data.inputs import Split, check_data, check_field, find_split, is_image_table, name_split
-from plantmodels.data.labels import CLASS_SEPARATOR, Classes, read_manifest_rows, to_nfc
+from plantmodels.data.labels import CLASS_SEPARATOR, Classes, LabelledImage, read_manifest_rows, to_nfc
 from plantmodels.data.listing import LeftOut, list_class_images, list_folders
 from plantmodels.data.tables import extract_images, holds_images
 from plantmodels.errors import DataError
@@ -34,11 +36,13 @@ class LeafSample:
         path: the image file.
         species_index: index of its species in the taxonomy.
         disease_index: index of its disease among those of its species; None for a species without a disease head.
+        group: name of the group that it belongs to, such as the photographs of one plant; "" for none.
     """
 
     path: Path
     species_index: int
     disease_index: int | None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -82,11 +86,11 @@ def read_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet:
         place, root = find_split(data, split), data
         labels = {folder: classes.find(folder, *_name_class(folder)) for folder in list_folders(place)}
         listing = list_class_images(place, list(labels))
-        samples = [LeafSample(path, *labels[path.parent]) for path in listing.paths]
+        samples = [_label(place, path, labels, taxonomy) for path in listing.paths]
         left_out = listing.left_out
     else:
         root, rows = _read_rows(data, split)
-        samples = [LeafSample(path, *classes.find(path, species, disease)) for path, species, disease in rows]
+        samples = [LeafSample(row.path, *classes.find(row.path, row.species, row.disease), row.group) for row in rows]
     if not samples:
         seen = left_out.describe(f"; {split}")
         raise DataError(f"{data}: split {split!r} holds no images of type {', '.join(IMAGE_SUFFIXES)}{seen}")
@@ -110,11 +114,11 @@ def read_field_leaves(data: Path, taxonomy: Taxonomy) -> LeafSet:
         labels = _label_folders(data, taxonomy)
         listing = list_class_images(data, list(labels))
         root, left_out = data, listing.left_out
-        samples = [LeafSample(path, *labels[path.parent]) for path in listing.paths]
+        samples = [_label(data, path, labels, taxonomy) for path in listing.paths]
     else:
         root, rows = _read_rows(data, None)
         classes = Classes(taxonomy)
-        samples = [LeafSample(path, *classes.find(path, species, disease)) for path, species, disease in rows]
+        samples = [LeafSample(row.path, *classes.find(row.path, row.species, row.disease), row.group) for row in rows]
     if not samples:
         seen = left_out.describe("; field")
         raise DataError(
@@ -153,17 +157,27 @@ def _label_folders(data: Path, taxonomy: Taxonomy) -> dict[Path, tuple[int, int 
     )
 
 
+def _label(place: Path, path: Path, labels: Mapping[Path, tuple[int, int | None]], taxonomy: Taxonomy) -> LeafSample:
+    """Return a leaf of a class folder, or of a folder of a group in it.
+
+    Groups of one name below classes of the same species are the same group.
+    """
+    species, disease = labels[place / path.relative_to(place).parts[0]]
+    name = name_group(place, path)
+    return LeafSample(path, species, disease, f"{taxonomy.species[species]}/{name}" if name else "")
+
+
 def _name_class(folder: Path) -> tuple[str, str]:
     species, _, disease = folder.name.partition(CLASS_SEPARATOR)
     return species, disease
 
 
-def _read_rows(data: Path, split: Split | None) -> tuple[Path, list[tuple[Path, str, str]]]:
-    """Return the root, and image, species and disease of each row of a manifest or of Parquet files, in path order."""
+def _read_rows(data: Path, split: Split | None) -> tuple[Path, list[LabelledImage]]:
+    """Return the root, and each row of a manifest or of Parquet files, in path order."""
     if holds_images(data):
         return extract_images(data, split)
     rows = read_manifest_rows(data, split)
-    return data.parent, sorted(rows, key=lambda row: (row[0].parts, *row[1:]))
+    return data.parent, sorted(rows, key=lambda row: (row.path.parts, row.species, row.disease))
 
 
 def list_classes(data: Path) -> Taxonomy:
@@ -181,7 +195,7 @@ def list_classes(data: Path) -> Taxonomy:
         folders = [folder for folder in list_folders(find_split(data, "train")) if CLASS_SEPARATOR in folder.name]
         labels = [_name_class(folder) for folder in folders if list_class_images(folder, [folder]).paths]
     else:
-        labels = [(species, disease) for _, species, disease in _read_rows(data, "train")[1]]
+        labels = [(row.species, row.disease) for row in _read_rows(data, "train")[1]]
     names = {(to_nfc(species), to_nfc(disease)) for species, disease in labels}
     if not names:
         raise DataError(f"{data}: split 'train' holds no images in folders <Species>{CLASS_SEPARATOR}<Disease>")
@@ -189,21 +203,35 @@ def list_classes(data: Path) -> Taxonomy:
     return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in names if s == name)) for name in species})
 
 
-def split_by_name(leaves: LeafSet, fraction: float, at_most: int, seed: int) -> tuple[LeafSet, LeafSet]:
+def group_leaves(leaves: LeafSet) -> Groups:
+    """Return which leaves belong together: by the names of their groups, and by what they show. Reads every image."""
+    return find_groups(leaves.root, leaves.paths, [sample.group for sample in leaves.samples])
+
+
+def split_by_name(
+    leaves: LeafSet, fraction: float, at_most: int, seed: int, groups: Groups | None = None
+) -> tuple[LeafSet, LeafSet]:
     """Split leaves into those left over and those picked; an image's name and the seed decide.
 
-    An image stays on its side when other images are added, as long as fewer than `at_most` are picked.
+    A group goes whole to one side, and its key decides. An image stays on its side when images of other groups are
+    added or renamed, as long as fewer than `at_most` are picked.
 
     Args:
         leaves: the leaves to split.
         fraction: about how much of them to pick, 0 to 1.
         at_most: largest number of leaves to pick.
         seed: another seed picks other leaves.
+        groups: which leaves belong together; None if each is a group of its own.
 
     Returns:
         The leaves left over, and the leaves picked.
     """
-    places = [hash_to_fraction(f"{seed}:{name_in_digest(leaves.root, sample.path)}") for sample in leaves.samples]
+    names = [name_in_digest(leaves.root, sample.path) for sample in leaves.samples]
+    if groups is not None:
+        sizes = groups.sizes
+        rows = zip(leaves.samples, names, groups.keys, strict=True)
+        names = [key if sample.group or sizes[key] > 1 else name for sample, name, key in rows]
+    places = [hash_to_fraction(f"{seed}:{name}") for name in names]
     end = min([fraction, *sorted(places)[at_most : at_most + 1]])
     left_over, picked = (
         tuple(sample for sample, place in zip(leaves.samples, places, strict=True) if (place < end) == is_picked)

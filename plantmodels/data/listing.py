@@ -1,6 +1,7 @@
 """Lists the image files of a folder, by one rule for names, hidden folders and links.
 
 - Names that begin with a dot, and what systems add (`__MACOSX`, `Thumbs.db`), are hidden. They do not count at all.
+- In a class folder, only folders `group=NAME` are entered: their images are a group (`plantmodels.data.groups`).
 - Links to files and folders are followed. A folder is entered once below its source, so loops end.
 - Suffixes of `IMAGE_SUFFIXES` are taken. Files of `CONTENT_SUFFIXES` are taken if their first bytes are an image's.
 - Every other file is counted in `LeftOut`, which the commands print.
@@ -25,6 +26,10 @@ from plantmodels.serve.preprocessing import HEIC_SUFFIXES, can_read_heic, has_im
 
 CONTENT_SUFFIXES: Final = ("", ".jfif", ".jfi", ".jif", ".jpe")
 """Files without a suffix, and rarer suffixes of JPEG: they are taken only if they begin as an image does."""
+
+GROUP_PREFIX: Final = "group="
+"""How the name of a folder begins whose images belong together. Other folders make no group: people also spread a large
+class over folders."""
 
 _HIDDEN_FOLDERS: Final = ("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information")
 _HIDDEN_FILES: Final = ("thumbs.db", "ehthumbs.db", "desktop.ini")
@@ -117,7 +122,9 @@ def list_images(folder: Path) -> Listing:
 
 
 def list_class_images(folder: Path, classes: list[Path]) -> Listing:
-    """Return the images that lie directly in class folders. All other files of the split are counted as left out.
+    """Return the images that lie directly in class folders, or in a folder `group=NAME` directly below one.
+
+    All other files of the split are counted as left out.
 
     Args:
         folder: the folder of the split.
@@ -190,11 +197,14 @@ class _Walk:
 
         Args:
             folder: where to search.
-            entered: folders that are not entered (again); None enters no folder at all.
+            entered: folders that are not entered (again); None enters folders of groups alone.
             depth: 0 at the root, where each folder is a source with folders of its own.
         """
         for entry in self.entries(folder):
             if _is_folder(entry):
+                if entered is None and depth == 1 and entry.name.startswith(GROUP_PREFIX):
+                    yield from self.images(Path(entry.path), None, depth + 1)
+                    continue
                 if entered is None:
                     self.leave_out("folder inside a class folder", entry.path)
                     continue

@@ -7,14 +7,22 @@ True
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from plantmodels.data.digests import digest_content, hash_to_fraction
+from plantmodels.data.groups import Groups, find_groups
 from plantmodels.data.image_files import IMAGE_SUFFIXES, printable_name
 from plantmodels.data.inputs import check_image_folder
 from plantmodels.data.listing import LeftOut, list_images
 from plantmodels.errors import DataError
+
+HALVES_BY: Final = "halves_by"
+"""Entry of a detector's `fit` that says how the halves of the non-plants were made; older ones have none."""
+
+BY_GROUP: Final = "group"
+"""Value of that entry: groups went whole into a half."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +44,37 @@ class NonPlantSet:
         parts = path.relative_to(self.root).parts
         return printable_name(parts[0]) if len(parts) > 1 else "."
 
-    def half(self, which: Literal["selection", "gate"]) -> "NonPlantSet":
+    @cached_property
+    def groups(self) -> Groups:
+        """Which images belong together: by folders `group=NAME`, and by what they show. Reads every image once."""
+        return find_groups(self.root, self.paths)
+
+    def half(self, which: Literal["selection", "gate"], *, whole_groups: bool = True) -> "NonPlantSet":
         """Return the half that may choose a detector, or the half that the gates measure.
 
-        An image's content alone decides which half it belongs to. No image changes halves when images are added,
-        renamed or moved to other folders.
+        A group goes whole into one half, and its key decides. No image changes halves when images of other groups are
+        added, renamed or moved to other folders.
+
+        Args:
+            which: the half.
+            whole_groups: False for the halves of older bundles, where the content of each image decided.
+
+        Raises:
+            DataError: the half is empty because of a group that holds too many of the images.
         """
         bucket = 0 if which == "selection" else 1
-        return NonPlantSet(
-            self.root, tuple(p for p in self.paths if int(hash_to_fraction(digest_content(p)) * 2) == bucket)
-        )
+        if whole_groups:
+            places = self.groups.places()
+        else:
+            places = [hash_to_fraction(digest_content(path)) for path in self.paths]
+        chosen = tuple(path for path, place in zip(self.paths, places, strict=True) if int(place * 2) == bucket)
+        if not chosen and whole_groups and self.groups.largest[1] > 1:
+            task = "chooses the detector" if which == "selection" else "measures the gates"
+            raise DataError(
+                f"{self.root}: the half of the non-plants that {task} is empty, because a group goes whole into a half "
+                f"and {self.groups.describe_largest()}; give images of more groups"
+            )
+        return NonPlantSet(self.root, chosen)
 
 
 def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.data.inputs import Split, is_image_table, list_tables, name_split
-from plantmodels.data.labels import CLASS_SEPARATOR, pick_split, refuse_split
+from plantmodels.data.labels import CLASS_SEPARATOR, GROUP_COLUMN, LabelledImage, pick_split, refuse_split
 from plantmodels.errors import DataError
 from plantmodels.foreign_text import quote_error
 
@@ -30,9 +30,6 @@ _ROWS_AT_ONCE: Final = 64
 
 _SUFFIX_OF: Final = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"RI": ".webp"}
 
-_Row = tuple[Path, str, str]
-"""Image file, species and disease."""
-
 _TEMPORARY: Final = ExitStack()
 atexit.register(_TEMPORARY.close)
 
@@ -46,7 +43,7 @@ def holds_images(data: Path) -> bool:
     return is_image_table(data) and (data.is_dir() or _has_image_column(_open(data).schema_arrow))
 
 
-def extract_images(data: Path, split: Split | None) -> tuple[Path, list[_Row]]:
+def extract_images(data: Path, split: Split | None) -> tuple[Path, list[LabelledImage]]:
     """Write the images of a split into a temporary folder; return it, and each image file with its labels.
 
     Args:
@@ -64,7 +61,9 @@ def extract_images(data: Path, split: Split | None) -> tuple[Path, list[_Row]]:
 
 
 @cache
-def _extract(data: Path, state: tuple[tuple[Path, int, int], ...], split: Split | None) -> tuple[Path, list[_Row]]:
+def _extract(
+    data: Path, state: tuple[tuple[Path, int, int], ...], split: Split | None
+) -> tuple[Path, list[LabelledImage]]:
     root = data if data.is_dir() else data.parent
     try:
         folder = _TEMPORARY.enter_context(temporary_folder("images"))
@@ -76,7 +75,7 @@ def _extract(data: Path, state: tuple[tuple[Path, int, int], ...], split: Split 
     return folder, rows
 
 
-def _extract_file(root: Path, file: Path, split: Split | None, folder: Path) -> Iterator[_Row]:
+def _extract_file(root: Path, file: Path, split: Split | None, folder: Path) -> Iterator[LabelledImage]:
     table = _open(file)
     schema = table.schema_arrow
     if not _has_image_column(schema):
@@ -90,7 +89,8 @@ def _extract_file(root: Path, file: Path, split: Split | None, folder: Path) -> 
     place = folder / file.relative_to(root).with_suffix("")
     place.mkdir(parents=True)
     number = 0
-    columns = [IMAGE_COLUMN, *labels.columns, *(["split"] if by_row else [])]
+    has_groups = GROUP_COLUMN in schema.names
+    columns = [IMAGE_COLUMN, *labels.columns, *(["split"] if by_row else []), *([GROUP_COLUMN] if has_groups else [])]
     for batch in table.iter_batches(_ROWS_AT_ONCE, columns=columns):
         rows = batch.to_pylist()
         wanted = [True] * len(rows)
@@ -98,7 +98,9 @@ def _extract_file(root: Path, file: Path, split: Split | None, folder: Path) -> 
             wanted = pick_split(file, [row["split"] for row in rows], split)
         for row, is_wanted in zip(rows, wanted, strict=True):
             if is_wanted:
-                yield _write_image(file, place, number, row[IMAGE_COLUMN]), *labels.name(row)
+                image = _write_image(file, place, number, row[IMAGE_COLUMN])
+                group = row[GROUP_COLUMN] if has_groups else None
+                yield LabelledImage(image, *labels.name(row), "" if group is None else str(group))
             number += 1
 
 

@@ -16,6 +16,7 @@ from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
 from plantmodels.bundle.detector import METHODS, Method, OODDetector
+from plantmodels.data.non_plants import BY_GROUP, HALVES_BY
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DetectorError
 from plantmodels.ood.baselines import BASELINES, FitData, Scorer
@@ -204,6 +205,8 @@ def _add_evidence(detector: OODDetector, scores: HeldOutScores, threshold: Thres
         "selection_images": len(scores.non_plants),
         "quantile": threshold.quantile,
     }
+    if len(scores.non_plants):
+        evidence[HALVES_BY] = BY_GROUP
     if threshold.precision is not None and threshold.recall is not None:
         evidence |= {"selection_precision": threshold.precision, "selection_recall": threshold.recall}
     return replace(

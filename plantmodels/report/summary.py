@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from plantmodels.report.evidence.field import Decided, Field
+from plantmodels.report.evidence.field import P_VALUES, Decided, Field
 from plantmodels.report.formatting import align_columns, format_percent, format_range
 from plantmodels.report.results import Accuracy, Rejection
 from plantmodels.report.statistics import Interval, Proportion
@@ -88,8 +88,8 @@ def _list_measurements(accuracy: Accuracy, rejection: Rejection, decided: Decide
     yield "disease right, given the true species", Measurement.of(right.disease)
     yield "calibration error of the species (ECE)", Measurement(accuracy.species_calibration.after.ece)
     yield "rejected", Measurement.of(decided.rejected_share)
-    for least, low in decided.low_p_values.items():
-        yield f"p-value at most {least}", Measurement.of(low)
+    for least in map(str, P_VALUES):
+        yield f"p-value at most {least}", Measurement.of(decided.low_p_values.get(least, Proportion(0, 0)))
     precision = Measurement(rejection.precision, rejection.precision_interval)
     yield "non-plants among rejected images, at equal numbers", precision
     yield "accepted: species right", Measurement.of(accepted.species)

@@ -18,7 +18,7 @@ import numpy as np
 from plantmodels.arrays import Inputs, Logits, Scores
 from plantmodels.data.digests import digest_content
 from plantmodels.data.image_files import name_in_report
-from plantmodels.data.non_plants import NonPlantSet
+from plantmodels.data.non_plants import BY_GROUP, HALVES_BY, NonPlantSet
 from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.rejection import count_rejection
@@ -65,7 +65,8 @@ class RejectionRun:
 def choose_gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tuple[NonPlantSet, bool]:
     """Return the non-plants that the gates may measure, and whether they are a held-out half.
 
-    If the other half chose the detector, only the held-out half may be measured; otherwise all may.
+    If the other half chose the detector, only the held-out half may be measured; otherwise all may. Detectors of older
+    bundles say nothing about groups; their halves were chosen image by image.
 
     Args:
         non_plants: all non-plants.
@@ -73,7 +74,8 @@ def choose_gate_images(non_plants: NonPlantSet, fit: Mapping[str, object]) -> tu
     """
     selected_on = fit.get("selection_images", 0)
     held_out = isinstance(selected_on, int) and selected_on > 0
-    return (non_plants.half("gate") if held_out else non_plants), held_out
+    whole_groups = fit.get(HALVES_BY) == BY_GROUP
+    return (non_plants.half("gate", whole_groups=whole_groups) if held_out else non_plants), held_out
 
 
 def measure_rejection(

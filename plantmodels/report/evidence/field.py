@@ -132,7 +132,7 @@ def count_decided(leaves: ImageTable) -> Decided:
     return Decided(
         accepted=_count_answers(leaves.where(~rejected)),
         rejected=_count_answers(leaves.where(rejected)),
-        low_p_values={f"{least:g}": Proportion(int((known <= least).sum()), len(known)) for least in P_VALUES},
+        low_p_values={str(least): Proportion(int((known <= least).sum()), len(known)) for least in P_VALUES},
     )
 
 
