@@ -18,7 +18,7 @@ from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.checkpoint.spec import NetworkSpec
 from plantmodels.data.image_files import printable_name
-from plantmodels.data.leaves import LeafSet, digest_leaves, list_classes, read_leaves, split_by_name
+from plantmodels.data.leaves import LeafSet, digest_leaves, group_leaves, list_classes, read_leaves, split_by_name
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
@@ -190,7 +190,8 @@ def read_training_set(
 ) -> TrainingSet:
     """Decode the split "train" and the selection half of the non-plants, and hold a part of the leaves out.
 
-    Which leaves are held out depends only on their names and on the seed (`split_by_name`).
+    Which leaves are held out depends only on their names and on the seed (`split_by_name`). Leaves that belong together
+    are held out together (`group_leaves`).
 
     Args:
         data: leaf folders or a manifest.
@@ -208,13 +209,15 @@ def read_training_set(
     loaded = load_images(leaves, spec.preprocessing, out.parent)
     samples = loaded.samples
     kept = LeafSet(leaves.root, leaves.split, samples)
-    _, held_out = split_by_name(kept, recipe.held_out, len(samples), recipe.seed)
+    groups = group_leaves(kept)
+    _, held_out = split_by_name(kept, recipe.held_out, len(samples), recipe.seed, groups)
     chosen = set(held_out.samples)
     is_held_out = torch.tensor([sample in chosen for sample in samples])
     if is_held_out.all() or not is_held_out.any():
+        together = f"; {groups.describe_largest()}" if groups.largest[1] > 1 else ""
         raise DataError(
             f"{data}: {len(samples)} training leaves cannot be divided: a share of {recipe.held_out:g} is held out to "
-            "choose the best epoch, and neither part may be empty"
+            f"choose the best epoch, and neither part may be empty{together}"
         )
     rows = torch.arange(len(samples))
     others = None if non_plants is None else load_non_plants(non_plants, leaves, spec.preprocessing, out.parent)

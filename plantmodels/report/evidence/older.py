@@ -39,7 +39,7 @@ _ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
         "parity": {"samples": [], "head_samples": {}},
         "latency": {"runs_ms": [], "encoded_runs_ms": []},
     },
-    4: {},
+    4: {"": {"field": None}, "inputs": {"field": None}},
 }
 """Format to what it added to each section of the report, with the value that stands for "not known". The section "" is
 the report itself. Limits have their defaults instead."""
