@@ -34,7 +34,6 @@ from plantmodels.report.evidence.field import Field
 from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.evidence.older import OLDEST_FORMAT, refuse_gates, upgrade_document
 from plantmodels.report.evidence.recount import check_report
-from plantmodels.report.formatting import align_columns
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
 from plantmodels.report.leakage import Leakage
@@ -43,7 +42,7 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Accuracy, Rejection
 from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import Interval
-from plantmodels.report.summary import describe_accuracy, describe_field
+from plantmodels.report.summary import describe_accuracy, write_table
 
 REPORT_FORMAT_VERSION: Final = 4
 """Version of `gate-report.json` that is written and read. 3 added the gates from `accuracy` on, the fewest images of
@@ -219,26 +218,8 @@ class GateReport:
         return collect_metrics(self)
 
     def table(self) -> str:
-        """Return the gates, how often INT8 is right, and the verdict as plain text for a terminal."""
-        rows = [
-            (
-                gate.name,
-                gate.limit_text,
-                gate.measured_text,
-                gate.samples_text,
-                _STATUS_TEXT.get(gate.status, gate.status),
-            )
-            for gate in self.gates
-        ]
-        lines = align_columns(("gate", "limit", "measured", "samples", "status"), rows)
-        notes = [
-            f"{gate.name}: {gate.detail}"
-            for gate in self.gates
-            if gate.detail and (gate.is_uncertain or not gate.passed)
-        ]
-        field = ("", self.field_table) if self.field else ()
-        notes += self._explain_doubt()
-        return "\n".join((*lines, "", self.accuracy_sentence, *field, "", *notes, self.verdict))
+        """Return the gates, how often INT8 is right, field leaves, and the verdict as plain text for a terminal."""
+        return write_table(self)
 
     @property
     def verdict(self) -> str:
@@ -246,20 +227,10 @@ class GateReport:
         verdict = "all gates passed" if self.passed else f"not passed: {', '.join(self.failed)}"
         return f"{verdict}; uncertain: {', '.join(self.uncertain)}" if self.uncertain else verdict
 
-    def _explain_doubt(self) -> tuple[str, ...]:
-        return (UNCERTAIN_MEANS,) if any(gate.is_uncertain for gate in self.gates) else ()
-
     @property
     def accuracy_sentence(self) -> str:
         """A sentence that says how often the INT8 model, which is served, is right on validation images."""
         return describe_accuracy(self.accuracy)
-
-    @property
-    def field_table(self) -> str:
-        """A table of field leaves beside validation leaves for a terminal; "" without field leaves."""
-        if self.field is None or self.accuracy is None or self.rejection is None:
-            return ""
-        return describe_field(self.field, self.accuracy, self.rejection)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the verdicts spelled out.
@@ -351,15 +322,6 @@ def _decode_report(document: Mapping[str, Any]) -> GateReport:
     if found != (passed, [gate.passed for gate in report.gates]):
         raise BundleError(f"{GATE_REPORT_FILE}: 'passed' does not follow from the gates' status")
     return report
-
-
-_STATUS_TEXT: Final = {"uncertain": "UNCERTAIN", "failed": "FAILED", "not measured": "NOT MEASURED"}
-
-UNCERTAIN_MEANS: Final = (
-    "uncertain: the value meets its limit, but the worse end of its interval (the bound) does not; "
-    "more images would tell"
-)
-"""What people read below a table with an uncertain verdict."""
 
 
 def _split_verdicts(gates: object) -> tuple[list[object], object]:

@@ -8,8 +8,7 @@ True
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from plantmodels.report.evidence.field import Decided
-from plantmodels.report.summary import ACCEPTED_MEANS, ComparedRow, compare_field
+from plantmodels.report.evidence.field import ACCEPTED_MEANS, ComparedRow, Decided, compare_field
 
 if TYPE_CHECKING:
     from plantmodels.report.gate_report import GateReport

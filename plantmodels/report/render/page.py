@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from plantmodels.report.evidence.coverage import find_gaps
-from plantmodels.report.gate_report import UNCERTAIN_MEANS, GateReport
+from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES, GateResult, Status
 from plantmodels.report.policy import LIMITS
 from plantmodels.report.render.accuracy import prepare_accuracy
@@ -22,6 +22,7 @@ from plantmodels.report.render.environment import DIGEST_DIGITS, make_environmen
 from plantmodels.report.render.field import prepare_field
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.rejection import prepare_rejection
+from plantmodels.report.summary import UNCERTAIN_MEANS
 
 _MARKS: Final[dict[Status, str]] = {
     "passed": "✓",

@@ -8,11 +8,17 @@ import pytest
 
 from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy
 from plantmodels.report.evidence.columns import ImageTable
-from plantmodels.report.evidence.field import Answers, Decided, count_decided, count_field
+from plantmodels.report.evidence.field import (
+    Answers,
+    Decided,
+    compare_field,
+    count_decided,
+    count_field,
+    describe_field,
+)
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.statistics import Proportion
-from plantmodels.report.summary import compare_field, describe_field
 from tests.fixtures.reports import TAXONOMY, make_report
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
@@ -109,7 +115,7 @@ def test_the_table_says_what_acceptance_is_worth() -> None:
 
 def test_a_report_without_field_leaves_has_no_table_of_them() -> None:
     report = make_report()
-    assert report.field_table == "" and "field" not in report.table()
+    assert "field" not in report.table()
     assert not [name for name in report.metrics() if name.startswith("field")]
 
 

@@ -3,7 +3,6 @@
 from plantmodels.report.evidence.field import Answers, Decided
 from plantmodels.report.render.field import prepare_field
 from plantmodels.report.render.page import render_report
-from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.render.plots_field import draw_field
 from plantmodels.report.statistics import Proportion
 from tests.fixtures.reports import TAXONOMY, make_report
@@ -19,10 +18,8 @@ FIELD = tuple(make_leaf_rows(TAXONOMY, 60, threshold=12.5, wrong=0.5, alarms=0.4
 
 def test_the_page_shows_field_leaves_beside_validation_leaves() -> None:
     report = agree(make_report(), (*ROWS, *FIELD))
-    plots = draw_plots(report)
-    text = read_text(render_report(report, plots))
+    text = read_text(render_report(report, {}))
 
-    assert plots["field.png"].startswith(b"\x89PNG")
     assert "60 labelled leaves from another place" in text and "60 field leaves" in text
     assert "That says nothing about whether the answer is right." in text
     assert "rejected0.83 %1 of 120" in text and "40.00 %24 of 60" in text
@@ -30,7 +27,6 @@ def test_the_page_shows_field_leaves_beside_validation_leaves() -> None:
 
 def test_a_report_without_field_leaves_has_no_such_section() -> None:
     report = agree(make_report(), ROWS)
-    assert "field.png" not in draw_plots(report)
     assert "Field leaves" not in read_text(render_report(report, {}))
 
 
