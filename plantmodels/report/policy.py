@@ -102,6 +102,13 @@ LIMITS: Final[dict[str, LimitKind]] = {
     "accuracy_min_end_to_end": LimitKind("accuracy", "min_end_to_end", "smaller", 0, 1),
     "accuracy_min_worst_species": LimitKind("accuracy", "min_worst_species", None, 0, 1, is_optional=True),
     "accuracy_min_worst_class": LimitKind("accuracy", "min_worst_class", None, 0, 1, is_optional=True),
+    "accuracy_min_field_species": LimitKind("accuracy", "min_field_species", None, 0, 1, is_optional=True),
+    "accuracy_min_field_end_to_end": LimitKind("accuracy", "min_field_end_to_end", None, 0, 1, is_optional=True),
+    "accuracy_min_field_accepted": LimitKind("accuracy", "min_field_accepted", None, 0, 1, is_optional=True),
+    "accuracy_min_field_accepted_right": LimitKind(
+        "accuracy", "min_field_accepted_right", None, 0, 1, is_optional=True
+    ),
+    "accuracy_min_field_images": _fewest_images("accuracy", "min_field_images", 1),
     "accuracy_species": LimitKind("accuracy", "species", None, 0, 1, of_each=True),
     "accuracy_min_images": _min_images("accuracy"),
     "accuracy_confidence": _confidence("accuracy"),
@@ -120,6 +127,10 @@ _VALUES: Final = {
     "accuracy_min_end_to_end": "end to end",
     "accuracy_min_worst_species": "worst species",
     "accuracy_min_worst_class": "worst class",
+    "accuracy_min_field_species": "field species",
+    "accuracy_min_field_end_to_end": "field end to end",
+    "accuracy_min_field_accepted": "field accepted",
+    "accuracy_min_field_accepted_right": "field accepted and right",
 }
 """Limit to the value that it is about, in a gate with several values."""
 
@@ -151,6 +162,11 @@ class GatePolicy:
         accuracy_min_end_to_end: an accuracy of species and disease together at or above this limit passes.
         accuracy_min_worst_species: lowest accuracy that any single species may have; None for no such limit.
         accuracy_min_worst_class: lowest end-to-end accuracy that any single class may have; None for no such limit.
+        accuracy_min_field_species: lowest species accuracy on field leaves; None for no such limit, as in the next 3.
+        accuracy_min_field_end_to_end: lowest accuracy of species and disease together on field leaves.
+        accuracy_min_field_accepted: lowest share of the field leaves that the detector accepts.
+        accuracy_min_field_accepted_right: lowest species accuracy on the field leaves that the detector accepts.
+        accuracy_min_field_images: with fewer field leaves, these four limits are missed.
         accuracy_species: name of a species to the lowest accuracy that this species may have.
         accuracy_min_images: fewest validation images.
         accuracy_confidence: confidence of every accuracy, or None.
@@ -183,6 +199,11 @@ class GatePolicy:
     accuracy_min_end_to_end: float = 0.60
     accuracy_min_worst_species: float | None = None
     accuracy_min_worst_class: float | None = None
+    accuracy_min_field_species: float | None = None
+    accuracy_min_field_end_to_end: float | None = None
+    accuracy_min_field_accepted: float | None = None
+    accuracy_min_field_accepted_right: float | None = None
+    accuracy_min_field_images: int = 50
     accuracy_species: Mapping[str, float] = field(default_factory=dict)
     accuracy_min_images: int = 300
     accuracy_confidence: float | None = None

@@ -230,9 +230,12 @@ def _judge_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
         "worst class": _find_worst(classes),
         "species above the commonest": _gain(accuracy.species_baseline, len(taxonomy.species), confidence),
         "end to end above the commonest": _gain(accuracy.class_baseline, taxonomy.classes, confidence),
+        **_rate_field(measured.field, policy.accuracy_min_field_images, confidence),
         **{f"species {each}": species.get(each, (None, None)) for each in policy.accuracy_species},
     }
-    detail = "; ".join((*_describe_worst(accuracy, policy), *_describe_baselines(accuracy)))
+    asks_field = any(value.startswith("field ") for value in policy.limits_of(name))
+    few = _describe_few(measured.field, policy.accuracy_min_field_images) if asks_field else ""
+    detail = "; ".join(filter(None, (few, *_describe_worst(accuracy, policy), *_describe_baselines(accuracy))))
     return _judge(name, policy, values, accuracy.species.images, detail)
 
 
@@ -242,6 +245,22 @@ _Rate = tuple[float | None, float | None]
 
 def _rate(right: Proportion, confidence: float) -> _Rate:
     return right.value, _end(right.interval_at(confidence), 0)
+
+
+def _rate_field(field: Field | None, min_images: int, confidence: float) -> dict[str, _Rate]:
+    """Return the rates of field leaves that a policy may limit; none is measured on fewer leaves than it asks for."""
+    names = ("species", "end to end", "accepted", "accepted and right")
+    if field is None or field.accuracy.species.images < min_images:
+        return {f"field {name}": (None, None) for name in names}
+    right, rejected = field.accuracy.int8, field.decided.rejected_share
+    accepted = Proportion(rejected.images - rejected.count, rejected.images)
+    shares = (right.species, right.end_to_end, accepted, field.decided.accepted.species)
+    return {f"field {name}": _rate(share, confidence) for name, share in zip(names, shares, strict=True)}
+
+
+def _describe_few(field: Field | None, min_images: int) -> str:
+    images = 0 if field is None else field.accuracy.species.images
+    return "" if images >= min_images else f"needs at least {min_images:,} field leaves (--field), got {images:,}"
 
 
 def _rate_classes(rows: Mapping[str, ClassRow], confidence: float) -> dict[str, _Rate]:

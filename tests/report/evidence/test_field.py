@@ -18,6 +18,7 @@ from plantmodels.report.evidence.field import (
 )
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageRow
+from plantmodels.report.policy import GatePolicy
 from plantmodels.report.statistics import Proportion
 from tests.fixtures.reports import TAXONOMY, make_report
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
@@ -122,3 +123,32 @@ def test_a_report_without_field_leaves_has_no_table_of_them() -> None:
 def test_the_decision_is_a_value() -> None:
     empty = Answers(Proportion(0, 0), Proportion(0, 0), None)
     assert Decided(empty, empty, {}).rejected_share == Proportion(0, 0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "missed"),
+    [
+        ({}, set()),
+        ({"min_field_species": 0.5, "min_field_end_to_end": 0.5, "min_field_accepted": 0.4}, set()),
+        ({"min_field_species": 0.51}, {"field species"}),
+        ({"min_field_end_to_end": 0.51}, {"field end to end"}),
+        ({"min_field_accepted": 0.41}, {"field accepted"}),
+        ({"min_field_accepted_right": 0.5}, {"field accepted and right"}),
+        ({"min_field_species": 0.5, "min_field_images": 91}, {"field species"}),
+    ],
+)
+def test_field_leaves_are_gated_only_where_the_policy_asks(limits: dict[str, float], missed: set[str]) -> None:
+    policy = GatePolicy(**{f"accuracy_{name}": value for name, value in limits.items()})
+    report = agree(make_report(policy), (*VAL, *OTHERS, *FIELD))
+    gate = report.gate("accuracy")
+
+    assert {value.name for value in gate.values if not gate.is_met(value)} == missed
+    assert gate.passed == (not missed)
+    if "min_field_images" in limits:
+        assert "needs at least 91 field leaves (--field), got 90" in gate.detail
+
+
+def test_a_limit_on_field_leaves_fails_without_any() -> None:
+    gate = agree(make_report(GatePolicy(accuracy_min_field_species=0.1)), (*VAL, *OTHERS)).gate("accuracy")
+    assert gate.status == "failed"
+    assert gate.detail.startswith("needs at least 50 field leaves (--field), got 0; ")
