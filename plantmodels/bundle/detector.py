@@ -31,17 +31,24 @@ from typing import Any, Final, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from plantmodels.arrays import Mask, Probabilities, Scores
+from plantmodels.arrays import Labels, Mask, Probabilities, Scores
 from plantmodels.bundle.files import read_bytes, write_bytes
 from plantmodels.bundle.layout import DETECTOR_FILE
 from plantmodels.bundle.plain_pickle import load_plain_pickle
+from plantmodels.bundle.quadratic_form import FLOAT32_SPREAD, QuadraticForm, check_definite
 from plantmodels.errors import BundleError, DetectorError
 
 Method = Literal["mahalanobis", "class_mahalanobis", "gaussian_ratio"]
 METHODS: Final[tuple[Method, ...]] = get_args(Method)
 
-FORMAT_VERSION: Final = 2
-"""Version 1 had neither "gaussian_ratio" nor the scores of held-out plants."""
+FORMAT_VERSION: Final = 3
+"""Version 1 had neither "gaussian_ratio" nor the scores of held-out plants. Version 2 did not tell species apart."""
+
+SPECIES_LEAVES: Final = 500
+"""Leaves that a p-value rests on. If fewer held-out plants are of its species, plants of other species fill up."""
+
+_EVIDENCE: Final = ("plant_scores", "plant_species", "species_center", "species_scale", "round_thresholds")
+"""What threshold and p-values rest on."""
 
 MAX_PICKLE_BYTES: Final = 256 * 2**20
 _PICKLE_PROTOCOL: Final = 4
@@ -62,6 +69,11 @@ class OODDetector:
         other_inv_cov: (D, D), inverse covariance of non-plants; only for "gaussian_ratio".
         plant_scores: (n,) float64, ascending scores of plants that were held out from fitting, for `p_values`; may be
             empty.
+        plant_species: (n,) int64, index of the species that the network names for each of these plants; empty if it
+            is not known, and then p-values do not tell species apart.
+        species_center: (S,) float64, usual score of the plants that the network names each species; empty as above.
+        species_scale: (S,) float64, by how much such scores vary, above 0; empty as above.
+        round_thresholds: (R,) float64, the threshold that each round of cross-validation alone gives; may be empty.
         fit: numbers and text that say how the detector was fitted, for people; not used in scoring.
     """
 
@@ -73,6 +85,10 @@ class OODDetector:
     other_mean: NDArray[np.float64] | None = None
     other_inv_cov: NDArray[np.floating] | None = None
     plant_scores: Scores = field(default_factory=lambda: np.empty(0))
+    plant_species: Labels = field(default_factory=lambda: np.empty(0, np.int64))
+    species_center: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    species_scale: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    round_thresholds: Scores = field(default_factory=lambda: np.empty(0))
     fit: Mapping[str, float | int | str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -97,8 +113,28 @@ class OODDetector:
         for name, value in (("mean", mean), ("inv_cov", inv_cov), ("plant_scores", plant_scores)):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "threshold", float(self.threshold))
+        self._set_species()
         self._set_non_plants()
         _ = self._quadratic_form
+
+    def _set_species(self) -> None:
+        for name in ("species_center", "species_scale", "round_thresholds"):
+            values = np.asarray(getattr(self, name), dtype=np.float64)
+            if values.ndim != 1 or not np.isfinite(values).all():
+                raise DetectorError(f"{name} must be one row of finite numbers, got shape {values.shape}")
+            object.__setattr__(self, name, values)
+        species, count = np.asarray(self.plant_species), len(self.species_center)
+        if species.ndim != 1 or (len(species) and species.dtype.kind not in "iu"):
+            raise DetectorError(f"plant_species must be one row of integers, got {species.dtype} {species.shape}")
+        if len(self.species_scale) != count or not (self.species_scale > 0).all():
+            raise DetectorError(f"species_scale must be {count} numbers above 0, as many as species_center has")
+        if len(species) != (len(self.plant_scores) if count else 0) or not ((species >= 0) & (species < count)).all():
+            raise DetectorError(
+                f"plant_species must be the index of one of {count} species for each of {len(self.plant_scores)} "
+                f"plant_scores, and is empty without species_center; got {len(species)} from "
+                f"{species.min(initial=0)} to {species.max(initial=0)}"
+            )
+        object.__setattr__(self, "plant_species", species.astype(np.int64))
 
     def _set_non_plants(self) -> None:
         given = [self.other_mean is not None, self.other_inv_cov is not None]
@@ -136,18 +172,18 @@ class OODDetector:
             )
 
     @cached_property
-    def _quadratic_form(self) -> "_QuadraticForm":
+    def _quadratic_form(self) -> QuadraticForm:
         """The squared distances and their difference as one quadratic form around the first mean."""
         means = self.mean - self.mean[0]
         matrix = self.inv_cov.astype(np.float64)
-        spread = _check_definite(matrix, "inv_cov")
+        spread = check_definite(matrix, "inv_cov")
         slopes, constants = -2 * means @ matrix, np.einsum("cd,cd->c", means @ matrix, means)
         if self.other_mean is not None and self.other_inv_cov is not None:
             mean, other = self.other_mean - self.mean[0], self.other_inv_cov.astype(np.float64)
-            spread = max(spread, _check_definite(other, "other_inv_cov"))
+            spread = max(spread, check_definite(other, "other_inv_cov"))
             pulled = other @ mean
             matrix, slopes, constants = matrix - other, slopes + 2 * pulled, constants - mean @ pulled
-        return _QuadraticForm.build(matrix, slopes, constants, np.float32 if spread < _FLOAT32_SPREAD else np.float64)
+        return QuadraticForm.build(matrix, slopes, constants, np.float32 if spread < FLOAT32_SPREAD else np.float64)
 
     def score(self, features: NDArray[np.floating]) -> Scores:
         """Return the score of each embedding, (N,) float64; higher means more out-of-distribution.
@@ -173,23 +209,51 @@ class OODDetector:
         """Return whether each score is above the threshold; NaN is rejected."""
         return ~(scores <= self.threshold)
 
-    def p_values(self, scores: Scores) -> Probabilities | None:
-        """Return the conformal p-value of "this is a plant": `(1 + #{held-out plants ≥ score}) / (1 + n)`.
+    def p_values(self, scores: Scores, species: Labels) -> Probabilities | None:
+        """Return the conformal p-value of "this is a plant", compared with held-out plants of the same species.
 
-        If an image is a plant like those that were held out, its p-value is at most `p` with a probability of at most
-        `p`, whatever the distribution of scores.
+        `z = (score - species_center) / species_scale` makes the scores of different species comparable. With `own`
+        held-out plants that the network names this species, and `others`, the p-value is
+
+            (1 + #{own: z ≥ z of the image} + w · #{others: z ≥ z of the image}) / (1 + #own + w · #others)
+
+        with `w = min(1, max(0, SPECIES_LEAVES - #own) / #others)`. If there are at most `SPECIES_LEAVES` held-out
+        plants, all count alike. If as many are of the species, those alone count. In both cases, if an image is a plant
+        like those that were held out, its p-value is at most `p` with a probability of at most `p`, whatever the
+        distribution of scores. In between, this holds approximately.
 
         Args:
             scores: (N,) float64, from `score`.
+            species: (N,) index of the species that the network names.
 
         Returns:
             (N,) float64 in (0, 1]; None if the detector has no `plant_scores`.
+
+        References:
+            Vovk, Gammerman, Shafer, "Algorithmic Learning in a Random World", 2005 (Mondrian conformal predictors).
+            Barber, Candès, Ramdas, Tibshirani, "Conformal Prediction beyond Exchangeability", 2023 (weights).
         """
-        count = len(self.plant_scores)
-        if not count:
+        if not len(self.plant_scores):
             return None
-        as_high = count - np.searchsorted(self.plant_scores, scores, side="left")
-        return np.asarray((1 + as_high) / (1 + count), dtype=np.float64)
+        if not len(self.species_center):
+            return _count_tail(self.plant_scores, scores, np.zeros(len(scores)), 0.0)
+        standard = (scores - self.species_center[species]) / self.species_scale[species]
+        found = np.empty(len(scores))
+        for index in np.unique(species):
+            own, others = self._standard_scores[index]
+            rows, weight = species == index, min(1.0, max(0, SPECIES_LEAVES - len(own)) / max(1, len(others)))
+            further = weight * (len(others) - np.searchsorted(others, standard[rows], side="left"))
+            found[rows] = _count_tail(own, standard[rows], further, weight * len(others))
+        return found
+
+    @cached_property
+    def _standard_scores(self) -> list[tuple[Scores, Scores]]:
+        """The comparable scores of the held-out plants of each species, and those of all others, ascending."""
+        named = self.plant_species
+        standard = (self.plant_scores - self.species_center[named]) / self.species_scale[named]
+        order = np.argsort(standard, kind="stable")
+        standard, named = standard[order], named[order]
+        return [(standard[named == index], standard[named != index]) for index in range(len(self.species_center))]
 
 
 def _to_float(matrix: object) -> NDArray[np.floating]:
@@ -197,74 +261,10 @@ def _to_float(matrix: object) -> NDArray[np.floating]:
     return array if array.dtype == np.float32 else array.astype(np.float64)
 
 
-_FLOAT32_SPREAD: Final = 1e5
-"""Largest ratio of conditional variances at which float32 is exact enough. 768 features of a trained Swin have 1e4."""
-
-
-def _check_definite(matrix: NDArray[np.float64], name: str) -> float:
-    """Return a lower bound of a matrix's condition number: how unequal the Cholesky factor's squared diagonal is.
-
-    Raises:
-        DetectorError: the matrix is not symmetric and positive definite.
-    """
-    if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * float(np.abs(matrix).max())):
-        raise DetectorError(f"{name} must be symmetric")
-    try:
-        diagonal = np.diagonal(np.linalg.cholesky(matrix / 2 + matrix.T / 2))
-    except np.linalg.LinAlgError as error:
-        raise DetectorError(f"{name} must be positive definite") from error
-    return float((diagonal.max() / diagonal.min()) ** 2)
-
-
-_BLOCK: Final = 96
-"""Number of rows of a symmetric matrix in one block."""
-
-
-@dataclass(frozen=True)
-class _QuadraticForm:
-    """`min_c (x · A · x + slope_c · x + constant_c)` for a symmetric A.
-
-    Attributes:
-        blocks: the upper triangle of A in blocks of `_BLOCK` rows, with everything right of a diagonal block doubled.
-            The lower triangle, nearly half of the memory traffic, is thus never read.
-        slopes: (C, D).
-        constants: (C,) float64.
-    """
-
-    blocks: tuple[NDArray[np.floating], ...]
-    slopes: NDArray[np.floating]
-    constants: NDArray[np.float64]
-
-    @classmethod
-    def build(
-        cls,
-        matrix: NDArray[np.float64],
-        slopes: NDArray[np.float64],
-        constants: NDArray[np.float64],
-        dtype: type[np.float32] | type[np.float64],
-    ) -> "_QuadraticForm":
-        """Return the form with its arrays laid out for `evaluate`."""
-        blocks: list[NDArray[np.floating]] = []
-        for start in range(0, len(matrix), _BLOCK):
-            block = matrix[start : start + _BLOCK, start:].copy()
-            block[:, _BLOCK:] *= 2
-            blocks.append(block.astype(dtype))
-        return cls(tuple(blocks), slopes.astype(dtype), constants)
-
-    def evaluate(self, rows: NDArray[np.float64]) -> Scores:
-        """Return the values (N,) at rows (N, D), computed on the calling thread only.
-
-        `rows @ matrix` would wake the threads of BLAS, which then spin beside those of ONNX Runtime: a whole prediction
-        took up to twice as long.
-        """
-        rows = rows.astype(self.slopes.dtype)
-        squared = np.zeros(len(rows))
-        for number, block in enumerate(self.blocks):
-            right = rows[:, number * _BLOCK :]
-            squared += np.einsum("nm,nm->n", right[:, :_BLOCK], np.einsum("nd,md->nm", right, block))
-        linear = np.einsum("nd,cd->nc", rows, self.slopes) + self.constants
-        values: Scores = squared + linear.min(axis=1)
-        return values
+def _count_tail(ordered: Scores, scores: Scores, further: NDArray[np.float64], total: float) -> Probabilities:
+    """Return `(1 + #{ordered ≥ score} + further) / (1 + #ordered + total)`."""
+    as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
+    return np.asarray((1 + as_high + further) / (1 + len(ordered) + total), dtype=np.float64)
 
 
 def write_detector(path: Path, detector: OODDetector) -> None:
@@ -281,7 +281,7 @@ def write_detector(path: Path, detector: OODDetector) -> None:
         "mean": np.ascontiguousarray(detector.mean[0] if classic else detector.mean),
         "inv_cov": np.ascontiguousarray(detector.inv_cov),
         "threshold": detector.threshold,
-        "plant_scores": np.ascontiguousarray(detector.plant_scores),
+        **{name: np.ascontiguousarray(getattr(detector, name)) for name in _EVIDENCE},
         "fit": dict(detector.fit),
     }
     if detector.other_mean is not None and detector.other_inv_cov is not None:
@@ -329,7 +329,7 @@ def _build_detector(document: dict[str, Any]) -> OODDetector:
     if isinstance(threshold, bool) or not isinstance(threshold, float | int) or not abs(threshold) <= _LARGEST:
         raise DetectorError(f"threshold must be a finite number, got {threshold!r:.80}")
     arrays = {name: document[name] for name in ("mean", "inv_cov")}
-    arrays |= {name: document[name] for name in ("other_mean", "other_inv_cov", "plant_scores") if name in document}
+    arrays |= {name: document[name] for name in ("other_mean", "other_inv_cov", *_EVIDENCE) if name in document}
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise DetectorError(f"{name} must be an array, got {type(array).__name__}")

@@ -12,17 +12,21 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
+from plantmodels.bundle.calibration import Calibration
 from plantmodels.bundle.files import parse_json, read_json, write_json
 from plantmodels.bundle.layout import (
-    FORMAT_VERSION,
     HEADS_LIST_FILE,
     METADATA_FILE,
     SPECIES_FILES,
     Precision,
     head_file,
 )
+from plantmodels.bundle.serialization import decode, encode
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, TaxonomyError
+
+METADATA_VERSION: Final = 2
+"""Version of `onnx-metadata.json`. In version 1, training leaves calibrated the bundle, and it did not say so."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
@@ -97,6 +101,8 @@ class Metadata:
         species_temperature: divides the species logits before they become probabilities, which changes no label; 1.0 in
             bundles that were made before temperatures existed.
         disease_temperature: divides the logits of a disease head before they become probabilities.
+        calibration: the leaves that gave threshold, p-values and temperatures; None in format 1, where they were
+            training leaves.
     """
 
     taxonomy: Taxonomy
@@ -109,6 +115,7 @@ class Metadata:
     cpu: Mapping[str, Any]
     species_temperature: float = 1.0
     disease_temperature: float = 1.0
+    calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         """Check the temperatures.
@@ -131,7 +138,7 @@ class Metadata:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form, with the class-order digest."""
         return {
-            "format_version": FORMAT_VERSION,
+            "format_version": METADATA_VERSION,
             "embedding_dim": self.embedding_dim,
             "preprocessing": asdict(self.preprocessing),
             "session_options": dict(self.session_options),
@@ -143,6 +150,7 @@ class Metadata:
             "cpu": dict(self.cpu),
             "species_temperature": self.species_temperature,
             "disease_temperature": self.disease_temperature,
+            "calibration": encode(self.calibration),
         }
 
 
@@ -178,8 +186,8 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
     path = folder / METADATA_FILE
     document = _read_document(path, contents)
     version = document.get("format_version")
-    if type(version) is not int or not 1 <= version <= FORMAT_VERSION:
-        raise BundleError(f"{path}: format_version {version!r}, this code reads 1 to {FORMAT_VERSION}")
+    if type(version) is not int or not 1 <= version <= METADATA_VERSION:
+        raise BundleError(f"{path}: format_version {version!r}, this code reads 1 to {METADATA_VERSION}")
     sections = ("session_options", "models", "provenance", "versions", "cpu", "taxonomy", "preprocessing")
     for name in sections:
         if not isinstance(document.get(name), dict):
@@ -209,12 +217,17 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
             session_options={str(k): str(v) for k, v in document["session_options"].items()},
             **{name: document[name] for name in ("models", "provenance", "versions", "cpu")},
             **{name: document[name] for name in _TEMPERATURES if name in document},
+            calibration=_decode_calibration(document.get("calibration")),
         ),
     )
 
 
 def _read_document(path: Path, contents: Mapping[str, bytes] | None) -> dict[str, Any]:
     return read_json(path) if contents is None else parse_json(path, contents[path.name])
+
+
+def _decode_calibration(document: object) -> Calibration | None:
+    return None if document is None else decode(Calibration, document, "calibration")
 
 
 def _check_models(path: Path, models: Mapping[str, object]) -> None:

@@ -19,7 +19,13 @@ from plantmodels.checkpoint.archive import TensorSource
 from plantmodels.checkpoint.files import Weights, open_weights
 from plantmodels.checkpoint.inert_pickle import Foreign
 from plantmodels.checkpoint.names import NetworkNames, find_network
-from plantmodels.checkpoint.spec import NetworkSpec, read_parameter_file, read_spec, refuse_parameters
+from plantmodels.checkpoint.spec import (
+    NetworkSpec,
+    read_held_out,
+    read_parameter_file,
+    read_spec,
+    refuse_parameters,
+)
 from plantmodels.data.inputs import TRAINED_WEIGHTS, check_checkpoint
 from plantmodels.errors import BundleError, CheckpointError
 
@@ -62,6 +68,7 @@ class Checkpoint:
         parameters_sha256: digest of the file of hyper-parameters that was given with it, or None.
         weights: which weights were read: "model", "ema" or a prefix.
         ignored: how many entries of state_dict belong to no part of the network, and which; "" if none.
+        held_out: digests of the training leaves that no weight was fitted to; empty if the checkpoint names none.
     """
 
     path: Path
@@ -74,6 +81,7 @@ class Checkpoint:
     parameters_sha256: str | None = None
     weights: str = TRAINED_WEIGHTS
     ignored: str = ""
+    held_out: frozenset[str] = frozenset()
 
     def log_ignored(self) -> None:
         """Say in one line what lies in state_dict beside the network."""
@@ -100,7 +108,8 @@ def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: s
     check_checkpoint(path, hyper_parameters)
     with open_weights(path) as content:
         entries = content.select_state(weights)
-        spec = read_spec(path, _merge_parameters(content, hyper_parameters))
+        parameters = _merge_parameters(content, hyper_parameters)
+        spec, held_out = read_spec(path, parameters), read_held_out(path, parameters)
         names = _find_network(content, entries, weights)
         state = _read_tensors(content, entries, names)
         heads = {i: _take_head(path, state, spec, i) for i in spec.taxonomy.species_with_head}
@@ -127,6 +136,7 @@ def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: s
             parameters_sha256=None if hyper_parameters is None else _digest(hyper_parameters),
             weights=weights,
             ignored=names.describe_ignored(),
+            held_out=held_out,
         )
 
 

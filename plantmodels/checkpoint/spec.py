@@ -6,6 +6,7 @@
 224
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,10 +25,14 @@ REQUIRED: Final = ("backbone", "embedding_dim", "image_size", "mean", "std", "sp
 OPTIONAL: Final = ("backbone_kwargs", "interpolation", "crop_pct")
 """The fields of contract 1. All other entries of `hyper_parameters` are ignored, whatever they hold."""
 
+HELD_OUT: Final = "held_out_sha256"
+"""The optional field that names the training leaves which no weight was fitted to, by the digests of their contents."""
+
 FILL_IN: Final = "FILL IN"
 """What the template of `plantmodels describe` says where a person must write something."""
 
 _MAX_BYTES: Final = 16 * 2**20
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _MAX_DEPTH: Final = 6
 _MAX_VALUES: Final = 100_000
 """Limits of one field. A pickle may nest lists in one another and name each of them twice."""
@@ -116,6 +121,28 @@ def read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
     except (TaxonomyError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path}: hyper_parameters: {error}") from error
     return NetworkSpec(fields["backbone"], kwargs, dim, preprocessing, taxonomy)
+
+
+def read_held_out(path: Path, parameters: Mapping[str, Any]) -> frozenset[str]:
+    """Return the digests of the leaves that training held out, as a checkpoint names them; none if it does not.
+
+    Args:
+        path: the checkpoint, for error messages.
+        parameters: its hyper-parameters.
+
+    Raises:
+        CheckpointError: the field is not a list of SHA-256 digests in lower-case hexadecimal.
+    """
+    digests = parameters.get(HELD_OUT, [])
+    _check_plain(path, HELD_OUT, digests)
+    if not isinstance(digests, list | tuple):
+        raise CheckpointError(f"{path}: {HELD_OUT} must be a list of SHA-256 digests, got {type(digests).__name__}")
+    wrong = next((each for each in digests if not isinstance(each, str) or not _DIGEST.fullmatch(each)), None)
+    if wrong is not None:
+        raise CheckpointError(
+            f"{path}: {HELD_OUT} must hold SHA-256 digests of 64 lower-case hexadecimal digits, got {wrong!r:.80}"
+        )
+    return frozenset(digests)
 
 
 def _read_side(size: object) -> Any:

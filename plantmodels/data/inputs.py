@@ -13,11 +13,13 @@ from typing import Final, Literal
 
 from plantmodels.errors import CheckpointError, DataError
 
-Split = Literal["train", "val"]
+Split = Literal["train", "calibration", "val"]
 
-_SPLIT_NAMES: Final[Mapping[str, Literal["train", "val", "test"]]] = {
+_SPLIT_NAMES: Final[Mapping[str, Literal["train", "calibration", "val", "test"]]] = {
     "train": "train",
     "training": "train",
+    "calibration": "calibration",
+    "calib": "calibration",
     "val": "val",
     "valid": "val",
     "validation": "val",
@@ -31,7 +33,7 @@ _SPLIT_NAMES: Final[Mapping[str, Literal["train", "val", "test"]]] = {
 _PARQUET: Final = ".parquet"
 
 
-def name_split(name: str) -> Literal["train", "val", "test"] | None:
+def name_split(name: str) -> Literal["train", "calibration", "val", "test"] | None:
     """Return which split a person means by a name, in any case; None if it is not plain."""
     return _SPLIT_NAMES.get(name.strip().lower())
 
@@ -51,6 +53,11 @@ def find_split(data: Path, split: Split) -> Path:
     if not found:
         raise DataError(f"{exact}: no such folder; expected {data}/{{train,val}}/<Species>___<Disease>/*.jpg")
     return found[0]
+
+
+def has_split_folder(data: Path, split: Split) -> bool:
+    """Return whether a folder of leaf folders has a folder that means a split."""
+    return any(path.is_dir() and name_split(path.name) == split for path in data.iterdir())
 
 
 def is_image_table(data: Path) -> bool:

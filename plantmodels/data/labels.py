@@ -191,8 +191,9 @@ def pick_split(path: Path, values: Any, split: Split) -> list[bool]:
     if unknown := [value for value, name in meant.items() if name is None]:
         found = ", ".join(f"{value!r} ({number:,})" for value, number in sorted(counts.items()))
         raise DataError(
-            f"{path}: the column split holds {unknown[0]!r}, which names no split; expected train or val, or a name "
-            f"that means them (training, validation, valid, dev), or test, which is not read; found {found}"
+            f"{path}: the column split holds {unknown[0]!r}, which names no split; expected train, val or calibration, "
+            f"or a name that means them (training, validation, valid, dev, calib), or test, which is not read; found "
+            f"{found}"
         )
     return [meant.get("" if value is None or value != value else str(value)) == split for value in values]
 

@@ -6,8 +6,8 @@
 True
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -15,7 +15,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
 from plantmodels.data.groups import Groups, find_groups, name_group
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, printable_name
-from plantmodels.data.inputs import Split, check_data, check_field, find_split, is_image_table, name_split
+from plantmodels.data.inputs import Split, check_data, check_field, find_split, has_split_folder, is_image_table, name_split
 from plantmodels.data.labels import CLASS_SEPARATOR, Classes, LabelledImage, read_manifest_rows, to_nfc
 from plantmodels.data.listing import LeftOut, list_class_images, list_folders
 from plantmodels.data.tables import extract_images, holds_images
@@ -167,6 +167,36 @@ def _label(place: Path, path: Path, labels: Mapping[Path, tuple[int, int | None]
     return LeafSample(path, species, disease, f"{taxonomy.species[species]}/{name}" if name else "")
 
 
+def read_optional_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSet | None:
+    """Return the labelled images of a split as `read_leaves` does; None if the data have no such split.
+
+    Raises:
+        DataError: as `read_leaves`. A folder of the split that holds no images is an error, too.
+    """
+    check_data(data)
+    if data.is_dir() and not is_image_table(data):
+        return read_leaves(data, split, taxonomy) if has_split_folder(data, split) else None
+    return read_leaves(data, split, taxonomy) if _read_rows(data, split)[1] else None
+
+
+def digest_each(leaves: LeafSet) -> dict[Path, str]:
+    """Return the SHA-256 of each image's content by its path; it identifies an image whatever its name is."""
+    return {path: digest_content(path) for path in leaves.paths}
+
+
+def leave_out(leaves: LeafSet, digests: Collection[str]) -> LeafSet:
+    """Return the leaves without those whose content is named.
+
+    Args:
+        leaves: the leaves of a split.
+        digests: SHA-256 of the images to leave out.
+    """
+    if not digests:
+        return leaves
+    kept = tuple(sample for sample in leaves.samples if digest_content(sample.path) not in digests)
+    return replace(leaves, samples=kept)
+
+
 def _name_class(folder: Path) -> tuple[str, str]:
     species, _, disease = folder.name.partition(CLASS_SEPARATOR)
     return species, disease
@@ -240,10 +270,16 @@ def split_by_name(
     return LeafSet(leaves.root, leaves.split, left_over), LeafSet(leaves.root, leaves.split, picked)
 
 
-def digest_leaves(leaves: LeafSet) -> str:
-    """Return the SHA-256 of a set of labelled images: of their names, labels and contents."""
+def digest_leaves(leaves: LeafSet, digests: Mapping[Path, str] | None = None) -> str:
+    """Return the SHA-256 of a set of labelled images: of their names, labels and contents.
+
+    Args:
+        leaves: the labelled images.
+        digests: path of each image to the digest of its content, from `digest_each`; read anew if None.
+    """
+    known = digest_each(leaves) if digests is None else digests
     return digest_lines(
-        f"{name_in_digest(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{digest_content(s.path)}\n"
+        f"{name_in_digest(leaves.root, s.path)}\0{s.species_index}\0{s.disease_index}\0{known[s.path]}\n"
         for s in leaves.samples
     )
 

@@ -1,6 +1,7 @@
-"""Measures out-of-distribution methods by cross-validation on training leaves and known non-plants.
+"""Measures out-of-distribution methods on leaves and known non-plants that they were not fitted on.
 
-Every score that counts comes from a fit that saw neither the leaf nor the non-plant.
+Every score that counts comes from a fit that saw neither the leaf nor the non-plant. Leaves that calibrate are in no
+fit, so they need no folds. Without such leaves, training leaves are scored by cross-validation. Non-plants always are.
 
 References:
     Vovk, "Cross-conformal Predictors", 2015 (arXiv:1208.0806).
@@ -36,7 +37,7 @@ Fit = Callable[[FitData], Scorer]
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """Cross-validated scores.
+    """Scores by fits that did not see the image.
 
     Attributes:
         plants: (N,) one score per leaf.
@@ -78,7 +79,7 @@ class DetectorTrial:
 
 
 def cross_validate(fit: Fit, plants: LeafEmbeddings, non_plants: NonPlantEmbeddings | None, seed: int) -> HeldOutScores:
-    """Score every image by a fit on the other folds.
+    """Score every training leaf and every non-plant by a fit on the other folds.
 
     Args:
         fit: function that fits the method.
@@ -86,8 +87,8 @@ def cross_validate(fit: Fit, plants: LeafEmbeddings, non_plants: NonPlantEmbeddi
         non_plants: M non-plants, or None.
         seed: seed of the assignment to `FOLDS` folds.
     """
-    plant_folds = _assign_folds(len(plants.outputs), seed)
-    non_plant_folds = _assign_folds(0 if non_plants is None else len(non_plants.outputs), seed)
+    plant_folds = assign_folds(len(plants.outputs), plants.groups, seed)
+    non_plant_folds = _assign_non_plants(non_plants, seed)
     scores = HeldOutScores(np.empty(len(plant_folds)), np.empty(len(non_plant_folds)))
     for fold in range(FOLDS):
         seen, seen_non_plants = plant_folds != fold, non_plant_folds != fold
@@ -99,8 +100,50 @@ def cross_validate(fit: Fit, plants: LeafEmbeddings, non_plants: NonPlantEmbeddi
     return scores
 
 
-def _assign_folds(count: int, seed: int) -> Labels:
-    return np.random.default_rng(seed).permutation(count) % FOLDS
+def score_fresh(
+    fit: Fit, plants: LeafEmbeddings, fresh: LeafEmbeddings, non_plants: NonPlantEmbeddings | None, seed: int | None
+) -> HeldOutScores:
+    """Score leaves that are in no fit by a fit on everything, and non-plants by fits on the other folds of them.
+
+    The scores of the leaves are those that the detector on everything gives, so they are exchangeable with the scores
+    of fresh leaves.
+
+    Args:
+        fit: function that fits the method.
+        plants: training leaves.
+        fresh: N leaves that are not among them.
+        non_plants: M non-plants, or None.
+        seed: seed of the folds of the non-plants; None for a method that is not fitted on them, which needs no folds.
+    """
+    score = fit(FitData(plants.outputs, plants.classes, None if non_plants is None else non_plants.outputs))
+    if non_plants is None or seed is None:
+        return HeldOutScores(score(fresh.outputs), np.empty(0) if non_plants is None else score(non_plants.outputs))
+    scores = HeldOutScores(score(fresh.outputs), np.empty(len(non_plants.outputs)))
+    folds = _assign_non_plants(non_plants, seed)
+    for fold in range(FOLDS):
+        score = fit(FitData(plants.outputs, plants.classes, non_plants.outputs[folds != fold]))
+        scores.non_plants[folds == fold] = score(non_plants.outputs[folds == fold])
+    return scores
+
+
+def assign_folds(count: int, groups: Labels | None, seed: int) -> Labels:
+    """Return the fold of each image, 0 to `FOLDS` − 1; images of one group have the same.
+
+    Args:
+        count: N, the number of images.
+        groups: (N,) number of each image's group; None if each image is a group of its own.
+        seed: another seed gives other folds.
+    """
+    if groups is None:
+        return np.random.default_rng(seed).permutation(count) % FOLDS
+    names, number = np.unique(groups, return_inverse=True)
+    return np.asarray((np.random.default_rng(seed).permutation(len(names)) % FOLDS)[number], np.int64)
+
+
+def _assign_non_plants(non_plants: NonPlantEmbeddings | None, seed: int) -> Labels:
+    if non_plants is None:
+        return assign_folds(0, None, seed)
+    return assign_folds(len(non_plants.outputs), non_plants.groups, seed)
 
 
 def measure_trial(

@@ -33,6 +33,11 @@ class ModelOutputs:
         """Return N, the number of images."""
         return len(self.features)
 
+    @property
+    def predicted(self) -> Labels:
+        """(N,) index of the most probable species of each image."""
+        return np.asarray(self.logits.argmax(axis=1), np.int64)
+
     def __getitem__(self, rows: Mask | Labels) -> "ModelOutputs":
         """Return some rows, selected by a mask or by indices."""
         return ModelOutputs(self.features[rows], self.logits[rows])
@@ -40,21 +45,24 @@ class ModelOutputs:
 
 @dataclass(frozen=True)
 class LeafEmbeddings:
-    """N training leaves.
+    """N leaves.
 
     Attributes:
         outputs: outputs of the species model, one row per leaf.
         classes: (N,) pair of species and disease, as one number.
         species: (N,) index of the true species.
+        groups: (N,) number of the group of each leaf, which no fold may cut; None if each leaf is a group of its own.
     """
 
     outputs: ModelOutputs
     classes: Labels
     species: Labels
+    groups: Labels | None = None
 
     def __getitem__(self, rows: Mask) -> "LeafEmbeddings":
         """Return some rows, selected by a mask."""
-        return LeafEmbeddings(self.outputs[rows], self.classes[rows], self.species[rows])
+        groups = None if self.groups is None else self.groups[rows]
+        return LeafEmbeddings(self.outputs[rows], self.classes[rows], self.species[rows], groups)
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,12 @@ class NonPlantEmbeddings:
     Attributes:
         outputs: outputs of the species model, one row per non-plant.
         sources: (M,) name of the folder that each one comes from.
+        groups: (M,) number of the group of each one, which no fold may cut; None if each is a group of its own.
     """
 
     outputs: ModelOutputs
     sources: NDArray[np.str_]
+    groups: Labels | None = None
 
 
 class Embedder:

@@ -13,13 +13,14 @@ References:
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018.
 """
 
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import linalg
 
-from plantmodels.arrays import Labels
+from plantmodels.arrays import Labels, Scores
 from plantmodels.bundle.detector import Method, OODDetector
 from plantmodels.errors import DetectorError
 
@@ -110,23 +111,76 @@ def fit_detector(moments: RunningMoments, method: Method, non_plants: RunningMom
     count = int(moments.counts.sum())
     if count < MIN_FIT_IMAGES:
         raise DetectorError(f"the detector needs at least {MIN_FIT_IMAGES} training images, got {count}")
-    inv_cov, shrinkage = _invert_covariance(moments, "training")
-    fit: dict[str, float | int | str] = {"fit_images": count, "shrinkage": shrinkage}
-    mean, reject_nothing = moments.means[moments.counts > 0], np.finfo(float).max
+    near = fit_gaussian(moments, "training")
+    fit: dict[str, float | int | str] = {"fit_images": count, "shrinkage": near.shrinkage}
+    plain: Method = "mahalanobis" if method == "mahalanobis" else "class_mahalanobis"
+    detector = OODDetector(plain, near.means, near.invert(), np.finfo(float).max, fit=fit)
     if method != "gaussian_ratio":
-        return OODDetector(method, mean, inv_cov, reject_nothing, fit=fit)
+        return detector
     if non_plants is None:
         raise ValueError("method 'gaussian_ratio' needs the moments of non-plants")
-    other_inv_cov, other_shrinkage = _invert_covariance(non_plants.pooled(), "non-plant")
-    fit |= {"fit_non_plants": int(non_plants.counts.sum()), "non_plant_shrinkage": other_shrinkage}
-    other_mean = non_plants.pooled().means[0]
-    return OODDetector(
-        method, mean, inv_cov, reject_nothing, other_mean=other_mean, other_inv_cov=other_inv_cov, fit=fit
-    )
+    return add_other(detector, fit_gaussian(non_plants.pooled(), "non-plant"))
 
 
-def _invert_covariance(moments: RunningMoments, images: str) -> tuple[NDArray[np.float32], float]:
-    """Return the inverse of the shrunk covariance, (D, D), and the shrinkage; `images` names them in errors."""
+def add_other(detector: OODDetector, other: "Gaussian") -> OODDetector:
+    """Return the detector "gaussian_ratio" that a detector "class_mahalanobis" becomes with known non-plants.
+
+    Args:
+        detector: fitted on plants; it is not changed.
+        other: the Gaussian of the non-plants.
+    """
+    fit = {**detector.fit, "fit_non_plants": other.images, "non_plant_shrinkage": other.shrinkage}
+    return replace(detector, method="gaussian_ratio", other_mean=other.means[0], other_inv_cov=other.invert(), fit=fit)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Gaussians with different means and one covariance.
+
+    Attributes:
+        means: (C, D) float64, the mean of each class that occurs.
+        factor: (D, D) float64, upper triangular `U` with the shrunk covariance `Uᵀ U`.
+        shrinkage: the shrinkage of the covariance, 0 to 1.
+        images: number of images that they were fitted on.
+    """
+
+    means: NDArray[np.float64]
+    factor: NDArray[np.float64]
+    shrinkage: float
+    images: int
+
+    def invert(self) -> NDArray[np.float32]:
+        """Return the inverse of the covariance, (D, D)."""
+        inverse = linalg.cho_solve((self.factor, False), np.eye(len(self.factor)))
+        return np.asarray((inverse + inverse.T) / 2, np.float32)
+
+    def squared_distances(self, features: NDArray[np.floating]) -> Scores:
+        """Return the squared Mahalanobis distance of each embedding to the nearest mean, (N,), in float64.
+
+        This is faster than the inverse of the covariance, for a few embeddings and a covariance that is used once.
+
+        Args:
+            features: (N, D) embeddings.
+        """
+        images, means = (
+            linalg.solve_triangular(self.factor, rows.astype(np.float64).T, trans="T").T
+            for rows in (features - self.means[0], self.means - self.means[0])
+        )
+        products = images @ means.T
+        nearest = np.einsum("cd,cd->c", means, means) - 2 * products
+        return np.asarray(np.maximum(np.einsum("nd,nd->n", images, images) + nearest.min(axis=1), 0))
+
+
+def fit_gaussian(moments: RunningMoments, images: str) -> Gaussian:
+    """Return the Gaussians of the classes that occur, with the shrunk covariance within them.
+
+    Args:
+        moments: moments of the images, by class.
+        images: what the images are, for errors: "training" or "non-plant".
+
+    Raises:
+        DetectorError: the embeddings do not vary.
+    """
     count, dim = int(moments.counts.sum()), moments.means.shape[1]
     empirical = moments.scatter / max(1, count)
     scale = float(np.trace(empirical)) / dim
@@ -135,10 +189,10 @@ def _invert_covariance(moments: RunningMoments, images: str) -> tuple[NDArray[np
     shrinkage = _compute_oas_shrinkage(empirical, count)
     covariance = (1 - shrinkage) * empirical + shrinkage * scale * np.eye(dim)
     try:
-        inverse = linalg.cho_solve(linalg.cho_factor(covariance), np.eye(dim))
+        factor, _ = linalg.cho_factor(covariance)
     except linalg.LinAlgError as error:
         raise DetectorError(f"the covariance of {count:,} {images} embeddings of length {dim} is singular") from error
-    return ((inverse + inverse.T) / 2).astype(np.float32), shrinkage
+    return Gaussian(moments.means[moments.counts > 0], factor, shrinkage, count)
 
 
 def _compute_oas_shrinkage(covariance: NDArray[np.float64], count: int) -> float:

@@ -20,6 +20,7 @@ from plantmodels.data.non_plants import BY_GROUP, HALVES_BY
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DetectorError
 from plantmodels.ood.baselines import BASELINES, FitData, Scorer
+from plantmodels.ood.by_species import measure_species
 from plantmodels.ood.cross_validation import (
     FOLDS,
     MIN_NON_PLANTS,
@@ -28,8 +29,10 @@ from plantmodels.ood.cross_validation import (
     HeldOutScores,
     cross_validate,
     measure_trial,
+    score_fresh,
 )
 from plantmodels.ood.embeddings import LeafEmbeddings, NonPlantEmbeddings
+from plantmodels.ood.held_out import Images, Scored, cross_fit, score_held_out
 from plantmodels.ood.moments import MIN_FIT_IMAGES, RunningMoments, fit_detector
 from plantmodels.ood.threshold import TARGET_PRECISION, Threshold, choose_threshold
 
@@ -76,6 +79,7 @@ def select_detector(
     plants: LeafEmbeddings,
     non_plants: NonPlantEmbeddings | None,
     *,
+    calibration: LeafEmbeddings | None = None,
     further_moments: RunningMoments | None = None,
     seed: int = 0,
 ) -> Selection:
@@ -86,12 +90,17 @@ def select_detector(
     see. It reaches the target precision if the simpler one does. With fewer than `MIN_NON_PLANTS` non-plants there is
     no evidence to choose by, so the classic detector is taken.
 
+    Every score comes from a fit that did not see the image (`score_held_out`). Without leaves that calibrate, the
+    threshold is optimistic if the network has learned the training leaves.
+
     Linear algebra runs on one thread: with several the last bits differ, and on a busy machine it takes twenty times
     as long.
 
     Args:
         plants: training leaves.
         non_plants: the selection half of the non-plants, or None.
+        calibration: leaves that give the threshold and the p-values, and that neither network nor detector has seen;
+            None takes the training leaves.
         further_moments: moments of further training leaves with the same class numbers. They only enter the final
             fit, and are not changed.
         seed: seed of the folds.
@@ -101,48 +110,46 @@ def select_detector(
     """
     check_image_count(len(plants.outputs))
     with threadpool_limits(1):
+        images = Images(plants, non_plants, calibration, further_moments, seed)
         count = 0 if non_plants is None else len(non_plants.outputs)
         if non_plants is None or count < MIN_NON_PLANTS:
-            return _take_classic(plants, count, further_moments, seed)
-        return _select_by_evidence(plants, non_plants, further_moments, seed)
+            return _take_classic(replace(images, non_plants=None), count)
+        return _select_by_evidence(images, non_plants)
 
 
-def _take_classic(plants: LeafEmbeddings, non_plants: int, further: RunningMoments | None, seed: int) -> Selection:
-    scores = cross_validate(_make_fit(_CLASSIC), plants, None, seed)
-    threshold = choose_threshold(scores.plants, None)
+def _take_classic(images: Images, non_plants: int) -> Selection:
     reason = f"{non_plants} non-plants to choose by, at least {MIN_NON_PLANTS} are needed for another than the classic"
-    detector = _fit_method(_CLASSIC, FitData(plants.outputs, plants.classes, None), further)
-    return Selection(_add_evidence(detector, scores, threshold), reason, ())
+    return Selection(_calibrate(_CLASSIC, images, score_held_out(_CLASSIC, images)), reason, ())
 
 
-def _select_by_evidence(
-    plants: LeafEmbeddings, non_plants: NonPlantEmbeddings, further: RunningMoments | None, seed: int
-) -> Selection:
+def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings) -> Selection:
     candidates: dict[Method, _CandidateDetector] = {}
     baselines: list[DetectorTrial] = []
-    with log_step("select detector", total=len(METHODS) + len(BASELINES), unit="method") as advance:
+    with log_step("select detector", total=len(METHODS) + len(BASELINES) + 1, unit="method") as advance:
         for method in METHODS:
-            candidates[method] = _evaluate_method(method, plants, non_plants, seed)
+            candidates[method] = _evaluate_method(method, images, non_plants)
             advance()
-        for trial in _evaluate_baselines(plants, non_plants, seed):
+        for trial in _evaluate_baselines(images, non_plants):
             baselines.append(trial)
             advance()
-    best = _CLASSIC
-    for method in METHODS[1:]:
-        if candidates[method].is_better_than(candidates[best]):
-            best = method
+        best = _CLASSIC
+        for method in METHODS[1:]:
+            if candidates[method].is_better_than(candidates[best]):
+                best = method
+        scored = candidates[best].scored if images.calibration is not None else score_held_out(best, images)
+        detector = _calibrate(best, images, scored)
+        advance()
     recalls = ", ".join(f"{method} {candidate.threshold.recall:.1%}" for method, candidate in candidates.items())
     reason = f"of {len(non_plants.outputs):,} non-plants rejected at each one's threshold: {recalls}"
-    trials = (*(candidate.trial for candidate in candidates.values()), *baselines)
-    detector = _fit_method(best, FitData(plants.outputs, plants.classes, non_plants.outputs), further)
-    return Selection(_add_evidence(detector, candidates[best].scores, candidates[best].threshold), reason, trials)
+    return Selection(detector, reason, (*(candidate.trial for candidate in candidates.values()), *baselines))
 
 
 @dataclass(frozen=True)
 class _CandidateDetector:
-    """A method that a bundle can hold, with its cross-validated scores and the threshold chosen on them."""
+    """A method that a bundle can hold, with its scores and the threshold chosen on them."""
 
     trial: DetectorTrial
+    scored: Scored
     scores: HeldOutScores
     threshold: Threshold
 
@@ -162,21 +169,27 @@ class _CandidateDetector:
         return sum(unseen.values()) >= sum(simpler.trial.by_unseen_source[source] for source in unseen)
 
 
-def _evaluate_method(
-    method: Method, plants: LeafEmbeddings, non_plants: NonPlantEmbeddings, seed: int
-) -> _CandidateDetector:
-    fit, exposed = _make_fit(method), method == "gaussian_ratio"
-    scores = cross_validate(fit, plants, non_plants, seed)
-    trial = measure_trial(method, fit, plants, non_plants, scores, served=True, exposed=exposed)
-    return _CandidateDetector(trial, scores, choose_threshold(scores.plants, scores.non_plants))
+def _evaluate_method(method: Method, images: Images, non_plants: NonPlantEmbeddings) -> _CandidateDetector:
+    scored, exposed = score_held_out(method, images, plant_rounds=1), method == "gaussian_ratio"
+    scores, fit = scored.scores, _make_fit(method)
+    trial = measure_trial(method, fit, images.plants, non_plants, scores, served=True, exposed=exposed)
+    return _CandidateDetector(trial, scored, scores, choose_threshold(scores.plants, scores.non_plants))
 
 
-def _evaluate_baselines(plants: LeafEmbeddings, non_plants: NonPlantEmbeddings, seed: int) -> Iterator[DetectorTrial]:
-    step = -(-len(plants.outputs) // _MAX_BASELINE_PLANTS)
-    some = plants[np.arange(len(plants.outputs)) % step == 0]
+def _evaluate_baselines(images: Images, non_plants: NonPlantEmbeddings) -> Iterator[DetectorTrial]:
+    some, seed = _take_some(images.plants), images.seed
     for name, baseline in BASELINES.items():
-        scores = cross_validate(baseline.fit, some, non_plants, seed)
+        if images.calibration is None:
+            scores = cross_validate(baseline.fit, some, non_plants, seed)
+        else:
+            fresh = _take_some(images.calibration)
+            scores = score_fresh(baseline.fit, some, fresh, non_plants, seed if baseline.exposed else None)
         yield measure_trial(name, baseline.fit, some, non_plants, scores, served=False, exposed=baseline.exposed)
+
+
+def _take_some(leaves: LeafEmbeddings) -> LeafEmbeddings:
+    step = -(-len(leaves.outputs) // _MAX_BASELINE_PLANTS)
+    return leaves[np.arange(len(leaves.outputs)) % step == 0]
 
 
 def _make_fit(method: Method) -> Fit:
@@ -187,9 +200,9 @@ def _make_fit(method: Method) -> Fit:
     return fit
 
 
-def _fit_method(method: Method, data: FitData, further: RunningMoments | None = None) -> OODDetector:
+def _fit_method(method: Method, data: FitData) -> OODDetector:
     dim = data.plants.features.shape[1]
-    moments = RunningMoments(int(data.classes.max()) + 1, dim) if further is None else further.copy()
+    moments = RunningMoments(int(data.classes.max()) + 1, dim)
     moments.update(data.classes, data.plants.features)
     if data.non_plants is None or method != "gaussian_ratio":
         return fit_detector(moments, method)
@@ -198,8 +211,15 @@ def _fit_method(method: Method, data: FitData, further: RunningMoments | None = 
     return fit_detector(moments, method, non_plants)
 
 
-def _add_evidence(detector: OODDetector, scores: HeldOutScores, threshold: Threshold) -> OODDetector:
-    """Return the detector with its threshold, the held-out scores of the plants, and what the choice rests on."""
+def _calibrate(method: Method, images: Images, scored: Scored) -> OODDetector:
+    """Return the detector with its threshold, its p-values, and what they rest on."""
+    scores = scored.scores
+    others, plants = images.non_plants, images.plants.outputs
+    threshold = choose_threshold(scores.plants, None if others is None else scores.non_plants)
+    rounds = scored.rounds or (None,)
+    usual_plants = scores.plants if images.calibration is None else cross_fit(method, images, images.seed)
+    usual = measure_species(usual_plants, plants.predicted, count=plants.logits.shape[1])
+    order = np.argsort(scores.plants, kind="stable")
     evidence: dict[str, float | int | str] = {
         "calibration_images": len(scores.plants),
         "selection_images": len(scores.non_plants),
@@ -210,8 +230,12 @@ def _add_evidence(detector: OODDetector, scores: HeldOutScores, threshold: Thres
     if threshold.precision is not None and threshold.recall is not None:
         evidence |= {"selection_precision": threshold.precision, "selection_recall": threshold.recall}
     return replace(
-        detector,
+        scored.detector,
         threshold=threshold.value,
-        plant_scores=np.sort(scores.plants),
-        fit={**detector.fit, **evidence},
+        plant_scores=scores.plants[order],
+        plant_species=images.fresh.outputs.predicted[order],
+        species_center=usual.center,
+        species_scale=usual.scale,
+        round_thresholds=np.array([choose_threshold(scores.plants, each).value for each in rounds]),
+        fit={**scored.detector.fit, **evidence},
     )

@@ -280,7 +280,7 @@ class PlantClassifier:
     ) -> Iterator[Prediction]:
         species_probability = softmax(outputs.species_logits, self.metadata.species_temperature)
         rejected = self.detector.rejects(outputs.ood_scores)
-        p_values = self.detector.p_values(outputs.ood_scores)
+        p_values = self.detector.p_values(outputs.ood_scores, outputs.species_index)
         diseases = self.name_diseases(outputs, routing)
         for row, index in enumerate(outputs.species_index.tolist()):
             logits, probabilities = outputs.species_logits[row], species_probability[row]

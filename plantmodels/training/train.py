@@ -16,9 +16,18 @@ import torch
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
-from plantmodels.checkpoint.spec import NetworkSpec
+from plantmodels.checkpoint.spec import HELD_OUT, NetworkSpec
+from plantmodels.data.digests import UNREADABLE
 from plantmodels.data.image_files import printable_name
-from plantmodels.data.leaves import LeafSet, digest_leaves, group_leaves, list_classes, read_leaves, split_by_name
+from plantmodels.data.leaves import (
+    LeafSet,
+    digest_each,
+    digest_leaves,
+    group_leaves,
+    list_classes,
+    read_leaves,
+    split_by_name,
+)
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
@@ -33,6 +42,9 @@ from plantmodels.training.requests import TrainRequest, check_writable
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
 IMAGENET_STD: Final = (0.229, 0.224, 0.225)
+
+MAX_HELD_OUT: Final = 20_000
+"""Digests that a checkpoint holds, 70 bytes each. An export calibrates with half as many."""
 
 STATE_SUFFIX: Final = ".state"
 """Added to the name of a checkpoint, it names the file from which a stopped training resumes."""
@@ -88,6 +100,8 @@ class TrainingSet:
         images: all leaves.
         train: (n,) rows to train on.
         held_out: (m,) rows that choose the best epoch.
+        held_out_sha256: digests of the contents of the leaves held out, ascending; without those of leaves that occur
+            among the leaves to train on, too.
         digest: SHA-256 of names, labels and contents of all leaves.
         unreadable: files that were skipped, non-plants included.
         non_plants: the selection half of the non-plants, or None.
@@ -96,6 +110,7 @@ class TrainingSet:
     images: LeafImages
     train: torch.Tensor
     held_out: torch.Tensor
+    held_out_sha256: tuple[str, ...]
     digest: str
     unreadable: tuple[UnreadableImage, ...]
     non_plants: NonPlantImages | None
@@ -219,13 +234,15 @@ def read_training_set(
             f"{data}: {len(samples)} training leaves cannot be divided: a share of {recipe.held_out:g} is held out to "
             f"choose the best epoch, and neither part may be empty{together}"
         )
-    rows = torch.arange(len(samples))
+    rows, digests = torch.arange(len(samples)), digest_each(leaves)
+    learned = {digests[sample.path] for sample in samples if sample not in chosen}
     others = None if non_plants is None else load_non_plants(non_plants, leaves, spec.preprocessing, out.parent)
     return TrainingSet(
         images=loaded.images,
         train=rows[~is_held_out],
         held_out=rows[is_held_out],
-        digest=digest_leaves(leaves),
+        held_out_sha256=tuple(sorted({digests[path] for path in held_out.paths} - learned - {UNREADABLE})),
+        digest=digest_leaves(leaves, digests),
         unreadable=loaded.unreadable + (() if others is None else others.unreadable),
         non_plants=others,
     )
@@ -257,14 +274,14 @@ def digest_values(*parts: Any) -> str:
 
 
 def write_result(result: TrainingResult, leaves: TrainingSet, out: Path) -> TrainReport:
-    """Write the checkpoint, delete the state, and return the report.
+    """Write the checkpoint, which names the leaves held out; delete the state, and return the report.
 
     Args:
         result: the trained network.
         leaves: leaves that it was trained on.
         out: checkpoint to write.
     """
-    write_bytes(out, serialize_checkpoint(result.network, leaves.seen_non_plants))
+    write_bytes(out, serialize_checkpoint(result.network, leaves.held_out_sha256, leaves.seen_non_plants))
     state_path(out).unlink(missing_ok=True)
     device = pick_device()
     return TrainReport(
@@ -279,15 +296,21 @@ def write_result(result: TrainingResult, leaves: TrainingSet, out: Path) -> Trai
     )
 
 
-def serialize_checkpoint(network: HierarchicalNetwork, seen_non_plants: Sequence[str] = ()) -> bytes:
-    """Return the bytes of a checkpoint (contract 1); the same weights give the same bytes.
+def serialize_checkpoint(
+    network: HierarchicalNetwork, held_out_sha256: Sequence[str] = (), seen_non_plants: Sequence[str] = ()
+) -> bytes:
+    """Return the bytes of a checkpoint (contract 1); the same weights and images give the same bytes.
 
     Args:
         network: network with its weights. Its logit for non-plants is left out.
+        held_out_sha256: SHA-256 of each leaf that was held out; the first `MAX_HELD_OUT` are written.
         seen_non_plants: SHA-256 of each non-plant that it was trained on.
     """
     state = network.network_state() if isinstance(network, ExposedNetwork) else network.state_dict()
-    document: dict[str, Any] = {"state_dict": state, "hyper_parameters": _list_hyper_parameters(network.spec)}
+    parameters = _list_hyper_parameters(network.spec)
+    if held_out_sha256:
+        parameters[HELD_OUT] = list(held_out_sha256[:MAX_HELD_OUT])
+    document: dict[str, Any] = {"state_dict": state, "hyper_parameters": parameters}
     if seen_non_plants:
         document["seen_non_plants"] = list(seen_non_plants)
     buffer = io.BytesIO()

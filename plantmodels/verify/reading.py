@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 from plantmodels.bundle.layout import is_report
 from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
-from plantmodels.data.leaves import LeafSet, read_field_leaves, read_leaves
+from plantmodels.data.leaves import LeafSet, leave_out, read_field_leaves, read_leaves
 from plantmodels.data.listing import log_left_out
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.errors import DataError
 from plantmodels.serve.loading import BundleContents, read_bundle
 from plantmodels.verify.leakage import read_training_leaves
 
@@ -22,7 +23,8 @@ class VerificationInputs:
     """The images that a bundle is measured on, and the checkpoint that it is compared with.
 
     Attributes:
-        leaves: the validation leaves.
+        leaves: the validation leaves that gates may measure.
+        left_out: number of validation leaves that no gate may measure, because they calibrated the bundle.
         training: the training leaves, which no validation leaf may be among; None if there are none.
         non_plants: images that show no plant, or None.
         unseen_plants: images of plants of unknown species, or None.
@@ -31,6 +33,7 @@ class VerificationInputs:
     """
 
     leaves: LeafSet
+    left_out: int
     training: LeafSet | None
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
@@ -74,16 +77,32 @@ def read_inputs(
     Raises:
         BundleError: the bundle was made from another checkpoint.
         CheckpointError: the checkpoint cannot be read.
-        DataError: images are missing, or a class is unknown.
+        DataError: images are missing, a class is unknown, or every validation leaf calibrated the bundle.
     """
-    leaves = read_leaves(data, "val", metadata.taxonomy)
+    val = read_leaves(data, "val", metadata.taxonomy)
+    leaves = _leave_out_calibration(val, metadata, data)
     others = None if non_plants is None else read_non_plants(non_plants)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     elsewhere = None if field is None else read_field_leaves(field, metadata.taxonomy)
-    log_left_out({"val": leaves, "non-plants": others, "unseen plants": unseen, "field": elsewhere})
+    log_left_out({"val": val, "non-plants": others, "unseen plants": unseen, "field": elsewhere})
     matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata, hyper_parameters)
     training = read_training_leaves(data, metadata.taxonomy)
-    return VerificationInputs(leaves, training, others, unseen, elsewhere, matching)
+    left_out = len(val.samples) - len(leaves.samples)
+    return VerificationInputs(leaves, left_out, training, others, unseen, elsewhere, matching)
+
+
+def _leave_out_calibration(val: LeafSet, metadata: Metadata, data: Path) -> LeafSet:
+    """Return the validation leaves without those that calibrated the bundle, wherever it took them from."""
+    calibration = metadata.calibration
+    if calibration is None:
+        return val
+    leaves = leave_out(val, frozenset(calibration.sha256))
+    if not leaves.samples:
+        raise DataError(
+            f"{data}: each of the {len(val.samples):,} images of split 'val' calibrated the bundle, so no gate may "
+            "measure it; expected other images, too"
+        )
+    return leaves
 
 
 def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":

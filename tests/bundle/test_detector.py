@@ -38,6 +38,7 @@ def make_detector(
         threshold=2.5,
         normalize=normalize,
         plant_scores=np.sort(rng.normal(size=7)),
+        round_thresholds=np.array([2.4, 2.6]),
         fit={"fit_images": 3 * dim, "shrinkage": 0.25, "note": "été"},
         **others,
     )
@@ -56,6 +57,12 @@ def score_slowly(detector: OODDetector, feature: np.ndarray) -> float:
     return np.sqrt(nearest)
 
 
+SPECIES = {
+    "plant_scores": np.arange(7.0),
+    "plant_species": np.array([0, 1, 1, 0, 1, 1, 0]),
+    "species_center": np.array([0.5, -1.0]),
+    "species_scale": np.array([1.0, 2.0]),
+}
 OTHERS = {"method": "gaussian_ratio", "other_mean": np.zeros(5), "other_inv_cov": np.eye(5)}
 
 
@@ -150,39 +157,71 @@ class TestScore:
             make_detector().score(np.zeros(shape))
 
 
+def with_plants(scores: np.ndarray, species: np.ndarray, center: np.ndarray, scale: np.ndarray) -> OODDetector:
+    """Return a detector whose p-values rest on these held-out plants."""
+    order = np.argsort(scores, kind="stable")
+    return dataclasses.replace(
+        make_detector(),
+        plant_scores=scores[order],
+        plant_species=species[order],
+        species_center=center,
+        species_scale=scale,
+    )
+
+
 class TestPValue:
     def test_counts_the_held_out_plants_that_score_as_high(self) -> None:
         detector = dataclasses.replace(make_detector(), plant_scores=np.array([1.0, 2, 2, 3]))
+        found = detector.p_values(np.array([0.5, 2, 2.5, 3, 4]), np.zeros(5, int))
 
-        np.testing.assert_allclose(detector.p_values(np.array([0.5, 2, 2.5, 3, 4])), [1, 0.8, 0.4, 0.4, 0.2])
-        assert detector.p_values(np.array([np.nan])) == [0.2]
+        np.testing.assert_allclose(found, [1, 0.8, 0.4, 0.4, 0.2])
+        assert detector.p_values(np.array([np.nan]), np.zeros(1, int)) == [0.2]
 
-    @settings(max_examples=100, deadline=None)
-    @given(held_out=st.lists(st.integers(0, 9), min_size=1, max_size=40), score=st.integers(-1, 10))
-    def test_is_that_of_a_slow_loop(self, held_out: list[int], score: int) -> None:
-        detector = dataclasses.replace(make_detector(), plant_scores=np.sort(np.array(held_out, float)))
-        expected = (1 + sum(value >= score for value in held_out)) / (1 + len(held_out))
+    @settings(max_examples=60, deadline=None)
+    @given(st.data())
+    def test_is_that_of_a_slow_loop(self, data: st.DataObject) -> None:
+        """Species 2 has no held-out plant. Small bounds of leaves show all three cases of the weight."""
+        values, names, least = st.integers(0, 9), st.integers(0, 1), data.draw(st.sampled_from([0, 3, 500]))
+        scores = np.array(data.draw(st.lists(values, min_size=1, max_size=30)), float)
+        named = np.array(data.draw(st.lists(names, min_size=len(scores), max_size=len(scores))))
+        center, scale = np.array([0.0, 3.0, 1.0]), np.array([1.0, 2.0, 0.5])
+        score, species = float(data.draw(st.integers(-1, 10))), data.draw(st.integers(0, 2))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(detector_module, "SPECIES_LEAVES", least)
+            found = with_plants(scores, named, center, scale).p_values(np.array([score]), np.array([species]))
 
-        assert detector.p_values(np.array([float(score)]))[0] == pytest.approx(expected)
+        high = total = 1.0
+        own = sum(named == species)
+        for other, name in zip(scores, named, strict=True):
+            weight = 1.0 if name == species else min(1.0, max(0, least - own) / (len(scores) - own))
+            total += weight
+            high += weight * ((other - center[name]) / scale[name] >= (score - center[species]) / scale[species])
+        assert found[0] == pytest.approx(high / total)
 
-    def test_no_more_plants_than_promised_get_a_small_one(self) -> None:
+    @pytest.mark.parametrize("held_out", [99, 3000])
+    def test_no_more_plants_than_promised_get_a_small_one(self, held_out: int) -> None:
+        """With 99 held-out plants all count alike; with 3,000 each species has 1,000 or 2,000 of its own."""
         rng = np.random.default_rng(1)
-        small = [
-            (
-                dataclasses.replace(make_detector(), plant_scores=np.sort(rng.normal(size=99))).p_values(
-                    rng.normal(size=50)
-                )
-                <= 0.1
-            ).mean()
-            for _ in range(400)
-        ]
+        spread = np.array([1.0, 5.0])
 
-        assert np.mean(small) == pytest.approx(0.1, abs=0.01)
+        def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+            species = (np.arange(count) % 3 == 0).astype(int)
+            return rng.normal(size=count) * spread[species], species
+
+        small = []
+        for _ in range(400 if held_out == 99 else 30):
+            detector = with_plants(*draw(held_out), np.zeros(2), np.ones(2))
+            small.append(detector.p_values(*draw(1000)) <= 0.1)
+        share = np.mean(small, axis=0)
+
+        assert share.mean() == pytest.approx(0.1, abs=0.01)
+        if held_out == 3000:
+            assert share[::3].mean() == pytest.approx(0.1, abs=0.02), "each species alone"
 
     def test_without_held_out_plants_there_is_none(self) -> None:
         detector = dataclasses.replace(make_detector(), plant_scores=np.empty(0))
 
-        assert detector.p_values(np.ones(3)) is None
+        assert detector.p_values(np.ones(3), np.zeros(3, int)) is None
 
 
 @pytest.mark.parametrize(
@@ -191,6 +230,15 @@ class TestPValue:
         ({"method": "euclid"}, "method must be one of mahalanobis, class_mahalanobis, gaussian_ratio, got 'euclid'"),
         ({"plant_scores": np.array([2.0, 1.0])}, "plant_scores must be one ascending row, got shape \\(2,\\)"),
         ({"plant_scores": np.array([np.nan])}, "plant_scores and threshold must be finite"),
+        ({"plant_species": np.zeros(7, int)}, "plant_species must be the index of one of 0 species for each of 0"),
+        (SPECIES | {"plant_species": np.zeros(6, int)}, "of one of 2 species for each of 7 plant_scores.*; got 6 from"),
+        (SPECIES | {"plant_species": np.full(7, 2)}, "got 7 from 0 to 2"),
+        (SPECIES | {"plant_species": np.full(7, -1)}, "got 7 from -1 to 0"),
+        (SPECIES | {"plant_species": np.zeros(7)}, "plant_species must be one row of integers, got float64"),
+        (SPECIES | {"species_scale": np.ones(3)}, "species_scale must be 2 numbers above 0"),
+        (SPECIES | {"species_scale": np.zeros(2)}, "species_scale must be 2 numbers above 0"),
+        (SPECIES | {"species_center": np.full(2, np.nan)}, "species_center must be one row of finite numbers"),
+        ({"round_thresholds": np.eye(2)}, "round_thresholds must be one row of finite numbers, got shape \\(2, 2\\)"),
         ({"method": "gaussian_ratio"}, "belong to method 'gaussian_ratio', both; the method is 'gaussian_ratio'"),
         ({"method": "gaussian_ratio", "other_mean": np.zeros(5)}, "belong to method 'gaussian_ratio', both"),
         ({"other_mean": np.zeros(5), "other_inv_cov": np.eye(5)}, "both; the method is 'mahalanobis'"),
@@ -233,13 +281,13 @@ class TestFile:
     @pytest.mark.parametrize("normalize", [False, True])
     @pytest.mark.parametrize("classes", [1, 4])
     def test_round_trip(self, tmp_path: Path, classes: int, normalize: bool, ratio: bool) -> None:
-        detector = make_detector(classes, normalize=normalize, ratio=ratio)
+        detector = dataclasses.replace(make_detector(classes, normalize=normalize, ratio=ratio), **SPECIES)
         detector = dataclasses.replace(detector, inv_cov=detector.inv_cov.astype(np.float32))
         write_detector(tmp_path / "ood.pkl", detector)
         again = read_detector(tmp_path / "ood.pkl")
 
         np.testing.assert_array_equal(again.mean, detector.mean)
-        for name in ("inv_cov", "other_mean", "other_inv_cov", "plant_scores"):
+        for name in ("inv_cov", "other_mean", "other_inv_cov", "round_thresholds", *SPECIES):
             np.testing.assert_array_equal(getattr(again, name), getattr(detector, name))
         assert again.inv_cov.dtype == np.float32
         assert again.mean.shape == (classes, 5)
@@ -278,7 +326,7 @@ class TestFile:
     @pytest.mark.parametrize(
         ("changes", "match"),
         [
-            ({"format_version": 3}, "format_version 3, this code reads 1 to 2"),
+            ({"format_version": 4}, "format_version 4, this code reads 1 to 3"),
             ({"format_version": "1"}, "format_version '1'"),
             ({"mean": [0.0]}, "opcode EMPTY_LIST"),
             ({"mean": 1.0}, "mean must be an array, got float"),

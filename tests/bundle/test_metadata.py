@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from plantmodels.bundle.calibration import Calibration
 from plantmodels.bundle.layout import HEADS_LIST_FILE, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata, Preprocessing, read_metadata, write_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
@@ -32,6 +33,7 @@ def metadata(tiny_taxonomy: Taxonomy) -> Metadata:
         cpu={"architecture": "x86_64", "features": ["avx2"]},
         species_temperature=0.79,
         disease_temperature=2.5,
+        calibration=Calibration("val", 120, {"Mint": 120, "Rose": 0}, "a reason", ("0" * 64,)),
     )
 
 
@@ -54,6 +56,12 @@ def test_round_trip(folder: Path, metadata: Metadata) -> None:
     assert again.to_dict() == metadata.to_dict()
     assert again.rows_per_run("int8") == 1
     assert again.rows_per_run("fp16") is None
+
+
+def test_metadata_of_format_1_do_not_say_what_calibrated(folder: Path) -> None:
+    edit_json(folder / METADATA_FILE, lambda d: (d.pop("calibration"), d.update(format_version=1)))
+
+    assert read_metadata(folder).calibration is None
 
 
 def test_metadata_from_before_there_were_temperatures_have_1(folder: Path, metadata: Metadata) -> None:
@@ -144,7 +152,11 @@ def test_absent_documents_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda d: d.update(format_version=2), "format_version 2, this code reads 1 to 1"),
+        (lambda d: d.update(format_version=3), "format_version 3, this code reads 1 to 2"),
+        (lambda d: d.update(calibration=5), "calibration: expected an object with source, images, .*, got 5"),
+        (lambda d: d["calibration"].update(source="test"), "calibration.source: expected one of .*, got 'test'"),
+        (lambda d: d["calibration"].update(sha256=["ab"]), "calibration: sha256 must be digests of 64 .*, got 'ab'"),
+        (lambda d: d["calibration"].update(images=0, sha256=["0" * 64]), "calibration: sha256 has 1 digests of 0"),
         (lambda d: d.pop("format_version"), "format_version None"),
         (lambda d: d.update(format_version=True), "format_version True"),
         (lambda d: d.pop("taxonomy"), "'taxonomy' must be an object"),

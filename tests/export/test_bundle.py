@@ -22,7 +22,7 @@ from plantmodels.data.non_plants import read_non_plants
 from plantmodels.errors import PlantModelsError
 from plantmodels.export import bundle as export_module
 from plantmodels.export.bundle import export_bundle
-from plantmodels.export.calibrate import fit_temperature
+from plantmodels.export.calibration.temperatures import fit_temperature
 from plantmodels.export.network import load_network
 from plantmodels.export.onnx_species import ExportedSpecies
 from plantmodels.serve.classifier import PlantClassifier

@@ -33,7 +33,7 @@ WRITTEN = (
 )
 """Files of an export in the order in which they are written; only the first of the heads."""
 
-COMPUTED = ("export_species", "choose_int8", "_embed_images", "select_detector", "fit_temperatures")
+COMPUTED = ("export_species", "choose_int8", "embed_images", "select_detector", "fit_temperatures")
 PAGE = 4096
 
 

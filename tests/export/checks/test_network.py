@@ -126,7 +126,7 @@ def test_odd_pixels_are_a_warning(tiny_bundle, tiny_checkpoint_factory, tmp_path
         document["hyper_parameters"]["std"] = [value / 10 for value in document["hyper_parameters"]["std"]]
 
     monkeypatch.setattr(export_module, "check_network", lambda *_: None)
-    inputs = export_module._read_inputs(read_checkpoint(tiny_checkpoint_factory(edit)), tiny_bundle.data, None, 0)
+    inputs = export_module.read_inputs(read_checkpoint(tiny_checkpoint_factory(edit)), tiny_bundle.data, None, 0)
     _, _, (warning,) = export_module._check_inputs(inputs)
     assert warning.startswith("normalized training pixels have mean")
     assert "those that the network was trained with?" in warning
@@ -141,7 +141,7 @@ class TestReal:
         document = torch.load(real_paths.checkpoint, map_location="cpu", weights_only=True)
         edit(document)
         torch.save(document, tmp_path / "real.ckpt")
-        inputs = export_module._read_inputs(read_checkpoint(tmp_path / "real.ckpt"), real_paths.leaves, non_plants, 0)
+        inputs = export_module.read_inputs(read_checkpoint(tmp_path / "real.ckpt"), real_paths.leaves, non_plants, 0)
         export_module._check_inputs(inputs)
 
     def test_the_real_network_passes_with_real_non_plants(self, real_paths, tmp_path: Path) -> None:

@@ -8,7 +8,12 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from plantmodels.data.leaves import LeafSample
-from plantmodels.export.calibrate import TEMPERATURE_BOUNDS, Temperatures, fit_temperature, fit_temperatures
+from plantmodels.export.calibration.temperatures import (
+    TEMPERATURE_BOUNDS,
+    Temperatures,
+    fit_temperature,
+    fit_temperatures,
+)
 from plantmodels.ood.embeddings import ModelOutputs
 
 

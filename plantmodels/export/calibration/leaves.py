@@ -1,0 +1,189 @@
+"""Chooses the leaves that calibrate a bundle, and the training leaves that its detector is fitted on.
+
+The best source that has enough leaves is taken:
+
+1. the split "calibration" of the data;
+2. the leaves of the split "train" that training held out, which the checkpoint names by their digests (contract 1);
+3. a third of the split "val", which no gate measures then;
+4. all leaves of the split "train". The network has learned them, so this is marked as optimistic.
+
+Held-out leaves chose the best epoch of a training. This is a choice among a few networks by accuracy, and no weight was
+fitted to them.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from plantmodels.bundle.calibration import Calibration, CalibrationSource
+from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data.digests import UNREADABLE
+from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, read_optional_leaves
+from plantmodels.errors import DataError
+
+MIN_CALIBRATION_LEAVES: Final = 100
+"""With fewer leaves, no threshold is sure to reject at most 1 % of fresh leaves: the conformal bound needs 99."""
+
+MAX_CALIBRATION_LEAVES: Final = 10_000
+"""More leaves make a share of 1 % no surer than 0.1 points. Their digests take 670 kB of the metadata."""
+
+MIN_VAL_LEAVES: Final = 300
+"""Leaves that the split "val" must keep: with fewer, the gates on accuracy are not measured by default."""
+
+VAL_SHARE: Final = 1 / 3
+"""Part of the split "val" that calibrates. It widens the gates' intervals by a fifth."""
+
+MIN_CLASS_LEAVES: Final = 5
+"""Leaves of each class that the split "val" must keep: with fewer of a species, the gate `coverage` fails."""
+
+
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """The leaves that calibrate, and those that the detector is fitted on.
+
+    Attributes:
+        leaves: the leaves that calibrate; for the source "train", those that the detector is fitted on.
+        fit: training leaves that the detector is fitted on.
+        record: what the bundle's metadata and its report say about the calibration.
+    """
+
+    leaves: LeafSet
+    fit: LeafSet
+    record: Calibration
+
+
+def choose_calibration(
+    data: Path, taxonomy: Taxonomy, train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str]
+) -> CalibrationChoice:
+    """Return the leaves of the best source that has at least `MIN_CALIBRATION_LEAVES`.
+
+    A leaf whose content is also that of a training leaf does not calibrate, unless training held it out.
+
+    Args:
+        data: leaf folders, a manifest or Parquet files (contract 2).
+        taxonomy: the classes of the checkpoint.
+        train: all leaves of the split "train".
+        digests: path of each of these leaves to the digest of its content.
+        held_out: digests of the leaves that training held out, as the checkpoint names them; empty if it names none.
+
+    Raises:
+        DataError: the split "calibration" holds no images or an unknown class.
+    """
+    learned = {digest for digest in digests.values() if digest not in held_out}
+    reasons: list[str] = []
+    finders: dict[CalibrationSource, Callable[[], tuple[LeafSet | None, str]]] = {
+        "calibration": lambda: _find_split(data, taxonomy, learned),
+        "held-out": lambda: _find_held_out(train, digests, held_out),
+        "val": lambda: _find_part_of_val(data, taxonomy, learned),
+    }
+    for source, find in finders.items():
+        found, reason = find()
+        if found is not None and len(found.samples) >= MIN_CALIBRATION_LEAVES:
+            chosen = _thin_out(found)
+            fit = _leave_out(train, digests, set(held_out)) if source == "held-out" else train
+            return _make_choice(source, chosen, fit, taxonomy, "; ".join(filter(None, reasons)))
+        if found is not None:
+            reason = f"{reason} ({len(found.samples):,} leaves, at least {MIN_CALIBRATION_LEAVES} are needed)"
+        reasons.append(reason)
+    return _make_choice("train", train, train, taxonomy, "; ".join(filter(None, reasons)))
+
+
+def group_leaves(samples: Sequence[LeafSample], digests: Mapping[Path, str]) -> list[str]:
+    """Return the group of each leaf; leaves of one group calibrate together or not at all.
+
+    Identical files are one group. A file that cannot be read is a group of its own.
+
+    Args:
+        samples: N leaves.
+        digests: path of each leaf to the digest of its content.
+    """
+    return [str(s.path) if digests[s.path] == UNREADABLE else digests[s.path] for s in samples]
+
+
+def _find_split(data: Path, taxonomy: Taxonomy, learned: Collection[str]) -> tuple[LeafSet | None, str]:
+    leaves = read_optional_leaves(data, "calibration", taxonomy)
+    if leaves is None:
+        return None, ""
+    found = _leave_out(leaves, digest_each(leaves), learned)
+    return found, "the split calibration has too few leaves that are not in train"
+
+
+def _find_held_out(
+    train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str]
+) -> tuple[LeafSet | None, str]:
+    if not held_out:
+        return None, "the checkpoint names no leaves that training held out"
+    found = replace(train, samples=tuple(s for s in train.samples if digests[s.path] in held_out))
+    return found, f"of {len(held_out):,} leaves that training held out, too few are in the split train"
+
+
+def _find_part_of_val(data: Path, taxonomy: Taxonomy, learned: Collection[str]) -> tuple[LeafSet | None, str]:
+    try:
+        val = read_optional_leaves(data, "val", taxonomy)
+    except DataError:
+        return None, "the split val cannot be read"  # `verify` says why
+    if val is None:
+        return None, "the data have no split val"
+    digests = digest_each(val)
+    chosen = pick_part(val.samples, group_leaves(val.samples, digests))
+    left = len(val.samples) - len(chosen)
+    if left < MIN_VAL_LEAVES:
+        return (
+            None,
+            f"a part of the split val would leave {left:,} of its leaves to the gates, fewer than {MIN_VAL_LEAVES}",
+        )
+    return _leave_out(replace(val, samples=chosen), digests, learned), "a third of the split val is too small"
+
+
+def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[LeafSample, ...]:
+    """Return a third of the leaves of each class, as whole groups, chosen by content.
+
+    The groups are taken in the order of their names, which are digests. At least `MIN_CLASS_LEAVES` of each class
+    stay. A group counts as one of the class of its first leaf.
+
+    Args:
+        samples: N leaves.
+        groups: (N,) group of each leaf, as `group_leaves` names it.
+    """
+    sizes = Counter(groups)
+    class_of_group: dict[str, tuple[int, int]] = {}
+    for sample, group in zip(samples, groups, strict=True):
+        class_of_group.setdefault(group, class_of(sample))
+    images: Counter[tuple[int, int]] = Counter()
+    for group, size in sizes.items():
+        images[class_of_group[group]] += size
+    room = {each: min(int(count * VAL_SHARE), count - MIN_CLASS_LEAVES) for each, count in images.items()}
+    taken: set[str] = set()
+    for group in sorted(sizes):
+        if sizes[group] <= room[class_of_group[group]]:
+            taken.add(group)
+            room[class_of_group[group]] -= sizes[group]
+    return tuple(sample for sample, group in zip(samples, groups, strict=True) if group in taken)
+
+
+def _leave_out(leaves: LeafSet, digests: Mapping[Path, str], unwanted: Collection[str]) -> LeafSet:
+    return replace(leaves, samples=tuple(s for s in leaves.samples if digests[s.path] not in unwanted))
+
+
+def _thin_out(leaves: LeafSet) -> LeafSet:
+    """Return at most `MAX_CALIBRATION_LEAVES` leaves, chosen by content."""
+    if len(leaves.samples) <= MAX_CALIBRATION_LEAVES:
+        return leaves
+    digests = digest_each(leaves)
+    kept = set(sorted(digests.values())[:MAX_CALIBRATION_LEAVES])
+    return replace(leaves, samples=tuple(s for s in leaves.samples if digests[s.path] in kept))
+
+
+def _make_choice(
+    source: CalibrationSource, leaves: LeafSet, fit: LeafSet, taxonomy: Taxonomy, reason: str
+) -> CalibrationChoice:
+    counts = Counter(taxonomy.species[sample.species_index] for sample in leaves.samples)
+    digests = () if source == "train" else tuple(_list_digests(leaves))
+    by_species = {name: counts[name] for name in taxonomy.species}
+    return CalibrationChoice(leaves, fit, Calibration(source, len(leaves.samples), by_species, reason, digests))
+
+
+def _list_digests(leaves: LeafSet) -> Iterator[str]:
+    yield from sorted(set(digest_each(leaves).values()) - {UNREADABLE})
