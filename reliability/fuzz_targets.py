@@ -51,7 +51,7 @@ def _pickle_target() -> Target:
     random = np.random.default_rng(3)
     form = {"mean": random.normal(size=4), "inv_cov": np.eye(4), "threshold": 2.5, "normalize": False}
     ratio = {"other_mean": random.normal(size=4), "other_inv_cov": np.eye(4, dtype=np.float32) / 2}
-    plain = {"format_version": 2, "method": "gaussian_ratio", "plant_scores": np.arange(5.0), "fit": {"images": 5}}
+    plain = {"format_version": 3, "method": "gaussian_ratio", "plant_scores": np.arange(5.0), "fit": {"images": 5}}
     files = [*make_detector_pickles(form), *make_detector_pickles(form | ratio | plain)]
     return Target(
         lambda data: _ignore(parse_detector(Path("fuzzed.pkl"), data)),

@@ -17,6 +17,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from plantmodels.export import bundle as export_module
+from plantmodels.export import inputs as inputs_module
 from plantmodels.export.bundle import export_bundle
 from plantmodels.export.onnx_species import ExportedSpecies
 from plantmodels.ood.moments import RunningMoments
@@ -132,7 +133,7 @@ def test_leaves_beyond_those_in_memory_are_added_up_on_one_thread(
 
     model = onnx.load(tiny_bundle.bundle / "swin-species.onnx")
     monkeypatch.setattr(export_module, "export_species", lambda *_: ExportedSpecies(model, "swin", 0.0))
-    monkeypatch.setattr(export_module, "MAX_KEPT_LEAVES", 100)
+    monkeypatch.setattr(inputs_module, "MAX_KEPT_LEAVES", 100)
     monkeypatch.setattr(RunningMoments, "update", watch)
     export_bundle(tiny_bundle.checkpoint, tiny_bundle.data, tmp_path / "models")
 
