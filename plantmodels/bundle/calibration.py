@@ -3,7 +3,7 @@
 A network answers leaves that it has learned more surely than fresh ones, so only leaves that it has not learned say how
 it does on fresh ones. The record names them by the digests of their contents: `verify` measures none of them.
 
->>> calibration = Calibration("val", 120, {"Mint": 120, "Rose": 0}, "the checkpoint names no held-out leaves", ())
+>>> calibration = CalibrationRecord("val", 120, {"Mint": 120, "Rose": 0}, "the checkpoint names no held-out leaves", ())
 >>> print(calibration.describe())
 calibrated on 120 leaves of the split val, which no gate measures: the checkpoint names no held-out leaves
 >>> calibration.species_without
@@ -28,7 +28,7 @@ _DIGEST_LENGTH: Final = 64
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationRecord:
     """The leaves that calibrated a bundle.
 
     Attributes:

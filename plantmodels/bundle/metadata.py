@@ -12,7 +12,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 import numpy as np
 
-from plantmodels.bundle.calibration import Calibration
+from plantmodels.bundle.calibration import CalibrationRecord
 from plantmodels.bundle.files import parse_json, read_json, write_json
 from plantmodels.bundle.layout import (
     HEADS_LIST_FILE,
@@ -115,7 +115,7 @@ class Metadata:
     cpu: Mapping[str, Any]
     species_temperature: float = 1.0
     disease_temperature: float = 1.0
-    calibration: Calibration | None = None
+    calibration: CalibrationRecord | None = None
 
     def __post_init__(self) -> None:
         """Check the temperatures.
@@ -226,8 +226,8 @@ def _read_document(path: Path, contents: Mapping[str, bytes] | None) -> dict[str
     return read_json(path) if contents is None else parse_json(path, contents[path.name])
 
 
-def _decode_calibration(document: object) -> Calibration | None:
-    return None if document is None else decode(Calibration, document, "calibration")
+def _decode_calibration(document: object) -> CalibrationRecord | None:
+    return None if document is None else decode(CalibrationRecord, document, "calibration")
 
 
 def _check_models(path: Path, models: Mapping[str, object]) -> None:

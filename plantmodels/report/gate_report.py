@@ -16,11 +16,9 @@ from typing import Any, Final
 from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes
 from plantmodels.bundle.layout import (
-    DETECTOR_FILE,
     GATE_REPORT_FILE,
     IMAGES_FILE,
     MANIFEST_FILE,
-    METADATA_FILE,
     is_report,
 )
 from plantmodels.bundle.manifest import FileDigest, Manifest, read_manifest
@@ -34,6 +32,7 @@ from plantmodels.report.evidence.field import Field
 from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.evidence.older import OLDEST_FORMAT, refuse_gates, upgrade_document
 from plantmodels.report.evidence.recount import check_report
+from plantmodels.report.evidence.served import list_served
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.inputs import Machine, ReportInputs, UnreadableFile
 from plantmodels.report.leakage import Leakage
@@ -273,7 +272,7 @@ class GateReport:
                 raise BundleError(f"{name}: {error}") from error
 
     def check_served(self, metadata: Metadata, detector: OODDetector) -> None:
-        """Check that class order, checkpoint, temperatures and threshold are those of the bundle.
+        """Check that class order, checkpoint, calibration, temperatures and thresholds are those of the bundle.
 
         Args:
             metadata: the bundle's metadata.
@@ -282,20 +281,7 @@ class GateReport:
         Raises:
             BundleError: names the value that differs.
         """
-        inputs, made_from = self.inputs, metadata.provenance.get("checkpoint_sha256")
-        values: dict[str, tuple[object, object, str]] = {
-            "inputs.class_order_digest": (inputs.class_order_digest, metadata.taxonomy.digest, METADATA_FILE)
-        }
-        if inputs.checkpoint_sha256 is not None:
-            values["inputs.checkpoint_sha256"] = (inputs.checkpoint_sha256, made_from, METADATA_FILE)
-        if self.accuracy is not None:
-            for name in ("species", "disease"):
-                temperature = getattr(self.accuracy, f"{name}_calibration").temperature
-                served = getattr(metadata, f"{name}_temperature")
-                values[f"accuracy.{name}_calibration.temperature"] = (temperature, served, METADATA_FILE)
-        if self.rejection is not None:
-            values["rejection.threshold"] = (self.rejection.threshold, detector.threshold, DETECTOR_FILE)
-        for name, (reported, served, file) in values.items():
+        for name, (reported, served, file) in list_served(self, metadata, detector).items():
             if reported != served:
                 raise BundleError(f"{GATE_REPORT_FILE}: {name} is {reported}, but {file} has {served}; verify again")
 

@@ -7,7 +7,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Source = Literal["train", "val", "non-plants", "unseen-plants", "field"]
+
+from plantmodels.bundle.calibration import CalibrationRecord
+
+Source = Literal["train", "calibration", "val", "non-plants", "unseen-plants", "field"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class ReportInputs:
         non_plants: the images without plants; None when none were given.
         unseen_plants: the plants of unknown species; None when none were given.
         field: the field leaves; None when none were given.
+        calibration: the leaves that gave threshold, p-values and temperatures; None if the bundle does not say.
+        left_out: number of validation leaves that are among them, which no gate measured.
     """
 
     checkpoint_sha256: str | None
@@ -59,6 +64,15 @@ class ReportInputs:
     non_plants: ImageSet | None
     unseen_plants: ImageSet | None
     field: ImageSet | None = None
+    calibration: CalibrationRecord | None = None
+    left_out: int = 0
+
+    def describe_calibration(self) -> str:
+        """Return one line that says which leaves calibrated the bundle, and how many of them val holds."""
+        if self.calibration is None:
+            return "OPTIMISTIC: the bundle does not say which leaves calibrated it; export it again"
+        found = f" ({self.left_out:,} of them found in val and left out)" if self.calibration.source == "val" else ""
+        return self.calibration.describe() + found
 
 
 @dataclass(frozen=True)

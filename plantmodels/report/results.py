@@ -265,6 +265,27 @@ class Separation:
 
 
 @dataclass(frozen=True)
+class Round:
+    """What the threshold of a single round of cross-validation would reject; the bundle serves the rounds' average.
+
+    Attributes:
+        threshold: the threshold.
+        plants: rejected plants, of all plants that were measured.
+        non_plants: rejected non-plants, of all that were measured.
+    """
+
+    threshold: float
+    plants: Proportion
+    non_plants: Proportion
+
+    @property
+    def precision(self) -> float | None:
+        """Precision at equal numbers of plants and non-plants; None if nothing is rejected, or without images."""
+        recall, alarms = self.non_plants.value, self.plants.value
+        return None if recall is None or alarms is None else precision_at_equal_numbers(recall, alarms)
+
+
+@dataclass(frozen=True)
 class Rejection:
     """How many plants, non-plants and plants of unknown species the threshold rejects.
 
@@ -282,6 +303,8 @@ class Rejection:
         separation: separation of all non-plants from plants; None without finite scores of both.
         separation_by_source: folder of non-plants to its separation from plants.
         separation_by_unseen_source: folder of plants of unknown species to its separation from plants.
+        rounds: what the threshold of each round of cross-validation alone would reject; empty if the bundle does not
+            say.
         roc: points (proportion of plants rejected, proportion of non-plants rejected), ascending; empty when
             `separation` is None.
         histogram: histogram of the scores.
@@ -299,6 +322,7 @@ class Rejection:
     separation: Separation | None
     separation_by_source: Mapping[str, Separation]
     separation_by_unseen_source: Mapping[str, Separation]
+    rounds: tuple[Round, ...]
     roc: tuple[tuple[float, ...], ...]
     histogram: Histogram
 
@@ -306,6 +330,15 @@ class Rejection:
     def recall(self) -> float | None:
         """Proportion of non-plants that are rejected; None without non-plants."""
         return self.non_plants.value
+
+    @property
+    def spread(self) -> tuple[Interval, Interval] | None:
+        """Lowest and highest precision, and lowest and highest recall, of all rounds; None if they are not known."""
+        precisions = [each.precision for each in self.rounds if each.precision is not None]
+        recalls = [each.non_plants.value for each in self.rounds if each.non_plants.value is not None]
+        if not precisions or not recalls:
+            return None
+        return (min(precisions), max(precisions)), (min(recalls), max(recalls))
 
     @property
     def false_alarm_rate(self) -> float | None:

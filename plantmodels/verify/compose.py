@@ -105,7 +105,10 @@ class Passes:
         )
         rejection = self.rejection.rejection
         recounted = count_rejection(
-            ImageTable.from_rows(changed.rows), threshold=rejection.threshold, held_out=rejection.held_out
+            ImageTable.from_rows(changed.rows),
+            threshold=rejection.threshold,
+            held_out=rejection.held_out,
+            round_thresholds=[each.threshold for each in rejection.rounds],
         )
         return replace(changed, rejection=replace(changed.rejection, rejection=recounted))
 
@@ -181,6 +184,8 @@ def _record_inputs(metadata: Metadata, inputs: VerificationInputs, passes: Passe
         non_plants=record(inputs.non_plants, "non-plants"),
         unseen_plants=record(inputs.unseen_plants, "unseen-plants"),
         field=None if inputs.field is None else _record_set(table, "field", len(inputs.field.samples)),
+        calibration=metadata.calibration,
+        left_out=inputs.left_out,
     )
 
 

@@ -104,7 +104,13 @@ def measure_rejection(
     set_size = 0 if unseen_plants is None else len(unseen_plants.paths)
     unseen = _score_images(fp16, int8, unseen_plants, "unseen-plants", set_size)
     table = ImageTable.from_rows([*leaves.rows, *others.rows, *unseen.rows])
-    return RejectionRun(count_rejection(table, threshold=detector.threshold, held_out=held_out), others, unseen)
+    rejection = count_rejection(
+        table,
+        threshold=detector.threshold,
+        held_out=held_out,
+        round_thresholds=detector.round_thresholds.tolist(),
+    )
+    return RejectionRun(rejection, others, unseen)
 
 
 def _score_images(

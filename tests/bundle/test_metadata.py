@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from plantmodels.bundle.calibration import Calibration
+from plantmodels.bundle.calibration import CalibrationRecord
 from plantmodels.bundle.layout import HEADS_LIST_FILE, METADATA_FILE
 from plantmodels.bundle.metadata import Metadata, Preprocessing, read_metadata, write_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
@@ -33,7 +33,7 @@ def metadata(tiny_taxonomy: Taxonomy) -> Metadata:
         cpu={"architecture": "x86_64", "features": ["avx2"]},
         species_temperature=0.79,
         disease_temperature=2.5,
-        calibration=Calibration("val", 120, {"Mint": 120, "Rose": 0}, "a reason", ("0" * 64,)),
+        calibration=CalibrationRecord("val", 120, {"Mint": 120, "Rose": 0}, "a reason", ("0" * 64,)),
     )
 
 

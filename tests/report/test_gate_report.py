@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 
@@ -292,6 +293,16 @@ def test_a_broken_report_of_format_2_is_refused(path: str, value: object, messag
             "metadata",
             {"taxonomy": TAXONOMY},
             r"inputs\.class_order_digest is \w+, but onnx-metadata\.json has",
+        ),
+        (
+            "metadata",
+            {"calibration": None},
+            r"inputs\.calibration is 'OPTIMISTIC: .*, but onnx-metadata\.json has unknown",
+        ),
+        (
+            "detector",
+            {"round_thresholds": np.zeros(2)},
+            r"rejection\.rounds is \[.*, but ood-detector\.pkl has \[0\.0, ",
         ),
         ("detector", {"threshold": 3.0}, r"rejection\.threshold is .*, but ood-detector\.pkl has 3\.0; verify again"),
     ],

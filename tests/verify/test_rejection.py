@@ -23,7 +23,7 @@ EMPTY = Histogram((), (), (), ())
 
 
 def make_rejection(plants: Proportion, non_plants: Proportion) -> Rejection:
-    return Rejection(1.0, plants, non_plants, Proportion(0, 0), False, {}, {}, {}, {}, None, {}, {}, (), EMPTY)
+    return Rejection(1.0, plants, non_plants, Proportion(0, 0), False, {}, {}, {}, {}, None, {}, {}, (), (), EMPTY)
 
 
 def leaves_of(scores: Sequence[float], species: Sequence[str], fp16_scores: Sequence[float] | None = None) -> Any:

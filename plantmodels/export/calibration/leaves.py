@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from plantmodels.bundle.calibration import Calibration, CalibrationSource
+from plantmodels.bundle.calibration import CalibrationRecord, CalibrationSource
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import UNREADABLE
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, read_optional_leaves
@@ -51,7 +51,7 @@ class CalibrationChoice:
 
     leaves: LeafSet
     fit: LeafSet
-    record: Calibration
+    record: CalibrationRecord
 
 
 def choose_calibration(
@@ -182,7 +182,7 @@ def _make_choice(
     counts = Counter(taxonomy.species[sample.species_index] for sample in leaves.samples)
     digests = () if source == "train" else tuple(_list_digests(leaves))
     by_species = {name: counts[name] for name in taxonomy.species}
-    return CalibrationChoice(leaves, fit, Calibration(source, len(leaves.samples), by_species, reason, digests))
+    return CalibrationChoice(leaves, fit, CalibrationRecord(source, len(leaves.samples), by_species, reason, digests))
 
 
 def _list_digests(leaves: LeafSet) -> Iterator[str]:

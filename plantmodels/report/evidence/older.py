@@ -39,7 +39,11 @@ _ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
         "parity": {"samples": [], "head_samples": {}},
         "latency": {"runs_ms": [], "encoded_runs_ms": []},
     },
-    4: {"": {"field": None}, "inputs": {"field": None}},
+    4: {
+        "": {"field": None},
+        "rejection": {"rounds": []},
+        "inputs": {"field": None, "calibration": None, "left_out": 0},
+    },
 }
 """Format to what it added to each section of the report, with the value that stands for "not known". The section "" is
 the report itself. Limits have their defaults instead."""

@@ -65,7 +65,10 @@ def _list_sections(
         yield "accuracy", accuracy, count_accuracy(table.of_set("val"), taxonomy, temperatures), "its image rows"
     if rejection is not None:
         _check_decisions(table, rejection.threshold)
-        recounted = count_rejection(table, threshold=rejection.threshold, held_out=rejection.held_out)
+        rounds = [each.threshold for each in rejection.rounds]
+        recounted = count_rejection(
+            table, threshold=rejection.threshold, held_out=rejection.held_out, round_thresholds=rounds
+        )
         yield "rejection", rejection, recounted, "its image rows"
     if accuracy is not None and rejection is not None:
         counted = count_field(table, taxonomy, temperatures, threshold=rejection.threshold, held_out=rejection.held_out)
@@ -110,6 +113,19 @@ def _check_inputs(report: "GateReport", table: ImageTable) -> None:
             raise ValueError(describe_difference((f"{where}.sha256", images.sha256, digest), "its image rows"))
         if images is not None and not report.not_run:
             _check_set(report, name, images, where)
+    _check_calibration(report, table.of_set("val"))
+
+
+def _check_calibration(report: "GateReport", leaves: ImageTable) -> None:
+    """Check that no leaf which calibrated the bundle was measured."""
+    calibration = report.inputs.calibration
+    if calibration is not None:
+        measured = set(calibration.sha256).intersection(leaves.text("sha256").tolist())
+        if measured:
+            raise ValueError(
+                f"{IMAGES_FILE}: {len(measured):,} of the measured leaves calibrated the bundle, the first with sha256 "
+                f"{min(measured)}"
+            )
 
 
 def _check_set(report: "GateReport", name: ImageSetName, images: "ImageSet", where: str) -> None:

@@ -7,6 +7,7 @@ Proportion(count=45, images=45)
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,14 +15,19 @@ import numpy as np
 from plantmodels.arrays import Mask
 from plantmodels.report.evidence.columns import ImageTable, Names, Numbers
 from plantmodels.report.evidence.separation import bin_scores, measure_separation, trace_roc
-from plantmodels.report.results import Rejection, Separation
+from plantmodels.report.results import Rejection, Round, Separation
 from plantmodels.report.statistics import Proportion
 
 _SCORES = "ood_score"
 
 
 def count_rejection(
-    table: ImageTable, *, threshold: float, held_out: bool, plants: Literal["val", "field"] = "val"
+    table: ImageTable,
+    *,
+    threshold: float,
+    held_out: bool,
+    plants: Literal["val", "field"] = "val",
+    round_thresholds: Sequence[float] = (),
 ) -> Rejection:
     """Return how many images of each set the threshold rejects, and how well the scores separate the sets.
 
@@ -30,6 +36,7 @@ def count_rejection(
         threshold: an image whose score exceeds this value is rejected; NaN is rejected, too.
         held_out: whether the non-plants are the half that was not used to choose the detector.
         plants: the set of leaves that are the plants. Those of the other set are not looked at.
+        round_thresholds: the threshold that each round of cross-validation alone gives.
     """
     table = table.where(np.asarray(table.text("set") != ("field" if plants == "val" else "val"), np.bool_))
     leaves, others, unseen = (table.of_set(name) for name in (plants, "non-plants", "unseen-plants"))
@@ -51,6 +58,9 @@ def count_rejection(
         separation_by_source=_separate_by_source(scores, others),
         separation_by_unseen_source=_separate_by_source(scores, unseen),
         roc=trace_roc(scores, others.numbers(_SCORES)),
+        rounds=tuple(
+            Round(each, _count(_reject(leaves, each)), _count(_reject(others, each))) for each in round_thresholds
+        ),
         histogram=bin_scores(scores, others.numbers(_SCORES), unseen.numbers(_SCORES)),
     )
 

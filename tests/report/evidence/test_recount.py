@@ -13,7 +13,7 @@ from plantmodels.bundle.manifest import FileDigest, Manifest
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import GateReport, parse_report
 from plantmodels.report.per_image import ImageRow, format_image_rows
-from tests.fixtures.reports import TAXONOMY, make_report
+from tests.fixtures.reports import CALIBRATION, TAXONOMY, make_report
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
 THRESHOLD = 12.5
@@ -32,8 +32,11 @@ SETTINGS = ("threads", "load", "temperature", "threshold")
 
 Path = tuple[str | int, ...]
 
-UNKNOWN: list[Path] = [("leakage", "compared", "train")]
-"""The training images have no rows, and neither have the distances of leaks samples."""
+UNKNOWN: list[Path] = [("leakage", "compared", "train"), ("inputs", "left_out")]
+"""The training images and images that were left out have no rows, and the distances of leaks have no samples."""
+
+SERVED: Path = ("inputs", "calibration")
+"""The registry compares it with the bundle's metadata."""
 
 
 IMAGES = format_image_rows(ROWS)
@@ -62,7 +65,7 @@ def list_values(report: GateReport) -> list[Path]:
     found = [path for name in sections for path in list_numbers(document[name], (name,))]
     field = [path for path in found if path[:2] in (("field", "accuracy"), ("field", "rejection"))]
     found = [path for path in found if path not in field] + field[::9]  # the same code counts them as those of val
-    return [path for path in found if path not in UNKNOWN and path[-1] != "distance"]
+    return [path for path in found if path not in UNKNOWN and path[:2] != SERVED and path[-1] != "distance"]
 
 
 def edit(document: dict[str, Any], path: Path, change: float) -> tuple[dict[str, Any], float]:
@@ -214,6 +217,14 @@ def test_rows_that_cannot_be_or_say_otherwise_are_refused(change: dict[str, Any]
 def test_fewer_or_more_rows_than_the_report_counts_are_refused(rows: tuple[ImageRow, ...]) -> None:
     with pytest.raises(BundleError, match=r"measured is \d+, but gate-images\.csv has \d+ such rows"):
         parse(REPORT.to_dict(), format_image_rows(rows))
+
+
+def test_a_report_that_measured_leaves_which_calibrated_is_refused() -> None:
+    calibration = replace(CALIBRATION, sha256=(ROWS[7].sha256, "f" * 64))
+    report = replace(REPORT, inputs=replace(REPORT.inputs, calibration=calibration))
+
+    with pytest.raises(BundleError, match=f"1 of the measured leaves calibrated .* with sha256 {ROWS[7].sha256}"):
+        parse(report.to_dict(), report=report)
 
 
 def test_without_image_rows_nothing_is_believed() -> None:
