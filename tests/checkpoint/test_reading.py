@@ -118,6 +118,13 @@ def test_options_of_the_preprocessing_are_taken(tiny_checkpoint_factory) -> None
     assert (preprocessing.interpolation, preprocessing.crop_pct) == ("bilinear", 0.9)
 
 
+def test_held_out_leaves_are_read(tiny_checkpoint_factory, tiny_checkpoint: Path) -> None:
+    digests = ["0" * 64, "ab" * 32]
+
+    assert read_checkpoint(tiny_checkpoint_factory(parameters(held_out_sha256=digests))).held_out == {*digests}
+    assert read_checkpoint(tiny_checkpoint).held_out == frozenset()
+
+
 def test_an_empty_list_of_diseases_needs_no_head(tiny_checkpoint_factory, tiny_taxonomy) -> None:
     def edit(document: dict[str, Any]) -> None:
         document["hyper_parameters"]["diseases"]["Mint"] = []
@@ -344,6 +351,8 @@ REFUSED: dict[str, tuple[Edit, str]] = {
     "a gigantic std": (parameters(std=[0.5, 10**400, 0.5]), "std must be three finite numbers"),
     "another filter": (parameters(interpolation="cubic"), "interpolation must be one of"),
     "another crop": (parameters(crop_pct=1.5), "crop_pct must be"),
+    "held-out leaves as text": (parameters(held_out_sha256="ab"), "held_out_sha256 must be a list .*, got str"),
+    "a held-out leaf by name": (parameters(held_out_sha256=["leaf.jpg"]), "digits, got 'leaf.jpg'"),
 }
 
 

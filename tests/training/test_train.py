@@ -1,5 +1,6 @@
 """Checks training: it learns, resumes, writes contract 1, and its augmentation follows the seed."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,13 +13,14 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.checkpoint.spec import NetworkSpec
+from plantmodels.data.leaves import digest_each, read_leaves, split_by_name
 from plantmodels.errors import CheckpointError, DataError, TrainingError
 from plantmodels.export.network import load_network
 from plantmodels.serve.preprocessing import decode_image, preprocess
 from plantmodels.training import loop
 from plantmodels.training.augment import augment
 from plantmodels.training.recipe import EpochRecord, Recipe, Stage
-from plantmodels.training.train import TrainReport, state_path, train_network
+from plantmodels.training.train import TrainReport, read_training_set, state_path, train_network
 
 SIDE = 56
 DISEASES = {"Pepper, bell": ("spot", "healthy"), "Cherry (sour)": ("healthy",)}
@@ -93,6 +95,27 @@ def test_writes_contract_1_and_leaves_nothing_else(trained: tuple[TrainReport, P
     assert all(t.dtype == torch.float32 for t in document["state_dict"].values() if t.is_floating_point())
     assert read_checkpoint(out).spec == SPEC
     assert [path.name for path in out.parent.iterdir()] == ["toy.ckpt"]
+
+
+def test_the_checkpoint_names_the_leaves_held_out(trained: tuple[TrainReport, Path], data: Path):
+    report, out = trained
+    leaves = read_leaves(data, "train", SPEC.taxonomy)
+    _, held_out = split_by_name(leaves, 0.2, len(leaves.samples), 0)
+
+    assert read_checkpoint(out).held_out == frozenset(digest_each(held_out).values())
+    assert len(read_checkpoint(out).held_out) == report.held_out_images
+
+
+def test_a_leaf_that_is_also_trained_on_is_not_named_as_held_out(data: Path, tmp_path: Path):
+    leaves = read_leaves(data, "train", SPEC.taxonomy)
+    rest, held_out = split_by_name(leaves, 0.2, len(leaves.samples), 0)
+    copied = Path(shutil.copytree(data, tmp_path / "data"))
+    twin = held_out.paths[0].relative_to(data)
+    shutil.copy(copied / rest.paths[0].relative_to(data), copied / twin)
+    found = read_training_set(copied, tmp_path / "toy.ckpt", SPEC, Recipe((Stage(SIDE, 1),), held_out=0.2))
+
+    assert len(found.held_out_sha256) == len(held_out.samples) - 1
+    assert digest_each(rest)[rest.paths[0]] not in found.held_out_sha256
 
 
 def test_the_checkpoint_knows_the_training_leaves(trained: tuple[TrainReport, Path], data: Path):
