@@ -15,7 +15,15 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
 from plantmodels.data.groups import Groups, find_groups, name_group
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, printable_name
-from plantmodels.data.inputs import Split, check_data, check_field, find_split, has_split_folder, is_image_table, name_split
+from plantmodels.data.inputs import (
+    Split,
+    check_data,
+    check_field,
+    find_split,
+    has_split_folder,
+    is_image_table,
+    name_split,
+)
 from plantmodels.data.labels import CLASS_SEPARATOR, Classes, LabelledImage, read_manifest_rows, to_nfc
 from plantmodels.data.listing import LeftOut, list_class_images, list_folders
 from plantmodels.data.tables import extract_images, holds_images

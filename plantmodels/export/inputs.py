@@ -61,7 +61,7 @@ class ExportInputs:
             if self.non_plants is not None and image.path in self.non_plants.paths:
                 source, root = "non-plants", self.non_plants.root
             elif image.path in chosen.paths:
-                source, root = chosen.split, chosen.root
+                source, root = str(chosen.split), chosen.root
             entries.append({"source": source, "name": name_in_report(root, image.path), "reason": image.reason})
         return entries
 

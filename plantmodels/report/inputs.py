@@ -7,7 +7,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-
 from plantmodels.bundle.calibration import CalibrationRecord
 
 Source = Literal["train", "calibration", "val", "non-plants", "unseen-plants", "field"]

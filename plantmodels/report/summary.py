@@ -36,7 +36,7 @@ def write_table(report: "GateReport") -> str:
     ]
     if any(gate.is_uncertain for gate in report.gates):
         notes.append(UNCERTAIN_MEANS)
-    facts = [describe_accuracy(report.accuracy), *_describe_field(report)]
+    facts = [describe_accuracy(report.accuracy), report.inputs.describe_calibration(), *_describe_field(report)]
     return "\n".join((*lines, "", *facts, "", *notes, report.verdict))
 
 

@@ -165,18 +165,19 @@ def _answer_as_served(
     outputs = Outputs(logits, embeddings, species, classifier.run_heads(embeddings, species), scores)
     routed, soft = ([answer.name or "" for answer in classifier.name_diseases(outputs, way)] for way in ROUTINGS)
     probabilities = _list_probabilities(classifier, truth, logits, heads)
-    rejected, p_values = classifier.detector.rejects(scores).tolist(), list_p_values(classifier, scores)
+    rejected, p_values = classifier.detector.rejects(scores).tolist(), list_p_values(classifier, scores, species)
     return answers, map(_Served, routed, soft, rejected, p_values, probabilities)
 
 
-def list_p_values(classifier: PlantClassifier, scores: Scores) -> list[float | None]:
+def list_p_values(classifier: PlantClassifier, scores: Scores, species: Labels) -> list[float | None]:
     """Return the p-value of each score that is served; None where the detector has none.
 
     Args:
         classifier: the bundle as it is served.
         scores: (N,) out-of-distribution scores of INT8.
+        species: (N,) index of the species that INT8 names.
     """
-    p_values = classifier.detector.p_values(scores)
+    p_values = classifier.detector.p_values(scores, species)
     return [None] * len(scores) if p_values is None else p_values.tolist()
 
 

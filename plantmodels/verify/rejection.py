@@ -169,7 +169,7 @@ def _make_rows(
             scores[0].tolist(),
             scores[1].tolist(),
             int8.detector.rejects(scores[1]),
-            list_p_values(int8, scores[1]),
+            list_p_values(int8, scores[1], logits.argmax(axis=1)),
             strict=True,
         )
     ]

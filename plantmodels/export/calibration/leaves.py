@@ -19,8 +19,8 @@ from typing import Final
 
 from plantmodels.bundle.calibration import CalibrationRecord, CalibrationSource
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.data.digests import UNREADABLE
-from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, read_optional_leaves
+from plantmodels.data.digests import UNREADABLE, hash_to_fraction
+from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, group_leaves, read_optional_leaves
 from plantmodels.errors import DataError
 
 MIN_CALIBRATION_LEAVES: Final = 100
@@ -90,18 +90,6 @@ def choose_calibration(
     return _make_choice("train", train, train, taxonomy, "; ".join(filter(None, reasons)))
 
 
-def group_leaves(samples: Sequence[LeafSample], digests: Mapping[Path, str]) -> list[str]:
-    """Return the group of each leaf; leaves of one group calibrate together or not at all.
-
-    Identical files are one group. A file that cannot be read is a group of its own.
-
-    Args:
-        samples: N leaves.
-        digests: path of each leaf to the digest of its content.
-    """
-    return [str(s.path) if digests[s.path] == UNREADABLE else digests[s.path] for s in samples]
-
-
 def _find_split(data: Path, taxonomy: Taxonomy, learned: Collection[str]) -> tuple[LeafSet | None, str]:
     leaves = read_optional_leaves(data, "calibration", taxonomy)
     if leaves is None:
@@ -127,7 +115,7 @@ def _find_part_of_val(data: Path, taxonomy: Taxonomy, learned: Collection[str]) 
     if val is None:
         return None, "the data have no split val"
     digests = digest_each(val)
-    chosen = pick_part(val.samples, group_leaves(val.samples, digests))
+    chosen = pick_part(val.samples, group_leaves(val).keys)
     left = len(val.samples) - len(chosen)
     if left < MIN_VAL_LEAVES:
         return (
@@ -140,12 +128,12 @@ def _find_part_of_val(data: Path, taxonomy: Taxonomy, learned: Collection[str]) 
 def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[LeafSample, ...]:
     """Return a third of the leaves of each class, as whole groups, chosen by content.
 
-    The groups are taken in the order of their names, which are digests. At least `MIN_CLASS_LEAVES` of each class
-    stay. A group counts as one of the class of its first leaf.
+    A group's key decides, which is the digest of an image or its name (`group_leaves`). At least `MIN_CLASS_LEAVES` of
+    each class stay. A group counts as one of the class of its first leaf.
 
     Args:
         samples: N leaves.
-        groups: (N,) group of each leaf, as `group_leaves` names it.
+        groups: (N,) key of each leaf's group.
     """
     sizes = Counter(groups)
     class_of_group: dict[str, tuple[int, int]] = {}
@@ -156,7 +144,7 @@ def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[Lea
         images[class_of_group[group]] += size
     room = {each: min(int(count * VAL_SHARE), count - MIN_CLASS_LEAVES) for each, count in images.items()}
     taken: set[str] = set()
-    for group in sorted(sizes):
+    for group in sorted(sizes, key=hash_to_fraction):
         if sizes[group] <= room[class_of_group[group]]:
             taken.add(group)
             room[class_of_group[group]] -= sizes[group]
