@@ -10,11 +10,11 @@ from typing import Final
 
 import numpy as np
 
-from plantmodels.arrays import Mask, Scores
+from plantmodels.arrays import Embeddings, Mask, Scores
 from plantmodels.bundle.detector import Method, OODDetector
 from plantmodels.ood.cross_validation import FOLDS, HeldOutScores, assign_folds
 from plantmodels.ood.embeddings import LeafEmbeddings, NonPlantEmbeddings
-from plantmodels.ood.moments import Gaussian, RunningMoments, add_other, fit_detector, fit_gaussian
+from plantmodels.ood.moments import Gaussian, RunningMoments, fit_detector, fit_gaussian, fit_pair
 
 ROUNDS: Final = 20
 """Rounds with different folds of the non-plants, whose scores are averaged."""
@@ -85,21 +85,18 @@ def score_held_out(method: Method, images: Images, *, plant_rounds: int = PLANT_
     Raises:
         DetectorError: embeddings are not finite or do not vary.
     """
-    detector = fit_detector(_sum_plants(images.plants, None, images.further), _plain(method))
-    near, others = detector, images.non_plants if method == "gaussian_ratio" else None
-    if others is not None:
-        detector = add_other(near, _fit_others(others, None))
+    moments = _sum_plants(images.plants, None, images.further)
+    others = images.non_plants if method == "gaussian_ratio" else None
+    detector = fit_detector(moments, method, None if others is None else _sum_others(others, None))
     if images.calibration is None:
         plants = np.mean([cross_fit(method, images, seed) for seed in images.seeds[:plant_rounds]], axis=0)
     else:
         plants = detector.score(images.calibration.outputs.features)
     if images.non_plants is None:
         return Scored(detector, plants, ())
-    scores = near.score(images.non_plants.outputs.features)
     if others is None:
-        return Scored(detector, plants, (scores,))
-    rounds = (scores**2 - _cross_fit_others(others, seed) for seed in images.seeds)
-    return Scored(detector, plants, tuple(rounds))
+        return Scored(detector, plants, (detector.score(images.non_plants.outputs.features),))
+    return Scored(detector, plants, tuple(_cross_fit_others(moments, others, seed) for seed in images.seeds))
 
 
 def cross_fit(method: Method, images: Images, seed: int) -> Scores:
@@ -112,18 +109,21 @@ def cross_fit(method: Method, images: Images, seed: int) -> Scores:
     """
     plants, features = images.plants, images.plants.outputs.features
     folds, squared = assign_folds(len(features), plants.groups, seed), np.empty(len(features))
+    others = images.non_plants if method == "gaussian_ratio" else None
+    known = None if others is None else _sum_others(others, None)
     for fold in range(FOLDS):
-        moments = _sum_plants(plants, folds != fold, None)
-        near = fit_gaussian(moments.pooled() if method == "mahalanobis" else moments, "training")
-        squared[folds == fold] = near.squared_distances(features[folds == fold])
-    if method != "gaussian_ratio" or images.non_plants is None:
-        return np.sqrt(squared)
-    return squared - _fit_others(images.non_plants, None).squared_distances(features)
+        rows, moments = folds == fold, _sum_plants(plants, folds != fold, None)
+        if known is None:
+            near = fit_gaussian(moments.pooled() if method == "mahalanobis" else moments, "training")
+            squared[rows] = near.squared_distances(features[rows])
+        else:
+            squared[rows] = _score_ratio(fit_pair(moments, known), features[rows])
+    return np.sqrt(squared) if known is None else squared
 
 
-def _plain(method: Method) -> Method:
-    """Return the method without non-plants."""
-    return "class_mahalanobis" if method == "gaussian_ratio" else method
+def _score_ratio(pair: tuple[Gaussian, Gaussian], features: Embeddings) -> Scores:
+    near, other = pair
+    return near.squared_distances(features) - other.squared_distances(features)
 
 
 def _sum_plants(plants: LeafEmbeddings, rows: Mask | None, further: RunningMoments | None) -> RunningMoments:
@@ -134,17 +134,18 @@ def _sum_plants(plants: LeafEmbeddings, rows: Mask | None, further: RunningMomen
     return moments
 
 
-def _fit_others(non_plants: NonPlantEmbeddings, rows: Mask | None) -> Gaussian:
+def _sum_others(non_plants: NonPlantEmbeddings, rows: Mask | None) -> RunningMoments:
     features = non_plants.outputs.features if rows is None else non_plants.outputs.features[rows]
     moments = RunningMoments(1, features.shape[1])
     moments.update(np.zeros(len(features), np.int64), features)
-    return fit_gaussian(moments, "non-plant")
+    return moments
 
 
-def _cross_fit_others(non_plants: NonPlantEmbeddings, seed: int) -> Scores:
-    """Return the squared distance of each non-plant to the Gaussian of the non-plants in the other folds."""
+def _cross_fit_others(plants: RunningMoments, non_plants: NonPlantEmbeddings, seed: int) -> Scores:
+    """Return the score of each non-plant by a fit on all plants and on the non-plants of the other folds."""
     features = non_plants.outputs.features
-    folds, squared = assign_folds(len(features), non_plants.groups, seed), np.empty(len(features))
+    folds, scores = assign_folds(len(features), non_plants.groups, seed), np.empty(len(features))
     for fold in range(FOLDS):
-        squared[folds == fold] = _fit_others(non_plants, folds != fold).squared_distances(features[folds == fold])
-    return squared
+        pair = fit_pair(plants, _sum_others(non_plants, folds != fold))
+        scores[folds == fold] = _score_ratio(pair, features[folds == fold])
+    return scores

@@ -10,10 +10,11 @@
 References:
     Chan, Golub, LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample Variances", 1979.
     Chen, Wiesel, Eldar, Hero, "Shrinkage Algorithms for MMSE Covariance Estimation", 2010 (OAS).
+    Friedman, "Regularized Discriminant Analysis", JASA 1989.
     Lee et al., "A Simple Unified Framework for Detecting Out-of-Distribution Samples", NeurIPS 2018.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -26,6 +27,14 @@ from plantmodels.errors import DetectorError
 
 MIN_FIT_IMAGES: Final = 50
 """With fewer images, the covariance would be almost entirely shrinkage."""
+
+_POOLED: Final = 0.5
+"""Share of the mean of both covariances in each covariance of "gaussian_ratio".
+
+By cross-validation on a student's training leaves and the selection half, 0.25 and 0.5 did about equally well: at 0.5 %
+false alarms they reject 97.9 and 97.2 % of the non-plants, where two separate covariances reject 86.4 % and one common
+covariance 95.8 %.
+"""
 
 
 class RunningMoments:
@@ -92,7 +101,7 @@ def fit_detector(moments: RunningMoments, method: Method, non_plants: RunningMom
 
     - "mahalanobis" has one mean and the total covariance.
     - "class_mahalanobis" has a mean for each class that occurs, and the covariance within classes.
-    - "gaussian_ratio" adds the mean and the covariance of the non-plants to "class_mahalanobis".
+    - "gaussian_ratio" has the means of the classes and of the non-plants, and two covariances (`fit_pair`).
 
     Covariances are shrunk to `(1 - s) S + s · trace(S)/D · I`, with `S = scatter / n` and `s` by Chen et al. (2010),
     equation 23, as in scikit-learn's OAS. Inverse covariances are rounded to float32.
@@ -111,26 +120,26 @@ def fit_detector(moments: RunningMoments, method: Method, non_plants: RunningMom
     count = int(moments.counts.sum())
     if count < MIN_FIT_IMAGES:
         raise DetectorError(f"the detector needs at least {MIN_FIT_IMAGES} training images, got {count}")
-    near = fit_gaussian(moments, "training")
+    if method == "gaussian_ratio":
+        if non_plants is None:
+            raise ValueError("method 'gaussian_ratio' needs the moments of non-plants")
+        near, other = fit_pair(moments, non_plants)
+    else:
+        near, other = fit_gaussian(moments, "training"), None
     fit: dict[str, float | int | str] = {"fit_images": count, "shrinkage": near.shrinkage}
-    plain: Method = "mahalanobis" if method == "mahalanobis" else "class_mahalanobis"
-    detector = OODDetector(plain, near.means, near.invert(), np.finfo(float).max, fit=fit)
-    if method != "gaussian_ratio":
-        return detector
-    if non_plants is None:
-        raise ValueError("method 'gaussian_ratio' needs the moments of non-plants")
-    return add_other(detector, fit_gaussian(non_plants.pooled(), "non-plant"))
-
-
-def add_other(detector: OODDetector, other: "Gaussian") -> OODDetector:
-    """Return the detector "gaussian_ratio" that a detector "class_mahalanobis" becomes with known non-plants.
-
-    Args:
-        detector: fitted on plants; it is not changed.
-        other: the Gaussian of the non-plants.
-    """
-    fit = {**detector.fit, "fit_non_plants": other.images, "non_plant_shrinkage": other.shrinkage}
-    return replace(detector, method="gaussian_ratio", other_mean=other.means[0], other_inv_cov=other.invert(), fit=fit)
+    reject_nothing = np.finfo(float).max
+    if other is None:
+        return OODDetector(method, near.means, near.invert(), reject_nothing, fit=fit)
+    fit |= {"fit_non_plants": other.images, "non_plant_shrinkage": other.shrinkage}
+    return OODDetector(
+        method,
+        near.means,
+        near.invert(),
+        reject_nothing,
+        other_mean=other.means[0],
+        other_inv_cov=other.invert(),
+        fit=fit,
+    )
 
 
 @dataclass(frozen=True)
@@ -181,17 +190,51 @@ def fit_gaussian(moments: RunningMoments, images: str) -> Gaussian:
     Raises:
         DetectorError: the embeddings do not vary.
     """
+    return _factorize(moments, *_shrink_covariance(moments, images), images)
+
+
+def fit_pair(plants: RunningMoments, non_plants: RunningMoments) -> tuple[Gaussian, Gaussian]:
+    """Return the Gaussians of the classes of plants and that of the non-plants, for "gaussian_ratio".
+
+    Each shrunk covariance `S` becomes `(1 - p) S + p · mean of both`, with `p = 1/2` (Friedman 1989). The ratio reads
+    how the two covariances differ in every direction, and a few hundred non-plants do not determine that.
+
+    Args:
+        plants: moments of the plants, by class.
+        non_plants: moments of the non-plants; their classes count as one.
+
+    Raises:
+        DetectorError: the embeddings of one of the two do not vary.
+    """
+    others = non_plants.pooled()
+    near, near_shrinkage = _shrink_covariance(plants, "training")
+    far, far_shrinkage = _shrink_covariance(others, "non-plant")
+    pooled = _POOLED * (near + far) / 2
+    return (
+        _factorize(plants, (1 - _POOLED) * near + pooled, near_shrinkage, "training"),
+        _factorize(others, (1 - _POOLED) * far + pooled, far_shrinkage, "non-plant"),
+    )
+
+
+def _shrink_covariance(moments: RunningMoments, images: str) -> tuple[NDArray[np.float64], float]:
+    """Return the shrunk covariance within classes, (D, D), and the shrinkage; `images` names them in errors."""
     count, dim = int(moments.counts.sum()), moments.means.shape[1]
     empirical = moments.scatter / max(1, count)
     scale = float(np.trace(empirical)) / dim
     if not scale > 0:
         raise DetectorError(f"all {count:,} {images} embeddings are equal: their covariance is singular")
     shrinkage = _compute_oas_shrinkage(empirical, count)
-    covariance = (1 - shrinkage) * empirical + shrinkage * scale * np.eye(dim)
+    return (1 - shrinkage) * empirical + shrinkage * scale * np.eye(dim), shrinkage
+
+
+def _factorize(moments: RunningMoments, covariance: NDArray[np.float64], shrinkage: float, images: str) -> Gaussian:
+    count = int(moments.counts.sum())
     try:
         factor, _ = linalg.cho_factor(covariance)
     except linalg.LinAlgError as error:
-        raise DetectorError(f"the covariance of {count:,} {images} embeddings of length {dim} is singular") from error
+        raise DetectorError(
+            f"the covariance of {count:,} {images} embeddings of length {len(covariance)} is singular"
+        ) from error
     return Gaussian(moments.means[moments.counts > 0], factor, shrinkage, count)
 
 
