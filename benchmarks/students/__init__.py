@@ -1,1 +1,1 @@
-"""Benchmarks of a student: the bytes of its file, and its rivals."""
+"""Benchmarks of what a small student can do: rejection, the bytes of its file, and rivals."""
