@@ -5,20 +5,19 @@ python -m benchmarks.students halves --checkpoint student.ckpt --bundle public/m
 In each round a random half of the non-plants fits the detector and its threshold, as in an export, and the other half
 and all leaves of the split val measure it. All images are embedded once, by the bundle's INT8 model.
 
-A network that was trained with non-plants has learned some of them (`seen_non_plants` in its checkpoint). A half that
-holds such images would flatter it. So its detector is always fitted on these images, and each round measures a sample,
-drawn with replacement, of the images that it has not seen, and a sample of the leaves.
+A network that was trained with non-plants has learned some of them, which its checkpoint names. A half that holds such
+images would flatter it. So its detector is always fitted on these images, and each round measures a sample, drawn with
+replacement, of the images that it has not seen, and a sample of the leaves.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -117,16 +116,16 @@ def embed(checkpoint: Path, bundle: Path, data: Path, folder: Path) -> Embedded:
         data: leaf folders.
         folder: folder of non-plants.
     """
-    inputs, metadata = read_inputs(read_checkpoint(checkpoint), data, folder, 0), read_metadata(bundle)
+    source, metadata = read_checkpoint(checkpoint), read_metadata(bundle)
+    inputs = read_inputs(source, data, folder, 0)
     images = embed_images(bundle, replace(inputs, non_plants=None, selection=None), metadata)
     model = _open_model(bundle, metadata)
     calibrated = set(inputs.calibration.record.sha256)
     leaves = read_leaves(data, "val", metadata.taxonomy)
     val = [path for path in leaves.paths if digest_content(path) not in calibrated]
     _, outputs = Embedder(model, metadata.preprocessing, set_size=len(val)).collect(val, "embed val")
-    others = read_non_plants(folder)
-    known = set(torch.load(checkpoint, map_location="cpu", weights_only=True).get("seen_non_plants", ()))
-    return Embedded(images, outputs, *_embed_non_plants(others, known, model, metadata))
+    non_plants, seen = _embed_non_plants(read_non_plants(folder), source.seen_non_plants, model, metadata)
+    return Embedded(images, outputs, non_plants, seen)
 
 
 def _open_model(bundle: Path, metadata: Metadata) -> SpeciesModel:
@@ -138,7 +137,7 @@ def _open_model(bundle: Path, metadata: Metadata) -> SpeciesModel:
 
 
 def _embed_non_plants(
-    others: NonPlantSet, known: set[str], model: SpeciesModel, metadata: Metadata
+    others: NonPlantSet, known: Collection[str], model: SpeciesModel, metadata: Metadata
 ) -> tuple[NonPlantEmbeddings, NDArray[np.bool_]]:
     embedder = Embedder(model, metadata.preprocessing, set_size=len(others.paths))
     positions, outputs = embedder.collect(others.paths, "embed non-plants")

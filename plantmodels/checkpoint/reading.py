@@ -20,8 +20,10 @@ from plantmodels.checkpoint.files import Weights, open_weights
 from plantmodels.checkpoint.inert_pickle import Foreign
 from plantmodels.checkpoint.names import NetworkNames, find_network
 from plantmodels.checkpoint.spec import (
+    HELD_OUT,
+    SEEN_NON_PLANTS,
     NetworkSpec,
-    read_held_out,
+    read_digests,
     read_parameter_file,
     read_spec,
     refuse_parameters,
@@ -69,6 +71,7 @@ class Checkpoint:
         weights: which weights were read: "model", "ema" or a prefix.
         ignored: how many entries of state_dict belong to no part of the network, and which; "" if none.
         held_out: digests of the training leaves that no weight was fitted to; empty if the checkpoint names none.
+        seen_non_plants: digests of the non-plants that the network learned from; empty if the checkpoint names none.
     """
 
     path: Path
@@ -82,6 +85,7 @@ class Checkpoint:
     weights: str = TRAINED_WEIGHTS
     ignored: str = ""
     held_out: frozenset[str] = frozenset()
+    seen_non_plants: frozenset[str] = frozenset()
 
     def log_ignored(self) -> None:
         """Say in one line what lies in state_dict beside the network."""
@@ -109,7 +113,7 @@ def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: s
     with open_weights(path) as content:
         entries = content.select_state(weights)
         parameters = _merge_parameters(content, hyper_parameters)
-        spec, held_out = read_spec(path, parameters), read_held_out(path, parameters)
+        spec = read_spec(path, parameters)
         names = _find_network(content, entries, weights)
         state = _read_tensors(content, entries, names)
         heads = {i: _take_head(path, state, spec, i) for i in spec.taxonomy.species_with_head}
@@ -136,7 +140,8 @@ def read_checkpoint(path: Path, hyper_parameters: Path | None = None, weights: s
             parameters_sha256=None if hyper_parameters is None else _digest(hyper_parameters),
             weights=weights,
             ignored=names.describe_ignored(),
-            held_out=held_out,
+            held_out=read_digests(path, parameters, HELD_OUT),
+            seen_non_plants=read_digests(path, parameters, SEEN_NON_PLANTS),
         )
 
 

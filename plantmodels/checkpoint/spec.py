@@ -28,6 +28,9 @@ OPTIONAL: Final = ("backbone_kwargs", "interpolation", "crop_pct")
 HELD_OUT: Final = "held_out_sha256"
 """The optional field that names the training leaves which no weight was fitted to, by the digests of their contents."""
 
+SEEN_NON_PLANTS: Final = "seen_non_plants_sha256"
+"""The optional field that names the non-plants that the network learned from, by the digests of their contents."""
+
 FILL_IN: Final = "FILL IN"
 """What the template of `plantmodels describe` says where a person must write something."""
 
@@ -123,24 +126,25 @@ def read_spec(path: Path, parameters: Mapping[str, Any]) -> NetworkSpec:
     return NetworkSpec(fields["backbone"], kwargs, dim, preprocessing, taxonomy)
 
 
-def read_held_out(path: Path, parameters: Mapping[str, Any]) -> frozenset[str]:
-    """Return the digests of the leaves that training held out, as a checkpoint names them; none if it does not.
+def read_digests(path: Path, parameters: Mapping[str, Any], name: str) -> frozenset[str]:
+    """Return the digests of images that a checkpoint names in an optional field; none without the field.
 
     Args:
         path: the checkpoint, for error messages.
         parameters: its hyper-parameters.
+        name: the field, `HELD_OUT` or `SEEN_NON_PLANTS`.
 
     Raises:
         CheckpointError: the field is not a list of SHA-256 digests in lower-case hexadecimal.
     """
-    digests = parameters.get(HELD_OUT, [])
-    _check_plain(path, HELD_OUT, digests)
+    digests = parameters.get(name, [])
+    _check_plain(path, name, digests)
     if not isinstance(digests, list | tuple):
-        raise CheckpointError(f"{path}: {HELD_OUT} must be a list of SHA-256 digests, got {type(digests).__name__}")
+        raise CheckpointError(f"{path}: {name} must be a list of SHA-256 digests, got {type(digests).__name__}")
     wrong = next((each for each in digests if not isinstance(each, str) or not _DIGEST.fullmatch(each)), None)
     if wrong is not None:
         raise CheckpointError(
-            f"{path}: {HELD_OUT} must hold SHA-256 digests of 64 lower-case hexadecimal digits, got {wrong!r:.80}"
+            f"{path}: {name} must hold SHA-256 digests of 64 lower-case hexadecimal digits, got {wrong!r:.80}"
         )
     return frozenset(digests)
 

@@ -6,6 +6,7 @@
 True
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +14,14 @@ from typing import Final, Literal
 
 from plantmodels.data.digests import digest_content, hash_to_fraction
 from plantmodels.data.groups import Groups, find_groups
-from plantmodels.data.image_files import IMAGE_SUFFIXES, printable_name
+from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_report, printable_name
 from plantmodels.data.inputs import check_image_folder
 from plantmodels.data.listing import LeftOut, list_images
 from plantmodels.errors import DataError
+from plantmodels.foreign_text import name_some
+
+_NAMED: Final = 5
+"""Files that an error names."""
 
 HALVES_BY: Final = "halves_by"
 """Entry of a detector's `fit` that says how the halves of the non-plants were made; older ones have none."""
@@ -93,3 +98,24 @@ def read_non_plants(folder: Path, kind: str = "non-plants") -> NonPlantSet:
         seen = listing.left_out.describe(f"; {kind}")
         raise DataError(f"{folder}: holds no images of type {', '.join(IMAGE_SUFFIXES)}{seen}")
     return NonPlantSet(folder, listing.paths, listing.left_out)
+
+
+def refuse_seen(gate_half: NonPlantSet, seen: Collection[str]) -> None:
+    """Refuse non-plants of the gates' half that the network has learned from: the gates would be too good.
+
+    Args:
+        gate_half: the half that the gates measure.
+        seen: SHA-256 of the content of each non-plant that the network has learned from.
+
+    Raises:
+        DataError: names the files.
+    """
+    if not seen:
+        return
+    learned = [path for path in gate_half.paths if digest_content(path) in seen]
+    if learned:
+        named = [name_in_report(gate_half.root, path) for path in learned]
+        raise DataError(
+            f"{gate_half.root}: the network was trained on {len(learned):,} of the {len(gate_half.paths):,} non-plants "
+            f"that the gates measure: {name_some(named, _NAMED)}. Give the folder that it was trained with"
+        )

@@ -239,6 +239,7 @@ def _build_metadata(inputs: ExportInputs, models: Mapping[str, Mapping[str, Any]
     spec, leaves, non_plants, cpu = inputs.checkpoint.spec, inputs.leaves, inputs.non_plants, describe_cpu()
     provenance: dict[str, Any] = {
         "checkpoint_sha256": inputs.checkpoint.sha256,
+        "seen_non_plants_sha256": sorted(inputs.checkpoint.seen_non_plants),
         "hyper_parameters_sha256": inputs.checkpoint.parameters_sha256,
         "weights": inputs.checkpoint.weights,
         "backbone": spec.backbone,

@@ -8,7 +8,7 @@ from typing import Final
 from plantmodels.checkpoint.reading import Checkpoint
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet, digest_each, read_leaves, split_by_name
-from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants, refuse_seen
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.calibration.leaves import CalibrationChoice, choose_calibration
@@ -89,6 +89,7 @@ def read_inputs(checkpoint: Checkpoint, data: Path, non_plants: Path | None, see
     if others is not None:
         known = [*leaves.paths, *calibration.leaves.paths, *_list_val_images(data, checkpoint)]
         refuse_known_files(others, known, leaves.root)
+        refuse_seen(others.half("gate"), checkpoint.seen_non_plants)
     return ExportInputs(
         checkpoint=checkpoint,
         network=load_network(checkpoint),

@@ -16,7 +16,7 @@ import torch
 
 from plantmodels.bundle.files import write_bytes
 from plantmodels.bundle.metadata import Preprocessing
-from plantmodels.checkpoint.spec import HELD_OUT, NetworkSpec
+from plantmodels.checkpoint.spec import HELD_OUT, SEEN_NON_PLANTS, NetworkSpec
 from plantmodels.data.digests import UNREADABLE
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.leaves import (
@@ -310,11 +310,10 @@ def serialize_checkpoint(
     parameters = _list_hyper_parameters(network.spec)
     if held_out_sha256:
         parameters[HELD_OUT] = list(held_out_sha256[:MAX_HELD_OUT])
-    document: dict[str, Any] = {"state_dict": state, "hyper_parameters": parameters}
     if seen_non_plants:
-        document["seen_non_plants"] = list(seen_non_plants)
+        parameters[SEEN_NON_PLANTS] = list(seen_non_plants)
     buffer = io.BytesIO()
-    torch.save(document, buffer)
+    torch.save({"state_dict": state, "hyper_parameters": parameters}, buffer)
     return buffer.getvalue()
 
 

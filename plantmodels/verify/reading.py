@@ -9,7 +9,7 @@ from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import LeafSet, leave_out, read_field_leaves, read_leaves
 from plantmodels.data.listing import log_left_out
-from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants, refuse_seen
 from plantmodels.errors import DataError
 from plantmodels.serve.loading import BundleContents, read_bundle
 from plantmodels.verify.leakage import read_training_leaves
@@ -77,11 +77,14 @@ def read_inputs(
     Raises:
         BundleError: the bundle was made from another checkpoint.
         CheckpointError: the checkpoint cannot be read.
-        DataError: images are missing, a class is unknown, or every validation leaf calibrated the bundle.
+        DataError: images are missing, a class is unknown, every validation leaf calibrated the bundle, or the network
+            has learned from non-plants that the gates would measure.
     """
     val = read_leaves(data, "val", metadata.taxonomy)
     leaves = _leave_out_calibration(val, metadata, data)
     others = None if non_plants is None else read_non_plants(non_plants)
+    if others is not None and (seen := _read_seen(metadata)):
+        refuse_seen(others.half("gate"), seen)
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     elsewhere = None if field is None else read_field_leaves(field, metadata.taxonomy)
     log_left_out({"val": val, "non-plants": others, "unseen plants": unseen, "field": elsewhere})
@@ -89,6 +92,12 @@ def read_inputs(
     training = read_training_leaves(data, metadata.taxonomy)
     left_out = len(val.samples) - len(leaves.samples)
     return VerificationInputs(leaves, left_out, training, others, unseen, elsewhere, matching)
+
+
+def _read_seen(metadata: Metadata) -> frozenset[str]:
+    """Return the digests of the non-plants that the network has learned from; none for older bundles."""
+    seen = metadata.provenance.get("seen_non_plants_sha256", [])
+    return frozenset(map(str, seen)) if isinstance(seen, list) else frozenset()
 
 
 def _leave_out_calibration(val: LeafSet, metadata: Metadata, data: Path) -> LeafSet:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from plantmodels.data.non_plants import NonPlantSet, read_non_plants
+from plantmodels.data.digests import digest_content
+from plantmodels.data.non_plants import NonPlantSet, read_non_plants, refuse_seen
 from plantmodels.errors import DataError
 
 
@@ -46,6 +47,15 @@ class TestNonPlants:
         gate = {path.read_text() for path in NonPlantSet(tmp_path, renamed).half("gate").paths}
 
         assert {path.read_text() for path in few.half("gate").paths} == gate & set(map(str, range(50)))
+
+    def test_the_gates_half_may_not_hold_what_the_network_has_learned(self, tiny_non_plants: Path) -> None:
+        gate = read_non_plants(tiny_non_plants).half("gate")
+        refuse_seen(gate, ())
+        refuse_seen(gate, {"0" * 64})
+        learned = gate.paths[0]
+        message = f"trained on 1 of the {len(gate.paths)} non-plants that the gates measure: .*{learned.name}"
+        with pytest.raises(DataError, match=message):
+            refuse_seen(gate, {digest_content(learned)})
 
 
 def write_numbers(folder: Path, numbers: range) -> NonPlantSet:
