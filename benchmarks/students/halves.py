@@ -11,10 +11,11 @@ replacement, of the images that it has not seen, and a sample of the leaves.
 """
 
 import json
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 import numpy as np
@@ -36,13 +37,10 @@ from plantmodels.export.inputs import read_inputs
 from plantmodels.ood.embeddings import Embedder, ModelOutputs, NonPlantEmbeddings
 from plantmodels.ood.held_out import Images, score_held_out
 from plantmodels.ood.threshold import TARGET_PRECISION, TARGET_RECALL, choose_threshold
-from plantmodels.report.results import Histogram, Rejection
-from plantmodels.report.statistics import Proportion
+from plantmodels.report.statistics import Z_95, Proportion, precision_at_equal_numbers
 from plantmodels.serve.cores import count_cores
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session
-
-_NOTHING: Final = Proportion(0, 0)
 
 
 @dataclass(frozen=True)
@@ -57,37 +55,28 @@ class Round:
     plants: Proportion
     non_plants: Proportion
 
+    @property
+    def precision(self) -> float:
+        """Precision at equal numbers of leaves and non-plants; 0 if nothing is rejected."""
+        return precision_at_equal_numbers(self.non_plants.value or 0.0, self.plants.value or 0.0) or 0.0
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Lower ends of the two-sided 95 % intervals of precision and recall, as a report computes them."""
+        parts = [(rejected.count + 0.5, rejected.images + 0.5) for rejected in (self.non_plants, self.plants)]
+        log_ratio = math.log(parts[0][0] / parts[0][1]) - math.log(parts[1][0] / parts[1][1])
+        error = Z_95 * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
+        interval = self.non_plants.interval
+        return 1 / (1 + math.exp(error - log_ratio)), 0.0 if interval is None else interval[0]
+
     def judge(self) -> str:
         """Return the verdict that the two gates on rejection would have: the worse of both."""
-        rejection = self.as_rejection()
-        precision, recall = rejection.precision or 0.0, rejection.recall or 0.0
-        if precision < TARGET_PRECISION or recall < TARGET_RECALL:
+        limits = TARGET_PRECISION, TARGET_RECALL
+        values = self.precision, self.non_plants.value or 0.0
+        if any(value < limit for value, limit in zip(values, limits, strict=True)):
             return "failed"
-        bounds = rejection.precision_interval, self.non_plants.interval
-        if all(
-            bound and bound[0] >= limit for bound, limit in zip(bounds, (TARGET_PRECISION, TARGET_RECALL), strict=True)
-        ):
-            return "passed"
-        return "passed, uncertain"
-
-    def as_rejection(self) -> Rejection:
-        """Return these counts as a report holds them, with the report's formulas."""
-        return Rejection(
-            threshold=0.0,
-            plants=self.plants,
-            non_plants=self.non_plants,
-            unseen_plants=_NOTHING,
-            held_out=True,
-            by_source={},
-            by_unseen_source={},
-            by_species={},
-            flips={},
-            separation=None,
-            separation_by_source={},
-            separation_by_unseen_source={},
-            roc=(),
-            histogram=Histogram((), (), (), ()),
-        )
+        certain = all(bound >= limit for bound, limit in zip(self.bounds, limits, strict=True))
+        return "passed" if certain else "passed, uncertain"
 
 
 @dataclass(frozen=True)
@@ -187,17 +176,11 @@ def _reject(embedded: Embedded, selection: NDArray[np.bool_], seed: int) -> tupl
 
 def render(rounds: Sequence[Round]) -> str:
     """Return the rounds as a table, and how often the gates pass."""
-
-    def percent(value: float | None) -> str:
-        return "" if value is None else f"{100 * value:.2f}"
-
     rows = []
     for number, each in enumerate(rounds):
-        rejection, interval = each.as_rejection(), each.non_plants.interval
-        bounds = [percent(None if bound is None else bound[0]) for bound in (rejection.precision_interval, interval)]
+        shares = each.precision, each.bounds[0], each.non_plants.value or 0.0, each.bounds[1]
         counts = f"{each.plants.count} of {each.plants.images}"
-        precision, recall = percent(rejection.precision), percent(rejection.recall)
-        rows.append([str(number), counts, precision, bounds[0], recall, bounds[1], each.judge()])
+        rows.append([str(number), counts, *(f"{100 * share:.2f}" for share in shares), each.judge()])
     head = ["round", "false alarms", "precision %", "at least", "recall %", "at least", "verdict"]
     verdicts = [each.judge() for each in rounds]
     passed, certain = len(rounds) - verdicts.count("failed"), verdicts.count("passed")

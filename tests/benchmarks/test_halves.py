@@ -1,5 +1,7 @@
 """Checks the random halves on embeddings that are drawn here."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -53,6 +55,13 @@ def test_a_round_is_judged_as_the_gates_are(plants: Proportion, non_plants: Prop
     each = Round(plants, non_plants)
     assert each.judge() == verdict
     assert f"| {verdict} |" in render([each])
+
+
+def test_the_numbers_of_a_round_are_those_of_a_report(measured):
+    each = Round(Proportion(4, 900), Proportion(190, 200))
+    rejection = replace(measured().rejection, plants=each.plants, non_plants=each.non_plants)
+    assert each.precision == pytest.approx(rejection.precision)
+    assert each.bounds == pytest.approx((rejection.precision_interval[0], rejection.non_plants.interval[0]))
 
 
 def test_the_table_counts_the_rounds_that_pass():
