@@ -131,6 +131,7 @@ def export_bundle(
                 calibration=None if inputs.calibration.record.is_optimistic else embedded.calibration.embeddings,
                 further_moments=embedded.further_moments,
                 seed=seed,
+                learned=bool(inputs.checkpoint.seen_non_plants),
             )
         write_detector(folder / DETECTOR_FILE, selection.detector)
         heads = open_session(folder / PACKED_HEADS_FILE, options=metadata.session_options, threads=1)

@@ -42,6 +42,9 @@ MIN_TRAINING_IMAGES: Final = math.ceil(MIN_FIT_IMAGES * FOLDS / (FOLDS - 1))
 _CLASSIC: Final = METHODS[0]
 """Taken unless another method is better beyond noise: one mean, one covariance."""
 
+_EXPOSED: Final[Method] = "gaussian_ratio"
+"""The method that is fitted on non-plants."""
+
 _SIGNIFICANCE: Final = 0.05
 _MAX_BASELINE_PLANTS: Final = 2_000
 """Some methods of the literature take minutes on more leaves, and they only serve as a comparison."""
@@ -82,6 +85,7 @@ def select_detector(
     calibration: LeafEmbeddings | None = None,
     further_moments: RunningMoments | None = None,
     seed: int = 0,
+    learned: bool = False,
 ) -> Selection:
     """Try every method and return the best one that a bundle can hold, fitted on all images, with its threshold.
 
@@ -104,6 +108,8 @@ def select_detector(
         further_moments: moments of further training leaves with the same class numbers. They only enter the final
             fit, and are not changed.
         seed: seed of the folds.
+        learned: whether the network was trained to tell these non-plants from leaves. Every method then rejects nearly
+            all of them, which is no evidence to choose by, so the method that is fitted on them is taken.
 
     Raises:
         DetectorError: there are too few leaves, or embeddings are not finite or do not vary.
@@ -114,7 +120,7 @@ def select_detector(
         count = 0 if non_plants is None else len(non_plants.outputs)
         if non_plants is None or count < MIN_NON_PLANTS:
             return _take_classic(replace(images, non_plants=None), count)
-        return _select_by_evidence(images, non_plants)
+        return _select_by_evidence(images, non_plants, learned)
 
 
 def _take_classic(images: Images, non_plants: int) -> Selection:
@@ -122,7 +128,7 @@ def _take_classic(images: Images, non_plants: int) -> Selection:
     return Selection(_calibrate(_CLASSIC, images, score_held_out(_CLASSIC, images)), reason, ())
 
 
-def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings) -> Selection:
+def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings, learned: bool) -> Selection:
     candidates: dict[Method, _CandidateDetector] = {}
     baselines: list[DetectorTrial] = []
     with log_step("select detector", total=len(METHODS) + len(BASELINES) + 1, unit="method") as advance:
@@ -132,8 +138,8 @@ def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings) -> Selec
         for trial in _evaluate_baselines(images, non_plants):
             baselines.append(trial)
             advance()
-        best = _CLASSIC
-        for method in METHODS[1:]:
+        best = _EXPOSED if learned else _CLASSIC
+        for method in () if learned else METHODS[1:]:
             if candidates[method].is_better_than(candidates[best]):
                 best = method
         scored = candidates[best].scored if images.calibration is not None else score_held_out(best, images)
@@ -141,6 +147,8 @@ def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings) -> Selec
         advance()
     recalls = ", ".join(f"{method} {candidate.threshold.recall:.1%}" for method, candidate in candidates.items())
     reason = f"of {len(non_plants.outputs):,} non-plants rejected at each one's threshold: {recalls}"
+    if learned:
+        reason = f"the network has learned these non-plants, so the method that is fitted on them is taken; {reason}"
     return Selection(detector, reason, (*(candidate.trial for candidate in candidates.values()), *baselines))
 
 

@@ -130,6 +130,18 @@ class TestSelect:
         assert trials["gaussian_ratio"].recall > 0.6 > 0.1 > trials["mahalanobis"].recall
         assert exposed.reason.startswith("of 120 non-plants rejected at each one's threshold: mahalanobis ")
 
+    def test_non_plants_that_the_network_has_learned_do_not_choose_the_method(self) -> None:
+        plants = make_plants(spread=0.0)
+        far = make_non_plants()
+        far.outputs.features[:] += 50
+        by_evidence, learned = (select_detector(plants, far, learned=learned) for learned in (False, True))
+
+        assert by_evidence.detector.method == "mahalanobis"
+        assert learned.detector.method == "gaussian_ratio"
+        assert learned.reason.startswith(
+            "the network has learned these non-plants, so the method that is fitted on them"
+        )
+
     def test_every_method_is_tried_and_named(self, exposed: Selection) -> None:
         assert [trial.method for trial in exposed.trials] == [*METHODS, *BASELINES]
         assert [trial.method for trial in exposed.trials if trial.served] == list(METHODS)
