@@ -2,8 +2,8 @@
 
 python -m benchmarks.students halves --checkpoint student.ckpt --bundle public/models --data leaves --non-plants others
 
-In each round a random half of the non-plants fits the detector and its threshold, as in an export, and the other half
-and all leaves of the split val measure it. All images are embedded once, by the bundle's INT8 model.
+In each round a random half of the non-plants fits the ratio of two Gaussians and its threshold, as in an export. The
+other half and all leaves of the split val measure it. All images are embedded once, by the bundle's INT8 model.
 
 A network that was trained with non-plants has learned some of them, which its checkpoint names. A half that holds such
 images would flatter it. So its detector is always fitted on these images, and each round measures a sample, drawn with
