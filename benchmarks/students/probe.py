@@ -61,7 +61,7 @@ def fit_probe(features: Embeddings, labels: Labels, held_out: tuple[Embeddings, 
         held_out: embeddings and classes that choose the strength.
     """
     probes = {
-        strength: make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300)).fit(features, labels)
+        strength: make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000)).fit(features, labels)
         for strength in STRENGTHS
     }
     best = max(probes, key=lambda strength: float(probes[strength].score(*held_out)))
