@@ -32,7 +32,8 @@ class Made:
 def made(tiny_bundle, tmp_path_factory: pytest.TempPathFactory) -> Made:
     bundle = tmp_path_factory.mktemp("calibrated") / "models"
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("MIN_CALIBRATION_LEAVES", 9), ("MIN_VAL_LEAVES", 36), ("MIN_CLASS_LEAVES", 4)):
+        limits = {"MIN_CALIBRATION_LEAVES": 27, "MIN_VAL_LEAVES": 18, "MIN_CLASS_LEAVES": 2, "VAL_SHARE": 0.6}
+        for name, value in limits.items():
             patch.setattr(module, name, value)
         summary = export_bundle(tiny_bundle.checkpoint, tiny_bundle.data, bundle, non_plants=tiny_bundle.non_plants)
     report = verify_bundle(
@@ -50,23 +51,23 @@ def test_detector_and_metadata_name_the_leaves(made: Made, tiny_bundle, tiny_tax
     detector = read_detector(made.bundle / DETECTOR_FILE)
     val = read_leaves(tiny_bundle.data, "val", tiny_taxonomy)
 
-    assert calibration is not None and (calibration.source, calibration.images) == ("val", 9)
+    assert calibration is not None and (calibration.source, calibration.images) == ("val", 27)
     assert set(calibration.sha256) < set(digest_each(val).values())
-    assert len(detector.plant_scores) == len(detector.plant_species) == detector.fit["calibration_images"] == 9
+    assert len(detector.plant_scores) == len(detector.plant_species) == detector.fit["calibration_images"] == 27
     assert detector.fit["fit_images"] == 180
     assert len(detector.round_thresholds) == 20
-    assert "calibrated on 9 leaves of the split val, which no gate measures" in made.text
+    assert "calibrated on 27 leaves of the split val, which no gate measures" in made.text
 
 
 def test_no_gate_measures_them_and_the_report_says_so(made: Made, tiny_bundle, tiny_taxonomy) -> None:
     inputs, metadata = made.report.inputs, read_metadata(made.bundle)
     val = read_leaves(tiny_bundle.data, "val", tiny_taxonomy)
 
-    assert (inputs.val.images, inputs.val.measured, inputs.left_out) == (36, 36, 9)
+    assert (inputs.val.images, inputs.val.measured, inputs.left_out) == (18, 18, 27)
     assert inputs.calibration == metadata.calibration
-    assert len(leave_out(val, inputs.calibration.sha256).samples) == 36
-    assert "calibrated on 9 leaves of the split val" in made.report.table()
-    assert "(9 of them found in val and left out)" in (made.bundle / "report.html").read_text()
+    assert len(leave_out(val, inputs.calibration.sha256).samples) == 18
+    assert "calibrated on 27 leaves of the split val" in made.report.table()
+    assert "(27 of them found in val and left out)" in (made.bundle / "report.html").read_text()
     assert read_report(made.bundle) == made.report
 
 
