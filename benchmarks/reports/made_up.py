@@ -76,20 +76,27 @@ def _make_leaves(taxonomy: Taxonomy, size: Size, random: np.random.Generator) ->
             routed = given if int8 == species else taxonomy.diseases[int8][0]
             name = f"val/{name_class(species, disease)}/{number:03d}.jpg"
             score, probability = _THRESHOLD + 0.05 - random.gamma(2.0, 1.5), random.beta(9, 1.5)
-            several = len(diseases) > 1
+            several, is_right = len(diseases) > 1, int8 == species
+            loss, disease_loss = -math.log(probability), -math.log(0.9) + (0.0 if routed == disease else 2.0)
             yield ImageRow(
                 *("val", name_class(species, disease), name, species, disease),
                 *(fp16, given, int8, given, routed, routed, probability, score, score > _THRESHOLD),
                 sha256=_digest(name),
                 fp16_ood_score=score + 0.001 * random.normal(),
                 pytorch_ood_score=score if number == 0 and index < _COMPARED else None,
-                species_nll=-math.log(probability),
-                disease_probability=0.9 if several else None,
-                disease_nll=0.2 if several else None,
-                raw_species_probability=probability**0.5,
-                raw_species_nll=-math.log(probability) * 0.7,
-                raw_disease_probability=0.8 if several else None,
-                raw_disease_nll=0.3 if several else None,
+                species_nll=loss if is_right else loss + 2,
+                disease_given_species_probability=0.9,
+                disease_nll=disease_loss if several else None,
+                raw_species_probability=probability,
+                raw_species_nll=loss if is_right else loss + 2,
+                raw_disease_given_species_probability=0.9,
+                raw_disease_nll=disease_loss if several else None,
+                soft_disease_probability=0.9 * probability,
+                soft_disease_given_species_probability=0.9,
+                raw_soft_disease_probability=0.9 * probability,
+                raw_soft_disease_given_species_probability=0.9,
+                fp16_species_nll=loss if is_right else loss + 2,
+                fp16_disease_nll=disease_loss if several else None,
             )
 
 

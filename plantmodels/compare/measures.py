@@ -15,6 +15,7 @@ from typing import Final
 from plantmodels.bundle.layout import IMAGES_FILE, summarize_sizes
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.compare.model import MeasurePair, Section, Verdict
+from plantmodels.compare.probabilities import compare_true_classes
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.inputs import ImageSet
 from plantmodels.report.per_image import ImageRow, ImageSetName
@@ -199,6 +200,9 @@ def _compare_accuracy(a: VerifiedBundle, b: VerifiedBundle, leaves: _Pairing) ->
     classes = {name: row for name, row in first.by_disease.items() if name in asked}
     note = f"Leaves with the right disease in INT8, given the true species: {test}"
     yield Section("Each disease", note, True, _compare_classes(_count_classes(classes, second.by_disease, disease)))
+    measures = tuple(compare_true_classes(leaves.pairs, "" if leaves.pairs else leaves.images))
+    note = f"Mean −log of the probability of the truth; lower is better. Leaves: {leaves.images}."
+    yield Section("Probabilities", note, False, measures)
 
 
 def _measure_accuracy(a: Accuracy, b: Accuracy, leaves: _Pairing, precision: str) -> Iterator[MeasurePair]:

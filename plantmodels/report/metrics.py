@@ -8,6 +8,7 @@
 import re
 from typing import TYPE_CHECKING, Final
 
+from plantmodels.report.calibration.results import Probabilities
 from plantmodels.report.evidence.field import Field
 from plantmodels.report.gates import GateResult
 from plantmodels.report.results import Accuracy
@@ -31,6 +32,7 @@ def collect_metrics(report: "GateReport") -> dict[str, float]:
             values[f"accuracy.{precision}.disease"] = counts.disease.value
             values[f"accuracy.{precision}.end_to_end"] = counts.end_to_end.value
         values |= _paired_metrics(report.accuracy)
+        values |= _calibration_metrics(report.accuracy.probabilities)
     if report.parity is not None:
         values |= {
             f"parity.{name}": getattr(report.parity, name)
@@ -63,8 +65,6 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
         "accuracy.species_flips": accuracy.species_flips,
         "accuracy.disease_flips": accuracy.disease_flips,
         "accuracy.soft_minus_hard": None if accuracy.routing.difference is None else -accuracy.routing.difference,
-        "accuracy.ece.species": accuracy.species_calibration.after.ece,
-        "accuracy.ece.disease": accuracy.disease_calibration.after.ece,
     }
     for name, paired in drops.items():
         low, high = paired.interval or (None, None)
@@ -79,13 +79,30 @@ def _field_metrics(field: Field) -> dict[str, float | None]:
         "field.accuracy.species": right.species.value,
         "field.accuracy.disease": right.disease.value,
         "field.accuracy.end_to_end": right.end_to_end.value,
-        "field.accuracy.ece.species": field.accuracy.species_calibration.after.ece,
+        "field.accuracy.ece.species": field.accuracy.probabilities.served["species"].after.ece,
         "field.rejected": field.decided.rejected_share.value,
         "field.ood_precision": field.rejection.precision,
         "field.accepted.species": accepted.species.value,
         "field.accepted.end_to_end": accepted.end_to_end.value,
         "field.accepted.probability": accepted.confidence,
     } | {f"field.p_value_at_most_{least}": low.value for least, low in field.decided.low_p_values.items()}
+
+
+def _calibration_metrics(probabilities: Probabilities) -> dict[str, float | None]:
+    values: dict[str, float | None] = {
+        "accuracy.nll.species": probabilities.true_species.after,
+        "accuracy.nll.both": probabilities.true_both.after,
+    }
+    for name, calibration in probabilities.served.items():
+        served, noise = calibration.after, calibration.noise
+        values |= {
+            f"accuracy.ece.{name}": served.ece,
+            f"accuracy.ece_by_chance.{name}": None if noise is None else noise.ece,
+            f"accuracy.brier.{name}": served.brier,
+            f"accuracy.log_loss.{name}": served.log_loss,
+            f"accuracy.mean_probability.{name}": served.mean_probability,
+        }
+    return values
 
 
 def _name_metric(gate: GateResult, value: str) -> str:

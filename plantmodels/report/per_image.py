@@ -47,15 +47,22 @@ class ImageRow:
         fp16_ood_score: out-of-distribution score of the FP16 embedding, by the same detector.
         pytorch_ood_score: out-of-distribution score of PyTorch's embedding; None for an image that was not compared.
         species_nll: −log of the calibrated probability of the true species; None for an image that is no leaf.
-        disease_probability: calibrated probability of `int8_disease`; None unless the true species has several
-            diseases.
-        disease_nll: −log of the calibrated probability of the true disease given the true species; None where
-            `disease_probability` is.
+        disease_given_species_probability: calibrated probability of `int8_routed_disease` given `int8_species`; None
+            without a disease. Times `species_probability` it is the `disease_probability` of hard routing.
+        disease_nll: −log of the calibrated probability of the true disease given the true species; None unless the true
+            species has several diseases.
         raw_species_probability: `species_probability` at temperature 1.
         raw_species_nll: `species_nll` at temperature 1.
-        raw_disease_probability: `disease_probability` at temperature 1.
+        raw_disease_given_species_probability: `disease_given_species_probability` at temperature 1.
         raw_disease_nll: `disease_nll` at temperature 1.
         ood_p_value: p-value of `ood_score` that is served; None if the detector has none.
+        soft_disease_probability: calibrated probability of `int8_soft_disease`, the `disease_probability` of soft
+            routing; None without a disease.
+        soft_disease_given_species_probability: calibrated probability of `int8_soft_disease` given `int8_species`.
+        raw_soft_disease_probability: `soft_disease_probability` at temperature 1.
+        raw_soft_disease_given_species_probability: `soft_disease_given_species_probability` at temperature 1.
+        fp16_species_nll: `species_nll` of FP16.
+        fp16_disease_nll: `disease_nll` of FP16.
     """
 
     set: ImageSetName
@@ -76,13 +83,19 @@ class ImageRow:
     fp16_ood_score: float | None = None
     pytorch_ood_score: float | None = None
     species_nll: float | None = None
-    disease_probability: float | None = None
+    disease_given_species_probability: float | None = None
     disease_nll: float | None = None
     raw_species_probability: float | None = None
     raw_species_nll: float | None = None
-    raw_disease_probability: float | None = None
+    raw_disease_given_species_probability: float | None = None
     raw_disease_nll: float | None = None
     ood_p_value: float | None = None
+    soft_disease_probability: float | None = None
+    soft_disease_given_species_probability: float | None = None
+    raw_soft_disease_probability: float | None = None
+    raw_soft_disease_given_species_probability: float | None = None
+    fp16_species_nll: float | None = None
+    fp16_disease_nll: float | None = None
 
     @property
     def flipped(self) -> bool:
@@ -98,8 +111,15 @@ TEXT_COLUMNS: Final = tuple(field.name for field in fields(ImageRow) if field.ty
 NUMBER_COLUMNS: Final = tuple(name for name in COLUMNS if name not in (*TEXT_COLUMNS, "rejected"))
 """Columns of numbers."""
 
+_NAMES_OF_FORMAT_3: Final = {
+    "disease_given_species_probability": "disease_probability",
+    "raw_disease_given_species_probability": "raw_disease_probability",
+}
+"""In the place of these columns format 3 had others, given the true species, which are not read."""
+
 OLDER_COLUMNS: Final = {
-    version: COLUMNS[: COLUMNS.index(last) + 1] for version, last in {2: "rejected", 3: "raw_disease_nll"}.items()
+    version: tuple(_NAMES_OF_FORMAT_3.get(name, name) for name in COLUMNS[: COLUMNS.index(last) + 1])
+    for version, last in {2: "rejected", 3: "raw_disease_nll"}.items()
 }
 """Older format of the report to its columns. New columns stand behind all older ones."""
 
@@ -167,7 +187,7 @@ def parse_image_rows(content: bytes, name: str = IMAGES_FILE) -> tuple[ImageRow,
 def _read_row(columns: tuple[str, ...], cells: list[str]) -> ImageRow:
     if len(cells) != len(columns):
         raise ValueError(f"expected {len(columns)} values, got {len(cells)}")
-    values: dict[str, Any] = dict(zip(columns, cells, strict=True))
+    values: dict[str, Any] = {name: cell for name, cell in zip(columns, cells, strict=True) if name in COLUMNS}
     if values["set"] not in IMAGE_SETS:
         raise ValueError(f"set must be one of {', '.join(IMAGE_SETS)}, got {values['set']!r:.80}")
     if values["rejected"] not in ("true", "false"):

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from plantmodels.report.calibration.results import Probabilities
 from plantmodels.report.statistics import (
     CONFIDENCE,
     Interval,
@@ -71,60 +72,6 @@ class ClassRow:
 
 
 @dataclass(frozen=True)
-class Bin:
-    """Images whose answers have about the same probability.
-
-    Attributes:
-        images: number of images.
-        right: number of these images with the right answer.
-        confidence: mean probability of the answers; 0 without images.
-    """
-
-    images: int
-    right: int
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Reliability:
-    """Probabilities of answers against how often the answers are right.
-
-    Attributes:
-        bins: bins of equal width from probability 0 to 1.
-        nll: negative log-likelihood, the mean of −log P(true class); None without images or when it is infinite.
-    """
-
-    bins: tuple[Bin, ...]
-    nll: float | None
-
-    @property
-    def ece(self) -> float | None:
-        """Expected calibration error: `Σ |right − images · confidence| / Σ images` over the bins; None without images.
-
-        References:
-            Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks", ICML 2017.
-        """
-        images = sum(row.images for row in self.bins)
-        gaps = sum(abs(row.right - row.images * row.confidence) for row in self.bins)
-        return gaps / images if images else None
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Calibration before and after the logits are divided by a temperature.
-
-    Attributes:
-        temperature: temperature of the bundle.
-        before: calibration at temperature 1.
-        after: calibration at `temperature`, as served.
-    """
-
-    temperature: float
-    before: Reliability
-    after: Reliability
-
-
-@dataclass(frozen=True)
 class Baseline:
     """What always giving the same answer gets right, on the same images as INT8.
 
@@ -166,9 +113,7 @@ class Accuracy:
         species_baseline: always answering the commonest species, against INT8.
         class_baseline: always answering the commonest class, against INT8, end to end.
         confusions: true species to each wrong species that INT8 answered, with the number of images.
-        species_calibration: calibration of INT8's species probability.
-        disease_calibration: calibration of INT8's disease probability given the true species, for species with several
-            diseases.
+        probabilities: how far the probabilities that INT8 serves can be trusted.
     """
 
     species: PairedCounts
@@ -184,8 +129,7 @@ class Accuracy:
     species_baseline: Baseline
     class_baseline: Baseline
     confusions: Mapping[str, Mapping[str, int]]
-    species_calibration: Calibration
-    disease_calibration: Calibration
+    probabilities: Probabilities
 
     @property
     def fp16(self) -> PrecisionAccuracy:

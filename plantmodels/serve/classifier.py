@@ -298,18 +298,27 @@ class PlantClassifier:
                 embedding=outputs.embedding[row] if return_embedding else None,
             )
 
-    def name_diseases(self, outputs: Outputs, routing: Routing) -> list[DiseaseAnswer]:
-        """Return each image's disease with its probabilities, as `predict` serves them."""
+    def name_diseases(
+        self, outputs: Outputs, routing: Routing, *, temperatures: tuple[float, float] | None = None
+    ) -> list[DiseaseAnswer]:
+        """Return each image's disease with its probabilities, as `predict` serves them.
+
+        Args:
+            outputs: what the models computed for N images.
+            routing: how the disease is chosen.
+            temperatures: of P(species) and of P(disease | species); None for those that are served.
+        """
+        served = self.metadata.species_temperature, self.metadata.disease_temperature
+        species_temperature, temperature = temperatures or served
         species, logits = outputs.species_index, outputs.disease_logits
-        temperature = self.metadata.disease_temperature
         if routing == "hard":
-            chances = softmax(outputs.species_logits, self.metadata.species_temperature)
+            chances = softmax(outputs.species_logits, species_temperature)
             return route_hard(self.taxonomy, species, chances[np.arange(len(species)), species], logits, temperature)
         named = self._mixture.name_diseases(
             outputs.species_logits,
             outputs.embedding,
             self.run_heads,
-            species_temperature=self.metadata.species_temperature,
+            species_temperature=species_temperature,
             disease_temperature=temperature,
         )
         return add_given_species(self.taxonomy, species, logits, temperature, named)

@@ -23,13 +23,14 @@ from plantmodels.data.digests import digest_content
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of
 from plantmodels.data.streaming import ImageStream, UnreadableImage
-from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy, evaluate_probabilities, name_class
+from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy, name_class
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Accuracy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Outputs
 from plantmodels.serve.routing import ROUTINGS
+from plantmodels.verify.probabilities import Columns, list_answers, list_losses
 
 BATCH: Final = 8
 """Images that the models see at once."""
@@ -86,7 +87,7 @@ class _Served:
     soft_disease: str
     rejected: bool
     p_value: float | None
-    probabilities: dict[str, float]
+    probabilities: Columns
 
 
 def measure_accuracy(
@@ -111,8 +112,11 @@ def measure_accuracy(
         samples += batch
         truth = _read_truth(batch)
         int8_answers, served = _answer_as_served(int8, truth, inputs)
-        fp16_answers, _ = _answer(fp16, int8, truth, *fp16.embed(inputs))
-        for answers in zip(batch, fp16_answers, int8_answers, served, strict=True):
+        logits, embeddings = fp16.embed(inputs)
+        fp16_answers, heads = _answer(fp16, int8, truth, logits, embeddings)
+        labels = int8.taxonomy, truth.species, truth.disease
+        losses = list_losses(*labels, logits, heads, _read_temperatures(int8), "fp16_")
+        for answers in zip(batch, fp16_answers, int8_answers, served, losses, strict=True):
             rows.append(_make_row(name, leaves.root, int8.taxonomy, *answers))
     temperatures = Temperatures(int8.metadata.species_temperature, int8.metadata.disease_temperature)
     return AccuracyRun(
@@ -164,7 +168,7 @@ def _answer_as_served(
     scores = np.array([answer.ood_score for answer in answers])
     outputs = Outputs(logits, embeddings, species, classifier.run_heads(embeddings, species), scores)
     routed, soft = ([answer.name or "" for answer in classifier.name_diseases(outputs, way)] for way in ROUTINGS)
-    probabilities = _list_probabilities(classifier, truth, logits, heads)
+    probabilities = _list_probabilities(classifier, truth, outputs, heads)
     rejected, p_values = classifier.detector.rejects(scores).tolist(), list_p_values(classifier, scores, species)
     return answers, map(_Served, routed, soft, rejected, p_values, probabilities)
 
@@ -181,23 +185,21 @@ def list_p_values(classifier: PlantClassifier, scores: Scores, species: Labels) 
     return [None] * len(scores) if p_values is None else p_values.tolist()
 
 
-def _list_probabilities(
-    classifier: PlantClassifier, truth: _Truth, logits: Logits, heads: Logits
-) -> list[dict[str, float]]:
-    """Return the probabilities of each leaf by their column; those of the disease where there are several."""
-    metadata, taxonomy = classifier.metadata, classifier.taxonomy
-    found: list[dict[str, float]] = [{} for _ in truth.species]
-    several = np.flatnonzero([len(taxonomy.diseases_of(index)) > 1 for index in truth.species.tolist()])
-    everything = np.arange(len(found))
-    for what, outputs, labels, temperature, rows in (
-        ("species", logits, truth.species, metadata.species_temperature, everything),
-        ("disease", heads, truth.disease, metadata.disease_temperature, several),
-    ):
-        for prefix, divisor in (("", temperature), ("raw_", 1.0)):
-            evaluated = evaluate_probabilities(outputs[rows], labels[rows], divisor)
-            for row, probability, nll in zip(rows.tolist(), *(part.tolist() for part in evaluated), strict=True):
-                found[row] |= {f"{prefix}{what}_probability": probability, f"{prefix}{what}_nll": nll}
+def _list_probabilities(classifier: PlantClassifier, truth: _Truth, outputs: Outputs, heads: Logits) -> list[Columns]:
+    """Return the probabilities of each leaf by their column, as served and at temperature 1."""
+    labels = classifier.taxonomy, truth.species, truth.disease
+    found: list[Columns] = [{} for _ in truth.species]
+    for prefix, temperatures in (("", _read_temperatures(classifier)), ("raw_", (1.0, 1.0))):
+        answers = list_answers(classifier, outputs, temperatures, prefix)
+        losses = list_losses(*labels, outputs.species_logits, heads, temperatures, prefix)
+        for columns, *parts in zip(found, answers, losses, strict=True):
+            for part in parts:
+                columns |= part
     return found
+
+
+def _read_temperatures(classifier: PlantClassifier) -> tuple[float, float]:
+    return classifier.metadata.species_temperature, classifier.metadata.disease_temperature
 
 
 def _name_disease(taxonomy: Taxonomy, species: int, disease: int) -> str:
@@ -213,6 +215,7 @@ def _make_row(
     fp16: _Answer,
     int8: _Answer,
     served: _Served,
+    losses: Columns,
 ) -> ImageRow:
     species, disease = class_of(sample)
     names = taxonomy.species[species], _name_disease(taxonomy, species, disease)
@@ -234,4 +237,5 @@ def _make_row(
         fp16_ood_score=fp16.ood_score,
         ood_p_value=served.p_value,
         **served.probabilities,
+        **losses,
     )

@@ -242,7 +242,10 @@ def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> 
 def test_a_report_of_format_3_is_shown_and_vouches_for_nothing(report: Make) -> None:
     """The file was written by the last code of format 3, on the same made-up measurements."""
     found = parse_report(FORMAT_3.read_bytes(), b"", Manifest(report().files))
-    assert (found.format_version, found.accuracy, found.taxonomy) == (3, report().accuracy, TAXONOMY)
+    assert (found.format_version, found.taxonomy) == (3, TAXONOMY) and found.accuracy is not None
+    probabilities = found.accuracy.probabilities
+    assert found.accuracy == replace(report().accuracy, probabilities=probabilities)  # type: ignore[type-var]
+    assert (probabilities.species_temperature, probabilities.served) == (0.8, {}), "calibrated were other numbers"
     assert [found.gate(name).status for name in OLD_GATES] == ["passed"] * len(OLD_GATES)
     judged = found.judge_by(GatePolicy())
     assert {gate.status for gate in judged} == {"not measured"}
@@ -283,11 +286,11 @@ def test_a_broken_report_of_format_2_is_refused(path: str, value: object, messag
             {"provenance": {"checkpoint_sha256": "f" * 64}},
             r"inputs\.checkpoint_sha256 is \w+, but onnx-m",
         ),
-        ("metadata", {"species_temperature": 3.0}, r"accuracy\.species_calibration\.temperature is .*, but onnx-m"),
+        ("metadata", {"species_temperature": 3.0}, r"accuracy\.probabilities\.species_temperature is .*, but onnx-m"),
         (
             "metadata",
             {"disease_temperature": 3.0},
-            r"accuracy\.disease_calibration\.temperature is .* has 3\.0; verify",
+            r"accuracy\.probabilities\.disease_temperature is .* has 3\.0; verify",
         ),
         (
             "metadata",

@@ -1,3 +1,4 @@
+import csv
 import math
 import re
 from dataclasses import replace
@@ -9,7 +10,14 @@ from hypothesis import strategies as st
 
 from plantmodels.errors import BundleError
 from plantmodels.report.evidence.columns import ImageTable
-from plantmodels.report.per_image import COLUMNS, ImageRow, format_image_rows, read_image_rows, write_image_rows
+from plantmodels.report.per_image import (
+    COLUMNS,
+    OLDER_COLUMNS,
+    ImageRow,
+    format_image_rows,
+    read_image_rows,
+    write_image_rows,
+)
 
 ROW = ImageRow(
     set="val",
@@ -40,7 +48,7 @@ ROWS = st.builds(
     NUMBERS,
     st.booleans(),
     NAMES,
-    *[st.none() | NUMBERS] * 9,
+    *[st.none() | NUMBERS] * 16,
 )
 
 
@@ -57,11 +65,14 @@ def test_the_file_is_plain_csv_with_named_columns(tmp_path: Path) -> None:
     assert header == (
         "set,source,name,species,disease,fp16_species,fp16_disease,int8_species,int8_disease,int8_routed_disease,"
         "int8_soft_disease,species_probability,ood_score,rejected,sha256,fp16_ood_score,pytorch_ood_score,species_nll,"
-        "disease_probability,disease_nll,raw_species_probability,raw_species_nll,raw_disease_probability,raw_disease_nll"
+        "disease_given_species_probability,disease_nll,raw_species_probability,raw_species_nll,"
+        "raw_disease_given_species_probability,raw_disease_nll,ood_p_value,soft_disease_probability,"
+        "soft_disease_given_species_probability,raw_soft_disease_probability,"
+        "raw_soft_disease_given_species_probability,fp16_species_nll,fp16_disease_nll"
     )
     assert line == (
         "val,Apple___Apple_scab,val/Apple___Apple_scab/leaf 1.jpg,Apple,Apple_scab,Apple,Apple_scab,"
-        '"Pepper,_bell",healthy,Bacterial_spot,,0.30000000000000004,12.75,true,ab,12.5,,,,,,,,'
+        '"Pepper,_bell",healthy,Bacterial_spot,,0.30000000000000004,12.75,true,ab,12.5,,,,,,,,,,,,,,,'
     )
 
 
@@ -103,7 +114,7 @@ def edit(text: str, column: str, value: str) -> str:
         (lambda text: edit(text, "ood_score", "high"), "line 2: ood_score must be a number, got 'high'"),
         (lambda text: edit(text, "disease_nll", "low"), "line 2: disease_nll must be a number, got 'low'"),
         (lambda text: edit(text, "species_probability", ""), "line 2: species_probability must be a number, got ''"),
-        (lambda text: text.replace("true", "true,1"), "line 2: expected 24 values, got 25"),
+        (lambda text: text.replace("true", "true,1"), "line 2: expected 31 values, got 32"),
         (lambda text: text.replace("ood_score", "score"), "line 1: columns must be set, source, .*, got set, source"),
         (lambda text: "", "line 0: columns must be set, .*, got none"),
         (lambda text: text.replace('"Pepper', '"Pep"per'), "line 2: "),
@@ -128,6 +139,16 @@ def test_rows_of_format_2_are_still_read(tmp_path: Path) -> None:
     lines = [line.split(",ab,")[0].split(",sha256,")[0] for line in path.read_bytes().decode().split("\r\n")]
     path.write_bytes("\r\n".join(lines).encode())
     assert read_image_rows(path) == (replace(ROW, sha256="", fp16_ood_score=None),)
+
+
+def test_rows_of_format_3_lack_what_is_served_and_keep_the_rest(tmp_path: Path) -> None:
+    path, row = tmp_path / "images.csv", replace(ROW, disease_nll=0.5, raw_disease_nll=0.25)
+    write_image_rows(path, [replace(row, disease_given_species_probability=0.75)])
+    header, line = list(csv.reader(path.read_text(encoding="utf-8").splitlines()))
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([OLDER_COLUMNS[3], line[: len(OLDER_COLUMNS[3])]])
+    assert "disease_probability" in OLDER_COLUMNS[3] and header[: len(OLDER_COLUMNS[3])] != list(OLDER_COLUMNS[3])
+    assert read_image_rows(path) == (row,)  # the probability given the true species is not the one that is served
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,9 @@
 import pytest
 
-from plantmodels.report.results import SMALL_CLASS, Bin, ClassRow, Reliability
+from plantmodels.report.calibration.results import Bin, Reliability
+from plantmodels.report.results import SMALL_CLASS, ClassRow
 from plantmodels.report.samples import Scatter
+from plantmodels.report.statistics import Proportion
 
 
 def test_small_classes_are_named_as_such() -> None:
@@ -10,8 +12,11 @@ def test_small_classes_are_named_as_such() -> None:
 
 
 def test_the_calibration_error_weighs_bins_by_their_images() -> None:
-    assert Reliability((Bin(10, 5, 0.7), Bin(0, 0, 0.0), Bin(30, 27, 0.85)), None).ece == pytest.approx((2 + 1.5) / 40)
-    assert Reliability((Bin(0, 0, 0.0),), None).ece is None
+    reliability = Reliability((Bin(10, 5, 0.7), Bin(0, 0, 0.0), Bin(30, 27, 0.85)), 0.1, 0.2)
+    assert reliability.ece == pytest.approx((2 + 1.5) / 40)
+    assert reliability.right == Proportion(32, 40) and reliability.mean_probability == pytest.approx(32.5 / 40)
+    nothing = Reliability((Bin(0, 0, 0.0),), None, None)
+    assert (nothing.ece, nothing.mean_probability, nothing.images) == (None, None, 0)
 
 
 def test_a_scatter_has_as_many_of_each() -> None:

@@ -12,7 +12,6 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content
 from plantmodels.data.leaves import LeafSample, LeafSet
 from plantmodels.errors import DataError
-from plantmodels.report.evidence.accuracy import bin_by_confidence, evaluate_probabilities
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
 from plantmodels.report.statistics import PairedCounts, Proportion
@@ -150,7 +149,6 @@ def test_every_image_has_a_row_with_all_answers(
     fp16, int8 = make_script(1), make_script(2)
     run = measure_accuracy(scripted(*fp16), scripted(*int8), make_leaves(numbered_images(COUNT)))
     names = TAXONOMY.species
-    several = {0, 2}
     for i, (row, species, disease) in enumerate(zip(run.rows, TRUE_SPECIES, TRUE_DISEASE, strict=True)):
         truth = name_of(species, disease)
         assert row == ImageRow(
@@ -173,19 +171,43 @@ def test_every_image_has_a_row_with_all_answers(
             species_nll=loss(int8[0][i] == species, 3, 0.5),
             raw_species_probability=chance(3, 1.0),
             raw_species_nll=loss(int8[0][i] == species, 3, 1.0),
-            disease_probability=chance(CLASSES[species], 2.0) if species in several else None,
-            disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 2.0) if species in several else None,
-            raw_disease_probability=chance(CLASSES[species], 1.0) if species in several else None,
-            raw_disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 1.0) if species in several else None,
+            fp16_species_nll=loss(fp16[0][i] == species, 3, 0.5),
+            disease_given_species_probability=chance(CLASSES[int8[0][i]], 2.0),
+            raw_disease_given_species_probability=chance(CLASSES[int8[0][i]], 1.0),
+            disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 2.0),
+            raw_disease_nll=loss(int8[1][i][species] == disease, CLASSES[species], 1.0),
+            fp16_disease_nll=loss(fp16[1][i][species] == disease, CLASSES[species], 2.0),
+            **soft_probabilities(int8, i, "", (0.5, 2.0)),
+            **soft_probabilities(int8, i, "raw_", (1.0, 1.0)),
         )
 
 
+def soft_probabilities(script: tuple, i: int, prefix: str, temperatures: tuple[float, float]) -> dict[str, Any]:  # type: ignore[type-arg]
+    """The probability of the disease that soft routing names, and of that disease given the answered species."""
+    name, mixed, given = soft_name(script, i), 0.0, 0.0
+    for species, share in enumerate(scipy_softmax(np.eye(3)[script[0][i]] / temperatures[0])):
+        names = TAXONOMY.diseases_of(species)
+        if name in names:
+            heads = scipy_softmax(np.eye(len(names))[script[1][i][species]] / temperatures[1])
+            mixed += share * heads[names.index(name)]
+            given = heads[names.index(name)] if species == script[0][i] else given
+    return {
+        f"{prefix}soft_disease_probability": pytest.approx(mixed, rel=1e-5),
+        f"{prefix}soft_disease_given_species_probability": pytest.approx(given, rel=1e-5),
+    }
+
+
 def chance(classes: int, temperature: float) -> Any:
-    """The probability of the answer: the scripted logits are 1 for it and 0 elsewhere."""
+    """The probability of the answer: the scripted logits are 1 for it and 0 elsewhere. None without a class."""
+    if not classes:
+        return None
     return pytest.approx(scipy_softmax(np.eye(classes)[0] / temperature)[0])
 
 
 def loss(is_right: bool, classes: int, temperature: float) -> Any:
+    """−log of the probability of the truth; None without a class."""
+    if not classes:
+        return None
     probabilities = scipy_softmax(np.eye(classes)[0] / temperature)
     return pytest.approx(-math.log(probabilities[0 if is_right else 1]))
 
@@ -199,8 +221,10 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
     names = np.random.default_rng(6).choice(["rust", "scab", "healthy", "spot"], COUNT).tolist()
     route = served.name_diseases
 
-    def name_diseases(outputs: Outputs, routing: Routing) -> list[DiseaseAnswer]:
-        answers: list[DiseaseAnswer] = route(outputs, routing)
+    def name_diseases(
+        outputs: Outputs, routing: Routing, *, temperatures: tuple[float, float] | None = None
+    ) -> list[DiseaseAnswer]:
+        answers: list[DiseaseAnswer] = route(outputs, routing, temperatures=temperatures)
         if routing == "soft":
             numbers = outputs.embedding[:, 0].astype(int).tolist()
             answers = [replace(answer, name=names[number]) for number, answer in zip(numbers, answers, strict=True)]
@@ -249,11 +273,15 @@ def test_pairs_classes_and_confusions_equal_those_of_a_slow_loop(
         "Rose___healthy",
     ]
     assert found.confusions == confusions
-    species, disease = found.species_calibration, found.disease_calibration
-    assert (species.temperature, disease.temperature) == (0.5, 2.0)
+    probabilities = found.probabilities
+    assert (probabilities.species_temperature, probabilities.disease_temperature) == (0.5, 2.0)
+    species, both = probabilities.served["species"], probabilities.served["disease"]
     assert species.after.ece == pytest.approx(abs(found.int8.species.value - scipy_softmax([2.0, 0, 0])[0]))
     assert species.before.ece == pytest.approx(abs(found.int8.species.value - scipy_softmax([1.0, 0, 0])[0]))
-    assert sum(row.images for row in disease.after.bins) == found.disease.images
+    assert both.after.images == sum(row.int8_routed_disease != "" for row in rows)
+    assert probabilities.served["disease_given_species"].after.images == sum(
+        row.int8_species == row.species and row.disease != "" for row in rows
+    )
 
 
 def test_classes_and_the_commonest_equal_those_of_a_slow_loop(
@@ -276,35 +304,6 @@ def test_classes_and_the_commonest_equal_those_of_a_slow_loop(
     assert sum(row.int8 for row in found.by_class.values()) == found.int8.end_to_end.count
     assert sum(row.fp16 for row in found.by_class.values()) == found.fp16.end_to_end.count
     assert set(found.by_class) == {row.source for row in rows}
-
-
-def test_probabilities_and_bins_equal_those_of_a_slow_loop() -> None:
-    rng = np.random.default_rng(4)
-    logits, labels = rng.normal(0, 2, (300, 4)).astype(np.float32), rng.integers(0, 3, 300)
-    logits[::3, 3] = -np.inf
-    right = logits.argmax(axis=1) == labels
-    for temperature in (1.0, 0.6):
-        evaluated = evaluate_probabilities(logits, labels, temperature)
-        reliability = bin_by_confidence(*evaluated, right)
-        bins: list[list[tuple[float, bool]]] = [[] for _ in range(15)]
-        losses = []
-        for row, label in zip(logits.astype(float), labels, strict=True):
-            probabilities = scipy_softmax(row / temperature)
-            bins[min(14, int(probabilities.max() * 15))].append((probabilities.max(), row.argmax() == label))
-            losses.append(-math.log(probabilities[label]))
-        error = sum(abs(sum(hit for _, hit in part) - sum(chance for chance, _ in part)) for part in bins) / 300
-        assert reliability.ece == pytest.approx(error)
-        assert reliability.nll == pytest.approx(np.mean(losses))
-        assert [row.images for row in reliability.bins] == [len(part) for part in bins]
-        np.testing.assert_allclose(evaluated[1], losses)
-
-
-def test_an_impossible_label_has_no_finite_loss_and_no_images_have_no_calibration_error() -> None:
-    evaluated = evaluate_probabilities(np.array([[1.0, -np.inf]], np.float32), np.array([1]), 1.0)
-    found = bin_by_confidence(*evaluated, np.array([False]))
-    assert (found.nll, found.ece) == (None, 1.0)
-    nothing = bin_by_confidence(np.empty(0), np.empty(0), np.empty(0, bool))
-    assert (nothing.nll, nothing.ece) == (None, None)
 
 
 @pytest.mark.parametrize(("count", "images"), [(-1, 5), (6, 5)])

@@ -162,6 +162,10 @@ def test_image_rows_add_up_to_the_reported_counts(verified: tuple[Path, GateRepo
             (answer,) = served.predict([(tiny_bundle.data / row.name).read_bytes()], routing=routing)  # type: ignore[arg-type]
             assert (answer.species, answer.disease or "") == (row.int8_species, disease)
             assert answer.species_probability == row.species_probability
+            served = row.disease_given_species_probability, row.soft_disease_given_species_probability
+            assert answer.disease_given_species_probability == served[routing == "soft"]
+            both = row.species_probability * (served[0] or 0.0) if served[0] is not None else None
+            assert answer.disease_probability == (row.soft_disease_probability if routing == "soft" else both)
             assert answer.rejected == row.rejected
 
 
@@ -169,10 +173,12 @@ def test_calibration_is_measured_at_the_bundles_temperatures(verified: tuple[Pat
     bundle, report = verified
     metadata = read_metadata(bundle)
     assert report.accuracy is not None
-    assert report.accuracy.species_calibration.temperature == metadata.species_temperature
-    assert report.accuracy.disease_calibration.temperature == metadata.disease_temperature
-    images = sum(row.images for row in report.accuracy.disease_calibration.after.bins)
-    assert images == report.accuracy.disease.images - 5, "Blueberry has one disease"
+    probabilities = report.accuracy.probabilities
+    assert probabilities.species_temperature == metadata.species_temperature
+    assert probabilities.disease_temperature == metadata.disease_temperature
+    assert probabilities.served["species"].after.images == report.accuracy.species.images
+    images = probabilities.served["disease_given_species"].after.images
+    assert images == report.accuracy.disease.images - 5, "Blueberry has one disease, and every species is right"
 
 
 def test_models_and_their_digests_are_left_as_they_are(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:

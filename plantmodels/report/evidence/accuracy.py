@@ -13,20 +13,15 @@ Proportion(count=45, images=45)
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from plantmodels.arrays import Mask
-from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.report.evidence.columns import ImageTable, Names, Numbers
-from plantmodels.report.results import Accuracy, Baseline, Bin, Calibration, ClassRow, Reliability
+from plantmodels.report.calibration.count import count_probabilities
+from plantmodels.report.evidence.columns import ImageTable, Names
+from plantmodels.report.results import Accuracy, Baseline, ClassRow
 from plantmodels.report.statistics import PairedCounts
-
-CALIBRATION_BINS: Final = 15
-"""Number of bins of equal width, as in Guo et al. (2017)."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +58,6 @@ def count_accuracy(leaves: ImageTable, taxonomy: Taxonomy, temperatures: Tempera
     right = _find_right(leaves)
     soft = right.species[1] & (_are(leaves.text("int8_soft_disease") == disease) | ~has_head)
     routings = [_are(leaves.text(f"int8_{routing}_disease") == disease) for routing in ("routed", "soft")]
-    several = _find_several(truth, taxonomy)
     return Accuracy(
         species=count_pairs(*right.species),
         disease=count_pairs(*(hits[has_head] for hits in right.disease)),
@@ -80,9 +74,11 @@ def count_accuracy(leaves: ImageTable, taxonomy: Taxonomy, temperatures: Tempera
         species_baseline=_find_baseline(truth, right.species[1]),
         class_baseline=_find_baseline(labels, right.both[1]),
         confusions=_count_confusions(truth, leaves.text("int8_species"), taxonomy.species),
-        species_calibration=_calibrate(leaves, "species", right.species[1], temperatures.species),
-        disease_calibration=_calibrate(
-            leaves.where(several), "disease", right.disease[1][several], temperatures.disease
+        probabilities=count_probabilities(
+            leaves,
+            _find_several(truth, taxonomy),
+            species_temperature=temperatures.species,
+            disease_temperature=temperatures.disease,
         ),
     )
 
@@ -160,50 +156,3 @@ def _count_confusions(truth: Names, answers: Names, order: Sequence[str]) -> dic
     for true, answer in sorted(counts, key=lambda pair: [places.get(name, len(places)) for name in pair]):
         found.setdefault(true, {})[answer] = counts[true, answer]
     return found
-
-
-def _calibrate(leaves: ImageTable, what: str, right: Mask, temperature: float) -> Calibration:
-    """Return the calibration at temperature 1 and at the one that is served."""
-    before, after = (
-        bin_by_confidence(leaves.numbers(f"{prefix}{what}_probability"), leaves.numbers(f"{prefix}{what}_nll"), right)
-        for prefix in ("raw_", "")
-    )
-    return Calibration(temperature, before, after)
-
-
-def bin_by_confidence(probabilities: Numbers, nlls: Numbers, right: Mask) -> Reliability:
-    """Return answers in bins by their probability.
-
-    Args:
-        probabilities: (N,) probability of each answer.
-        nlls: (N,) −log of the probability of each true class.
-        right: (N,) whether each answer is right.
-    """
-    confidence = np.nan_to_num(probabilities)
-    places = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    images, hits, sums = (
-        np.bincount(places, weights, CALIBRATION_BINS) for weights in (None, right.astype(float), confidence)
-    )
-    bins = zip(images.tolist(), hits.tolist(), sums.tolist(), strict=True)
-    return Reliability(
-        tuple(Bin(int(n), int(k), total / n if n else 0.0) for n, k, total in bins),
-        replace_non_finite(float(nlls.mean())) if len(nlls) else None,
-    )
-
-
-def evaluate_probabilities(
-    logits: NDArray[np.floating], labels: NDArray[np.integer], temperature: float
-) -> tuple[Numbers, Numbers]:
-    """Return the probability of each answer, and −log of the probability of each label.
-
-    Args:
-        logits: (N, C) float32, −inf at classes that a row lacks.
-        labels: (N,) int64, the true classes.
-        temperature: the temperature by which the logits are divided.
-
-    Returns:
-        (N,) and (N,) float64.
-    """
-    gaps = logits.astype(np.float64) - logits.max(axis=1, keepdims=True)
-    sums = np.exp(gaps / temperature).sum(axis=1)
-    return 1 / sums, np.log(sums) - gaps[np.arange(len(labels)), labels] / temperature

@@ -200,7 +200,7 @@ def _list_measurements(accuracy: Accuracy, rejection: Rejection, decided: Decide
     yield "species right", Measurement.of(right.species)
     yield "species and disease right", Measurement.of(right.end_to_end)
     yield "disease right, given the true species", Measurement.of(right.disease)
-    yield "calibration error of the species (ECE)", Measurement(accuracy.species_calibration.after.ece)
+    yield "calibration error of the species (ECE)", Measurement(accuracy.probabilities.served["species"].after.ece)
     yield "rejected", Measurement.of(decided.rejected_share)
     for least in map(str, P_VALUES):
         yield f"p-value at most {least}", Measurement.of(decided.low_p_values.get(least, Proportion(0, 0)))

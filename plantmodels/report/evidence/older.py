@@ -1,13 +1,14 @@
 """Reads reports of older formats, so that `inspect` and `compare` can show them. They cannot be promoted.
 
-Format 3 knows no uncertain verdicts. A report of format 2 has nine gates, and neither fewest images nor samples nor the
-taxonomy.
+Format 3 knows no uncertain verdicts, and the calibration of other numbers than the served ones, which is left out.
+A report of format 2 has nine gates, and neither fewest images nor samples nor the taxonomy.
 """
 
 from collections.abc import Mapping
 from typing import Any, Final
 
 from plantmodels.bundle.serialization import encode
+from plantmodels.report.calibration.results import TrueClass
 from plantmodels.report.gates import COMPARE, GATES, GateResult, not_measured
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.results import Baseline
@@ -65,12 +66,27 @@ def upgrade_document(document: Mapping[str, Any], version: int) -> dict[str, Any
                 upgraded = values | upgraded
             elif isinstance(upgraded.get(name), dict):
                 upgraded[name] = values | upgraded[name]
+    upgraded["accuracy"] = _upgrade_accuracy(upgraded.get("accuracy"))
     if isinstance(upgraded.get("policy"), dict):
         upgraded["policy"] = encode(GatePolicy()) | upgraded["policy"]
     if isinstance(document.get("gates"), list):
         gates = [*map(_upgrade_gate, document["gates"]), *_list_new_gates(document["gates"], version)]
         upgraded["gates"] = sorted(gates, key=_find_place)
     return upgraded
+
+
+def _upgrade_accuracy(accuracy: Any) -> Any:
+    """Return the section with what is known of its probabilities, the temperatures."""
+    if not isinstance(accuracy, dict):
+        return accuracy
+    rest = dict(accuracy)
+    unknown = encode(TrueClass(None, None, None, None, None))
+    probabilities = {"served": {}, "true_species": unknown, "true_both": unknown}
+    for what in ("species", "disease"):
+        calibration = rest.pop(f"{what}_calibration", None)
+        if isinstance(calibration, dict):
+            probabilities[f"{what}_temperature"] = calibration.get("temperature")
+    return {"probabilities": probabilities} | rest
 
 
 def _upgrade_gate(gate: Any) -> Any:

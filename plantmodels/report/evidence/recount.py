@@ -17,6 +17,7 @@ from plantmodels.report.evidence.check import describe_difference, find_differen
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import count_field
 from plantmodels.report.evidence.leaks import check_leaks
+from plantmodels.report.evidence.probabilities import check_probabilities
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.samples import Latency, Parity
@@ -60,8 +61,9 @@ def _list_sections(
     parity, latency = report.parity, report.latency
     accuracy, rejection = report.accuracy, report.rejection
     if accuracy is not None:
-        calibrations = (accuracy.species_calibration, accuracy.disease_calibration)
-        temperatures = Temperatures(*(calibration.temperature for calibration in calibrations))
+        temperatures = Temperatures(
+            accuracy.probabilities.species_temperature, accuracy.probabilities.disease_temperature
+        )
         yield "accuracy", accuracy, count_accuracy(table.of_set("val"), taxonomy, temperatures), "its image rows"
     if rejection is not None:
         _check_decisions(table, rejection.threshold)
@@ -159,8 +161,7 @@ def _check_rows(table: ImageTable, taxonomy: Taxonomy) -> None:
     p_values = table.numbers("ood_p_value")
     if not np.all(np.isnan(p_values) | ((p_values >= 0) & (p_values <= 1))):
         raise ValueError(f"{IMAGES_FILE}: ood_p_value must be from 0 to 1 in every row")
-    for column in ("species", "disease"):
-        _check_probabilities(table, column)
+    check_probabilities(table, leaves, taxonomy)
     if not {_DIGEST_LENGTH}.issuperset(map(len, table.text("sha256").tolist())):
         raise ValueError(f"{IMAGES_FILE}: sha256 must be a digest of {_DIGEST_LENGTH} characters in every row")
 
@@ -183,14 +184,3 @@ def _check_answers(rows: ImageTable, columns: tuple[str, ...], allowed: Abstract
     if wrong is not None:
         given = "".join(f" where {column} is {name!r:.80}" for column, name in zip(columns, wrong[:-1], strict=False))
         raise ValueError(f"{IMAGES_FILE}: {columns[-1]} is {wrong[-1]!r:.80}{given}, which the taxonomy lacks")
-
-
-def _check_probabilities(table: ImageTable, what: str) -> None:
-    """Check the range of the probabilities, and that of a right answer −log of its probability is the nll."""
-    for prefix in ("", "raw_"):
-        name = f"{prefix}{what}_probability"
-        probabilities, nlls = table.numbers(name), table.numbers(f"{prefix}{what}_nll")
-        if not np.all(np.isnan(probabilities) | ((probabilities >= 0) & (probabilities <= 1))):
-            raise ValueError(f"{IMAGES_FILE}: {name} must be from 0 to 1 in every row")
-        if np.any(nlls < -1e-9):
-            raise ValueError(f"{IMAGES_FILE}: {prefix}{what}_nll must not be negative in any row")

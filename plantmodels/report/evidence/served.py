@@ -35,9 +35,9 @@ def list_served(
         values["inputs.checkpoint_sha256"] = (inputs.checkpoint_sha256, made_from, METADATA_FILE)
     if report.accuracy is not None:
         for name in ("species", "disease"):
-            temperature = getattr(report.accuracy, f"{name}_calibration").temperature
+            temperature = getattr(report.accuracy.probabilities, f"{name}_temperature")
             served = getattr(metadata, f"{name}_temperature")
-            values[f"accuracy.{name}_calibration.temperature"] = (temperature, served, METADATA_FILE)
+            values[f"accuracy.probabilities.{name}_temperature"] = (temperature, served, METADATA_FILE)
     if report.rejection is not None:
         values["rejection.threshold"] = (report.rejection.threshold, detector.threshold, DETECTOR_FILE)
         if report.rejection.rounds:

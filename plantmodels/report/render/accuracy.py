@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from plantmodels.report.results import SMALL_CLASS, Accuracy, Calibration, ClassRow
+from plantmodels.report.calibration.results import SERVED, Calibration, Probabilities, TrueClass
+from plantmodels.report.results import SMALL_CLASS, Accuracy, ClassRow
 from plantmodels.report.statistics import PairedCounts, Proportion
 
 _MOST_CONFUSIONS: Final = 10
@@ -70,7 +71,8 @@ class AccuracyView:
         confusions: the most frequent confusions, most frequent first.
         more_confusions: the next ones.
         confusion_pairs: number of different confusions.
-        calibrations: what is asked to its calibration, where it was measured.
+        calibrations: what is served to its calibration, where it was measured.
+        true_classes: which true class to its NLL.
     """
 
     precisions: Mapping[str, PairedCounts]
@@ -84,6 +86,7 @@ class AccuracyView:
     more_confusions: tuple[Confusion, ...]
     confusion_pairs: int
     calibrations: Mapping[str, Calibration]
+    true_classes: Mapping[str, TrueClass]
 
 
 def prepare_accuracy(accuracy: Accuracy) -> AccuracyView:
@@ -91,10 +94,6 @@ def prepare_accuracy(accuracy: Accuracy) -> AccuracyView:
     classes = {**accuracy.by_species, **accuracy.by_disease}
     small_classes = {name: row.images for name, row in classes.items() if row.is_small}
     confusions = _list_confusions(accuracy)
-    calibrations = {
-        "Species": accuracy.species_calibration,
-        "Disease, given the true species": accuracy.disease_calibration,
-    }
     return AccuracyView(
         precisions={
             "Species": accuracy.species,
@@ -113,8 +112,18 @@ def prepare_accuracy(accuracy: Accuracy) -> AccuracyView:
         confusions=tuple(confusions[:_MOST_CONFUSIONS]),
         more_confusions=tuple(confusions[_MOST_CONFUSIONS:][:_MORE_CONFUSIONS]),
         confusion_pairs=len(confusions),
-        calibrations={name: value for name, value in calibrations.items() if value.after.ece is not None},
+        calibrations=list_calibrations(accuracy.probabilities),
+        true_classes={
+            "True species": accuracy.probabilities.true_species,
+            "True species and disease": accuracy.probabilities.true_both,
+        },
     )
+
+
+def list_calibrations(probabilities: Probabilities) -> dict[str, Calibration]:
+    """Return what is served, in words, to its calibration; without those that were not measured."""
+    served = probabilities.served
+    return {text: served[name] for name, text in SERVED.items() if name in served and served[name].after.images}
 
 
 def list_classes(rows: Mapping[str, ClassRow]) -> tuple[ClassAccuracy, ...]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final
 
+from plantmodels.report.calibration.scores import DRAWS
 from plantmodels.report.evidence.coverage import find_gaps
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES, GateResult, Status
@@ -84,6 +85,7 @@ def render_report(
         rejection_view=None if report.rejection is None else prepare_rejection(report.rejection, detector),
         **_prepare_coverage(report),
         plots=plots,
+        calibration_draws=DRAWS,
         recipe=recipe,
         galleries=galleries,
         warnings=warnings,

@@ -38,15 +38,16 @@ def new_axes(height_inches: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def new_panels(height_inches: float, widths: Sequence[float]) -> tuple[Figure, list[Axes]]:
-    """Return a figure with panels side by side.
+def new_panels(height_inches: float, widths: Sequence[float], rows: int = 1) -> tuple[Figure, list[Axes]]:
+    """Return a figure with panels side by side, row by row.
 
     Args:
         height_inches: height of the figure in inches.
-        widths: relative widths of the panels.
+        widths: relative widths of the panels of a row.
+        rows: number of rows.
     """
     figure = Figure(figsize=(WIDTH_INCHES, height_inches), layout="constrained")
-    panels = figure.subplots(1, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
+    panels = figure.subplots(rows, len(widths), squeeze=False, gridspec_kw={"width_ratios": list(widths)})
     for axes in panels.flat:
         for side in ("top", "right", "left"):
             axes.spines[side].set_visible(False)

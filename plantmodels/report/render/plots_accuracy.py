@@ -6,7 +6,6 @@
 True
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -15,7 +14,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from plantmodels.report.formatting import spell_class
-from plantmodels.report.render.accuracy import ClassAccuracy, list_classes
+from plantmodels.report.render.accuracy import ClassAccuracy, list_calibrations, list_classes
 from plantmodels.report.render.plot_style import (
     INK,
     LINE,
@@ -25,10 +24,9 @@ from plantmodels.report.render.plot_style import (
     WIDTH_INCHES,
     label_axes,
     new_axes,
-    new_panels,
-    title_panel,
 )
-from plantmodels.report.results import Accuracy, Calibration, Reliability
+from plantmodels.report.render.plots_calibration import draw_calibration
+from plantmodels.report.results import Accuracy
 
 MAX_MATRIX: Final = 40
 """Largest number of species whose matrix can be read; with more, the page has a table of the worst confusions."""
@@ -48,13 +46,9 @@ def draw_accuracy(accuracy: Accuracy) -> dict[str, Figure]:
         figures["worst-classes.png"] = _draw_worst(accuracy)
     if accuracy.confusions and len(_list_species(accuracy)) <= MAX_MATRIX:
         figures["confusion.png"] = _draw_confusion(accuracy)
-    calibrations = {
-        "species": accuracy.species_calibration,
-        "disease, given the true species": accuracy.disease_calibration,
-    }
-    measured = {name: value for name, value in calibrations.items() if value.after.ece is not None}
-    if measured:
-        figures["calibration.png"] = _draw_calibration(measured)
+    calibrations = list_calibrations(accuracy.probabilities)
+    if calibrations:
+        figures["calibration.png"] = draw_calibration(calibrations)
     return figures
 
 
@@ -144,36 +138,3 @@ def _draw_confusion(accuracy: Accuracy) -> Figure:
     axes.spines["bottom"].set_visible(False)
     label_axes(axes, "answered by INT8", "truth")
     return figure
-
-
-def _draw_calibration(calibrations: Mapping[str, Calibration]) -> Figure:
-    """Plot accuracy against confidence in bins, one panel each. The area of a dot is its bin's share of the images."""
-    figure, panels = new_panels(4.1, (1,) * len(calibrations) if len(calibrations) > 1 else (1, 1))
-    for axes in panels[len(calibrations) :]:
-        axes.set_visible(False)
-    for axes, (name, calibration) in zip(panels, calibrations.items(), strict=False):
-        axes.plot([0, 100], [0, 100], color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
-        _draw_reliability(axes, calibration.before, OTHER, "temperature 1")
-        _draw_reliability(axes, calibration.after, PLANT, f"temperature {calibration.temperature:.3g}, served")
-        axes.set_xlim(0, 102)
-        axes.set_ylim(0, 102)
-        axes.set_aspect("equal")
-        axes.grid(color=LINE, linewidth=0.6)
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0f} %")
-        axes.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(-0.02, 1), borderpad=0, labelcolor=INK)
-        label_axes(axes, "probability of the answer", "answers that are right")
-        title_panel(axes, name, above=34)
-    return figure
-
-
-def _draw_reliability(axes: Axes, reliability: Reliability, colour: str, name: str) -> None:
-    bins = [row for row in reliability.bins if row.images]
-    images = sum(row.images for row in bins)
-    xs: Sequence[float] = [100 * row.confidence for row in bins]
-    ys: Sequence[float] = [100 * row.right / row.images for row in bins]
-    areas = [8 + 190 * row.images / images for row in bins]
-    error = reliability.ece or 0.0
-    axes.plot(xs, ys, color=colour, linewidth=1, alpha=0.55, zorder=2)
-    axes.scatter(xs, ys, s=areas, color=colour, alpha=0.75, linewidth=0, zorder=3)
-    axes.plot([], [], "o-", color=colour, markersize=5, linewidth=1, label=f"{name}: ECE {100 * error:.1f} %")

@@ -14,7 +14,7 @@ from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import GateReport, parse_report
 from plantmodels.report.per_image import ImageRow, format_image_rows
 from tests.fixtures.reports import CALIBRATION, TAXONOMY, make_report
-from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
+from tests.fixtures.rows import agree, list_probabilities, make_leaf_rows, make_other_rows
 
 THRESHOLD = 12.5
 ROWS = (
@@ -84,7 +84,14 @@ def test_what_was_written_is_read() -> None:
     assert parse(REPORT.to_dict()) == REPORT
 
 
-VALUES = list_values(REPORT)
+BINS_OF = ("species", "soft_disease")
+"""The served numbers whose bins are edited below; those of the others are counted by the same code."""
+
+VALUES = [
+    path
+    for path in list_values(REPORT)
+    if path[:3] != ("accuracy", "probabilities", "served") or path[3] in BINS_OF or path[-1] in ("ece", "brier", "low")
+]
 
 
 def test_the_edits_below_reach_every_part_of_a_report() -> None:
@@ -92,7 +99,7 @@ def test_the_edits_below_reach_every_part_of_a_report() -> None:
     assert {path[:2] for path in VALUES} >= {
         *(("accuracy", name) for name in ("species", "disease", "end_to_end", "routing", "disease_routing")),
         *(("accuracy", name) for name in ("by_species", "by_disease", "by_class", "confusions", "species_baseline")),
-        *(("accuracy", name) for name in ("species_calibration", "disease_calibration", "class_baseline")),
+        *(("accuracy", name) for name in ("probabilities", "class_baseline")),
         *(
             ("rejection", name)
             for name in ("plants", "non_plants", "unseen_plants", "by_source", "by_species", "flips")
@@ -129,7 +136,8 @@ def test_every_number_that_is_edited_is_refused() -> None:
         ("accuracy.end_to_end.only_first", 7, r"accuracy\.end_to_end\.only_first is 7, but its image rows make it 2"),
         ("accuracy.by_class.Mint.int8", 1, r"accuracy\.by_class\.Mint\.int8 is 1, but its image rows make it"),
         ("accuracy.species_baseline.name", "Rose", r"accuracy\.species_baseline\.name is 'Rose', but .* 'Apple'"),
-        ("accuracy.species_calibration.after.nll", 0.1, r"accuracy\.species_calibration\.after\.nll is 0\.1, but"),
+        ("accuracy.probabilities.true_both.after", 0.1, r"accuracy\.probabilities\.true_both\.after is 0\.1, but"),
+        ("accuracy.probabilities.served.disease.noise.ece", 0.5, r"served\.disease\.noise\.ece is 0\.5, but"),
         ("rejection.non_plants.count", 100, r"rejection\.non_plants\.count is 100, but its image rows make it 98"),
         ("rejection.plants.images", 500, r"rejection\.plants\.images is 500, but its image rows make it 400"),
         ("rejection.flips.fp32.count", 3, r"rejection\.flips\.fp32\.count is 3, but its image rows make it"),
@@ -195,6 +203,14 @@ def test_edits_are_refused_by_name(path: str, value: object, message: str) -> No
         ({"int8_soft_disease": "mould"}, r"int8_soft_disease is 'mould', which the taxonomy lacks"),
         ({"species_probability": 1.5}, r"species_probability must be from 0 to 1 in every row"),
         ({"raw_disease_nll": -1.0}, r"raw_disease_nll must not be negative in any row"),
+        ({"species_nll": None}, r"species_nll must be a number for 'val/\d+\.jpg'"),
+        ({"species_nll": 3.0}, r"species_probability is 0\.\d+ where the answer is right and species_nll is 3, which"),
+        (
+            {"disease_nll": 3.0},
+            r"disease_given_species_probability is 0\.7 where the answer is right and disease_nll is",
+        ),
+        ({"disease_given_species_probability": None}, r"disease_given_species_probability must be a number for"),
+        ({"int8_soft_disease": ""}, r"soft_disease_probability must be empty for 'val/\d+\.jpg'"),
         ({"sha256": ""}, r"sha256 must be a digest of 64 characters in every row"),
         ({"ood_p_value": 1.5}, r"ood_p_value must be from 0 to 1 in every row"),
         ({"rejected": False}, r"rejected is False where ood_score is 14\.2975 and the threshold is 12\.5"),
@@ -241,7 +257,7 @@ def test_sizes_unlike_the_manifests_are_refused() -> None:
 
 def test_the_same_image_twice_with_two_truths_is_counted_twice() -> None:
     twin = replace(ROWS[0], species="Mint", disease="", fp16_disease="", int8_disease="", source="Mint")
-    rows = (*ROWS, replace(twin, disease_probability=None, disease_nll=None))
+    rows = (*ROWS, replace(twin, **list_probabilities(twin, several=False)))  # type: ignore[arg-type]
     report = agree(REPORT, rows)
     assert parse(report.to_dict(), format_image_rows(rows), report) == report
     assert report.accuracy is not None and report.accuracy.species.images == 401
@@ -258,6 +274,11 @@ def rows_of_images(draw: st.DrawFn) -> tuple[ImageRow, ...]:
     found = [
         replace(row, ood_score=score, rejected=score > THRESHOLD, fp16_ood_score=score + 1, species_probability=p)
         for row, score, p in zip(rows, scores, probabilities, strict=True)
+    ]
+    several = {name for name, diseases in TAXONOMY.diseases.items() if len(diseases) > 1}
+    found = [
+        replace(row, **list_probabilities(row, row.species in several)) if row.set in ("val", "field") else row  # type: ignore[arg-type]
+        for row in found
     ]
     return (*found, *draw(st.lists(st.sampled_from(found), max_size=3)))
 

@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 import pytest
 from jinja2 import UndefinedError
 
+from plantmodels.report.calibration.results import SERVED
 from plantmodels.report.formatting import spell_class
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES
@@ -17,10 +18,11 @@ from plantmodels.report.render.environment import make_environment
 from plantmodels.report.render.gallery import CaptionLine, Gallery, Thumbnail
 from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
-from plantmodels.report.results import Accuracy, Calibration, ClassRow, Reliability
+from plantmodels.report.results import Accuracy, ClassRow
 from plantmodels.report.statistics import PairedCounts, Proportion
 
 Make = Callable[..., GateReport]
+CALIBRATION = "<h2>Calibration of the served probabilities</h2>"
 VOID = {"meta", "img", "br"}
 
 
@@ -233,13 +235,18 @@ def test_routing_says_which_is_better_and_by_how_much(report: Make, accuracy: Ca
     )
 
 
-def test_calibration_stands_before_and_after(report: Make, accuracy: Callable[..., Accuracy]) -> None:
-    text = "".join(parse(render(report())).text)
-    assert "0.8" in text and "0.3100" in text and "0.2500" in text
-    nothing = Calibration(1.0, Reliability((), None), Reliability((), None))
-    none = report(accuracy=accuracy(species_calibration=nothing, disease_calibration=nothing))
-    assert "<h2>Calibration</h2>" in render(report())
-    assert "<h2>Calibration</h2>" not in render(none)
+def test_calibration_stands_beside_what_chance_does(report: Make, accuracy: Callable[..., Accuracy]) -> None:
+    page = render(report())
+    text = read_text(page)
+    for text_of in SERVED.values():
+        assert text_of in text
+    assert "92.8 %" in text and "95.0 %" in text and "0.1000" in text  # mean probability, right, Brier score
+    assert "2.1 %at most 4.3 %" in text and "no more than chance" in text
+    assert "−0.0600−0.0700 to +0.0100" in text and "temperature 0.8 (species), 0.8 (disease)" in text
+    assert CALIBRATION in page
+    assert CALIBRATION not in render(
+        report(accuracy=accuracy(probabilities=replace(accuracy().probabilities, served={})))
+    )
 
 
 def test_many_species_have_a_table_of_the_worst_confusions(report: Make, accuracy: Callable[..., Accuracy]) -> None:
@@ -247,7 +254,7 @@ def test_many_species_have_a_table_of_the_worst_confusions(report: Make, accurac
     rows = {name: ClassRow(300, 100, 100) for name in names}
     confusions = {name: {names[i - 1]: i + 1} for i, name in enumerate(names[:200])}
     page = render(report(accuracy=accuracy(by_species=rows, confusions=confusions)))
-    part = page[page.index("<h2>Confusion matrix</h2>") : page.index("<h2>Calibration</h2>")]
+    part = page[page.index("<h2>Confusion matrix</h2>") : page.index(CALIBRATION)]
     found = re.findall(r"<tr><td>(.*?)</td><td>(.*?)</td><td class=\"number\">(.*?)</td>", part)
     assert found[0] == ("Species 199", "Species 198", "200")
     assert len(found) == 100

@@ -13,7 +13,7 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.accuracy import list_classes
 from plantmodels.report.render.plots import draw_plots
 from plantmodels.report.render.plots_accuracy import MAX_MATRIX, shorten
-from plantmodels.report.results import Accuracy, Calibration, ClassRow, Histogram, Reliability
+from plantmodels.report.results import Accuracy, ClassRow, Histogram
 from plantmodels.report.statistics import Proportion
 
 Make = Callable[..., GateReport]
@@ -102,11 +102,10 @@ def test_a_matrix_of_many_species_is_left_to_a_table(report: Make, accuracy: Cal
 
 
 def test_nothing_confused_and_nothing_calibrated_is_not_drawn(report: Make, accuracy: Callable[..., Accuracy]) -> None:
-    nothing = Calibration(1.0, Reliability((), None), Reliability((), None))
-    base = accuracy()
-    one = draw_plots(report(accuracy=replace(base, disease_calibration=nothing)))
-    none = accuracy(confusions={}, species_calibration=nothing, disease_calibration=nothing, by_disease={})
-    assert "calibration.png" in one
+    base = accuracy().probabilities
+    one = replace(base, served={name: base.served[name] for name in ("species",)})
+    none = accuracy(confusions={}, probabilities=replace(base, served={}), by_disease={})
+    assert "calibration.png" in draw_plots(report(accuracy=accuracy(probabilities=one)))
     assert [name for name in ALL[:3] if name in draw_plots(report(accuracy=none))] == ["worst-classes.png"]
 
 
