@@ -12,12 +12,12 @@ import numpy as np
 from plantmodels.bundle.layout import IMAGES_FILE
 from plantmodels.bundle.serialization import encode
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.report.calibration.check import check_probabilities
 from plantmodels.report.evidence.accuracy import Temperatures, count_accuracy
 from plantmodels.report.evidence.check import describe_difference, find_difference
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import count_field
 from plantmodels.report.evidence.leaks import check_leaks
-from plantmodels.report.evidence.probabilities import check_probabilities
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.samples import Latency, Parity
