@@ -12,6 +12,8 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+
 from plantmodels.bundle.layout import IMAGES_FILE, summarize_sizes
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.compare.model import MeasurePair, Section, Verdict
@@ -312,7 +314,12 @@ def _compare_latency(a: GateReport, b: GateReport) -> Iterator[Section]:
         "latency of an encoded image": ("encoded_median_ms", "encoded_p95_ms"),
     }
     measures = tuple(_measure_latency(name, first, second, why, *fields) for name, fields in kinds.items())
-    note = "Two latencies differ when 95 % of the faster bundle’s runs are below the slower bundle’s median."
+    if first.relative is not None and second.relative is not None:
+        measures += (_measure_relative(a, first, b, second),)
+    note = (
+        "Two latencies differ when 95 % of the faster bundle’s runs are below the slower bundle’s median. Each run "
+        "is also divided by the time of a fixed reference right after it, which other work on the machine slows, too."
+    )
     yield Section("Latency", note, False, measures)
 
 
@@ -335,6 +342,18 @@ def _measure_latency(name: str, a: Latency, b: Latency, why: str, median: str, p
     differs = getattr(faster, p95) < getattr(slower, median)
     verdict: Verdict = "not comparable" if why else _decide(differs, now > before, False)
     return MeasurePair(name, "ms", before, now, verdict, why)
+
+
+def _measure_relative(a: GateReport, first: Latency, b: GateReport, second: Latency) -> MeasurePair:
+    """Compare the runs in times of the reference beside each; other work at the time does not forbid it."""
+    places = _describe_machine(a, first), _describe_machine(b, second)
+    why = "" if places[0] == places[1] and first.cpu else "different or unnamed machines"
+    before, now = first.relative or 0.0, second.relative or 0.0
+    slower, faster = (before, second) if before > now else (now, first)
+    ratios = [run / other for run, other in zip(faster.runs_ms, faster.reference_runs_ms, strict=True)]
+    differs = float(np.percentile(ratios, 95)) < slower
+    verdict: Verdict = "not comparable" if why else _decide(differs, now > before, False)
+    return MeasurePair("latency of a tensor in times of the reference", "ratio", before, now, verdict, why)
 
 
 def _describe_machine(report: GateReport, latency: Latency) -> str:

@@ -16,7 +16,7 @@ from plantmodels.report.gates import GateResult
 from plantmodels.report.results import SMALL_CLASS
 
 Verdict = Literal["better", "worse", "no difference beyond noise", "not comparable"]
-Unit = Literal["share", "bytes", "ms", "max abs diff", "score"]
+Unit = Literal["share", "bytes", "ms", "max abs diff", "score", "ratio"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 
 _MOST_NAMES: Final = 6

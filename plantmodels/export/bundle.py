@@ -27,11 +27,17 @@ from plantmodels.data.streaming import UnreadableImage
 from plantmodels.export.calibration.embedding import EmbeddedImages, embed_images
 from plantmodels.export.calibration.temperatures import fit_temperatures
 from plantmodels.export.checks.answers import AnswerCounts, count_answers, refuse_wrong_answers
-from plantmodels.export.checks.network import check_network, check_non_plants, read_labelled_images
+from plantmodels.export.checks.network import (
+    LabelledImages,
+    check_network,
+    check_non_plants,
+    list_compared,
+    read_labelled_images,
+)
 from plantmodels.export.checks.preprocessing import describe_odd_pixels
 from plantmodels.export.inputs import ExportInputs, read_inputs
 from plantmodels.export.lock import lock_bundle
-from plantmodels.export.mixed_precision import MAX_DROP, LabelledImages, QuantizationResult, choose_int8
+from plantmodels.export.mixed_precision import MAX_CHANGED, QuantizationResult, choose_int8
 from plantmodels.export.onnx_builder import read_interface
 from plantmodels.export.onnx_heads import write_heads
 from plantmodels.export.onnx_species import export_species
@@ -42,8 +48,8 @@ from plantmodels.ood.select import select_detector
 from plantmodels.serve.models import run_packed_heads
 from plantmodels.serve.session import SESSION_OPTIONS, open_session
 
-QUANTIZATION_IMAGES: Final = 128
-"""Training leaves on which INT8 candidates are compared with the float model."""
+CHECKED_IMAGES: Final = 128
+"""Training leaves that the network is asked about before the long work."""
 
 _COMPARED_IMAGES: Final = 4
 """Training leaves on which the float graph is compared with PyTorch."""
@@ -191,7 +197,7 @@ def _check_inputs(inputs: ExportInputs) -> tuple[LabelledImages, tuple[Unreadabl
         Labelled training leaves of every class, the files that were skipped, and warnings.
     """
     checkpoint, leaves, network = inputs.checkpoint, inputs.kept_leaves, inputs.network
-    first = pick_each_class(leaves.samples, QUANTIZATION_IMAGES, key=class_of)
+    first = pick_each_class(leaves.samples, CHECKED_IMAGES, key=class_of)
     images, unreadable = read_labelled_images(first, checkpoint, inputs.leaves)
     taken = set(first)
     unread = [sample for sample in leaves.samples if sample not in taken]
@@ -211,7 +217,8 @@ def _write_models(
     with timer.log_step("store FP16"):
         onnx.save(store_weights_fp16(graph.model), folder / SPECIES_FILES["fp16"])
     with timer.log_step("quantize INT8"):
-        quantization = choose_int8(graph.model, leaves, reduce_range=reduce_range)
+        compared = list_compared(inputs.kept_leaves, inputs.checkpoint, inputs.leaves, leaves)
+        quantization = choose_int8(graph.model, compared, reduce_range=reduce_range)
         onnx.save(quantization.model, folder / SPECIES_FILES["int8"])
     fp16_recipe = {"method": "weights stored in float16, computed in float32", "graph": graph.kind}
     int8_recipe = {
@@ -224,7 +231,7 @@ def _write_models(
         "products": quantization.products,
         "kept_float": list(quantization.kept_float),
         "tried": [asdict(trial) for trial in quantization.trials],
-        "tried_on": {"images": len(leaves.pixels), "max_drop": MAX_DROP},
+        "max_changed": MAX_CHANGED,
     }
     models: dict[str, dict[str, Any]] = {
         SPECIES_FILES["fp16"]: {"precision": "fp16", "rows_per_run": None, "recipe": fp16_recipe},

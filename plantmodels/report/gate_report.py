@@ -192,6 +192,7 @@ class GateReport:
             else self.accuracy.worst.interval,
             "ood_precision": None if self.rejection is None else self.rejection.precision_interval,
             "ood_recall": None if self.rejection is None else self.rejection.non_plants.interval,
+            "false_alarms": None if self.rejection is None else self.rejection.plants.interval,
             "leakage": None if self.leakage is None else self.leakage.leaking.interval,
         }
         return {name: interval for name, interval in values.items() if interval is not None}
@@ -217,7 +218,7 @@ class GateReport:
         return collect_metrics(self)
 
     def table(self) -> str:
-        """Return the gates, how often INT8 is right, field leaves, and the verdict as plain text for a terminal."""
+        """Return the gates, the facts about accuracy, rejection and field leaves, and the verdict, for a terminal."""
         return write_table(self)
 
     @property

@@ -54,12 +54,13 @@ class GateKind:
 GATES: Final[dict[str, GateKind]] = {
     "parity": GateKind("Largest difference between PyTorch and the FP16 models", "<", "max abs diff", "images"),
     "int8_accuracy": GateKind(
-        "Accuracy lost from FP16 to INT8, the larger loss of species and disease", "≤", "drop", "images"
+        "Accuracy lost from FP16 to INT8, the largest loss of species, disease and both", "≤", "drop", "images"
     ),
     "ood_precision": GateKind(
         "Non-plants among the rejected images, at equal numbers of plants and non-plants", "≥", "share", "non-plants"
     ),
     "ood_recall": GateKind("Non-plants that are rejected", "≥", "share", "non-plants"),
+    "false_alarms": GateKind("Plants that are rejected", "≤", "share", "images"),
     "loads": GateKind("ONNX files that fail the checker or do not open", "≤", "files", "files"),
     "heads_complete": GateKind("Disease heads or classes that differ from the checkpoint", "≤", "problems", "heads"),
     "species_size": GateKind("Size of the INT8 species model", "<", "bytes", "files"),

@@ -43,10 +43,14 @@ def collect_metrics(report: "GateReport") -> dict[str, float]:
                 "int8_logits",
                 "int8_embedding",
                 "int8_head_logits",
+                "relative_logits",
+                "relative_int8_logits",
             )
         }
     if report.rejection is not None:
         values["ood.false_alarm_rate"] = report.rejection.false_alarm_rate
+        share = report.policy.ood_precision_non_plant_share
+        values["ood.precision_at_non_plant_share"] = report.rejection.precision_of(report.rejection.non_plants, share)
         values["ood.threshold"] = report.rejection.threshold
         values["ood.unseen_plants_rejected"] = report.rejection.unseen_plants.value
         if report.rejection.separation is not None:
@@ -110,4 +114,4 @@ def _name_metric(gate: GateResult, value: str) -> str:
     return f"gate.{gate.name}" + (f".{re.sub(r'[^A-Za-z0-9_. /-]', '_', value)}" if value else "")
 
 
-_LATENCIES: Final = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms")
+_LATENCIES: Final = ("median_ms", "p95_ms", "encoded_median_ms", "encoded_p95_ms", "reference_median_ms", "relative")

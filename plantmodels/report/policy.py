@@ -78,6 +78,10 @@ def _min_images(gate: str) -> LimitKind:
     return _fewest_images(gate, "min_images", 1)
 
 
+def _worst(gate: str, key: str) -> LimitKind:
+    return LimitKind(gate, key, None, 0, 1, is_optional=True)
+
+
 def _confidence(gate: str) -> LimitKind:
     return LimitKind(gate, "confidence", None, 0.5, 0.9999, is_optional=True)
 
@@ -88,13 +92,20 @@ LIMITS: Final[dict[str, LimitKind]] = {
     "int8_accuracy_max_drop": LimitKind("int8_accuracy", "max_drop", "larger", 0, 1),
     "int8_accuracy_max_images": LimitKind("int8_accuracy", "max_images", None, 1, _MOST_IMAGES, is_integer=True),
     "int8_accuracy_min_images": _min_images("int8_accuracy"),
-    "int8_accuracy_confidence": _confidence("int8_accuracy"),
+    "int8_accuracy_confidence": LimitKind("int8_accuracy", "confidence", "smaller", 0.5, 0.9999, is_optional=True),
+    "int8_accuracy_max_worst_species": _worst("int8_accuracy", "max_worst_species"),
     "ood_precision_min": LimitKind("ood_precision", "min", "smaller", 0, 1),
     "ood_precision_min_images": _min_images("ood_precision"),
     "ood_precision_confidence": _confidence("ood_precision"),
+    "ood_precision_non_plant_share": LimitKind("ood_precision", "non_plant_share", None, 0.001, 0.999),
     "ood_recall_min": LimitKind("ood_recall", "min", "smaller", 0, 1),
+    "ood_recall_min_worst_source": _worst("ood_recall", "min_worst_source"),
     "ood_recall_min_images": _min_images("ood_recall"),
     "ood_recall_confidence": _confidence("ood_recall"),
+    "false_alarms_max": LimitKind("false_alarms", "max", "larger", 0, 1),
+    "false_alarms_max_worst_species": _worst("false_alarms", "max_worst_species"),
+    "false_alarms_min_images": _min_images("false_alarms"),
+    "false_alarms_confidence": _confidence("false_alarms"),
     "species_size_max_bytes": LimitKind("species_size", "max_bytes", "larger", 1, 10**12, is_integer=True),
     "head_size_max_bytes": LimitKind("head_size", "max_bytes", "larger", 1, 10**12, is_integer=True),
     "latency_max_median_ms": LimitKind("latency", "max_median_ms", "larger", 0, 1e6),
@@ -122,6 +133,13 @@ LIMITS: Final[dict[str, LimitKind]] = {
 }
 """Field of `GatePolicy` that a file may set to what it may be."""
 
+_WORST: Final = {
+    "int8_accuracy": ("int8_accuracy_max_worst_species", "worst species"),
+    "ood_recall": ("ood_recall_min_worst_source", "worst source"),
+    "false_alarms": ("false_alarms_max_worst_species", "worst species"),
+}
+"""Gate to its limit for a single species or source, and the name of the value that it is about."""
+
 _VALUES: Final = {
     "accuracy_min_species": "species",
     "accuracy_min_end_to_end": "end to end",
@@ -148,13 +166,25 @@ class GatePolicy:
         int8_accuracy_max_drop: a drop at or below this limit passes; a proportion of the images.
         int8_accuracy_max_images: largest number of validation images that are measured.
         int8_accuracy_min_images: fewest validation images.
-        int8_accuracy_confidence: confidence of the drop, or None.
+        int8_accuracy_confidence: confidence of the drop. Unlike all others it is set by default, because the value
+            alone lets a true loss of a point pass every second time.
+        int8_accuracy_max_worst_species: largest share of its leaves that any single species may lose; None for no such
+            limit. It holds for the value alone: few leaves of one species say nothing with confidence.
         ood_precision_min: a precision at or above this limit passes.
         ood_precision_min_images: fewest non-plants.
         ood_precision_confidence: confidence of the precision, or None.
+        ood_precision_non_plant_share: share of non-plants among all images for which the precision is printed as well.
+            The gate itself is about equal numbers.
         ood_recall_min: a recall at or above this limit passes.
+        ood_recall_min_worst_source: lowest recall that any single source of non-plants may have; None for no limit.
         ood_recall_min_images: fewest non-plants.
         ood_recall_confidence: confidence of the recall, or None.
+        false_alarms_max: a share of rejected leaves at or below this limit passes. A precision of 99 % at equal
+            numbers implies about as much.
+        false_alarms_max_worst_species: largest share of its leaves that any single species may have rejected; None for
+            no such limit.
+        false_alarms_min_images: fewest validation images.
+        false_alarms_confidence: confidence of the share, or None.
         species_size_max_bytes: a size below this limit passes.
         head_size_max_bytes: a size below this limit passes.
         latency_max_median_ms: a median below this limit passes.
@@ -185,13 +215,20 @@ class GatePolicy:
     int8_accuracy_max_drop: float = 0.01
     int8_accuracy_max_images: int = 10_000
     int8_accuracy_min_images: int = 300
-    int8_accuracy_confidence: float | None = None
+    int8_accuracy_confidence: float | None = 0.95
+    int8_accuracy_max_worst_species: float | None = None
     ood_precision_min: float = 0.99
     ood_precision_min_images: int = 50
     ood_precision_confidence: float | None = None
+    ood_precision_non_plant_share: float = 0.5
     ood_recall_min: float = 0.95
+    ood_recall_min_worst_source: float | None = None
     ood_recall_min_images: int = 50
     ood_recall_confidence: float | None = None
+    false_alarms_max: float = 0.01
+    false_alarms_max_worst_species: float | None = None
+    false_alarms_min_images: int = 300
+    false_alarms_confidence: float | None = None
     species_size_max_bytes: int = 5_000_000
     head_size_max_bytes: int = 200_000
     latency_max_median_ms: float = 200.0
@@ -240,9 +277,14 @@ class GatePolicy:
         if gate == "accuracy":
             return self._limits_of_accuracy()
         for name, kind in LIMITS.items():
-            if kind.gate == gate and kind.looser is not None and kind.key != "min_images":
-                return {"": float(getattr(self, name))}
+            if kind.gate == gate and kind.looser is not None and kind.key not in ("min_images", "confidence"):
+                return {"": float(getattr(self, name))} | self._limit_worst(gate)
         return {"": 0.0}
+
+    def _limit_worst(self, gate: str) -> dict[str, float]:
+        field_name, value = _WORST.get(gate, ("", ""))
+        limit = getattr(self, field_name) if field_name else None
+        return {} if limit is None else {value: limit}
 
     def _limits_of_accuracy(self) -> dict[str, float]:
         """Both accuracies must also exceed, beyond noise, those of always answering the commonest class."""
@@ -268,7 +310,8 @@ class GatePolicy:
         return tuple(
             name
             for name, kind in LIMITS.items()
-            if kind.looser is not None and signs[kind.looser] * (getattr(self, name) - getattr(default, name)) > 0
+            if kind.looser is not None
+            and signs[kind.looser] * ((getattr(self, name) or 0.0) - getattr(default, name)) > 0
         )
 
 

@@ -19,7 +19,7 @@ from plantmodels.report.statistics import (
     PairedCounts,
     Proportion,
     normal_quantile,
-    precision_at_equal_numbers,
+    precision_at_share,
 )
 
 SMALL_CLASS: Final = 20
@@ -110,6 +110,7 @@ class Accuracy:
             images are absent.
         by_class: class to its counts of right species and disease. A class is "<species>___<disease>", or the species
             alone without a head. Classes without images are absent.
+        losses_by_species: species to its leaves that are right end to end; first FP16, second INT8.
         species_baseline: always answering the commonest species, against INT8.
         class_baseline: always answering the commonest class, against INT8, end to end.
         confusions: true species to each wrong species that INT8 answered, with the number of images.
@@ -126,6 +127,7 @@ class Accuracy:
     by_species: Mapping[str, ClassRow]
     by_disease: Mapping[str, ClassRow]
     by_class: Mapping[str, ClassRow]
+    losses_by_species: Mapping[str, PairedCounts]
     species_baseline: Baseline
     class_baseline: Baseline
     confusions: Mapping[str, Mapping[str, int]]
@@ -142,19 +144,24 @@ class Accuracy:
         return PrecisionAccuracy(self.species.second, self.disease.second, self.end_to_end.second)
 
     @property
+    def int8_losses(self) -> Mapping[str, PairedCounts]:
+        """What INT8 may lose, to its counts: species, disease and end to end, as far as there are images."""
+        parts = {"species": self.species, "disease": self.disease, "end to end": self.end_to_end}
+        return {name: paired for name, paired in parts.items() if paired.images}
+
+    @property
     def worst(self) -> PairedCounts | None:
-        """Counts of species or disease, whichever loses more accuracy from FP16 to INT8; None without images."""
-        measured = [paired for paired in (self.species, self.disease) if paired.images]
-        return max(measured, key=lambda paired: paired.difference or 0.0, default=None)
+        """Counts of the part that loses most accuracy from FP16 to INT8; None without images."""
+        return max(self.int8_losses.values(), key=lambda paired: paired.difference or 0.0, default=None)
 
     @property
     def worst_drop(self) -> float | None:
-        """Value of the gate `int8_accuracy`: the larger drop of the two; negative when INT8 is better at both."""
+        """Value of the gate `int8_accuracy`: the largest drop of the parts; negative when INT8 is better at all."""
         return None if self.worst is None else self.worst.difference
 
     def worst_drop_at(self, confidence: float) -> float | None:
-        """Return the highest end of the intervals of both drops; None without images."""
-        intervals = [paired.interval_at(confidence) for paired in (self.species, self.disease)]
+        """Return the highest end of the intervals of all drops; None without images."""
+        intervals = [paired.interval_at(confidence) for paired in self.int8_losses.values()]
         return max((interval[1] for interval in intervals if interval is not None), default=None)
 
 
@@ -226,7 +233,7 @@ class Round:
     def precision(self) -> float | None:
         """Precision at equal numbers of plants and non-plants; None if nothing is rejected, or without images."""
         recall, alarms = self.non_plants.value, self.plants.value
-        return None if recall is None or alarms is None else precision_at_equal_numbers(recall, alarms)
+        return None if recall is None or alarms is None else precision_at_share(recall, alarms, 0.5)
 
 
 @dataclass(frozen=True)
@@ -297,34 +304,41 @@ class Rejection:
         """
         return self.precision_of(self.non_plants)
 
-    def precision_of(self, rejected: Proportion) -> float | None:
-        """Return the precision at equal numbers of plants and other images, such as the non-plants of one source.
+    def precision_of(self, rejected: Proportion, share: float = 0.5) -> float | None:
+        """Return the precision for a share of other images among all images, such as the non-plants of one source.
 
         Args:
             rejected: rejected images, of all images of that kind.
+            share: their share; the rest are plants.
         """
         recall, false_alarms = rejected.value, self.false_alarm_rate
         if recall is None or false_alarms is None:
             return None
-        return precision_at_equal_numbers(recall, false_alarms)
+        return precision_at_share(recall, false_alarms, share)
 
     @property
     def precision_interval(self) -> Interval | None:
         """95 % interval of the precision; None when the precision is None."""
         return self.precision_interval_at(CONFIDENCE)
 
-    def precision_interval_at(self, confidence: float) -> Interval | None:
+    def precision_interval_at(self, confidence: float, share: float = 0.5, scale: float = 1.0) -> Interval | None:
         """Return a two-sided interval of the precision; None when the precision is None.
 
         Wald's interval of `log(recall / false_alarm_rate)`, with half an image added to every count.
+
+        Args:
+            confidence: confidence of the interval.
+            share: share of non-plants among all images.
+            scale: by what all counts are multiplied first, to ask what more images would tell.
 
         References:
             Katz et al., "Obtaining Confidence Intervals for the Risk Ratio in Cohort Studies", 1978.
         """
         if self.precision is None:
             return None
-        parts = [(rejected.count + 0.5, rejected.images + 0.5) for rejected in (self.non_plants, self.plants)]
+        parts = [(scale * side.count + 0.5, scale * side.images + 0.5) for side in (self.non_plants, self.plants)]
         log_ratio = math.log(parts[0][0] / parts[0][1]) - math.log(parts[1][0] / parts[1][1])
+        log_ratio += math.log(share / (1 - share))
         error = normal_quantile(confidence) * math.sqrt(sum(1 / count - 1 / images for count, images in parts))
         low, high = (1 / (1 + math.exp(-(log_ratio + side * error))) for side in (-1, 1))
         return low, high

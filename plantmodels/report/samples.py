@@ -46,6 +46,8 @@ class ParitySample:
         embedding: difference of the FP16 embedding.
         int8_logits: difference of the INT8 species logits.
         int8_embedding: difference of the INT8 embedding.
+        spread: standard deviation of PyTorch's species logits of the image; None if they are not finite, or in a report
+            of an older format.
     """
 
     image: int
@@ -54,6 +56,7 @@ class ParitySample:
     embedding: float | None
     int8_logits: float | None
     int8_embedding: float | None
+    spread: float | None = None
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class Parity:
         scatter: some of the species logits; None when some are missing or not finite.
         samples: differences of each image in each run.
         head_samples: slug of a species to the differences of its head.
+        relative_logits: largest difference of the FP16 species logits in standard deviations of the same image's
+            logits, for information: 0.01 is much for logits that differ by 0.1. None if the logits of an image are all
+            equal or unknown.
+        relative_int8_logits: the same for INT8.
     """
 
     images: int
@@ -100,6 +107,8 @@ class Parity:
     scatter: Scatter | None
     samples: tuple[ParitySample, ...] = ()
     head_samples: Mapping[str, HeadSample] = field(default_factory=dict)
+    relative_logits: float | None = None
+    relative_int8_logits: float | None = None
 
     @classmethod
     def summarize(
@@ -123,6 +132,8 @@ class Parity:
             scatter=scatter,
             samples=tuple(samples),
             head_samples=heads,
+            relative_logits=_largest(_divide(sample.logits, sample.spread) for sample in samples),
+            relative_int8_logits=_largest(_divide(sample.int8_logits, sample.spread) for sample in samples),
         )
 
     @property
@@ -132,6 +143,10 @@ class Parity:
         None when one of them is missing or not finite.
         """
         return _largest((self.logits, self.embedding, self.head_logits))
+
+
+def _divide(value: float | None, spread: float | None) -> float | None:
+    return None if value is None or not spread else value / spread
 
 
 def _largest(values: Iterable[float | None]) -> float | None:
@@ -161,6 +176,11 @@ class Latency:
         encoded_p95_ms: 95th percentile of the time from an encoded image, in milliseconds.
         runs_ms: every measured time from a preprocessed tensor, in milliseconds.
         encoded_runs_ms: every measured time from an encoded image, in milliseconds.
+        reference_runs_ms: time of a fixed piece of work right after each of `runs_ms`, in milliseconds. Empty in a
+            report of an older format.
+        reference_median_ms: median of these times; None without any.
+        relative: median of `runs_ms[i] / reference_runs_ms[i]`. Other work on the machine slows both, so it moves this
+            number little. None without any reference.
     """
 
     runs: int
@@ -173,12 +193,26 @@ class Latency:
     encoded_p95_ms: float
     runs_ms: tuple[float, ...] = ()
     encoded_runs_ms: tuple[float, ...] = ()
+    reference_runs_ms: tuple[float, ...] = ()
+    reference_median_ms: float | None = None
+    relative: float | None = None
 
     @classmethod
     def summarize(
-        cls, runs_ms: Sequence[float], encoded_runs_ms: Sequence[float], *, threads: int, cpu: str, load: float | None
+        cls,
+        runs_ms: Sequence[float],
+        encoded_runs_ms: Sequence[float],
+        reference_runs_ms: Sequence[float] = (),
+        *,
+        threads: int,
+        cpu: str,
+        load: float | None,
     ) -> "Latency":
-        """Return medians and percentiles of these times, of which there must be as many of each kind, at least one."""
+        """Return medians and percentiles of these times, of which there must be as many of each kind, at least one.
+
+        The reference's times may be missing.
+        """
+        ratios = [run / other for run, other in zip(runs_ms, reference_runs_ms, strict=False) if other > 0]
         medians, highs = (
             [float(statistic(times)) for times in (runs_ms, encoded_runs_ms)]
             for statistic in (np.median, lambda times: np.percentile(times, 95))
@@ -194,4 +228,7 @@ class Latency:
             encoded_p95_ms=highs[1],
             runs_ms=tuple(runs_ms),
             encoded_runs_ms=tuple(encoded_runs_ms),
+            reference_runs_ms=tuple(reference_runs_ms),
+            reference_median_ms=float(np.median(reference_runs_ms)) if len(reference_runs_ms) else None,
+            relative=float(np.median(ratios)) if ratios else None,
         )

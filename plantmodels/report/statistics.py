@@ -76,6 +76,15 @@ class Proportion:
         """Return Wilson's two-sided interval of the proportion; None without images."""
         return wilson_interval(self.count / self.images, self.images, confidence) if self.images else None
 
+    def images_needed(self, limit: float, confidence: float) -> int | None:
+        """Return how many images with this share would put the whole interval on one side of a limit.
+
+        None if no number would: without images, if the share is the limit, or if the limit is 0 or 1.
+        """
+        if self.value is None or not 0 < limit < 1 or self.value == limit:
+            return None
+        return math.ceil(normal_quantile(confidence) ** 2 * limit * (1 - limit) / (self.value - limit) ** 2)
+
 
 def wilson_interval(share: float, images: int, confidence: float = CONFIDENCE) -> Interval:
     """Return Wilson's two-sided interval of a proportion.
@@ -157,6 +166,16 @@ class PairedCounts:
             return None
         z = normal_quantile(confidence)
         return self._find_end(-1.0, z), self._find_end(1.0, z)
+
+    def images_needed(self, limit: float, confidence: float) -> int | None:
+        """Return how many images, split as these are, would put the whole interval below a limit.
+
+        None if no number would. The score grows with the square root of the number of images.
+        """
+        score = self._score(limit) if self.images else 0.0
+        if score >= 0:
+            return None
+        return math.ceil(self.images * (normal_quantile(confidence) / score) ** 2)
 
     def _find_end(self, towards: float, z: float) -> float:
         """Find by bisection between the difference and ±1 where the score is `z`."""
@@ -255,6 +274,15 @@ def correct_for_many(p_values: Sequence[float]) -> list[float]:
         worst = max(worst, min(1.0, (len(p_values) - rank) * p_values[index]))
         corrected[index] = worst
     return corrected
+
+
+def precision_at_share(recall: float, false_alarm_rate: float, share: float) -> float | None:
+    """Return the precision if non-plants were this share of all images; None if nothing is rejected.
+
+    It is `recall · share / (recall · share + false_alarm_rate · (1 − share))`.
+    """
+    hits, alarms = recall * share, false_alarm_rate * (1 - share)
+    return hits / (hits + alarms) if hits + alarms else None
 
 
 def precision_at_equal_numbers(recall: float, false_alarm_rate: float) -> float | None:

@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from plantmodels.report.evidence.field import describe_field
+from plantmodels.report.evidence.worst import find_worst
 from plantmodels.report.formatting import align_columns, format_percent
-from plantmodels.report.results import Accuracy
+from plantmodels.report.results import Accuracy, Rejection
 
 if TYPE_CHECKING:
     from plantmodels.report.gate_report import GateReport
@@ -25,7 +26,7 @@ _STATUS_TEXT: Final = {"uncertain": "UNCERTAIN", "failed": "FAILED", "not measur
 
 
 def write_table(report: "GateReport") -> str:
-    """Return the gates, how often INT8 is right, field leaves, and the verdict as plain text for a terminal."""
+    """Return the gates, the facts about accuracy, rejection and field leaves, and the verdict, for a terminal."""
     rows = [
         (gate.name, gate.limit_text, gate.measured_text, gate.samples_text, _STATUS_TEXT.get(gate.status, gate.status))
         for gate in report.gates
@@ -36,7 +37,10 @@ def write_table(report: "GateReport") -> str:
     ]
     if any(gate.is_uncertain for gate in report.gates):
         notes.append(UNCERTAIN_MEANS)
-    facts = [describe_accuracy(report.accuracy), report.inputs.describe_calibration(), *_describe_field(report)]
+    facts = [describe_accuracy(report.accuracy), report.inputs.describe_calibration()]
+    facts += filter(None, [find_worst(report.accuracy, report.rejection).describe()])
+    facts += filter(None, [describe_rejection(report.rejection, report.policy.ood_precision_non_plant_share)])
+    facts += _describe_field(report)
     return "\n".join((*lines, "", *facts, "", *notes, report.verdict))
 
 
@@ -63,3 +67,20 @@ def describe_accuracy(accuracy: Accuracy | None) -> str:
     if int8.disease.images:
         text += f" Given the true species, it names the right disease for {format_percent(int8.disease.value, 1)}."
     return text
+
+
+def describe_rejection(rejection: Rejection | None, share: float) -> str:
+    """Return what the detector rejects, and the precision for a share of non-plants, in words; "" without non-plants.
+
+    Args:
+        rejection: the measured rejection; None when the models could not be run.
+        share: share of non-plants among all images, from the policy.
+    """
+    precision = None if rejection is None else rejection.precision_of(rejection.non_plants, share)
+    if rejection is None or precision is None:
+        return ""
+    return (
+        f"The detector rejects {format_percent(rejection.recall)} of non-plants and "
+        f"{format_percent(rejection.false_alarm_rate)} of leaves (false alarms). If {format_percent(share, 0)} of all "
+        f"images are non-plants, {format_percent(precision)} of the rejected images are non-plants."
+    )

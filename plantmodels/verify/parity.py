@@ -119,8 +119,9 @@ def _compare_batch(rows: list[int], expected: _Answers, fp16: _Answers, int8: _A
     columns = [
         _compare_rows(found, right) for answers in (fp16, int8) for found, right in zip(answers, expected, strict=True)
     ]
-    for image, *differences in zip(rows, *columns, strict=True):
-        yield ParitySample(image, len(rows), *differences)
+    spreads = [replace_non_finite(float(np.std(logits.astype(np.float64)))) for logits in expected[0]]
+    for image, *values in zip(rows, *columns, spreads, strict=True):
+        yield ParitySample(image, len(rows), *values)
 
 
 def _compare_rows(found: NDArray[np.floating], expected: NDArray[np.floating]) -> list[float | None]:

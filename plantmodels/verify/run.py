@@ -5,6 +5,7 @@
 ('passed', 'passed')
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from plantmodels.arrays import Inputs
+from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.layout import MANIFEST_FILE, Precision, is_report
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import class_of
@@ -21,6 +23,7 @@ from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream
 from plantmodels.errors import BundleError
 from plantmodels.export.lock import lock_bundle
+from plantmodels.report.evidence.coverage import find_unreachable
 from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.policy import GatePolicy
@@ -35,10 +38,12 @@ from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.leakage import measure_leakage
 from plantmodels.verify.opening import open_classifiers, open_models
 from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
-from plantmodels.verify.rejection import measure_rejection, score_in_pytorch
+from plantmodels.verify.rejection import choose_gate_images, measure_rejection, score_in_pytorch
 
 if TYPE_CHECKING:
     from plantmodels.checkpoint.reading import Checkpoint
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 _BUILT_IN_LIMITS: Final = GatePolicy()
 
@@ -94,6 +99,7 @@ def verify_bundle(
                 field=field,
                 hyper_parameters=hyper_parameters,
             )
+        _warn_of_unreachable(inputs, contents.detector, policy)
         with log_step("open models"):
             opened = _open_bundle(contents, inputs.checkpoint)
         del contents  # `opened` keeps the bytes of the files that are opened again
@@ -102,6 +108,14 @@ def verify_bundle(
             report = compose_report(metadata, inputs, measured, passes, policy)
             write_report(bundle, metadata, report, passes)
     return report
+
+
+def _warn_of_unreachable(inputs: VerificationInputs, detector: OODDetector, policy: GatePolicy) -> None:
+    """Say before the long work which gates so few images cannot make certain."""
+    leaves = min(len(inputs.leaves.samples), policy.int8_accuracy_max_images)
+    others = None if inputs.non_plants is None else len(choose_gate_images(inputs.non_plants, detector.fit)[0].paths)
+    for line in find_unreachable(policy, leaves=leaves, non_plants=others):
+        _LOGGER.warning("%s", line)
 
 
 def _check_present(bundle: Path) -> None:

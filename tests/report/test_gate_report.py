@@ -28,7 +28,15 @@ Make = Callable[..., GateReport]
 
 OLD_GATES = [gate["name"] for gate in read_json(FORMAT_3)["gates"]]
 
-CERTAIN = {"int8_accuracy_max_drop": 0.1, "ood_precision_min": 0.9, "ood_recall_min": 0.8, "leakage_max": 0.1}
+UNCERTAIN = ("int8_accuracy", "ood_precision", "ood_recall", "false_alarms", "leakage")
+
+CERTAIN = {
+    "int8_accuracy_max_drop": 0.1,
+    "ood_precision_min": 0.9,
+    "ood_recall_min": 0.8,
+    "false_alarms_max": 0.1,
+    "leakage_max": 0.1,
+}
 """Limits that the made-up report meets with certainty."""
 
 
@@ -54,8 +62,12 @@ def test_the_table_is_aligned_and_says_what_is_missing(report: Make) -> None:
     assert {line[column - 2 : column] for line in lines[:11]} == {"  "}
     assert lines[2].endswith("NOT MEASURED")
     assert lines[3].endswith("passed, uncertain")
-    assert lines[6].endswith("passed")
-    assert lines[-1] == "not passed: parity; uncertain: int8_accuracy, ood_precision, ood_recall, leakage"
+    assert lines[7].endswith("passed")
+    assert lines[-1] == f"not passed: parity; uncertain: {', '.join(UNCERTAIN)}"
+    assert (
+        "ood_recall: 49 of 50 held-out non-plants rejected; at this rate about 203 non-plants would make it certain"
+        in lines
+    )
     assert "parity: no checkpoint was given to compare with" in lines
     assert lines[-2].startswith("uncertain: the value meets its limit, but the worse end of its interval (the bound)")
     assert "\nall gates passed; uncertain: " in report().table()
@@ -95,6 +107,7 @@ def test_gates_that_are_shares_have_intervals(report: Make) -> None:
         "int8_accuracy": base.accuracy.species.interval,
         "ood_precision": base.rejection.precision_interval,
         "ood_recall": base.rejection.non_plants.interval,
+        "false_alarms": base.rejection.plants.interval,
         "leakage": base.leakage.leaking.interval,
     }
     assert base.gate("ood_recall").interval_text(*base.intervals["ood_recall"]) == "89.50 to 99.65 %"
@@ -106,7 +119,7 @@ def test_metrics_have_stable_names(report: Make) -> None:
     assert {f"gate.{name}" for name in GATES} <= set(metrics)
     assert metrics["gate.ood_recall"] == 0.98
     assert metrics["gates_passed"] == len(GATES)
-    assert metrics["gates_uncertain"] == 4
+    assert metrics["gates_uncertain"] == 5
     assert metrics["gate.ood_recall.bound"] == pytest.approx(0.895, abs=1e-3)
     assert "gate.latency.bound" not in metrics
     assert metrics["accuracy.int8.species"] == 0.95
@@ -119,7 +132,8 @@ def test_metrics_have_stable_names(report: Make) -> None:
     assert metrics["accuracy.disease_flips"] == 0
     assert metrics["parity.int8_embedding"] == 0.03
     assert metrics["latency.p95_ms"] == 31.0
-    assert metrics["ood.false_alarm_rate"] == 0.005
+    assert metrics["ood.false_alarm_rate"] == metrics["gate.false_alarms"] == 0.005
+    assert metrics["ood.precision_at_non_plant_share"] == metrics["gate.ood_precision"]
     assert "gate.parity" not in report(parity=None).metrics()
 
 
@@ -151,7 +165,7 @@ def edit(document: dict[str, Any], path: str, value: object) -> dict[str, Any]:
         ("gates.3.values.0.limit", 0.951, r"gate ood_recall\.values\.value\.limit is 0.951, but .* make it 0.95"),
         ("gates.3.samples", 51, r"gate ood_recall\.samples is 51, but .* make it 50"),
         (
-            "gates.9.values.1.measured",
+            "gates.10.values.1.measured",
             0.95,
             r"gate accuracy\.values\.end to end\.measured is 0.95, but .* make it 0.88",
         ),
@@ -232,9 +246,10 @@ def test_a_report_of_format_2_is_shown_and_vouches_for_nothing(report: Make) -> 
     assert (found.format_version, found.accuracy.species) == (2, report().accuracy.species)  # type: ignore[union-attr]
     assert (found.leakage, found.taxonomy) == (None, None)
     assert found.gate("leakage").limit_text == "≤ 1 %"
-    assert [gate.status for gate in found.gates[:9]] == ["passed"] * 9
+    new = ("false_alarms", "accuracy", "coverage", "leakage")
+    assert {gate.status for gate in found.gates if gate.name not in new} == {"passed"}
     assert found.gate("ood_recall").measured_text == "98.00 %"
-    assert found.failed == tuple(GATES)[9:]
+    assert found.failed == new
     assert "the report has format 2, which lacks the evidence of its numbers; verify again" in found.table()
     assert {gate.status for gate in found.judge_by(GatePolicy())} == {"not measured"}
 
@@ -244,7 +259,7 @@ def test_a_report_of_format_3_is_shown_and_vouches_for_nothing(report: Make) -> 
     found = parse_report(FORMAT_3.read_bytes(), b"", Manifest(report().files))
     assert (found.format_version, found.taxonomy) == (3, TAXONOMY) and found.accuracy is not None
     probabilities = found.accuracy.probabilities
-    assert found.accuracy == replace(report().accuracy, probabilities=probabilities)  # type: ignore[type-var]
+    assert found.accuracy == replace(report().accuracy, losses_by_species={}, probabilities=probabilities)  # type: ignore[type-var]
     assert (probabilities.species_temperature, probabilities.served) == (0.8, {}), "calibrated were other numbers"
     assert [found.gate(name).status for name in OLD_GATES] == ["passed"] * len(OLD_GATES)
     judged = found.judge_by(GatePolicy())

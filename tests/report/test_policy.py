@@ -23,7 +23,7 @@ def test_the_file_at_the_root_holds_the_built_in_defaults_and_all_of_them() -> N
     assert policy.sha256 == hashlib.sha256(GATES_FILE.read_bytes()).hexdigest()
     assert replace(policy, sha256=None) == GatePolicy()
     found = {(gate, key) for gate, table in tomllib.loads(GATES_FILE.read_text()).items() for key in table}
-    optional = {(kind.gate, kind.key) for kind in LIMITS.values() if kind.is_optional or kind.of_each}
+    optional = {(kind.gate, kind.key) for name, kind in LIMITS.items() if getattr(GatePolicy(), name) in (None, {})}
     assert found == {(kind.gate, kind.key) for kind in LIMITS.values()} - optional
     text = GATES_FILE.read_text()
     assert all(f"{key} = " in text or f"[{gate}.{key}]" in text for gate, key in optional), "optional keys are shown"
@@ -36,6 +36,7 @@ def test_the_defaults_are_those_of_contract_5() -> None:
         "int8_accuracy": {"": 0.01},
         "ood_precision": {"": 0.99},
         "ood_recall": {"": 0.95},
+        "false_alarms": {"": 0.01},
         "loads": {"": 0},
         "heads_complete": {"": 0},
         "species_size": {"": 5_000_000},
@@ -56,14 +57,22 @@ def test_the_defaults_are_those_of_contract_5() -> None:
         "int8_accuracy": 300,
         "ood_precision": 50,
         "ood_recall": 50,
+        "false_alarms": 300,
         "accuracy": 300,
         "leakage": 300,
     }
     assert (policy.coverage_images_per_species, policy.coverage_images_per_class) == (5, 1)
-    assert {policy.confidence_of(gate) for gate in GATES} == {None}
+    assert {gate: policy.confidence_of(gate) for gate in GATES if policy.confidence_of(gate)} == {"int8_accuracy": 0.95}
+    assert policy.ood_precision_non_plant_share == 0.5
     assert policy.int8_accuracy_max_images == 10_000
     assert policy.sha256 is None
     assert policy.loosened == ()
+
+
+def test_less_confidence_in_int8_is_a_looser_limit(tmp_path: Path) -> None:
+    assert read_policy(write(tmp_path, "[int8_accuracy]\nconfidence = 0.5")).loosened == ("int8_accuracy_confidence",)
+    assert GatePolicy(int8_accuracy_confidence=None).loosened == ("int8_accuracy_confidence",)
+    assert read_policy(write(tmp_path, "[int8_accuracy]\nconfidence = 0.99")).loosened == ()
 
 
 def test_what_a_file_leaves_out_keeps_its_default(tmp_path: Path) -> None:

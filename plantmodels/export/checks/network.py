@@ -3,13 +3,14 @@
 This takes seconds and comes before everything that takes minutes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import torch
 
-from plantmodels.arrays import Inputs
+from plantmodels.arrays import Inputs, Labels, Weights
 from plantmodels.checkpoint.reading import Checkpoint
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of
 from plantmodels.data.non_plants import NonPlantSet
@@ -18,7 +19,7 @@ from plantmodels.data.streaming import ImageStream, UnreadableImage
 from plantmodels.errors import DataError
 from plantmodels.export.checks.answers import AnswerCounts, count_answers, refuse_wrong_answers
 from plantmodels.export.checks.non_plants import refuse_leaf_like
-from plantmodels.export.mixed_precision import LabelledImages
+from plantmodels.export.mixed_precision import AGREEMENT_IMAGES, ComparedImages
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.ood.embeddings import ModelOutputs
 
@@ -29,6 +30,26 @@ CHECKED_NON_PLANTS: Final = 64
 """Non-plants that the network is asked about, evenly of each source."""
 
 _BATCH: Final = 16
+
+_COMPARED_BATCH: Final = 128
+"""Leaves between two looks at whether a candidate is to be taken."""
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """Decoded training leaves with their labels.
+
+    Attributes:
+        pixels: (N, 3, P, P) input of the species model.
+        species: (N,) index of the true species.
+        diseases: (N,) index of the true disease among those of the species, −1 without a disease.
+        heads: index of each species with a head, and its float weights (C, D) and bias (C,).
+    """
+
+    pixels: Inputs
+    species: Labels
+    diseases: Labels
+    heads: Mapping[int, tuple[Weights, Weights]]
 
 
 def read_labelled_images(
@@ -53,6 +74,24 @@ def read_labelled_images(
     species, diseases = np.array([class_of(samples[i]) for i in positions], np.int64).T
     heads = {i: (weight.numpy(), bias.numpy()) for i, (weight, bias) in checkpoint.disease_heads.items()}
     return LabelledImages(pixels, species, diseases, heads), stream.unreadable
+
+
+def list_compared(kept: LeafSet, checkpoint: Checkpoint, leaves: LeafSet, labelled: LabelledImages) -> ComparedImages:
+    """Return leaves on which INT8 candidates are compared with the float model; they are decoded each time.
+
+    Args:
+        kept: the leaves to choose from.
+        checkpoint: its preprocessing is applied.
+        leaves: all training leaves, of which 1 % may be unreadable.
+        labelled: some leaves that are decoded already.
+    """
+    paths = [sample.path for sample in pick_each_class(kept.samples, AGREEMENT_IMAGES, key=class_of)]
+
+    def decode() -> Iterator[Inputs]:
+        stream = ImageStream(paths, checkpoint.spec.preprocessing, set_size=len(leaves.samples))
+        return (pixels for _, pixels in stream.batches(_COMPARED_BATCH))
+
+    return ComparedImages(labelled.pixels, decode, len(paths), labelled.heads)
 
 
 def check_network(

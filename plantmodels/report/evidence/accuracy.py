@@ -71,6 +71,11 @@ def count_accuracy(leaves: ImageTable, taxonomy: Taxonomy, temperatures: Tempera
             labels[has_head], [hits[has_head] for hits in right.disease], list_classes(taxonomy, only_with_head=True)
         ),
         by_class=_count_classes(labels, right.both, list_classes(taxonomy)),
+        losses_by_species={
+            name: count_pairs(*(hits[truth == name] for hits in right.both))
+            for name in taxonomy.species
+            if name in set(truth.tolist())
+        },
         species_baseline=_find_baseline(truth, right.species[1]),
         class_baseline=_find_baseline(labels, right.both[1]),
         confusions=_count_confusions(truth, leaves.text("int8_species"), taxonomy.species),

@@ -4,16 +4,18 @@
 third time by its own policy.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Final
 
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
 from plantmodels.bundle.manifest import FileDigest
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.foreign_text import name_some
-from plantmodels.report.evidence.coverage import find_gaps
+from plantmodels.report.evidence.coverage import find_gaps, tell_images, tell_leaves, tell_times_as_many
 from plantmodels.report.evidence.field import Field
+from plantmodels.report.evidence.worst import find_worst_loss
 from plantmodels.report.formatting import format_percent, spell_class
 from plantmodels.report.gates import GateResult, GateValue, judge_gate, not_measured
 from plantmodels.report.leakage import Leakage
@@ -75,6 +77,7 @@ def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...
         _judge_parity(measured, policy),
         _judge_int8_accuracy(measured, policy),
         *_judge_rejection(measured, policy),
+        _judge_false_alarms(measured, policy),
         _judge_loads(measured, policy),
         _judge_heads(measured, policy),
         *_judge_sizes(measured, policy),
@@ -86,7 +89,12 @@ def judge_gates(measured: Measured, policy: GatePolicy) -> tuple[GateResult, ...
 
 
 def _judge(
-    name: str, policy: GatePolicy, values: Mapping[str, tuple[float | None, float | None]], samples: int, detail: str
+    name: str,
+    policy: GatePolicy,
+    values: Mapping[str, tuple[float | None, float | None]],
+    samples: int,
+    detail: str,
+    needed: Callable[[float, float], str] | None = None,
 ) -> GateResult:
     """Judge values by the policy's limits.
 
@@ -96,6 +104,7 @@ def _judge(
         values: name of each value to the measured value and to its bound, of the policy's confidence or else of 95 %.
         samples: number of samples.
         detail: one line of explanation.
+        needed: function of limit and confidence that says how many images would make an uncertain gate certain.
     """
     confidence = policy.confidence_of(name)
     found = [
@@ -104,7 +113,10 @@ def _judge(
         for measured, bound in [values[value]]
     ]
     least = policy.min_images_of(name)
-    return judge_gate(name, found, samples=samples, min_images=least, confidence=confidence, detail=detail)
+    gate = judge_gate(name, found, samples=samples, min_images=least, confidence=confidence, detail=detail)
+    if needed is None or not gate.is_uncertain:
+        return gate
+    return replace(gate, detail="; ".join(filter(None, (gate.detail, needed(gate.limit, confidence or CONFIDENCE)))))
 
 
 def _not_measured(name: str, policy: GatePolicy, reason: str) -> GateResult:
@@ -131,6 +143,8 @@ def _judge_parity(measured: Measured, policy: GatePolicy) -> GateResult:
         return _not_measured("parity", policy, measured.not_run or "no checkpoint was given to compare with")
     parts = {"logits": parity.logits, "embedding": parity.embedding, "heads": parity.head_logits}
     detail = ", ".join(f"{name} {'missing or not finite' if v is None else f'{v:.2g}'}" for name, v in parts.items())
+    if parity.relative_logits is not None:
+        detail += f"; {parity.relative_logits:.2g} of the spread of an image's logits"
     return _judge("parity", policy, _single(parity.worst), parity.images, detail)
 
 
@@ -138,11 +152,14 @@ def _judge_int8_accuracy(measured: Measured, policy: GatePolicy) -> GateResult:
     name, accuracy = "int8_accuracy", measured.accuracy
     if accuracy is None:
         return _not_measured(name, policy, measured.not_run)
-    drops = {"species": accuracy.species.difference, "disease": accuracy.disease.difference}
-    written = ", ".join(f"{part} {drop:+.4f}" for part, drop in drops.items() if drop is not None)
+    drops = {part: paired.difference or 0.0 for part, paired in accuracy.int8_losses.items()}
+    written = ", ".join(f"{part} {drop:+.4f}" for part, drop in drops.items())
     bound = accuracy.worst_drop_at(policy.confidence_of(name) or CONFIDENCE)
-    values = _single(accuracy.worst_drop, bound)
-    return _judge(name, policy, values, accuracy.species.images, f"FP16 minus INT8: {written}")
+    worst = find_worst_loss(accuracy.losses_by_species)
+    values = _single(accuracy.worst_drop, bound) | {"worst species": (None if worst is None else worst.share, None)}
+    return _judge(
+        name, policy, values, accuracy.species.images, f"FP16 minus INT8: {written}", partial(tell_leaves, accuracy)
+    )
 
 
 def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult, GateResult]:
@@ -162,10 +179,36 @@ def _judge_rejection(measured: Measured, policy: GatePolicy) -> tuple[GateResult
     confidences = [policy.confidence_of(name) or CONFIDENCE for name in names]
     precision = _single(rejection.precision, _end(rejection.precision_interval_at(confidences[0]), 0))
     recall = _single(rejection.recall, _end(others.interval_at(confidences[1]), 0))
+    sources = [_rate(each, confidences[1]) for each in rejection.by_source.values()]
+    recall |= {"worst source": _find_worst(dict(enumerate(sources)))}
     return (
-        _judge(names[0], policy, precision, others.images, f"{alarms}, {recalled}{defined}"),
-        _judge(names[1], policy, recall, others.images, recalled),
+        _judge(
+            names[0],
+            policy,
+            precision,
+            others.images,
+            f"{alarms}, {recalled}{defined}",
+            partial(tell_times_as_many, rejection),
+        ),
+        _judge(names[1], policy, recall, others.images, recalled, partial(tell_images, others, "non-plants")),
     )
+
+
+def _judge_false_alarms(measured: Measured, policy: GatePolicy) -> GateResult:
+    name, rejection = "false_alarms", measured.rejection
+    if rejection is None:
+        return _not_measured(name, policy, measured.not_run)
+    plants = rejection.plants
+    bound = _end(plants.interval_at(policy.confidence_of(name) or CONFIDENCE), 1)
+    detail = f"{plants.count:,} of {plants.images:,} plants rejected"
+    told = partial(tell_images, plants, "leaves")
+    confidence = policy.confidence_of(name) or CONFIDENCE
+    species = [
+        (each.value or 0.0, _end(each.interval_at(confidence), 1) or 0.0) for each in rejection.by_species.values()
+    ]
+    worst = [max(column, default=None) for column in zip(*species, strict=True)] or [None, None]
+    values = _single(plants.value, bound) | {"worst species": (worst[0], worst[1])}
+    return _judge(name, policy, values, plants.images, detail, told)
 
 
 def _judge_loads(measured: Measured, policy: GatePolicy) -> GateResult:
@@ -213,6 +256,8 @@ def _judge_latency(measured: Measured, policy: GatePolicy) -> GateResult:
     if latency is None:
         return _not_measured("latency", policy, measured.not_run)
     load = "" if latency.load is None else f", load average {latency.load:.1f} before"
+    if latency.relative is not None and latency.reference_median_ms is not None:
+        load += f", {latency.relative:.2f} times a reference that took {latency.reference_median_ms:.1f} ms"
     detail = f"95th percentile {latency.p95_ms:.1f} ms, {latency.threads} threads, {latency.cpu or 'CPU'}{load}"
     return _judge("latency", policy, _single(latency.median_ms), latency.runs, detail)
 
@@ -267,7 +312,7 @@ def _rate_classes(rows: Mapping[str, ClassRow], confidence: float) -> dict[str, 
     return {name: _rate(Proportion(row.int8, row.images), confidence) for name, row in rows.items()}
 
 
-def _find_worst(rates: Mapping[str, _Rate]) -> _Rate:
+def _find_worst(rates: Mapping[Any, _Rate]) -> _Rate:
     """Return the lowest rate and the lowest bound, which can belong to two classes."""
     columns = ([value for value in column if value is not None] for column in zip(*rates.values(), strict=True))
     worst = [min(column, default=None) for column in columns]
@@ -320,4 +365,5 @@ def _judge_leakage(measured: Measured, policy: GatePolicy) -> GateResult:
         return _not_measured(name, policy, measured.not_run or "the data hold no split train to compare with")
     leaking = leakage.leaking
     bound = _end(leaking.interval_at(policy.confidence_of(name) or CONFIDENCE), 1)
-    return _judge(name, policy, _single(leaking.value, bound), leaking.images, leakage.describe())
+    told = partial(tell_images, leaking, "leaves")
+    return _judge(name, policy, _single(leaking.value, bound), leaking.images, leakage.describe(), told)

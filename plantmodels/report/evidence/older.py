@@ -44,6 +44,9 @@ _ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
         "": {"field": None},
         "rejection": {"rounds": []},
         "inputs": {"field": None, "calibration": None, "left_out": 0},
+        "accuracy": {"losses_by_species": {}},
+        "parity": {"relative_logits": None, "relative_int8_logits": None},
+        "latency": {"reference_runs_ms": [], "reference_median_ms": None, "relative": None},
     },
 }
 """Format to what it added to each section of the report, with the value that stands for "not known". The section "" is

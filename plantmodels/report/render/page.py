@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from plantmodels.report.calibration.scores import DRAWS
 from plantmodels.report.evidence.coverage import find_gaps
+from plantmodels.report.evidence.worst import find_worst
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.gates import GATES, GateResult, Status
 from plantmodels.report.policy import LIMITS
@@ -83,6 +84,7 @@ def render_report(
         accuracy_view=None if report.accuracy is None else prepare_accuracy(report.accuracy),
         field_view=prepare_field(report),
         rejection_view=None if report.rejection is None else prepare_rejection(report.rejection, detector),
+        worst=find_worst(report.accuracy, report.rejection).rows,
         **_prepare_coverage(report),
         plots=plots,
         calibration_draws=DRAWS,

@@ -43,7 +43,7 @@ def draw_plots(report: GateReport) -> dict[str, bytes]:
     """
     figures = {} if report.accuracy is None else draw_accuracy(report.accuracy)
     if report.rejection is not None:
-        figures |= draw_rejection(report.rejection)
+        figures |= draw_rejection(report.rejection, report.policy.ood_precision_non_plant_share)
     if report.field is not None:
         figures |= draw_field(report.field.val_decided, report.field.decided, report.field.by_species)
     if report.parity is not None and report.parity.scatter is not None and report.parity.scatter.pytorch:

@@ -1,8 +1,8 @@
-"""Plots of out-of-distribution rejection: the scores with the threshold, and the ROC curve with the gates.
+"""Plots of out-of-distribution rejection: scores with the threshold, ROC curve, and precision by share of non-plants.
 
 >>> from plantmodels.report.gate_report import read_report
 >>> sorted(draw_rejection(read_report(bundle).rejection))
-['ood-roc.png', 'ood-scores.png']
+['ood-precision.png', 'ood-roc.png', 'ood-scores.png']
 """
 
 from typing import Final
@@ -11,14 +11,19 @@ from matplotlib.figure import Figure
 
 from plantmodels.report.render.plot_style import INK, LINE, MUTED, OTHER, PLANT, label_axes, label_point, new_axes
 from plantmodels.report.results import Rejection
+from plantmodels.report.statistics import CONFIDENCE
 
 _UNSEEN: Final = "#7a6ba8"
 _SMALLEST_ALARM: Final = 3e-4
 """Where points without a false alarm are drawn, because a logarithmic axis has no 0."""
 
 
-def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
+def draw_rejection(rejection: Rejection, share: float = 0.5) -> dict[str, Figure]:
     """Draw what there are numbers for.
+
+    Args:
+        rejection: what was measured.
+        share: share of non-plants among all images that the policy names.
 
     Returns:
         File name to figure.
@@ -28,6 +33,8 @@ def draw_rejection(rejection: Rejection) -> dict[str, Figure]:
         figures["ood-scores.png"] = _draw_scores(rejection)
     if rejection.roc:
         figures["ood-roc.png"] = _draw_roc(rejection)
+    if rejection.precision is not None:
+        figures["ood-precision.png"] = _draw_precision(rejection, share)
     return figures
 
 
@@ -89,4 +96,34 @@ def _draw_roc(rejection: Rejection) -> Figure:
     axes.minorticks_off()
     axes.grid(color=LINE, linewidth=0.6)
     label_axes(axes, "plants rejected, logarithmic", "% of non-plants rejected")
+    return figure
+
+
+def _draw_precision(rejection: Rejection, share: float) -> Figure:
+    """Plot the precision against the share of non-plants, on a logarithmic axis because few images are non-plants."""
+    figure, axes = new_axes(2.6)
+    shares = [10 ** (-3 + 3 * i / 120) * 0.999 for i in range(121)]
+    intervals = [rejection.precision_interval_at(CONFIDENCE, share=each) or (0.0, 1.0) for each in shares]
+    low, high = ([100 * end for end in ends] for ends in zip(*intervals, strict=True))
+    axes.fill_between(shares, low, high, color=OTHER, alpha=0.2, linewidth=0, label="95 % interval")
+    axes.plot(
+        shares,
+        [100 * (rejection.precision_of(rejection.non_plants, each) or 0.0) for each in shares],
+        color=OTHER,
+        linewidth=1.5,
+    )
+    for each in sorted({0.05, 0.5, share}):
+        value = 100 * (rejection.precision_of(rejection.non_plants, each) or 0.0)
+        axes.plot(each, value, "o", color=INK if each == share else MUTED, markersize=6, zorder=4)
+        label_point(
+            axes, f"{value:.1f} % at {100 * each:g} %", (each, value), (6, -8), va="top", size=8.5, on_white=True
+        )
+    axes.set_xscale("log")
+    axes.set_xlim(1e-3, 1)
+    axes.set_ylim(0, 102)
+    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    axes.minorticks_off()
+    axes.grid(color=LINE, linewidth=0.6)
+    axes.legend(frameon=False, fontsize=8.5, loc="lower right", labelcolor=INK)
+    label_axes(axes, "non-plants among all images, logarithmic", "% of rejected images that are non-plants")
     return figure

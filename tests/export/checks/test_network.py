@@ -76,7 +76,7 @@ def test_further_leaves_decide_where_the_first_are_too_few(
         asked.append(len(samples))
         return read(samples, *args)
 
-    monkeypatch.setattr(export_module, "QUANTIZATION_IMAGES", 18)
+    monkeypatch.setattr(export_module, "CHECKED_IMAGES", 18)
     monkeypatch.setattr(network_module, "read_labelled_images", count)
     with pytest.raises(CheckpointError, match=r"'Blueberry' is answered where 'Mint' is true \((\d\d) of 20\)"):
         export_bundle(tiny_checkpoint_factory(exchange_species), tiny_bundle.data, tmp_path / "models")

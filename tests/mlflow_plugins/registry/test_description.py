@@ -60,7 +60,10 @@ def test_without_the_page_in_the_run_there_is_no_link(client, good_bundle):
     text = description(client, version)
     assert "Gate report" not in text
     assert "| `ood_recall`&ensp; | &#8805; 95 %&ensp; | 97.00 % (bound " in text and "| passed, uncertain |" in text
-    assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "passed, uncertain: ood_precision, ood_recall"
+    assert (
+        client.get_model_version(NAME, version).tags[GLANCE_TAG]
+        == "passed, uncertain: ood_precision, ood_recall, false_alarms"
+    )
 
 
 def test_the_tag_sorts_before_all_others(client, good_bundle):

@@ -176,7 +176,10 @@ def test_a_version_registered_before_the_gate_is_guarded_from_its_promotion_on(
         by_alias(client, bad)
     by_alias(client, good)
     assert served(client) == ([str(good)], str(good))
-    assert client.get_model_version(NAME, good).tags[GATES_TAG] == "passed, uncertain: ood_precision, ood_recall"
+    assert (
+        client.get_model_version(NAME, good).tags[GATES_TAG]
+        == "passed, uncertain: ood_precision, ood_recall, false_alarms"
+    )
     client.delete_registered_model_alias(NAME, "production")
     assert served(client) == ([], None)
 
@@ -201,7 +204,7 @@ def test_a_model_in_production_is_not_deleted_whole(client, good_bundle):
 @ON_EVERY_DATABASE
 def test_the_server_stamps_what_it_read(client, good_bundle, bad_bundle):
     tags = client.get_model_version(NAME, register(good_bundle)).tags
-    assert tags[GATES_TAG] == "passed, uncertain: ood_precision, ood_recall"
+    assert tags[GATES_TAG] == "passed, uncertain: ood_precision, ood_recall, false_alarms"
     assert tags[MANIFEST_TAG] == digest_file(good_bundle / MANIFEST_FILE).sha256
     failed = client.get_model_version(NAME, register(bad_bundle)).tags[GATES_TAG]
     assert failed == "failed: ood_recall measured 50.00 %, limit >= 95 %"  # not every database holds a ≥

@@ -1,8 +1,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
+import numpy as np
 import pytest
 
 from plantmodels.bundle.layout import SPECIES_FILES, head_file
@@ -37,6 +39,7 @@ def test_a_good_bundle_passes_all_gates(measured: Make) -> None:
         "int8_accuracy": 0.0,
         "ood_precision": 0.98 / 0.985,
         "ood_recall": 0.98,
+        "false_alarms": 0.005,
         "loads": 0,
         "heads_complete": 0,
         "species_size": 4_200_000,
@@ -51,6 +54,7 @@ def test_a_good_bundle_passes_all_gates(measured: Make) -> None:
         "int8_accuracy": 100,
         "ood_precision": 50,
         "ood_recall": 50,
+        "false_alarms": 200,
         "loads": 5,
         "heads_complete": 2,
         "species_size": 1,
@@ -90,7 +94,56 @@ def test_int8_accuracy_fails_by_either_drop(
 def test_a_drop_of_exactly_the_limit_passes(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
     gate = judged(measured(accuracy=accuracy(species=PairedCounts(94, 1, 0, 5))))["int8_accuracy"]
     assert gate.passed
-    assert gate.detail == "FP16 minus INT8: species +0.0100, disease +0.0000"
+    assert gate.detail.startswith("FP16 minus INT8: species +0.0100, disease +0.0000, end to end +0.0000")
+
+
+def test_int8_accuracy_fails_by_the_loss_end_to_end(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
+    assert not_passed(measured(accuracy=accuracy(end_to_end=PairedCounts(85, 2, 0, 13)))) == {"int8_accuracy"}
+
+
+def judge_losses(measured: Make, accuracy: Callable[..., Accuracy], counts: PairedCounts) -> GateResult:
+    """Judge by the default limits; species, disease and end to end lose the same images."""
+    changed = accuracy(species=counts, disease=counts, end_to_end=counts)
+    return {gate.name: gate for gate in judge_gates(measured(accuracy=changed), GatePolicy())}["int8_accuracy"]
+
+
+def test_int8_accuracy_is_uncertain_with_few_leaves_and_says_how_many_would_do(
+    measured: Make, accuracy: Callable[..., Accuracy]
+) -> None:
+    gate = judge_losses(measured, accuracy, PairedCounts(348, 1, 1, 0))
+    assert (gate.status, gate.passed) == ("uncertain", False)
+    assert gate.limit_text == "≤ 1 point, with 95 % confidence"
+    assert gate.detail.endswith("; at this rate of changes about 505 leaves would make it certain")
+    assert judge_losses(measured, accuracy, PairedCounts(535, 2, 2, 0)).status == "uncertain"
+    assert judge_losses(measured, accuracy, PairedCounts(380, 0, 0, 0)).status == "uncertain"
+    assert judge_losses(measured, accuracy, PairedCounts(381, 0, 0, 0)).status == "passed"
+    assert judge_losses(measured, accuracy, PairedCounts(365, 10, 0, 0)).status == "failed"
+
+
+@pytest.mark.parametrize(
+    ("only_fp16", "only_int8", "least", "most"),
+    [(0.005, 0.005, 0.92, 0.97), (0.012, 0.002, 0.0, 0.03)],
+    ids=["1 % of answers change and nothing is lost", "a point is lost"],
+)
+def test_int8_accuracy_has_power_and_lets_no_loss_through(
+    measured: Make, accuracy: Callable[..., Accuracy], only_fp16: float, only_int8: float, least: float, most: float
+) -> None:
+    """On 1,539 leaves; by the value alone, a true loss of a point would pass every second time."""
+    rng = np.random.default_rng(0)
+    draws = rng.multinomial(1539, [only_fp16, only_int8, 1 - only_fp16 - only_int8], size=2000).tolist()
+
+    @cache
+    def passes(first: int, second: int) -> bool:
+        return judge_losses(measured, accuracy, PairedCounts(1539 - first - second, first, second, 0)).passed
+
+    assert least <= np.mean([passes(first, second) for first, second, _ in draws]) <= most
+
+
+def test_false_alarms_are_judged_without_non_plants(measured: Make) -> None:
+    gate = judged(measured(**with_rejection(measured(), Proportion(3, 200), Proportion(0, 0))))["false_alarms"]
+    assert (gate.status, gate.measured_text, gate.samples_text) == ("failed", "1.50 %", "200 images")
+    sure = judged(measured(**with_rejection(measured(), Proportion(3, 1539), Proportion(49, 50))))["false_alarms"]
+    assert (sure.status, sure.detail) == ("passed", "3 of 1,539 plants rejected")
 
 
 def with_rejection(measured: Measured, plants: Proportion, non_plants: Proportion) -> dict[str, Any]:
@@ -108,10 +161,10 @@ def test_a_detector_that_rejects_nothing_fails_both_rejection_gates(measured: Ma
 @pytest.mark.parametrize(
     ("plants", "non_plants", "expected"),
     [
-        (Proportion(2, 100), Proportion(50, 50), {"ood_precision"}),
+        (Proportion(2, 100), Proportion(50, 50), {"ood_precision", "false_alarms"}),
         (Proportion(0, 100), Proportion(47, 50), {"ood_recall"}),
-        (Proportion(5, 100), Proportion(40, 50), {"ood_precision", "ood_recall"}),
-        (Proportion(100, 100), Proportion(50, 50), {"ood_precision"}),
+        (Proportion(5, 100), Proportion(40, 50), {"ood_precision", "ood_recall", "false_alarms"}),
+        (Proportion(100, 100), Proportion(50, 50), {"ood_precision", "false_alarms"}),
     ],
 )
 def test_the_rejection_gates_fail_separately(

@@ -6,7 +6,7 @@ import pytest
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.evidence.columns import ImageTable
-from plantmodels.report.evidence.leaks import check_leaks
+from plantmodels.report.evidence.recount import check_leaks
 from plantmodels.report.leakage import Leak, Leakage, Twin
 from plantmodels.report.per_image import ImageRow
 from tests.fixtures.rows import make_leaf_rows, make_other_rows

@@ -72,7 +72,7 @@ def test_the_page_is_well_formed_and_needs_nothing_else(report: Make) -> None:
     checker = parse(page)
     assert "script" not in {tag for tag, _ in checker.tags}
     links = [value for _, attrs in checker.tags for name, value in attrs.items() if name in ("src", "href")]
-    assert len(links) == 8
+    assert len(links) == 9
     for link in links:
         assert link is not None
         assert link.startswith("data:image/png;base64,")
@@ -90,13 +90,13 @@ def test_the_gate_table_comes_first_with_every_gate_in_words(report: Make) -> No
     statuses = [re.search(r'status ([\w-]+)"><i>(.)</i> ([\w, ]+)<', row).groups() for row in rows]  # type: ignore[union-attr]
     assert statuses[0] == ("not-measured", "–", "not measured")
     assert statuses[1] == ("passed-uncertain", "≈", "passed, uncertain")
-    assert statuses[4] == ("passed", "✓", "passed")
-    assert statuses[8] == ("failed", "✕", "failed")
+    assert statuses[5] == ("passed", "✓", "passed")
+    assert statuses[9] == ("failed", "✕", "failed")
     assert "no checkpoint was given to compare with" in rows[0]
-    assert f"{len(GATES) - 2} of {len(GATES)} gates passed, 4 uncertain" in page
-    assert "Passed, uncertain: <strong>int8_accuracy, ood_precision, ood_recall, leakage</strong>" in page
+    assert f"{len(GATES) - 2} of {len(GATES)} gates passed, 5 uncertain" in page
+    assert "Passed, uncertain: <strong>int8_accuracy, ood_precision, ood_recall, false_alarms, leakage</strong>" in page
     assert "Uncertain: the value meets its limit, but the worse end of its interval (the bound) does not" in page
-    assert f"All {len(GATES)} gates passed, 4 uncertain" in render(report())
+    assert f"All {len(GATES)} gates passed, 5 uncertain" in render(report())
 
 
 def test_counts_stand_beside_shares(report: Make) -> None:
@@ -300,19 +300,28 @@ def test_accuracy_stands_at_the_top(report: Make) -> None:
 
 
 def test_the_quantization_that_was_tried_is_shown(report: Make) -> None:
-    trial = {"species_drop": 0.021, "disease_drop": -0.005, "changed": 0.04, "embedding_error": 0.2}
+    trial = {"changed": 0.04, "embedding_error": 0.2}
     recipe = {
         "products": 75,
-        "tried": [{"float_products": 0, **trial}, {"float_products": 5, **trial, "species_drop": 0.0}],
-        "tried_on": {"images": 128, "max_drop": 0.01},
+        "tried": [{"float_products": 0, "images": 256, **trial}, {"float_products": 5, "images": 1000, **trial}],
+        "max_changed": 0.01,
     }
     page = render_report(report(), {}, recipe)
 
     assert "0 of 75" in page and "5 of 75" in page
-    assert "−2.10 points" in page and "+0.50 points" in page and "4.00 %" in page and "20.00 %" in page
-    assert page.index("loses too much") < page.index(">taken<")
+    assert ">256<" in page and ">1,000<" in page and "4.00 %" in page and "20.00 %" in page
+    assert page.index("changes too many") < page.index(">taken<")
+    assert "at most 1 %, was taken" in page
     assert "<h2>Quantization</h2>" in page
     assert "<h2>Quantization</h2>" not in render_report(report(), {})
+
+
+def test_a_quantization_of_an_older_export_is_shown(report: Make) -> None:
+    """Bundles up to 0.2 were judged by their labels on 128 leaves."""
+    trial = {"float_products": 0, "species_drop": 0.021, "disease_drop": 0.0, "changed": 0.04, "embedding_error": 0.2}
+    recipe = {"products": 75, "tried": [trial], "tried_on": {"images": 128, "max_drop": 0.01}}
+    page = render_report(report(), {}, recipe)
+    assert ">128<" in page and "changes few enough answers was taken" in page
 
 
 def test_warnings_of_the_export_stand_at_the_top(report: Make) -> None:

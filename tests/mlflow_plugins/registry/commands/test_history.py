@@ -61,7 +61,7 @@ def test_production_at_a_time_says_version_user_gates_and_waivers(client, clock,
     lines = run_registry("production", NAME, "--at", "2026-11-24T11:30").stdout.splitlines()
     assert lines[0] == "leaves: version 1 was in Production at 2026-11-24T11:30:00.000000Z"
     assert lines[1].startswith("  since     2026-11-24T10:00:00.")
-    assert lines[3] == "  allowed   all gates passed, uncertain: ood_precision, ood_recall"
+    assert lines[3] == "  allowed   all gates passed, uncertain: ood_precision, ood_recall, false_alarms"
     text = run_registry("production", NAME, "--at", "2026-11-24T12:30").stdout
     assert "version 2 was in Production" in text
     assert ": greenhouse only\n" in text and "ood_recall was waived by " in text

@@ -28,7 +28,8 @@ pytestmark = pytest.mark.slow
 Build = Callable[[Edit | None], Path]
 
 FEW_IMAGES = (
-    "parity.max_abs_diff = 0.05\nint8_accuracy.min_images = 45\naccuracy.min_images = 45\n"
+    "parity.max_abs_diff = 0.05\nint8_accuracy.min_images = 45\nint8_accuracy.max_drop = 0.2\n"
+    "false_alarms.min_images = 45\naccuracy.min_images = 45\n"
     "leakage = {min_images = 45, max = 0.05}\n"
     "ood_precision = {min_images = 20, min = 0.9}\nood_recall = {min_images = 20, min = 0.9}\n"
 )
