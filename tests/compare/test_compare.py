@@ -230,8 +230,15 @@ def test_rejection_is_compared_on_the_same_non_plants(compare: Callable[..., Com
     assert measure(comparison, title, "threshold").verdict == "not comparable"
     assert section(comparison, "Each source of non-plants").names_with("better") == ("bricks",)
     changes = {pair.a.name: pair.change for pair in comparison.gates if pair.change}
-    assert changes == {"ood_precision": "no longer passes", "ood_recall": "passes now"}
-    assert "Gates: ood_precision no longer passes; ood_recall passes now." in comparison.summary
+    assert changes == {
+        "ood_precision": "no longer passes",
+        "ood_recall": "passes now",
+        "false_alarms": "no longer passes",
+    }
+    assert (
+        "Gates: ood_precision no longer passes; ood_recall passes now; false_alarms no longer passes."
+        in comparison.summary
+    )
 
 
 def test_precision_that_is_not_defined_is_not_comparable(compare: Callable[..., Comparison], report: Make) -> None:

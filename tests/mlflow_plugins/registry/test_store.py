@@ -487,7 +487,7 @@ def test_nothing_stays_in_the_stage_once_a_half_promoted_alias_goes(registry_uri
 
 def test_a_long_reason_fits_the_audit_of_a_deleted_version(client, judged_bundle):
     version = register(judged_bundle(ood_recall=0.5, ood_precision=0.5, latency=900.0, int8_accuracy=0.05, parity=0.5))
-    for gate in ("ood_recall", "ood_precision", "latency", "int8_accuracy", "parity"):
+    for gate in ("ood_recall", "ood_precision", "false_alarms", "latency", "int8_accuracy", "parity"):
         waive(client, version, gate, "x" * 1000)
     by_alias(client, version)
     client.delete_registered_model_alias(NAME, "production")

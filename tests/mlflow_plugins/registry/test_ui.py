@@ -72,7 +72,7 @@ FEW_IMAGES = """
 parity.max_abs_diff = 0.05
 int8_accuracy.min_images = 45
 int8_accuracy.max_drop = 0.2
-false_alarms.min_images = 45
+false_alarms = {min_images = 45, max = 0.2}
 accuracy = {min_images = 45, min_species = 0.5, min_end_to_end = 0.5}
 leakage = {min_images = 45, max = 0.3}
 ood_precision = {min_images = 20, min = 0.7}
