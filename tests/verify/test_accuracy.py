@@ -107,26 +107,30 @@ def test_too_many_unreadable_leaves_are_an_error(numbered_images: Callable[..., 
         measure_accuracy(scripted(*make_script(1)), scripted(*make_script(2)), make_leaves(paths))
 
 
-def drops(accuracy: Callable[..., Accuracy], species: int, disease: int) -> Accuracy:
-    """Return an accuracy where FP16 is right on so many more of 100 species and of 50 diseases than INT8."""
+def drops(accuracy: Callable[..., Accuracy], species: int, disease: int, both: int) -> Accuracy:
+    """Return an accuracy where FP16 is right on so many more of 100 species, 50 diseases and 100 of both than INT8."""
     return accuracy(
         species=PairedCounts(80, max(0, species), max(0, -species), 20 - abs(species)),
         disease=PairedCounts(40, max(0, disease), max(0, -disease), 10 - abs(disease)),
+        end_to_end=PairedCounts(70, max(0, both), max(0, -both), 30 - abs(both)),
     )
 
 
-@pytest.mark.parametrize(("species", "disease", "worst"), [(1, 0, 0.01), (0, 1, 0.02), (-5, -1, -0.02)])
-def test_the_worse_of_both_drops_is_gated(
-    accuracy: Callable[..., Accuracy], species: int, disease: int, worst: float
+@pytest.mark.parametrize(
+    ("species", "disease", "both", "worst"), [(1, 0, 0, 0.01), (0, 1, 0, 0.02), (0, 0, 3, 0.03), (-5, -1, -3, -0.02)]
+)
+def test_the_worst_of_the_drops_is_gated(
+    accuracy: Callable[..., Accuracy], species: int, disease: int, both: int, worst: float
 ) -> None:
-    assert drops(accuracy, species, disease).worst_drop == pytest.approx(worst)
+    assert drops(accuracy, species, disease, both).worst_drop == pytest.approx(worst)
 
 
 def test_without_heads_the_species_drop_alone_counts(accuracy: Callable[..., Accuracy]) -> None:
-    found = accuracy(species=PairedCounts(8, 1, 0, 1), disease=PairedCounts(0, 0, 0, 0))
+    nothing = PairedCounts(0, 0, 0, 0)
+    found = accuracy(species=PairedCounts(8, 1, 0, 1), disease=nothing)
     assert (found.disease.difference, found.disease.interval, found.int8.disease.value) == (None, None, None)
     assert found.worst_drop == pytest.approx(0.1)
-    assert accuracy(species=PairedCounts(0, 0, 0, 0), disease=PairedCounts(0, 0, 0, 0)).worst_drop is None
+    assert accuracy(species=nothing, disease=nothing, end_to_end=nothing).worst_drop is None
 
 
 def soft_name(script: tuple, i: int) -> str:  # type: ignore[type-arg]

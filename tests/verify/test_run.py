@@ -110,7 +110,7 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
     check_files(bundle, read_manifest(bundle))
     assert read_report(bundle) == report
     assert report.accuracy is not None and not report.accuracy.confusions
-    plots = ("worst-classes", "calibration", "ood-scores", "ood-roc", "parity", "file-sizes", "latency")
+    plots = ("worst-classes", "calibration", "ood-scores", "ood-roc", "ood-precision", "parity", "file-sizes", "latency")
     assert {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, *(f"plots/{name}.png" for name in plots)} == {
         name for name in list_files(bundle) if is_report(name)
     }
@@ -162,9 +162,9 @@ def test_image_rows_add_up_to_the_reported_counts(verified: tuple[Path, GateRepo
             (answer,) = served.predict([(tiny_bundle.data / row.name).read_bytes()], routing=routing)  # type: ignore[arg-type]
             assert (answer.species, answer.disease or "") == (row.int8_species, disease)
             assert answer.species_probability == row.species_probability
-            served = row.disease_given_species_probability, row.soft_disease_given_species_probability
-            assert answer.disease_given_species_probability == served[routing == "soft"]
-            both = row.species_probability * (served[0] or 0.0) if served[0] is not None else None
+            given = row.disease_given_species_probability, row.soft_disease_given_species_probability
+            assert answer.disease_given_species_probability == given[routing == "soft"]
+            both = None if given[0] is None else row.species_probability * given[0]
             assert answer.disease_probability == (row.soft_disease_probability if routing == "soft" else both)
             assert answer.rejected == row.rejected
 
