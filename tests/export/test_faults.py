@@ -142,7 +142,7 @@ def test_of_two_exports_at_once_one_wins_and_the_other_says_so(tiny_bundle, tmp_
     inputs = ["--checkpoint", tiny_bundle.checkpoint, "--data", tiny_bundle.data, "--bundle", tmp_path / "models"]
     command = [sys.executable, "-m", "plantmodels", "export", *map(str, inputs)]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as winner:
-        assert winner.stderr is not None and winner.stderr.readline().startswith("read: ")
+        assert winner.stderr is not None and winner.stderr.readline().startswith("search for copies: ")
         winner.send_signal(signal.SIGSTOP)  # however slow the other one is to start
         loser = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         winner.send_signal(signal.SIGCONT)

@@ -110,7 +110,16 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
     check_files(bundle, read_manifest(bundle))
     assert read_report(bundle) == report
     assert report.accuracy is not None and not report.accuracy.confusions
-    plots = ("worst-classes", "calibration", "ood-scores", "ood-roc", "ood-precision", "parity", "file-sizes", "latency")
+    plots = (
+        "worst-classes",
+        "calibration",
+        "ood-scores",
+        "ood-roc",
+        "ood-precision",
+        "parity",
+        "file-sizes",
+        "latency",
+    )
     assert {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, *(f"plots/{name}.png" for name in plots)} == {
         name for name in list_files(bundle) if is_report(name)
     }
