@@ -30,6 +30,7 @@ ALL = [
     "calibration.png",
     "ood-scores.png",
     "ood-roc.png",
+    "ood-precision.png",
     "parity.png",
     "file-sizes.png",
     "latency.png",
