@@ -315,7 +315,7 @@ def test_a_broken_report_of_format_2_is_refused(path: str, value: object, messag
         (
             "metadata",
             {"calibration": None},
-            r"inputs\.calibration is 'OPTIMISTIC: .*, but onnx-metadata\.json has unknown",
+            r"inputs\.calibration is OPTIMISTIC: .* \(images \w{12}\), but onnx-metadata\.json has unknown",
         ),
         (
             "detector",
