@@ -8,6 +8,7 @@ from pathlib import Path
 
 from plantmodels.bundle import layout
 from plantmodels.bundle.metadata import INTERPOLATIONS, read_metadata
+from plantmodels.checkpoint.spec import HELD_OUT, SEEN_NON_PLANTS
 from plantmodels.report.gates import GATES, PROMOTION_GATES
 from plantmodels.report.policy import GatePolicy, read_policy
 from plantmodels.serve.prediction import Prediction
@@ -29,7 +30,8 @@ def first_cells(text: str) -> list[str]:
 def test_every_hyper_parameter_is_named(tiny_document: dict) -> None:
     named = first_cells(section(1).partition("**`hyper_parameters`**")[2])
 
-    assert set(tiny_document["hyper_parameters"]) | {"interpolation", "crop_pct"} == set(named)
+    optional = {"interpolation", "crop_pct", HELD_OUT, SEEN_NON_PLANTS}
+    assert set(tiny_document["hyper_parameters"]) | optional == set(named)
     assert all(f"`{name}`" in section(1) for name in INTERPOLATIONS)
 
 
