@@ -238,22 +238,28 @@ class OODDetector:
         if not len(self.species_center):
             return _count_tail(self.plant_scores, scores, np.zeros(len(scores)), 0.0)
         standard = (scores - self.species_center[species]) / self.species_scale[species]
+        all_plants, by_species, ends = self._standard_scores
         found = np.empty(len(scores))
         for index in np.unique(species):
-            own, others = self._standard_scores[index]
-            rows, weight = species == index, min(1.0, max(0, SPECIES_LEAVES - len(own)) / max(1, len(others)))
-            further = weight * (len(others) - np.searchsorted(others, standard[rows], side="left"))
-            found[rows] = _count_tail(own, standard[rows], further, weight * len(others))
+            own, rows = by_species[ends[index] : ends[index + 1]], species == index
+            others = len(all_plants) - len(own)
+            weight = min(1.0, max(0, SPECIES_LEAVES - len(own)) / max(1, others))
+            as_high = _count_as_high(all_plants, standard[rows]) - _count_as_high(own, standard[rows])
+            further = np.asarray(weight * as_high, np.float64)
+            found[rows] = _count_tail(own, standard[rows], further, weight * others)
         return found
 
     @cached_property
-    def _standard_scores(self) -> list[tuple[Scores, Scores]]:
-        """The comparable scores of the held-out plants of each species, and those of all others, ascending."""
+    def _standard_scores(self) -> tuple[Scores, Scores, Labels]:
+        """The held-out plants' comparable scores: of all, ascending; species by species; and where each begins.
+
+        The last has S + 1 places: species i has the scores from place i to place i + 1.
+        """
         named = self.plant_species
         standard = (self.plant_scores - self.species_center[named]) / self.species_scale[named]
-        order = np.argsort(standard, kind="stable")
-        standard, named = standard[order], named[order]
-        return [(standard[named == index], standard[named != index]) for index in range(len(self.species_center))]
+        order = np.lexsort((standard, named))
+        ends = np.searchsorted(named[order], np.arange(len(self.species_center) + 1))
+        return np.sort(standard), standard[order], ends
 
 
 def _to_float(matrix: object) -> NDArray[np.floating]:
@@ -263,8 +269,12 @@ def _to_float(matrix: object) -> NDArray[np.floating]:
 
 def _count_tail(ordered: Scores, scores: Scores, further: NDArray[np.float64], total: float) -> Probabilities:
     """Return `(1 + #{ordered ≥ score} + further) / (1 + #ordered + total)`."""
-    as_high = len(ordered) - np.searchsorted(ordered, scores, side="left")
-    return np.asarray((1 + as_high + further) / (1 + len(ordered) + total), dtype=np.float64)
+    return np.asarray((1 + _count_as_high(ordered, scores) + further) / (1 + len(ordered) + total), dtype=np.float64)
+
+
+def _count_as_high(ordered: Scores, scores: Scores) -> Labels:
+    """Return how many of the ascending numbers are at least as high as each score, (N,)."""
+    return np.asarray(len(ordered) - np.searchsorted(ordered, scores, side="left"), np.int64)
 
 
 def write_detector(path: Path, detector: OODDetector) -> None:
