@@ -192,17 +192,18 @@ def digest_each(leaves: LeafSet) -> dict[Path, str]:
     return {path: digest_content(path) for path in leaves.paths}
 
 
-def leave_out(leaves: LeafSet, digests: Collection[str]) -> LeafSet:
+def leave_out(leaves: LeafSet, unwanted: Collection[str], digests: Mapping[Path, str] | None = None) -> LeafSet:
     """Return the leaves without those whose content is named.
 
     Args:
         leaves: the leaves of a split.
-        digests: SHA-256 of the images to leave out.
+        unwanted: SHA-256 of the images to leave out.
+        digests: path of each image to the digest of its content, from `digest_each`; read anew if None.
     """
-    if not digests:
+    if not unwanted:
         return leaves
-    kept = tuple(sample for sample in leaves.samples if digest_content(sample.path) not in digests)
-    return replace(leaves, samples=kept)
+    known = digest_each(leaves) if digests is None else digests
+    return replace(leaves, samples=tuple(sample for sample in leaves.samples if known[sample.path] not in unwanted))
 
 
 def _name_class(folder: Path) -> tuple[str, str]:

@@ -12,7 +12,7 @@ fitted to them.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -20,7 +20,15 @@ from typing import Final
 from plantmodels.bundle.calibration import CalibrationRecord, CalibrationSource
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import UNREADABLE, hash_to_fraction
-from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, group_leaves, read_optional_leaves
+from plantmodels.data.leaves import (
+    LeafSample,
+    LeafSet,
+    class_of,
+    digest_each,
+    group_leaves,
+    leave_out,
+    read_optional_leaves,
+)
 from plantmodels.errors import DataError
 
 MIN_CALIBRATION_LEAVES: Final = 100
@@ -74,28 +82,27 @@ def choose_calibration(
     learned = {digest for digest in digests.values() if digest not in held_out}
     reasons: list[str] = []
     finders: dict[CalibrationSource, Callable[[], tuple[LeafSet | None, str]]] = {
-        "calibration": lambda: _find_split(data, taxonomy, learned),
+        "calibration": lambda: _find_split(data, taxonomy),
         "held-out": lambda: _find_held_out(train, digests, held_out),
-        "val": lambda: _find_part_of_val(data, taxonomy, learned),
+        "val": lambda: _find_part_of_val(data, taxonomy),
     }
     for source, find in finders.items():
-        found, reason = find()
-        if found is not None and len(found.samples) >= MIN_CALIBRATION_LEAVES:
-            chosen = _thin_out(found)
-            fit = _leave_out(train, digests, set(held_out)) if source == "held-out" else train
-            return _make_choice(source, chosen, fit, taxonomy, "; ".join(filter(None, reasons)))
-        if found is not None:
+        candidates, reason = find()
+        if candidates is not None:
+            known = digests if source == "held-out" else digest_each(candidates)
+            found = leave_out(candidates, learned, known)
+            if len(found.samples) >= MIN_CALIBRATION_LEAVES:
+                chosen = _thin_out(found, known)
+                fit = leave_out(train, held_out, digests) if source == "held-out" else train
+                return _make_choice(source, chosen, fit, taxonomy, "; ".join(filter(None, reasons)), known)
             reason = f"{reason} ({len(found.samples):,} leaves, at least {MIN_CALIBRATION_LEAVES} are needed)"
         reasons.append(reason)
-    return _make_choice("train", train, train, taxonomy, "; ".join(filter(None, reasons)))
+    return _make_choice("train", train, train, taxonomy, "; ".join(filter(None, reasons)), {})
 
 
-def _find_split(data: Path, taxonomy: Taxonomy, learned: Collection[str]) -> tuple[LeafSet | None, str]:
+def _find_split(data: Path, taxonomy: Taxonomy) -> tuple[LeafSet | None, str]:
     leaves = read_optional_leaves(data, "calibration", taxonomy)
-    if leaves is None:
-        return None, ""
-    found = _leave_out(leaves, digest_each(leaves), learned)
-    return found, "the split calibration has too few leaves that are not in train"
+    return leaves, "" if leaves is None else "the split calibration has too few leaves that are not in train"
 
 
 def _find_held_out(
@@ -107,14 +114,13 @@ def _find_held_out(
     return found, f"of {len(held_out):,} leaves that training held out, too few are in the split train"
 
 
-def _find_part_of_val(data: Path, taxonomy: Taxonomy, learned: Collection[str]) -> tuple[LeafSet | None, str]:
+def _find_part_of_val(data: Path, taxonomy: Taxonomy) -> tuple[LeafSet | None, str]:
     try:
         val = read_optional_leaves(data, "val", taxonomy)
     except DataError:
         return None, "the split val cannot be read"  # `verify` says why
     if val is None:
         return None, "the data have no split val"
-    digests = digest_each(val)
     chosen = pick_part(val.samples, group_leaves(val).keys)
     left = len(val.samples) - len(chosen)
     if left < MIN_VAL_LEAVES:
@@ -122,7 +128,7 @@ def _find_part_of_val(data: Path, taxonomy: Taxonomy, learned: Collection[str]) 
             None,
             f"a part of the split val would leave {left:,} of its leaves to the gates, fewer than {MIN_VAL_LEAVES}",
         )
-    return _leave_out(replace(val, samples=chosen), digests, learned), "a third of the split val is too small"
+    return replace(val, samples=chosen), "a third of the split val is too small"
 
 
 def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[LeafSample, ...]:
@@ -151,27 +157,23 @@ def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[Lea
     return tuple(sample for sample, group in zip(samples, groups, strict=True) if group in taken)
 
 
-def _leave_out(leaves: LeafSet, digests: Mapping[Path, str], unwanted: Collection[str]) -> LeafSet:
-    return replace(leaves, samples=tuple(s for s in leaves.samples if digests[s.path] not in unwanted))
-
-
-def _thin_out(leaves: LeafSet) -> LeafSet:
+def _thin_out(leaves: LeafSet, digests: Mapping[Path, str]) -> LeafSet:
     """Return at most `MAX_CALIBRATION_LEAVES` leaves, chosen by content."""
     if len(leaves.samples) <= MAX_CALIBRATION_LEAVES:
         return leaves
-    digests = digest_each(leaves)
-    kept = set(sorted(digests.values())[:MAX_CALIBRATION_LEAVES])
+    kept = set(sorted(digests[path] for path in leaves.paths)[:MAX_CALIBRATION_LEAVES])
     return replace(leaves, samples=tuple(s for s in leaves.samples if digests[s.path] in kept))
 
 
 def _make_choice(
-    source: CalibrationSource, leaves: LeafSet, fit: LeafSet, taxonomy: Taxonomy, reason: str
+    source: CalibrationSource,
+    leaves: LeafSet,
+    fit: LeafSet,
+    taxonomy: Taxonomy,
+    reason: str,
+    digests: Mapping[Path, str],
 ) -> CalibrationChoice:
     counts = Counter(taxonomy.species[sample.species_index] for sample in leaves.samples)
-    digests = () if source == "train" else tuple(_list_digests(leaves))
+    sha256 = () if source == "train" else tuple(sorted({digests[path] for path in leaves.paths} - {UNREADABLE}))
     by_species = {name: counts[name] for name in taxonomy.species}
-    return CalibrationChoice(leaves, fit, CalibrationRecord(source, len(leaves.samples), by_species, reason, digests))
-
-
-def _list_digests(leaves: LeafSet) -> Iterator[str]:
-    yield from sorted(set(digest_each(leaves).values()) - {UNREADABLE})
+    return CalibrationChoice(leaves, fit, CalibrationRecord(source, len(leaves.samples), by_species, reason, sha256))
