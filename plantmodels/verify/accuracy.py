@@ -29,7 +29,7 @@ from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Accuracy
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Outputs
-from plantmodels.serve.routing import ROUTINGS
+from plantmodels.serve.routing import ROUTINGS, DiseaseAnswer
 from plantmodels.verify.probabilities import Columns, list_answers, list_losses
 
 BATCH: Final = 8
@@ -118,7 +118,7 @@ def measure_accuracy(
         losses = list_losses(*labels, logits, heads, _read_temperatures(int8), "fp16_")
         for answers in zip(batch, fp16_answers, int8_answers, served, losses, strict=True):
             rows.append(_make_row(name, leaves.root, int8.taxonomy, *answers))
-    temperatures = Temperatures(int8.metadata.species_temperature, int8.metadata.disease_temperature)
+    temperatures = Temperatures(*_read_temperatures(int8))
     return AccuracyRun(
         accuracy=count_accuracy(ImageTable.from_rows(rows), int8.taxonomy, temperatures),
         samples=tuple(samples),
@@ -167,10 +167,11 @@ def _answer_as_served(
     species = logits.argmax(axis=1).astype(np.int64)
     scores = np.array([answer.ood_score for answer in answers])
     outputs = Outputs(logits, embeddings, species, classifier.run_heads(embeddings, species), scores)
-    routed, soft = ([answer.name or "" for answer in classifier.name_diseases(outputs, way)] for way in ROUTINGS)
-    probabilities = _list_probabilities(classifier, truth, outputs, heads)
+    hard, soft = (classifier.name_diseases(outputs, way) for way in ROUTINGS)
+    routed, mixed = ([answer.name or "" for answer in diseases] for diseases in (hard, soft))
+    probabilities = _list_probabilities(classifier, truth, outputs, heads, (hard, soft))
     rejected, p_values = classifier.detector.rejects(scores).tolist(), list_p_values(classifier, scores, species)
-    return answers, map(_Served, routed, soft, rejected, p_values, probabilities)
+    return answers, map(_Served, routed, mixed, rejected, p_values, probabilities)
 
 
 def list_p_values(classifier: PlantClassifier, scores: Scores, species: Labels) -> list[float | None]:
@@ -185,12 +186,22 @@ def list_p_values(classifier: PlantClassifier, scores: Scores, species: Labels) 
     return [None] * len(scores) if p_values is None else p_values.tolist()
 
 
-def _list_probabilities(classifier: PlantClassifier, truth: _Truth, outputs: Outputs, heads: Logits) -> list[Columns]:
-    """Return the probabilities of each leaf by their column, as served and at temperature 1."""
-    labels = classifier.taxonomy, truth.species, truth.disease
+def _list_probabilities(
+    classifier: PlantClassifier,
+    truth: _Truth,
+    outputs: Outputs,
+    heads: Logits,
+    served: tuple[list[DiseaseAnswer], list[DiseaseAnswer]],
+) -> list[Columns]:
+    """Return the probabilities of each leaf by their column, as served and at temperature 1.
+
+    `served` holds the answers by hard and by soft routing.
+    """
+    labels, plain = (classifier.taxonomy, truth.species, truth.disease), (1.0, 1.0)
+    hard, soft = (classifier.name_diseases(outputs, way, temperatures=plain) for way in ROUTINGS)
     found: list[Columns] = [{} for _ in truth.species]
-    for prefix, temperatures in (("", _read_temperatures(classifier)), ("raw_", (1.0, 1.0))):
-        answers = list_answers(classifier, outputs, temperatures, prefix)
+    for prefix, temperatures, named in (("", _read_temperatures(classifier), served), ("raw_", plain, (hard, soft))):
+        answers = list_answers(outputs, *named, temperatures[0], prefix)
         losses = list_losses(*labels, outputs.species_logits, heads, temperatures, prefix)
         for columns, *parts in zip(found, answers, losses, strict=True):
             for part in parts:

@@ -6,6 +6,7 @@
 [{'fp16_species_nll': 0.0, 'fp16_disease_nll': 0.6931471805599453}]
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ import numpy as np
 from plantmodels.arrays import Labels, Logits
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.calibration.scores import evaluate_probabilities
-from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Outputs
-from plantmodels.serve.routing import softmax
+from plantmodels.serve.routing import DiseaseAnswer, softmax
 
 Columns = dict[str, Any]
 """Columns of `ImageRow` to numbers, or None."""
@@ -51,20 +51,24 @@ def list_losses(
 
 
 def list_answers(
-    classifier: PlantClassifier, outputs: Outputs, temperatures: tuple[float, float], prefix: str
+    outputs: Outputs,
+    hard: Sequence[DiseaseAnswer],
+    soft: Sequence[DiseaseAnswer],
+    species_temperature: float,
+    prefix: str,
 ) -> list[Columns]:
-    """Return the probabilities of the answers to N leaves, by both routings, as `predict` serves them.
+    """Return the probabilities of the answers to N leaves, by both routings.
 
     Args:
-        classifier: the bundle as it is served.
-        outputs: what its models computed.
-        temperatures: of P(species) and of P(disease | species).
+        outputs: what the models computed.
+        hard: the N answers by hard routing.
+        soft: the N answers by soft routing.
+        species_temperature: of P(species).
         prefix: how the names of the columns begin.
     """
-    species = softmax(outputs.species_logits, temperatures[0])[
+    species = softmax(outputs.species_logits, species_temperature)[
         np.arange(len(outputs.species_index)), outputs.species_index
     ]
-    hard, soft = (classifier.name_diseases(outputs, way, temperatures=temperatures) for way in ("hard", "soft"))
     return [
         {
             f"{prefix}species_probability": chance,
