@@ -16,6 +16,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow_plugins._mlflow_compat import find_logged_model, parse_models_uri
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
+from mlflow_plugins.registry.description import summarize_gates
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, describe_gates, read_evidence
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.people.approvals import Approvals, Request
@@ -203,8 +204,7 @@ class Admission:
         return f"failed: {describe_gates(failures)}" if failures else self._describe_passed(evidence)
 
     def _describe_passed(self, evidence: Evidence) -> str:
-        uncertain = ", ".join(gate.name for gate in evidence.find_uncertain(self._config.policy))
-        return f"passed, uncertain: {uncertain}" if uncertain else "passed"
+        return summarize_gates({}, evidence.find_uncertain(self._config.policy))
 
     def admit(
         self, version: ModelVersion, action: str, production: int | None = None, alias: str | None = None
