@@ -83,13 +83,14 @@ def _field_metrics(field: Field) -> dict[str, float | None]:
         "field.accuracy.species": right.species.value,
         "field.accuracy.disease": right.disease.value,
         "field.accuracy.end_to_end": right.end_to_end.value,
-        "field.accuracy.ece.species": field.accuracy.probabilities.served["species"].after.ece,
         "field.rejected": field.decided.rejected_share.value,
         "field.ood_precision": field.rejection.precision,
         "field.accepted.species": accepted.species.value,
         "field.accepted.end_to_end": accepted.end_to_end.value,
         "field.accepted.probability": accepted.confidence,
-    } | {f"field.p_value_at_most_{least}": low.value for least, low in field.decided.low_p_values.items()}
+        **{f"field.accuracy.ece.{name}": one.after.ece for name, one in field.accuracy.probabilities.served.items()},
+        **{f"field.p_value_at_most_{least}": low.value for least, low in field.decided.low_p_values.items()},
+    }
 
 
 def _calibration_metrics(probabilities: Probabilities) -> dict[str, float | None]:

@@ -197,10 +197,12 @@ def compare_field(field: Field, accuracy: Accuracy, rejection: Rejection) -> tup
 
 def _list_measurements(accuracy: Accuracy, rejection: Rejection, decided: Decided) -> Iterator[tuple[str, Measurement]]:
     right, accepted, rejected = accuracy.int8, decided.accepted, decided.rejected
+    calibration = accuracy.probabilities.served.get("species")  # reports of older formats lack it
+    error = None if calibration is None else calibration.after.ece
     yield "species right", Measurement.of(right.species)
     yield "species and disease right", Measurement.of(right.end_to_end)
     yield "disease right, given the true species", Measurement.of(right.disease)
-    yield "calibration error of the species (ECE)", Measurement(accuracy.probabilities.served["species"].after.ece)
+    yield "calibration error of the species (ECE)", Measurement(error)
     yield "rejected", Measurement.of(decided.rejected_share)
     for least in map(str, P_VALUES):
         yield f"p-value at most {least}", Measurement.of(decided.low_p_values.get(least, Proportion(0, 0)))

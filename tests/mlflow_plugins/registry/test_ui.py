@@ -234,7 +234,7 @@ def test_the_version_and_the_model_say_how_they_stand(server, browser, bad_bundl
     client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")
     client.set_registered_model_alias(NAME, "production", version)
     browser.refresh()
-    wait_for_text(browser, "Gates passed; waived: ood_recall")
+    wait_for_text(browser, "Gates passed, uncertain: ood_precision; waived: ood_recall")
     browser.find_element(By.LINK_TEXT, "Gate report").click()
     browser.switch_to.window(browser.window_handles[-1])
     WebDriverWait(browser, 30).until(lambda driver: driver.current_url.endswith("/artifacts/report.html"))
