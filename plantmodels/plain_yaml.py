@@ -7,6 +7,7 @@ aliases take any amount of memory. Depth, aliases and keys are therefore checked
 {'flavors': {'plantmodels': {'bundle': 'data/bundle'}}}
 """
 
+from collections import Counter
 from typing import Any, Final
 
 import yaml
@@ -26,9 +27,9 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
     """Makes only plain values, and refuses a repeated key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for name in names:
-            if names.count(name) > 1:
+        names = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        for name, times in names.items():
+            if times > 1:
                 raise yaml.YAMLError(f"key {name!r:.60} is repeated")
         mapping: dict[Any, Any] = super().construct_mapping(node, deep)
         return mapping

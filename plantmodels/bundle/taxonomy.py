@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -52,7 +53,7 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
             scripts = sorted({unicodedata.name(letter, "").split(" ")[0] for letter in word} & _ALIKE_SCRIPTS)
             if len(scripts) > 1:
                 raise TaxonomyError(f"{what}: {name!r} mixes {' and '.join(scripts)} letters in a word (a look-alike?)")
-    repeated = sorted({name for name in names if names.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(names).items() if times > 1)
     if repeated:
         raise TaxonomyError(f"{what}: {repeated[0]!r} is named more than once")
 
@@ -81,7 +82,7 @@ class Taxonomy:
         if not self.species:
             raise TaxonomyError("species: at least one is needed, got none")
         _check_names("species", self.species)
-        unknown = [name for name in self.diseases if name not in set(self.species)]
+        unknown = [name for name in self.diseases if name not in self.places]
         if unknown:
             raise TaxonomyError(f"diseases are given for {unknown[0]!r}, which is not among the species")
         for name, diseases in self.diseases.items():
@@ -96,6 +97,11 @@ class Taxonomy:
             if slug in seen:
                 raise TaxonomyError(f"species {seen[slug]!r} and {name!r} have the same slug {slug!r}; rename one")
             seen[slug] = name
+
+    @cached_property
+    def places(self) -> Mapping[str, int]:
+        """The index of each species' logit by its name."""
+        return MappingProxyType({name: index for index, name in enumerate(self.species)})
 
     @cached_property
     def slugs(self) -> tuple[str, ...]:

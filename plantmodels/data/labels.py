@@ -56,7 +56,7 @@ class Classes:
     def __init__(self, taxonomy: Taxonomy) -> None:
         """Index the classes."""
         self._taxonomy = taxonomy
-        self._species = {name: i for i, name in enumerate(taxonomy.species)}
+        self._species = taxonomy.places
         self._diseases = {
             (name, disease): k
             for i, name in enumerate(taxonomy.species)

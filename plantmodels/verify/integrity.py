@@ -147,8 +147,7 @@ def _compare_with_checkpoint(
 ) -> Iterator[str]:
     """Yield a problem if the weights of a head differ from the checkpoint's head for the same species name."""
     species = metadata.taxonomy.species[species_index]
-    taxonomy = checkpoint.spec.taxonomy
-    index = taxonomy.species.index(species) if species in taxonomy.species else -1
+    index = checkpoint.spec.taxonomy.places.get(species, -1)
     if index not in checkpoint.disease_heads:
         yield f"{name}: the checkpoint has no head for species {species!r}"
         return

@@ -71,11 +71,7 @@ def count_accuracy(leaves: ImageTable, taxonomy: Taxonomy, temperatures: Tempera
             labels[has_head], [hits[has_head] for hits in right.disease], list_classes(taxonomy, only_with_head=True)
         ),
         by_class=_count_classes(labels, right.both, list_classes(taxonomy)),
-        losses_by_species={
-            name: count_pairs(*(hits[truth == name] for hits in right.both))
-            for name in taxonomy.species
-            if name in set(truth.tolist())
-        },
+        losses_by_species=_count_losses(truth, right.both, taxonomy.species),
         species_baseline=_find_baseline(truth, right.species[1]),
         class_baseline=_find_baseline(labels, right.both[1]),
         confusions=_count_confusions(truth, leaves.text("int8_species"), taxonomy.species),
@@ -144,6 +140,14 @@ def _count_classes(labels: Names, right: Sequence[Mask], order: Sequence[str]) -
     images = Counter(labels.tolist())
     fp16, int8 = (Counter(labels[hits].tolist()) for hits in right)
     return {name: ClassRow(images[name], fp16[name], int8[name]) for name in order if name in images}
+
+
+def _count_losses(truth: Names, right: Sequence[Mask], order: Sequence[str]) -> dict[str, PairedCounts]:
+    """Return how often both precisions, one or none are right for each species that has leaves, in the given order."""
+    leaves: dict[str, list[int]] = {}
+    for place, name in enumerate(truth.tolist()):
+        leaves.setdefault(name, []).append(place)
+    return {name: count_pairs(*(hits[leaves[name]] for hits in right)) for name in order if name in leaves}
 
 
 def _find_baseline(labels: Names, right: Mask) -> Baseline:
