@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT, CONDA = ROOT / "pyproject.toml", ROOT / "conda.yaml"
 DEVELOPMENT, BENCHMARKS = ROOT / "requirements-dev.txt", ROOT / "benchmarks" / "requirements.txt"
 
-RUN_EXTRAS = ("export", "mlflow", "spark")
-DEVELOPMENT_EXTRAS = ("heic", "server", "signing", "test", "docs", "dev")
+RUN_EXTRAS = ("cpu", "build", "registry", "spark")
+DEVELOPMENT_EXTRAS = ("heic", "parquet", "server", "signing", "test", "docs", "dev")
 BENCHMARK_EXTRAS = ("bench",)
 
 BROUGHT_BY_TORCH = re.compile(r"(nvidia-.*|cuda-.*|triton|setuptools)==")

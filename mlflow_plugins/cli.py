@@ -46,6 +46,7 @@ class _Registry(KnownErrors):
     """Commands that need the registry."""
 
     command_class = _AskingCommand
+    extra = "registry"
 
 
 @click.group(cls=_Registry)

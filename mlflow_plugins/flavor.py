@@ -25,6 +25,7 @@ from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.errors import RegistrationError
+from plantmodels.extras import read_version
 from plantmodels.serve.prediction import PREDICTION_CONTRACT
 
 if TYPE_CHECKING:
@@ -35,11 +36,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BUNDLE_FOLDER", "FLAVOR_NAME", "get_default_pip_requirements", "load_model", "log_model", "save_model"]
 
-_SERVING_LIBRARIES: Final = ("numpy", "onnxruntime", "pandas", "pillow")
+_SERVING_LIBRARIES: Final = ("mlflow", "numpy", "onnxruntime", "pandas", "pillow")
 _CODE: Final = (
     "plantmodels/__init__.py",
     "plantmodels/arrays.py",
     "plantmodels/errors.py",
+    "plantmodels/extras.py",
     "plantmodels/foreign_text.py",
     "plantmodels/plain_yaml.py",
     "plantmodels/bundle",
@@ -59,10 +61,11 @@ _FLAVOR_CODE: Final = tuple(
 
 
 def get_default_pip_requirements() -> list[str]:
-    """Return the pinned requirements for loading and serving a version, without what only exporting needs."""
-    from importlib.metadata import version
+    """Return the pinned requirements for loading and serving a version, without what only exporting needs.
 
-    return [f"mlflow=={version('mlflow')}", *(f"{name}=={version(name)}" for name in _SERVING_LIBRARIES)]
+    Whichever build of ONNX Runtime is installed here, the CPU's is named: the gates were measured on the CPU.
+    """
+    return [f"{name}=={read_version(name).partition('.post')[0]}" for name in _SERVING_LIBRARIES]
 
 
 def save_model(

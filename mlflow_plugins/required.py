@@ -22,7 +22,7 @@ def check_mlflow() -> None:
     found = _find_version()
     if found is None or _read_numbers(found) < _read_numbers(NEEDED):
         what = "MLflow is not installed" if found is None else f"MLflow {found} is installed"
-        raise RegistryError(f"{what}; plantmodels needs {NEEDED} or newer: pip install --upgrade 'mlflow>={NEEDED}'")
+        raise RegistryError(f"{what}; this needs {NEEDED} or newer: pip install --upgrade 'plantmodels[registry]'")
 
 
 def _find_version() -> str | None:

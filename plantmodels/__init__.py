@@ -97,7 +97,14 @@ def __getattr__(name: str) -> Any:
     """Import a public name when it is first used (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    try:
+        value = getattr(import_module(f"{__name__}.{_MODULES.get(name, 'errors')}"), name)
+    except ModuleNotFoundError as error:
+        from plantmodels.extras import describe_missing
+
+        if (line := describe_missing(error)) is None:
+            raise
+        raise ModuleNotFoundError(f"{name}: {line}", name=error.name) from error
     globals()[name] = value
     return value
 

@@ -13,7 +13,7 @@ import plantmodels
 
 ROOT = Path(__file__).resolve().parents[1]
 
-GROUND = {"arrays", "errors", "foreign_text", "plain_yaml"}
+GROUND = {"arrays", "errors", "extras", "foreign_text", "plain_yaml"}
 SERVING = GROUND | {"bundle", "serve"}
 READING = SERVING | {"data", "checkpoint"}
 PREPARING = READING | {"ood", "export"}
@@ -21,6 +21,7 @@ PREPARING = READING | {"ood", "export"}
 ROOMS = {
     "arrays": set(),
     "errors": GROUND,
+    "extras": set(),
     "foreign_text": set(),
     "plain_yaml": {"foreign_text"},
     "bundle": GROUND | {"bundle"},

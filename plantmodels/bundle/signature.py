@@ -155,6 +155,7 @@ def _import_model_signing() -> Any:
         import model_signing
     except ImportError as error:
         raise SignatureError(
-            f"signatures need the packages model-signing and pyOpenSSL: pip install model-signing pyOpenSSL ({error})"
+            "signatures need model-signing and pyOpenSSL; the extra signing brings both: "
+            f"pip install 'plantmodels[signing]' ({error})"
         ) from error
     return model_signing

@@ -37,7 +37,7 @@ _ROWS_AT_ONCE: Final = 1000
 _VALUES: Final = {field.name: get_args(field.type)[0] for field in fields(Prediction) if field.name != "embedding"}
 """The columns of contract 4 to the type of their values; each may also be null."""
 
-_NO_PYARROW: Final = "a .parquet file needs pyarrow, which the extra export installs"
+_NO_PYARROW: Final = "a .parquet file needs pyarrow; the extra parquet brings it: pip install 'plantmodels[parquet]'"
 
 Named = tuple[str, ImageLike]
 """The name of an image, as it stands in the scores, and the image."""

@@ -7,6 +7,7 @@ import click
 
 from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, is_out_of_memory
+from plantmodels.extras import describe_missing
 from plantmodels.foreign_text import quote_error
 
 _COMMAND: Final = "\n  plantmodels "
@@ -14,10 +15,14 @@ _PACKAGES: Final = ("plantmodels.", "mlflow_plugins.")
 
 
 class KnownErrors(click.Group):
-    """Turns `PlantModelsError` and lack of memory into one line on standard error and exit status 1.
+    """Turns expected errors into one line on standard error and exit status 1.
 
-    If a thread of a library gets no memory, the library may end the process before this code can report it.
+    Expected are `PlantModelsError`, a library that no installed extra has brought, and lack of memory. If a thread of a
+    library gets no memory, the library may end the process before this code can report it.
     """
+
+    extra = "build"
+    """The extra to name where several would bring a missing library."""
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -26,6 +31,10 @@ class KnownErrors(click.Group):
         except PlantModelsError as error:
             prefix = "memory ran out: " if is_out_of_memory(error) else ""
             raise click.ClickException(_join_lines(prefix + str(error))) from error
+        except ModuleNotFoundError as error:
+            if (line := describe_missing(error, self.extra)) is None:
+                raise
+            raise click.ClickException(f"{ctx.invoked_subcommand}: {line}") from error
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

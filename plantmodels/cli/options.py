@@ -19,7 +19,7 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 PATH: Final = click.Path(path_type=Path)
 
 
-class OptionalPath(click.ParamType[Path | None]):
+class OptionalPath(click.ParamType):  # type: ignore[type-arg] # click before 8.4 takes no type here
     """A path, or None when the text is empty: `mlflow run` passes every declared parameter."""
 
     name = "path"

@@ -3,7 +3,6 @@
 The INT8 instructions of the processor also decide how weights are quantized.
 """
 
-import importlib.metadata
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels import __version__
+from plantmodels.extras import read_version
 
 CPU_FEATURES: Final = (
     "avx2",
@@ -84,4 +84,4 @@ def read_git_commit() -> str | None:
 
 def read_versions() -> dict[str, str]:
     """Return the versions of this package and of the libraries that decide the bytes of a bundle."""
-    return {"plantmodels": __version__, **{name: importlib.metadata.version(name) for name in _LIBRARIES}}
+    return {"plantmodels": __version__, **{name: read_version(name) for name in _LIBRARIES}}

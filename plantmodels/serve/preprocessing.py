@@ -152,7 +152,7 @@ def _load_heic_format() -> tuple[str, ...]:
         ImageError: pillow-heif is not installed.
     """
     if not can_read_heic():
-        raise ImageError("a HEIC image: to read it, install pillow-heif (the extra heic of plantmodels)")
+        raise ImageError("a HEIC image: to read it, install pillow-heif (pip install 'plantmodels[heic]')")
     import pillow_heif
 
     pillow_heif.register_heif_opener()

@@ -1,6 +1,5 @@
 """Composes the gate report from what was measured, and writes it into the bundle with page, plots and image rows."""
 
-import importlib.metadata
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +25,7 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.errors import BundleError
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.export.staging import staged_bundle
+from plantmodels.extras import read_version
 from plantmodels.report.evidence.accuracy import Temperatures
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import Field, count_field
@@ -135,7 +135,7 @@ def compose_report(
         BundleError: the metadata's list of images that the export skipped is malformed.
     """
     cpu = describe_cpu()
-    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    libraries = {name: read_version(name) for name in _LIBRARIES}
     return GateReport.from_measured(
         measured,
         policy,

@@ -218,7 +218,9 @@ def test_without_the_package_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "model_signing", None)
     for act, key in ((sign_bundle, signing_keys.private), (read_trusted_manifest, signing_keys.public)):
-        with pytest.raises(SignatureError, match="pip install model-signing pyOpenSSL"):
+        with pytest.raises(
+            SignatureError, match=r"the extra signing brings both: pip install 'plantmodels\[signing\]'"
+        ):
             act(signed, key)
     read_trusted_manifest(signed, None)
 

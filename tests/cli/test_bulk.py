@@ -81,7 +81,7 @@ def test_nothing_answered_is_exit_status_1(tiny_bundle, tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(DataError, match=r"a \.parquet file needs pyarrow, which the extra export installs"):
+    with pytest.raises(DataError, match=r"a \.parquet file needs pyarrow; the extra parquet brings it: pip install"):
         check_output(tmp_path / "scores.parquet")
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (tmp_path / "a.parquet").touch()

@@ -10,7 +10,7 @@ from mlflow_plugins.registry_store import build_store
 from plantmodels.errors import RegistryError
 from tests.fixtures.registry import run_registry
 
-LINE = "MLflow 3.1.4 is installed; plantmodels needs 3.17.2 or newer: pip install --upgrade 'mlflow>=3.17.2'"
+LINE = "MLflow 3.1.4 is installed; this needs 3.17.2 or newer: pip install --upgrade 'plantmodels[registry]'"
 
 
 @pytest.mark.parametrize("version", ["3.17.2", "3.18.0", "4.0.0rc1", "3.17.2.post1"])
@@ -22,7 +22,7 @@ def test_a_version_that_is_new_enough_is_accepted(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("version", ["3.17.1", "3.16.0", "3.9.0", "2.22.5"])
 def test_an_older_version_is_refused_with_the_one_that_is_needed(monkeypatch, version):
     monkeypatch.setattr(required, "version", lambda _: version)
-    with pytest.raises(RegistryError, match=rf"^MLflow {version} is installed; plantmodels needs 3\.17\.2 or newer"):
+    with pytest.raises(RegistryError, match=rf"^MLflow {version} is installed; this needs 3\.17\.2 or newer"):
         required.check_mlflow()
 
 
@@ -31,7 +31,7 @@ def test_a_missing_mlflow_is_said_as_well(monkeypatch: pytest.MonkeyPatch) -> No
         raise required.PackageNotFoundError(name)
 
     monkeypatch.setattr(required, "version", find)
-    with pytest.raises(RegistryError, match=r"^MLflow is not installed; plantmodels needs"):
+    with pytest.raises(RegistryError, match=r"^MLflow is not installed; this needs"):
         required.check_mlflow()
 
 

@@ -49,7 +49,9 @@ def spark_session(master: str) -> Iterator["SparkSession"]:
     try:
         from pyspark.sql import SparkSession
     except ImportError as error:
-        raise ScoringError(f"bulk scoring needs pyspark; install plantmodels with its extra spark ({error})") from error
+        raise ScoringError(
+            f"bulk scoring needs pyspark; the extra spark brings it: pip install 'plantmodels[spark]' ({error})"
+        ) from error
     if (running := SparkSession.getActiveSession()) is not None:
         session = running.newSession()
         for name, value in _SETTINGS.items():

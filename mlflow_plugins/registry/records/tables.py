@@ -20,6 +20,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, St
 from mlflow_plugins._mlflow_compat import get_connect_arguments
 from mlflow_plugins.registry.locks import RegistryLocks
 from plantmodels.errors import RegistryError
+from plantmodels.extras import describe_missing
 
 SCHEMA_VERSION: Final = 1
 """Version of the tables below. It is written into `plantmodels_schema`."""
@@ -200,6 +201,7 @@ def connect(database_uri: str) -> sqlalchemy.Engine:
         url = sqlalchemy.make_url(database_uri)
         return sqlalchemy.create_engine(url, pool_pre_ping=True, connect_args=get_connect_arguments(url))
     except (sqlalchemy.exc.ArgumentError, ImportError) as error:
+        cause = (isinstance(error, ImportError) and describe_missing(error)) or error
         raise RegistryError(
-            f"PLANTMODELS_DATABASE_URI must be the address of a database, such as postgresql://host/name: {error}"
+            f"PLANTMODELS_DATABASE_URI must be the address of a database, such as postgresql://host/name: {cause}"
         ) from error
