@@ -24,12 +24,14 @@ POLICY ?= gates.toml
 # more options for `make bench`, such as BENCH=--quick
 BENCH ?=
 PORT ?= 5000
+# of `make page`
+PAGE_PORT ?= 8000
 
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server bench test lint check docs lock setup develop
+.PHONY: demo server page bench test lint check docs lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -43,6 +45,12 @@ endif
 server: setup
 	mlflow server --host 127.0.0.1 --port $(PORT) --backend-store-uri '$(MLFLOW_TRACKING_URI)' \
 	  --registry-store-uri 'plantmodels:$(MLFLOW_TRACKING_URI)' --artifacts-destination mlartifacts
+
+# The page that classifies images in the browser, with the bundle of public/models, on http://localhost:8000.
+page: page/node_modules/.package-lock.json
+	node page/build.mjs public
+	@echo 'the page: http://localhost:$(PAGE_PORT)/'
+	$(PYTHON) -m http.server --bind 127.0.0.1 --directory public $(PAGE_PORT)
 
 # Ours beside its peers, and what everything costs: make bench CHECKPOINT=last.ckpt DATA=leaves BUNDLE=public/models
 bench: $(BENCH_READY)
@@ -89,6 +97,11 @@ $(INSTALLED): pyproject.toml $(READY)
 $(DEV_READY): requirements-dev.txt $(READY)
 	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt -r requirements-dev.txt
 	touch $(DEV_READY)
+
+page/node_modules/.package-lock.json: page/package-lock.json
+	@command -v npm > /dev/null || { echo 'make page needs Node.js 18 or later with npm (Debian: apt install nodejs npm)' >&2; exit 1; }
+	npm ci --prefix page --ignore-scripts --no-audit --no-fund
+	touch page/node_modules/.package-lock.json
 
 # The peers of `make bench`, beside the packages of .venv, which are read where they are.
 $(BENCH_READY): benchmarks/requirements.txt $(READY)

@@ -1,4 +1,4 @@
-"""Writes the tree of docs/architecture.md: each source file with the first line of its docstring.
+"""Writes the tree of docs/architecture.md: each source file with the first line of its docstring or first comment.
 
 python docs/tree.py     # after a file was added, moved or described anew; a test compares the page with the files
 """
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "architecture.md"
 START, END = "<!-- tree: written by docs/tree.py -->", "<!-- end of the tree -->"
 
-_PACKAGES: Final = ("plantmodels", "mlflow_plugins", "examples/drawn_leaves", "benchmarks", "reliability")
+_PACKAGES: Final = ("plantmodels", "mlflow_plugins", "examples/drawn_leaves", "page", "benchmarks", "reliability")
 
 _FOLDERS: Final = (
     "plantmodels",
@@ -32,6 +32,7 @@ _FOLDERS: Final = (
     "mlflow_plugins/registry",
     "mlflow_plugins/jobs",
     "examples/drawn_leaves",
+    "page",
     "benchmarks",
     "reliability",
 )
@@ -39,7 +40,7 @@ _FOLDERS: Final = (
 
 
 def list_sources(root: Path = ROOT) -> list[str]:
-    """Return the name of every Python file but those of tests and documents, in reading order."""
+    """Return the name of every Python and JavaScript file but those of tests and documents, in reading order."""
     names = [path.relative_to(root) for package in _PACKAGES for path in _walk(root / package)]
     names.sort(key=lambda name: (_find_place(name.parent), name.parent, name.name != "__init__.py", name))
     return [name.as_posix() for name in names]
@@ -51,13 +52,17 @@ def _find_place(folder: Path) -> int:
 
 
 def _walk(folder: Path) -> list[Path]:
-    return [path for path in folder.rglob("*.py") if "__pycache__" not in path.parts]
+    found = [path for path in folder.rglob("*") if path.suffix in (".py", ".mjs", ".js")]
+    return [path for path in found if not {"__pycache__", "node_modules"} & set(path.parts)]
 
 
 def read_summary(path: Path) -> str:
-    """Return the first line of a module's docstring, safe inside a table cell."""
-    docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return docstring.partition("\n")[0].replace("|", "\\|").replace("<", "&lt;")
+    """Return the first line of a module's docstring or comment, safe inside a table cell."""
+    text = path.read_text(encoding="utf-8")
+    about = (
+        ast.get_docstring(ast.parse(text)) or "" if path.suffix == ".py" else text.partition("*/")[0].lstrip("/* \n")
+    )
+    return about.partition("\n")[0].rstrip().replace("|", "\\|").replace("<", "&lt;")
 
 
 def render_tree() -> str:

@@ -13,7 +13,7 @@ def test_every_source_file_is_listed_and_no_other() -> None:
     for line in PAGE.partition(tree.START)[2].partition(tree.END)[0].splitlines():
         if line.startswith("### "):
             folder = line.removeprefix("### ")
-        elif row := re.match(r"\| `(\w+\.py)` \| \S", line):
+        elif row := re.match(r"\| `([\w-]+\.(?:py|m?js))` \| \S", line):
             listed.add(f"{folder}/{row[1]}")
 
     assert listed == set(tree.list_sources())
@@ -27,5 +27,10 @@ def test_a_file_without_a_description_would_be_noticed(tmp_path: Path) -> None:
     (tmp_path / "plantmodels" / "new").mkdir(parents=True)
     (tmp_path / "plantmodels" / "new" / "room.py").write_text('"""Holds a | b for <species>.\n\nMore.\n"""')
 
-    assert tree.list_sources(tmp_path) == ["plantmodels/new/room.py"]
+    (tmp_path / "page" / "node_modules").mkdir(parents=True)
+    (tmp_path / "page" / "node_modules" / "theirs.mjs").write_text("")
+    (tmp_path / "page" / "ours.mjs").write_text("/**\n * Draws | leaves.\n *\n * More.\n */\nlet x;\n")
+
+    assert tree.list_sources(tmp_path) == ["plantmodels/new/room.py", "page/ours.mjs"]
+    assert tree.read_summary(tmp_path / "page" / "ours.mjs") == "Draws \\| leaves."
     assert tree.read_summary(tmp_path / "plantmodels" / "new" / "room.py") == "Holds a \\| b for &lt;species>."
