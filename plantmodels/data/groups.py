@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from plantmodels.bundle.calibration import MAX_DISTANCE
 from plantmodels.data.digests import UNREADABLE, digest_content, hash_to_fraction
 from plantmodels.data.duplicates import DuplicateIndex, Fingerprint, take_fingerprints
 from plantmodels.data.image_files import printable_name
@@ -30,9 +31,6 @@ from plantmodels.data.progress import log_step
 
 MAX_SEARCHED: Final = 20_000
 """Among more images, copies are found by their bytes alone: the search would take longer than the embedding."""
-
-MAX_DISTANCE: Final = 44
-"""Bits of the perceptual hash in which two images that show the same may differ, as in the gate `leakage`."""
 
 _LOGGER: Final = logging.getLogger(__name__)
 
@@ -55,9 +53,11 @@ class Groups:
 
     Attributes:
         keys: (N,) text that is the same for the images of a group, and different for different groups.
+        digests: (N,) digest of each image's content.
     """
 
     keys: tuple[str, ...]
+    digests: tuple[str, ...]
 
     @classmethod
     def of(cls, names: Sequence[str], digests: Sequence[str], alike: Iterable[tuple[int, int]] = ()) -> "Groups":
@@ -91,7 +91,7 @@ class Groups:
             or min(digests[place] for place in places)
             for root, places in members.items()
         }
-        return cls(tuple(keys[find(place)] for place in range(len(names))))
+        return cls(tuple(keys[find(place)] for place in range(len(names))), tuple(digests))
 
     @property
     def sizes(self) -> Counter[str]:

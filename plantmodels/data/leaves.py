@@ -242,9 +242,16 @@ def list_classes(data: Path) -> Taxonomy:
     return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in names if s == name)) for name in species})
 
 
-def group_leaves(leaves: LeafSet) -> Groups:
-    """Return which leaves belong together: by the names of their groups, and by what they show. Reads every image."""
-    return find_groups(leaves.root, leaves.paths, [sample.group for sample in leaves.samples])
+def group_leaves(*splits: LeafSet) -> Groups:
+    """Return which leaves of all splits together belong together: by the names of their groups, and by what they show.
+
+    Reads every image.
+
+    Args:
+        splits: one or several splits of the same data.
+    """
+    samples = [sample for leaves in splits for sample in leaves.samples]
+    return find_groups(splits[0].root, [sample.path for sample in samples], [sample.group for sample in samples])
 
 
 def split_by_name(

@@ -10,11 +10,12 @@ from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet, digest_each, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants, refuse_seen
 from plantmodels.data.streaming import UnreadableImage
-from plantmodels.errors import DataError
+from plantmodels.errors import DataError, DetectorError
 from plantmodels.export.calibration.leaves import CalibrationChoice, choose_calibration
 from plantmodels.export.checks.non_plants import refuse_known_files
 from plantmodels.export.network import HierarchicalNetwork, load_network
-from plantmodels.ood.select import check_image_count
+from plantmodels.ood.embeddings import number_groups
+from plantmodels.ood.select import check_images
 
 MAX_KEPT_LEAVES: Final = 20_000
 """Leaves whose embeddings are held in memory, 3 KB each. Of further leaves only the moments are kept."""
@@ -84,7 +85,10 @@ def read_inputs(checkpoint: Checkpoint, data: Path, non_plants: Path | None, see
     digests = digest_each(leaves)
     calibration = choose_calibration(data, taxonomy, leaves, digests, checkpoint.held_out)
     further, kept = split_by_name(calibration.fit, 1.0, MAX_KEPT_LEAVES, seed)
-    check_image_count(len(kept.samples))
+    try:
+        check_images(len(kept.samples), number_groups([calibration.groups[path] for path in kept.paths]))
+    except DetectorError as error:
+        raise DetectorError(f"{data}: {error}") from error
     others = None if non_plants is None else read_non_plants(non_plants)
     if others is not None:
         known = [*leaves.paths, *calibration.leaves.paths, *_list_val_images(data, checkpoint)]

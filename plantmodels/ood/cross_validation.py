@@ -90,12 +90,13 @@ def cross_validate(fit: Fit, plants: LeafEmbeddings, non_plants: NonPlantEmbeddi
     plant_folds = assign_folds(len(plants.outputs), plants.groups, seed)
     non_plant_folds = _assign_non_plants(non_plants, seed)
     scores = HeldOutScores(np.empty(len(plant_folds)), np.empty(len(non_plant_folds)))
-    for fold in range(FOLDS):
+    for fold in list_folds(plant_folds, non_plant_folds):
         seen, seen_non_plants = plant_folds != fold, non_plant_folds != fold
         known = None if non_plants is None else non_plants.outputs[seen_non_plants]
         score = fit(FitData(plants.outputs[seen], plants.classes[seen], known))
-        scores.plants[~seen] = score(plants.outputs[~seen])
-        if non_plants is not None:
+        if not seen.all():
+            scores.plants[~seen] = score(plants.outputs[~seen])
+        if non_plants is not None and not seen_non_plants.all():
             scores.non_plants[~seen_non_plants] = score(non_plants.outputs[~seen_non_plants])
     return scores
 
@@ -120,7 +121,7 @@ def score_fresh(
         return HeldOutScores(score(fresh.outputs), np.empty(0) if non_plants is None else score(non_plants.outputs))
     scores = HeldOutScores(score(fresh.outputs), np.empty(len(non_plants.outputs)))
     folds = _assign_non_plants(non_plants, seed)
-    for fold in range(FOLDS):
+    for fold in list_folds(folds):
         score = fit(FitData(plants.outputs, plants.classes, non_plants.outputs[folds != fold]))
         scores.non_plants[folds == fold] = score(non_plants.outputs[folds == fold])
     return scores
@@ -129,6 +130,9 @@ def score_fresh(
 def assign_folds(count: int, groups: Labels | None, seed: int) -> Labels:
     """Return the fold of each image, 0 to `FOLDS` − 1; images of one group have the same.
 
+    Groups are taken in random order, the largest first, and each goes into the fold that has the fewest images. So the
+    seed does not change the sizes of the folds. With fewer groups than folds, there are as many folds as groups.
+
     Args:
         count: N, the number of images.
         groups: (N,) number of each image's group; None if each image is a group of its own.
@@ -136,8 +140,29 @@ def assign_folds(count: int, groups: Labels | None, seed: int) -> Labels:
     """
     if groups is None:
         return np.random.default_rng(seed).permutation(count) % FOLDS
-    names, number = np.unique(groups, return_inverse=True)
-    return np.asarray((np.random.default_rng(seed).permutation(len(names)) % FOLDS)[number], np.int64)
+    _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    order = np.argsort(np.random.default_rng(seed).permutation(len(sizes)))
+    fold_of_group, images = np.empty(len(sizes), np.int64), [0] * FOLDS
+    for group in order[np.argsort(-sizes[order], kind="stable")].tolist():
+        smallest = images.index(min(images))
+        fold_of_group[group] = smallest
+        images[smallest] += int(sizes[group])
+    return fold_of_group[number]
+
+
+def list_folds(*folds: Labels) -> list[int]:
+    """Return the folds that hold images, in order; `folds` is one or several results of `assign_folds`."""
+    return [int(fold) for fold in np.unique(np.concatenate(folds))]
+
+
+def count_left_to_fit(count: int, groups: Labels | None) -> int:
+    """Return how many images are left to fit on when the largest fold is scored, whatever the seed is.
+
+    Args:
+        count: N, the number of images.
+        groups: (N,) number of each image's group; None if each image is a group of its own.
+    """
+    return count - int(np.bincount(assign_folds(count, groups, 0), minlength=1).max())
 
 
 def _assign_non_plants(non_plants: NonPlantEmbeddings | None, seed: int) -> Labels:

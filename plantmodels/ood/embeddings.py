@@ -80,6 +80,12 @@ class NonPlantEmbeddings:
     groups: Labels | None = None
 
 
+def number_groups(keys: Sequence[str]) -> Labels:
+    """Return a number (N,) for each of N keys, the same for equal ones, in the order of their first places."""
+    numbers: dict[str, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
+
+
 class Embedder:
     """Runs a species model over image files, in batches.
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from plantmodels.arrays import Embeddings, Mask, Scores
 from plantmodels.bundle.detector import Method, OODDetector
-from plantmodels.ood.cross_validation import FOLDS, HeldOutScores, assign_folds
+from plantmodels.ood.cross_validation import HeldOutScores, assign_folds, list_folds
 from plantmodels.ood.embeddings import LeafEmbeddings, NonPlantEmbeddings
 from plantmodels.ood.moments import Gaussian, RunningMoments, fit_detector, fit_gaussian, fit_pair
 
@@ -111,7 +111,7 @@ def cross_fit(method: Method, images: Images, seed: int) -> Scores:
     folds, squared = assign_folds(len(features), plants.groups, seed), np.empty(len(features))
     others = images.non_plants if method == "gaussian_ratio" else None
     known = None if others is None else _sum_others(others, None)
-    for fold in range(FOLDS):
+    for fold in list_folds(folds):
         rows, moments = folds == fold, _sum_plants(plants, folds != fold, None)
         if known is None:
             near = fit_gaussian(moments.pooled() if method == "mahalanobis" else moments, "training")
@@ -145,7 +145,7 @@ def _cross_fit_others(plants: RunningMoments, non_plants: NonPlantEmbeddings, se
     """Return the score of each non-plant by a fit on all plants and on the non-plants of the other folds."""
     features = non_plants.outputs.features
     folds, scores = assign_folds(len(features), non_plants.groups, seed), np.empty(len(features))
-    for fold in range(FOLDS):
+    for fold in list_folds(folds):
         pair = fit_pair(plants, _sum_others(non_plants, folds != fold))
         scores[folds == fold] = _score_ratio(pair, features[folds == fold])
     return scores

@@ -6,6 +6,7 @@ References:
     McNemar, "Note on the Sampling Error of the Difference Between Correlated Proportions or Percentages", 1947.
 """
 
+import logging
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import numpy as np
 from scipy.stats import binomtest
 from threadpoolctl import threadpool_limits
 
+from plantmodels.arrays import Labels
 from plantmodels.bundle.detector import METHODS, Method, OODDetector
 from plantmodels.data.non_plants import BY_GROUP, HALVES_BY
 from plantmodels.data.progress import log_step
@@ -27,6 +29,7 @@ from plantmodels.ood.cross_validation import (
     DetectorTrial,
     Fit,
     HeldOutScores,
+    count_left_to_fit,
     cross_validate,
     measure_trial,
     score_fresh,
@@ -39,6 +42,9 @@ from plantmodels.ood.threshold import TARGET_PRECISION, Threshold, choose_thresh
 MIN_TRAINING_IMAGES: Final = math.ceil(MIN_FIT_IMAGES * FOLDS / (FOLDS - 1))
 """With this many leaves, each fold leaves `MIN_FIT_IMAGES` to fit on."""
 
+_MIN_LEFT: Final = MIN_NON_PLANTS - math.ceil(MIN_NON_PLANTS / FOLDS)
+"""Non-plants that the other folds must hold: `MIN_NON_PLANTS` of them leave as many, if no groups are given."""
+
 _CLASSIC: Final = METHODS[0]
 """Taken unless another method is better beyond noise: one mean, one covariance."""
 
@@ -48,6 +54,8 @@ _EXPOSED: Final[Method] = "gaussian_ratio"
 _SIGNIFICANCE: Final = 0.05
 _MAX_BASELINE_PLANTS: Final = 2_000
 """Some methods of the literature take minutes on more leaves, and they only serve as a comparison."""
+
+_LOGGER: Final = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,17 +73,27 @@ class Selection:
     trials: tuple[DetectorTrial, ...]
 
 
-def check_image_count(images: int) -> None:
-    """Raise an error if there are too few training leaves; called before any of them is embedded.
+def check_images(images: int, groups: Labels | None) -> None:
+    """Raise an error if there are too few training leaves to fit on; called before any of them is embedded.
 
     Args:
-        images: number of training leaves.
+        images: N, the number of training leaves.
+        groups: (N,) number of the group of each leaf; None if each leaf is a group of its own.
 
     Raises:
-        DetectorError: there are fewer than `MIN_TRAINING_IMAGES`.
+        DetectorError: there are fewer than `MIN_TRAINING_IMAGES`, or the folds of the cross-validation leave fewer
+            than `MIN_FIT_IMAGES` because groups go whole into a fold.
     """
     if images < MIN_TRAINING_IMAGES:
         raise DetectorError(f"the detector needs at least {MIN_TRAINING_IMAGES} training images, got {images}")
+    left = count_left_to_fit(images, groups)
+    if groups is not None and left < MIN_FIT_IMAGES:
+        _, sizes = np.unique(groups, return_counts=True)
+        raise DetectorError(
+            f"groups go whole into a fold of the cross-validation: of {images:,} training images in {len(sizes):,} "
+            f"groups, the largest with {sizes.max():,} images, {left:,} are left to fit the detector on, at least "
+            f"{MIN_FIT_IMAGES} are needed; give images of more groups"
+        )
 
 
 def select_detector(
@@ -114,17 +132,40 @@ def select_detector(
     Raises:
         DetectorError: there are too few leaves, or embeddings are not finite or do not vary.
     """
-    check_image_count(len(plants.outputs))
+    check_images(len(plants.outputs), plants.groups)
     with threadpool_limits(1):
         images = Images(plants, non_plants, calibration, further_moments, seed)
-        count = 0 if non_plants is None else len(non_plants.outputs)
-        if non_plants is None or count < MIN_NON_PLANTS:
-            return _take_classic(replace(images, non_plants=None), count)
+        reason = _find_lack(non_plants)
+        for kind, given in (("training leaves", plants), ("non-plants", non_plants)):
+            _warn_of_few_groups(kind, None if given is None else given.groups)
+        if non_plants is None or reason:
+            return _take_classic(replace(images, non_plants=None), reason)
         return _select_by_evidence(images, non_plants, learned)
 
 
-def _take_classic(images: Images, non_plants: int) -> Selection:
-    reason = f"{non_plants} non-plants to choose by, at least {MIN_NON_PLANTS} are needed for another than the classic"
+def _find_lack(non_plants: NonPlantEmbeddings | None) -> str:
+    """Return why there are too few non-plants to choose a detector by; "" if there are enough."""
+    count = 0 if non_plants is None else len(non_plants.outputs)
+    if non_plants is None or count < MIN_NON_PLANTS:
+        return f"{count} non-plants to choose by, at least {MIN_NON_PLANTS} are needed for another than the classic"
+    left = count_left_to_fit(count, non_plants.groups)
+    if left < _MIN_LEFT:
+        return (
+            f"groups go whole into a fold: of {count} non-plants {left} are left to fit on, at least {_MIN_LEFT} are "
+            "needed for another than the classic"
+        )
+    return ""
+
+
+def _warn_of_few_groups(kind: str, groups: Labels | None) -> None:
+    count = FOLDS if groups is None else len(np.unique(groups))
+    if count < FOLDS:
+        _LOGGER.warning(
+            "the %s form %d groups, so their cross-validation has %d folds, not %d", kind, count, count, FOLDS
+        )
+
+
+def _take_classic(images: Images, reason: str) -> Selection:
     return Selection(_calibrate(_CLASSIC, images, score_held_out(_CLASSIC, images)), reason, ())
 
 

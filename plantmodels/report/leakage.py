@@ -13,14 +13,6 @@ from typing import Final, Literal, get_args
 
 from plantmodels.report.statistics import Proportion
 
-MAX_DISTANCE: Final = 44
-"""Largest number of differing bits, of 256, in the perceptual hashes of two images that are the same (contract 5).
-
-Measured on PlantVillage: JPEG quality 50 to 95 and resizing to a third, half or double change at most 10 bits, a crop
-of up to 5 % on every side at most 40. Of 6 million pairs of different leaves, seen in every view, the closest differs
-in 48.
-"""
-
 TwinSet = Literal["train", "val", "non-plants"]
 TWIN_SETS: Final[tuple[TwinSet, ...]] = get_args(TwinSet)
 

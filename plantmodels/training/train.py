@@ -20,8 +20,6 @@ from plantmodels.checkpoint.spec import HELD_OUT, SEEN_NON_PLANTS, NetworkSpec
 from plantmodels.data.digests import UNREADABLE
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.leaves import (
-    LeafSet,
-    digest_each,
     digest_leaves,
     group_leaves,
     list_classes,
@@ -223,9 +221,8 @@ def read_training_set(
     log_left_out({"train": leaves})
     loaded = load_images(leaves, spec.preprocessing, out.parent)
     samples = loaded.samples
-    kept = LeafSet(leaves.root, leaves.split, samples)
-    groups = group_leaves(kept)
-    _, held_out = split_by_name(kept, recipe.held_out, len(samples), recipe.seed, groups)
+    groups = group_leaves(leaves)
+    _, held_out = split_by_name(leaves, recipe.held_out, len(leaves.samples), recipe.seed, groups)
     chosen = set(held_out.samples)
     is_held_out = torch.tensor([sample in chosen for sample in samples])
     if is_held_out.all() or not is_held_out.any():
@@ -234,14 +231,14 @@ def read_training_set(
             f"{data}: {len(samples)} training leaves cannot be divided: a share of {recipe.held_out:g} is held out to "
             f"choose the best epoch, and neither part may be empty{together}"
         )
-    rows, digests = torch.arange(len(samples)), digest_each(leaves)
-    learned = {digests[sample.path] for sample in samples if sample not in chosen}
+    rows, digests = torch.arange(len(samples)), dict(zip(leaves.paths, groups.digests, strict=True))
+    kept, learned = ({digests[s.path] for s in samples if (s in chosen) == is_kept} for is_kept in (True, False))
     others = None if non_plants is None else load_non_plants(non_plants, leaves, spec.preprocessing, out.parent)
     return TrainingSet(
         images=loaded.images,
         train=rows[~is_held_out],
         held_out=rows[is_held_out],
-        held_out_sha256=tuple(sorted({digests[path] for path in held_out.paths} - learned - {UNREADABLE})),
+        held_out_sha256=tuple(sorted(kept - learned - {UNREADABLE})),
         digest=digest_leaves(leaves, digests),
         unreadable=loaded.unreadable + (() if others is None else others.unreadable),
         non_plants=others,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, TypeVar
 
+from plantmodels.bundle.calibration import MAX_DISTANCE
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.duplicates import DuplicateIndex, Fingerprint, take_fingerprints
 from plantmodels.data.image_files import name_in_report
@@ -14,7 +15,7 @@ from plantmodels.data.non_plants import NonPlantSet
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError
 from plantmodels.report.evidence.accuracy import name_class
-from plantmodels.report.leakage import MAX_DISTANCE, Leak, Leakage, Twin, TwinSet
+from plantmodels.report.leakage import Leak, Leakage, Twin, TwinSet
 from plantmodels.report.per_image import ImageRow
 
 _LOGGER: Final = logging.getLogger(__name__)

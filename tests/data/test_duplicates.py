@@ -9,6 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from examples.drawn_leaves.draw import TAXONOMY, draw_image
+from plantmodels.bundle.calibration import MAX_DISTANCE
 from plantmodels.data.duplicates import (
     HASH_BITS,
     DuplicateIndex,
@@ -17,7 +18,6 @@ from plantmodels.data.duplicates import (
     take_fingerprint,
     take_fingerprints,
 )
-from plantmodels.report.leakage import MAX_DISTANCE
 from tests.fixtures.checkpoints import RealPaths
 
 LEAVES = 10

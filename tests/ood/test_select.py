@@ -16,7 +16,7 @@ from plantmodels.ood.moments import RunningMoments, fit_detector
 from plantmodels.ood.select import (
     MIN_TRAINING_IMAGES,
     Selection,
-    check_image_count,
+    check_images,
     select_detector,
 )
 from plantmodels.ood.threshold import choose_threshold
@@ -243,6 +243,6 @@ class TestSelect:
             select_detector(plants, make_non_plants())
 
     def test_too_few_leaves_are_refused(self) -> None:
-        check_image_count(MIN_TRAINING_IMAGES)
+        check_images(MIN_TRAINING_IMAGES, None)
         with pytest.raises(DetectorError, match="the detector needs at least 63 training images, got 62"):
             select_detector(make_plants(62), None)

@@ -1,6 +1,6 @@
 """Runs the served INT8 model over every image that fits, chooses or calibrates the detector."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -15,7 +15,7 @@ from plantmodels.data.leaves import LeafSample, class_of
 from plantmodels.data.sampling import thin_out
 from plantmodels.data.streaming import UnreadableImage
 from plantmodels.export.inputs import ExportInputs
-from plantmodels.ood.embeddings import Embedder, LeafEmbeddings, NonPlantEmbeddings
+from plantmodels.ood.embeddings import Embedder, LeafEmbeddings, NonPlantEmbeddings, number_groups
 from plantmodels.ood.moments import RunningMoments
 from plantmodels.serve.cores import count_cores
 from plantmodels.serve.models import SpeciesModel
@@ -74,7 +74,7 @@ def embed_images(folder: Path, inputs: ExportInputs, metadata: Metadata) -> Embe
     embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.leaves.samples))
     numbers = {label: i for i, label in enumerate(sorted({class_of(s) for s in inputs.calibration.fit.samples}))}
     further = _embed_further(embedder, inputs, numbers, metadata.embedding_dim)
-    fit = _embed_leaves(embedder, inputs.kept_leaves.samples, numbers, "embed leaves")
+    fit = _embed_leaves(embedder, inputs.kept_leaves.samples, numbers, "embed leaves", inputs.calibration.groups)
     calibration, skipped = fit, embedder.unreadable
     if inputs.calibration.record.source != "train":
         chosen = inputs.calibration.leaves.samples
@@ -91,12 +91,18 @@ def _number_classes(samples: Sequence[LeafSample], numbers: dict[tuple[int, int]
 
 
 def _embed_leaves(
-    embedder: Embedder, samples: Sequence[LeafSample], numbers: dict[tuple[int, int], int], description: str
+    embedder: Embedder,
+    samples: Sequence[LeafSample],
+    numbers: dict[tuple[int, int], int],
+    description: str,
+    key_of: Mapping[Path, str] | None = None,
 ) -> EmbeddedLeaves:
+    """Return the outputs for leaves that can be read; `key_of` is the path of each leaf to the key of its group."""
     positions, outputs = embedder.collect([sample.path for sample in samples], description)
     read = [samples[position] for position in positions]
     species = np.array([sample.species_index for sample in read], np.int64)
-    return EmbeddedLeaves(LeafEmbeddings(outputs, _number_classes(read, numbers), species), read)
+    groups = None if key_of is None else number_groups([key_of[sample.path] for sample in read])
+    return EmbeddedLeaves(LeafEmbeddings(outputs, _number_classes(read, numbers), species, groups), read)
 
 
 def _embed_further(
@@ -123,5 +129,7 @@ def _embed_non_plants(
         return None, ()
     embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.non_plants.paths))
     positions, outputs = embedder.collect(paths, "embed non-plants")
-    sources = np.array([half.source_of(path) for path in paths])[positions]
-    return NonPlantEmbeddings(outputs, sources), embedder.unreadable
+    read = [paths[position] for position in positions]
+    key_of = dict(zip(inputs.non_plants.paths, inputs.non_plants.groups.keys, strict=True))
+    groups = number_groups([key_of[path] for path in read])
+    return NonPlantEmbeddings(outputs, np.array([half.source_of(path) for path in read]), groups), embedder.unreadable

@@ -9,6 +9,8 @@ The best source that has enough leaves is taken:
 
 Held-out leaves chose the best epoch of a training. This is a choice among a few networks by accuracy, and no weight was
 fitted to them.
+
+A leaf of the same group as a training leaf is not fresh, so it does not calibrate (`plantmodels.data.groups`).
 """
 
 from collections import Counter
@@ -24,7 +26,6 @@ from plantmodels.data.leaves import (
     LeafSample,
     LeafSet,
     class_of,
-    digest_each,
     group_leaves,
     leave_out,
     read_optional_leaves,
@@ -55,19 +56,38 @@ class CalibrationChoice:
         leaves: the leaves that calibrate; for the source "train", those that the detector is fitted on.
         fit: training leaves that the detector is fitted on.
         record: what the bundle's metadata and its report say about the calibration.
+        groups: path of each leaf of `fit` to the key of its group.
     """
 
     leaves: LeafSet
     fit: LeafSet
     record: CalibrationRecord
+    groups: Mapping[Path, str]
+
+
+@dataclass(frozen=True)
+class _Grouped:
+    """Leaves, and what is known of every image of the data by its path.
+
+    Attributes:
+        leaves: leaves that share no group with a leaf that the network has learned.
+        key_of: path of each training leaf, and of each of `leaves`, to the key of its group.
+        digest_of: the same paths to the digests of their contents.
+    """
+
+    leaves: LeafSet
+    key_of: Mapping[Path, str]
+    digest_of: Mapping[Path, str]
+
+
+_Keep = Callable[[LeafSet], _Grouped]
+"""Keeps the leaves that share no group with a leaf that the network has learned."""
 
 
 def choose_calibration(
     data: Path, taxonomy: Taxonomy, train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str]
 ) -> CalibrationChoice:
     """Return the leaves of the best source that has at least `MIN_CALIBRATION_LEAVES`.
-
-    A leaf whose content is also that of a training leaf does not calibrate, unless training held it out.
 
     Args:
         data: leaf folders, a manifest or Parquet files (contract 2).
@@ -79,56 +99,87 @@ def choose_calibration(
     Raises:
         DataError: the split "calibration" holds no images or an unknown class.
     """
-    learned = {digest for digest in digests.values() if digest not in held_out}
-    reasons: list[str] = []
-    finders: dict[CalibrationSource, Callable[[], tuple[LeafSet | None, str]]] = {
-        "calibration": lambda: _find_split(data, taxonomy),
-        "held-out": lambda: _find_held_out(train, digests, held_out),
-        "val": lambda: _find_part_of_val(data, taxonomy),
+    learned = [path for path in train.paths if digests[path] not in held_out]
+    grouped: list[_Grouped] = []
+
+    def keep(leaves: LeafSet) -> _Grouped:
+        grouped.append(_keep_fresh(train, leaves, learned))
+        return grouped[-1]
+
+    finders: dict[CalibrationSource, Callable[[], tuple[_Grouped | None, str]]] = {
+        "calibration": lambda: _find_split(data, taxonomy, keep),
+        "held-out": lambda: _find_held_out(train, digests, held_out, keep),
+        "val": lambda: _find_part_of_val(data, taxonomy, keep),
     }
+    reasons: list[str] = []
     for source, find in finders.items():
-        candidates, reason = find()
-        if candidates is not None:
-            known = digests if source == "held-out" else digest_each(candidates)
-            found = leave_out(candidates, learned, known)
-            if len(found.samples) >= MIN_CALIBRATION_LEAVES:
-                chosen = _thin_out(found, known)
-                fit = leave_out(train, held_out, digests) if source == "held-out" else train
-                return _make_choice(source, chosen, fit, taxonomy, "; ".join(filter(None, reasons)), known)
-            reason = f"{reason} ({len(found.samples):,} leaves, at least {MIN_CALIBRATION_LEAVES} are needed)"
+        found, reason = find()
+        if found is not None and not reason:
+            fit = leave_out(train, held_out, digests) if source == "held-out" else train
+            return _make_choice(source, replace(found, leaves=_thin_out(found)), fit, taxonomy, reasons)
         reasons.append(reason)
-    return _make_choice("train", train, train, taxonomy, "; ".join(filter(None, reasons)), {})
+    known = grouped[-1] if grouped else _keep_fresh(train, train, ())
+    return _make_choice("train", replace(known, leaves=train), train, taxonomy, reasons)
 
 
-def _find_split(data: Path, taxonomy: Taxonomy) -> tuple[LeafSet | None, str]:
+def _keep_fresh(train: LeafSet, leaves: LeafSet, learned: Collection[Path]) -> _Grouped:
+    """Return the leaves that share no group with any of `learned`, which are training leaves."""
+    splits = (train,) if leaves.split == train.split else (train, leaves)
+    groups, paths = group_leaves(*splits), [path for split in splits for path in split.paths]
+    key_of = dict(zip(paths, groups.keys, strict=True))
+    unwanted = {key_of[path] for path in learned}
+    fresh = replace(leaves, samples=tuple(s for s in leaves.samples if key_of[s.path] not in unwanted))
+    return _Grouped(fresh, key_of, dict(zip(paths, groups.digests, strict=True)))
+
+
+def _find_enough(candidates: LeafSet, keep: _Keep, lack: str) -> tuple[_Grouped | None, str]:
+    """Return the fresh leaves among the candidates; instead, in words, why they are too few."""
+    found = keep(candidates) if len(candidates.samples) >= MIN_CALIBRATION_LEAVES else None
+    fresh = candidates if found is None else found.leaves
+    return found, _describe_lack(len(fresh.samples), lack)
+
+
+def _describe_lack(leaves: int, lack: str) -> str:
+    if leaves >= MIN_CALIBRATION_LEAVES:
+        return ""
+    return f"{lack} ({leaves:,} leaves, at least {MIN_CALIBRATION_LEAVES} are needed)"
+
+
+def _find_split(data: Path, taxonomy: Taxonomy, keep: _Keep) -> tuple[_Grouped | None, str]:
     leaves = read_optional_leaves(data, "calibration", taxonomy)
-    return leaves, "" if leaves is None else "the split calibration has too few leaves that are not in train"
+    if leaves is None:
+        return None, ""
+    return _find_enough(leaves, keep, "the split calibration has too few leaves that are not in train")
 
 
 def _find_held_out(
-    train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str]
-) -> tuple[LeafSet | None, str]:
+    train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str], keep: _Keep
+) -> tuple[_Grouped | None, str]:
     if not held_out:
         return None, "the checkpoint names no leaves that training held out"
     found = replace(train, samples=tuple(s for s in train.samples if digests[s.path] in held_out))
-    return found, f"of {len(held_out):,} leaves that training held out, too few are in the split train"
+    lack = f"of {len(held_out):,} leaves that training held out, too few are in the split train"
+    return _find_enough(found, keep, lack)
 
 
-def _find_part_of_val(data: Path, taxonomy: Taxonomy) -> tuple[LeafSet | None, str]:
+def _find_part_of_val(data: Path, taxonomy: Taxonomy, keep: _Keep) -> tuple[_Grouped | None, str]:
     try:
         val = read_optional_leaves(data, "val", taxonomy)
     except DataError:
         return None, "the split val cannot be read"  # `verify` says why
     if val is None:
         return None, "the data have no split val"
-    chosen = pick_part(val.samples, group_leaves(val).keys)
+    found = keep(val)
+    samples = found.leaves.samples
+    chosen = pick_part(samples, [found.key_of[sample.path] for sample in samples])
     left = len(val.samples) - len(chosen)
     if left < MIN_VAL_LEAVES:
         return (
             None,
             f"a part of the split val would leave {left:,} of its leaves to the gates, fewer than {MIN_VAL_LEAVES}",
         )
-    return replace(val, samples=chosen), "a third of the split val is too small"
+    part = replace(found, leaves=replace(val, samples=chosen))
+    return part, _describe_lack(len(chosen), "a third of the split val is too small")
 
 
 def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[LeafSample, ...]:
@@ -157,8 +208,9 @@ def pick_part(samples: Sequence[LeafSample], groups: Sequence[str]) -> tuple[Lea
     return tuple(sample for sample, group in zip(samples, groups, strict=True) if group in taken)
 
 
-def _thin_out(leaves: LeafSet, digests: Mapping[Path, str]) -> LeafSet:
+def _thin_out(found: _Grouped) -> LeafSet:
     """Return at most `MAX_CALIBRATION_LEAVES` leaves, chosen by content."""
+    leaves, digests = found.leaves, found.digest_of
     if len(leaves.samples) <= MAX_CALIBRATION_LEAVES:
         return leaves
     kept = set(sorted(digests[path] for path in leaves.paths)[:MAX_CALIBRATION_LEAVES])
@@ -166,14 +218,11 @@ def _thin_out(leaves: LeafSet, digests: Mapping[Path, str]) -> LeafSet:
 
 
 def _make_choice(
-    source: CalibrationSource,
-    leaves: LeafSet,
-    fit: LeafSet,
-    taxonomy: Taxonomy,
-    reason: str,
-    digests: Mapping[Path, str],
+    source: CalibrationSource, found: _Grouped, fit: LeafSet, taxonomy: Taxonomy, reasons: Sequence[str]
 ) -> CalibrationChoice:
+    leaves, digests = found.leaves, found.digest_of
     counts = Counter(taxonomy.species[sample.species_index] for sample in leaves.samples)
     sha256 = () if source == "train" else tuple(sorted({digests[path] for path in leaves.paths} - {UNREADABLE}))
     by_species = {name: counts[name] for name in taxonomy.species}
-    return CalibrationChoice(leaves, fit, CalibrationRecord(source, len(leaves.samples), by_species, reason, sha256))
+    record = CalibrationRecord(source, len(leaves.samples), by_species, "; ".join(filter(None, reasons)), sha256)
+    return CalibrationChoice(leaves, fit, record, {path: found.key_of[path] for path in fit.paths})

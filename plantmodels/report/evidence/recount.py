@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from plantmodels.bundle.calibration import MAX_DISTANCE
 from plantmodels.bundle.layout import IMAGES_FILE
 from plantmodels.bundle.serialization import encode
 from plantmodels.bundle.taxonomy import Taxonomy
@@ -19,7 +20,7 @@ from plantmodels.report.evidence.check import describe_difference, find_differen
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import count_field
 from plantmodels.report.evidence.rejection import count_rejection
-from plantmodels.report.leakage import MAX_DISTANCE, Leak, Leakage, TwinSet
+from plantmodels.report.leakage import Leak, Leakage, TwinSet
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.samples import Latency, Parity
 

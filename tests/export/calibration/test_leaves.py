@@ -5,8 +5,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from plantmodels.bundle.taxonomy import Taxonomy
+from plantmodels.data import groups
 from plantmodels.data.leaves import LeafSample, LeafSet, class_of, digest_each, leave_out, read_leaves
 from plantmodels.errors import DataError
 from plantmodels.export.calibration import leaves as module
@@ -15,7 +17,8 @@ from plantmodels.export.calibration.leaves import CalibrationChoice, choose_cali
 
 @pytest.fixture
 def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few leaves suffice: there are 180 training leaves and 45 validation leaves."""
+    """Few leaves suffice: there are 180 training leaves and 45 validation leaves, whose drawings are much alike."""
+    monkeypatch.setattr(groups, "MAX_DISTANCE", 12)
     for name, value in (("MIN_CALIBRATION_LEAVES", 9), ("MIN_VAL_LEAVES", 36), ("MIN_CLASS_LEAVES", 4)):
         monkeypatch.setattr(module, name, value)
 
@@ -104,6 +107,28 @@ def test_a_leaf_that_is_also_a_training_leaf_does_not_calibrate(
     assert (chosen.record.source, chosen.record.images) == ("calibration", 44)
 
 
+def test_a_leaf_of_the_group_of_a_training_leaf_does_not_calibrate(
+    data: Path, tiny_taxonomy: Taxonomy, low_limits: None
+) -> None:
+    shutil.copytree(data / "val", data / "calibration")
+    twin = next((data / "train").rglob("leaf 3*"))
+    with Image.open(twin) as image:
+        image.convert("RGB").transpose(Image.Transpose.ROTATE_90).save(
+            data / "calibration" / twin.parent.name / "leaf 900.png"
+        )
+    for split in ("train", "calibration"):
+        place = data / split / "Mint___unlabelled"
+        (place / "group=plant 1").mkdir()
+        first = min(path for path in place.iterdir() if path.is_file())
+        first.rename(place / "group=plant 1" / first.name)
+    chosen = choose(data, tiny_taxonomy)
+
+    assert (chosen.record.source, chosen.record.images) == ("calibration", 44)
+    assert chosen.record.by_species["Mint"] == 4
+    assert set(chosen.groups) == set(chosen.fit.paths)
+    assert data / "calibration" / twin.parent.name / "leaf 900.png" not in chosen.leaves.paths
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -176,13 +201,13 @@ def test_at_most_so_many_leaves_calibrate(
 
 def test_groups_are_taken_whole_and_small_classes_keep_their_leaves() -> None:
     samples = [LeafSample(Path(f"{i}.jpg"), int(i >= 30), 0) for i in range(37)]
-    groups = [f"group {i // 4:02}" for i in range(30)] + [f"single {i}" for i in range(7)]
-    taken = pick_part(samples, groups)
-    counts = Counter(groups[int(sample.path.stem)] for sample in taken)
+    keys = [f"group {i // 4:02}" for i in range(30)] + [f"single {i}" for i in range(7)]
+    taken = pick_part(samples, keys)
+    counts = Counter(keys[int(sample.path.stem)] for sample in taken)
 
-    assert all(count == groups.count(group) for group, count in counts.items())
+    assert all(count == keys.count(group) for group, count in counts.items())
     assert Counter(sample.species_index for sample in taken) == {0: 10, 1: 2}
-    assert pick_part(samples[30:35], groups[30:35]) == (), "five leaves of a class stay"
+    assert pick_part(samples[30:35], keys[30:35]) == (), "five leaves of a class stay"
 
 
 def test_leaving_nothing_out_reads_nothing() -> None:
