@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage, LoggedModelStatus
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
     STAGE_DELETED_INTERNAL,
@@ -20,7 +19,9 @@ from mlflow.entities.model_registry.model_version_stages import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry, get_artifact_repository
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.utils.file_utils import local_file_uri_to_path
 
 if TYPE_CHECKING:
     import sqlalchemy  # a service without a database has none
@@ -34,13 +35,14 @@ __all__ = [
     "STAGE_STAGING",
     "S3Folder",
     "check_registered_name",
-    "find_logged_model",
-    "find_run",
+    "find_local_folder",
     "find_s3_folder",
+    "find_tracking_engine",
     "get_canonical_stage",
     "get_connect_arguments",
     "get_registry_tables",
     "get_store_class",
+    "get_tracking_tables",
     "get_workspace",
     "is_prompt",
     "is_serving",
@@ -125,59 +127,20 @@ def parse_models_uri(source: str) -> tuple[str | None, str | None, str | None]:
     return parsed.model_id, parsed.name, parsed.version
 
 
-def find_logged_model(model_id: str) -> tuple[str, bool]:
-    """Return the location of a logged model's files, and whether its upload was finished.
-
-    Where the tracking store is a database, this asks for the one row. MLflow's client reads tags, params and metrics as
-    well, which takes longer than the registration of a version.
-
-    Raises:
-        MlflowException: there is no such model.
-    """
-    from mlflow.store.tracking.dbmodels.models import SqlLoggedModel
-    from sqlalchemy import select
-
-    row = SqlLoggedModel.__table__.c
-    query = select(row.artifact_location, row.status).where(
-        row.model_id == model_id, row.lifecycle_stage == LifecycleStage.ACTIVE
-    )
-    found = _find_row(query)
-    if found is not None:
-        return found.artifact_location, found.status == LoggedModelStatus.READY.to_int()
-    model = MlflowClient().get_logged_model(model_id)
-    return model.artifact_location, model.status == LoggedModelStatus.READY
-
-
-def find_run(run_id: str) -> tuple[str, str]:
-    """Return the experiment of a run, and the location of its artifacts.
-
-    Where the tracking store is a database, this asks for the one row. MLflow's client reads params, metrics and data
-    sets as well.
-
-    Raises:
-        MlflowException: there is no such run.
-    """
-    from mlflow.store.tracking.dbmodels.models import SqlRun
-    from sqlalchemy import select
-
-    row = SqlRun.__table__.c
-    found = _find_row(select(row.experiment_id, row.artifact_uri).where(row.run_uuid == run_id))
-    if found is not None:
-        return str(found.experiment_id), found.artifact_uri
-    run = MlflowClient().get_run(run_id).info
-    return run.experiment_id, run.artifact_uri
-
-
-def _find_row(query: Any) -> Any:
-    """Return the first row that a query finds in the tracking database; None if there is none, or no plain database."""
+def find_tracking_engine() -> "sqlalchemy.Engine | None":
+    """Return the engine of the tracking store's database; None if it has none, or one with workspaces."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from mlflow.tracking._tracking_service.utils import _get_store
 
     store = _get_store()
-    if type(store) is not SqlAlchemyStore:  # one with workspaces must look whose run it is
-        return None
-    with store.engine.connect() as connection:
-        return connection.execute(query).first()
+    return store.engine if type(store) is SqlAlchemyStore else None  # with workspaces it must look whose run it is
+
+
+def get_tracking_tables() -> "dict[str, sqlalchemy.Table]":
+    """Return MLflow's tables of runs and logged models by their names, `runs` and `logged_models`."""
+    from mlflow.store.tracking.dbmodels import models
+
+    return {model.__table__.name: model.__table__ for model in (models.SqlRun, models.SqlLoggedModel)}
 
 
 def resolve_models_uri(uri: str) -> tuple[str, str]:
@@ -198,13 +161,21 @@ def resolve_models_uri(uri: str) -> tuple[str, str]:
     return str(version.name), str(version.version)
 
 
+def find_local_folder(uri: str) -> Path | None:
+    """Return the folder of artifacts that a path or a `file:` URI names; None for all other places.
+
+    It makes no repository of MLflow's, which starts a pool of threads.
+    """
+    scheme = "file" if uri.startswith("file:") else "" if uri.startswith("/") else None
+    repositories = _artifact_repository_registry.get_registered_artifact_repositories()
+    return Path(local_file_uri_to_path(uri)) if repositories.get(scheme) is LocalArtifactRepository else None
+
+
 def locate_artifacts(uri: str) -> tuple[Any, str, Path | None]:
     """Return where artifacts lie: the repository, the path in it, and their folder if they are on this machine.
 
     A server that proxies artifacts cannot ask itself over HTTP, so the destination that it writes to is used.
     """
-    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
     handlers = sys.modules.get(_HANDLERS)
     if handlers is not None and handlers._is_servable_proxied_run_artifact_root(uri):
         repository = handlers._get_artifact_repo_mlflow_artifacts()

@@ -13,7 +13,8 @@ from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
-from mlflow_plugins._mlflow_compat import find_logged_model, parse_models_uri
+from mlflow_plugins._mlflow_compat import parse_models_uri
+from mlflow_plugins.registry.artifacts.origin import find_logged_model
 from mlflow_plugins.registry.audit import AuditLog, permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.description import summarize_gates

@@ -24,7 +24,8 @@ from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from mlflow_plugins._mlflow_compat import find_run, locate_artifacts
+from mlflow_plugins._mlflow_compat import locate_artifacts
+from mlflow_plugins.registry.artifacts.origin import find_run
 from mlflow_plugins.registry.audit import name_user, read_clock, read_user
 from mlflow_plugins.registry.evidence import Evidence
 from mlflow_plugins.registry.guard.rows import Rows

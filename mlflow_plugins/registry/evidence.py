@@ -179,7 +179,7 @@ def has_flavor(location: str) -> bool:
 
 def _read_description(location: str) -> bytes:
     """Return the content of a model's MLmodel, or give up after `_PATIENCE_S` if the files are not on this machine."""
-    if urlparse(location).scheme in ("", "file"):
+    if location.startswith(("/", "file:")):
         return open_files(location).read(DESCRIPTION_FILE, MAX_BYTES)
     answers: SimpleQueue[bytes | Exception] = SimpleQueue()
 

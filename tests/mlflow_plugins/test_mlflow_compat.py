@@ -96,6 +96,23 @@ def test_local_artifacts_are_found_in_place(tmp_path: Path) -> None:
     assert compat.locate_artifacts(tmp_path.as_uri())[2] == tmp_path
 
 
+def test_local_folders_are_found_without_a_repository(tmp_path: Path) -> None:
+    assert compat.find_local_folder(tmp_path.as_uri()) == tmp_path == compat.find_local_folder(str(tmp_path))
+    assert compat.find_local_folder("s3://bucket/a") is compat.find_local_folder("a/relative") is None
+
+
+def test_the_tracking_database_has_the_columns_that_are_read(
+    embedded_mlflow: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = compat.find_tracking_engine()
+    assert engine is not None and str(engine.url) == embedded_mlflow
+    columns = {name: set(table.columns.keys()) for name, table in compat.get_tracking_tables().items()}
+    assert columns["runs"] >= {"run_uuid", "experiment_id", "artifact_uri"}
+    assert columns["logged_models"] >= {"model_id", "artifact_location", "status", "lifecycle_stage"}
+    monkeypatch.setattr("mlflow.tracking._tracking_service.utils._get_store", SimpleNamespace)
+    assert compat.find_tracking_engine() is None
+
+
 def test_a_server_finds_its_own_artifacts_without_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("_MLFLOW_SERVER_SERVE_ARTIFACTS", "true")
     monkeypatch.setenv("_MLFLOW_SERVER_ARTIFACT_DESTINATION", str(tmp_path))

@@ -10,7 +10,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol
 
-from mlflow_plugins._mlflow_compat import find_s3_folder, locate_artifacts
+from mlflow_plugins._mlflow_compat import find_local_folder, find_s3_folder, locate_artifacts
 from mlflow_plugins.registry.artifacts.local import LocalFiles
 from mlflow_plugins.registry.artifacts.other import OtherFiles
 from mlflow_plugins.registry.artifacts.s3 import S3Files
@@ -42,6 +42,9 @@ class ModelFiles(Protocol):
 
 def open_files(location: str) -> ModelFiles:
     """Return the files at a URI; nothing is read yet."""
+    folder = find_local_folder(location)
+    if folder is not None:
+        return LocalFiles(folder)
     repository, path, folder = locate_artifacts(location)
     if folder is not None:
         return LocalFiles(folder)

@@ -8,8 +8,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
@@ -46,7 +45,10 @@ class LocalFiles:
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the content of a file; see `ModelFiles`."""
         with self._open(name) as file:
-            content = file.read(max_bytes + 1)
+            size = os.fstat(file.fileno()).st_size
+            content = file.read(min(size, max_bytes) + 1)  # no room for more: the limit is large, most files are small
+            if len(content) > size:  # it has grown since
+                content += file.read(max_bytes)
             if len(content) > max_bytes:
                 size = os.fstat(file.fileno()).st_size
                 raise BundleError(f"{name}: {size:,} bytes, at most {max_bytes:,} are read")
@@ -61,8 +63,7 @@ class LocalFiles:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return FileDigest(file.tell(), sha256)
 
-    @contextmanager
-    def _open(self, name: str) -> Iterator[BufferedReader]:
+    def _open(self, name: str) -> BufferedReader:
         """Open a regular file. Errors name the file, but not the folder, which is the server's own matter."""
         try:
             descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -71,7 +72,7 @@ class LocalFiles:
         except OSError as error:
             problem = "expected a regular file" if error.errno == errno.ELOOP else f"cannot be read ({error.strerror})"
             raise BundleError(f"{name}: {problem}") from error
-        with os.fdopen(descriptor, "rb") as file:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise BundleError(f"{name}: expected a regular file")
-            yield file
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise BundleError(f"{name}: expected a regular file")
+        return os.fdopen(descriptor, "rb")

@@ -18,7 +18,8 @@ class Lookup:
         """Compile a query of plain columns for a database."""
         self._engine = engine
         self._query = query
-        self._compiled = query.compile(dialect=engine.dialect)
+        compiled = query.compile(dialect=engine.dialect)
+        self._text, self._constants, self._order = str(compiled), dict(compiled.params), compiled.positiontup
         self._names = [column.key for column in query.selected_columns]
 
     def find(self, parameters: Mapping[str, object]) -> Any:
@@ -37,12 +38,13 @@ class Lookup:
             return None  # a lone surrogate, a null character or too large a number
 
     def _ask_driver(self, parameters: Mapping[str, object]) -> Any:
-        values = {**self._compiled.params, **parameters}
-        order = self._compiled.positiontup
+        values: Any = {**self._constants, **parameters}
+        if self._order is not None:
+            values = tuple(values[name] for name in self._order)
         connection = self._engine.raw_connection()
         try:
             cursor = connection.cursor()
-            cursor.execute(str(self._compiled), values if order is None else tuple(values[name] for name in order))
+            cursor.execute(self._text, values)
             row = cursor.fetchone()
             return None if row is None else SimpleNamespace(**dict(zip(self._names, row, strict=True)))
         finally:

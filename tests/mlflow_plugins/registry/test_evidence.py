@@ -1,5 +1,6 @@
 import logging
 import mmap
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from mlflow_plugins.registry.artifacts.local import LocalFiles
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor, read_evidence
 from plantmodels.bundle.layout import MANIFEST_FILE, METADATA_FILE, SPECIES_FILES
 from plantmodels.bundle.manifest import digest_file
+from plantmodels.errors import BundleError
 from plantmodels.report.policy import GatePolicy
 
 
@@ -186,3 +188,14 @@ def test_our_flavor_is_recognized(model: Path, tmp_path: Path) -> None:
 def test_no_spelling_of_yaml_hides_our_flavor(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "MLmodel").write_bytes(content)
     assert has_flavor(str(tmp_path))
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_to_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "MLmodel").write_bytes(b"flavors: {}")
+    status = (tmp_path / "MLmodel").stat()
+    smaller = os.stat_result((*status[:6], 3, *status[7:]))
+    monkeypatch.setattr(os, "fstat", lambda descriptor: smaller)
+
+    assert LocalFiles(tmp_path).read("MLmodel", 11) == b"flavors: {}"
+    with pytest.raises(BundleError, match="MLmodel: 3 bytes, at most 10 are read"):
+        LocalFiles(tmp_path).read("MLmodel", 10)
