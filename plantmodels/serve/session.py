@@ -6,9 +6,10 @@
 """
 
 import ctypes
+import difflib
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +29,9 @@ thread that opens it: NumPy then flushes denormals in this thread too, and if ot
 speed-up is lost."""
 
 CPU: Final = "CPUExecutionProvider"
+
+_WARNED: Final[set[str]] = set()
+"""The problems with providers that this process has logged."""
 
 _BATCH_AXIS: Final = "batch"
 """Name of the first axis in every model that this project exports."""
@@ -88,16 +92,16 @@ def open_session(
         threads: number of threads inside an operator. None uses OMP_NUM_THREADS, which Spark sets for its workers, or
             else all cores that `count_cores` counts.
         providers: execution providers in order of preference. ONNX Runtime runs the operators that a provider lacks on
-            the CPU. If a provider is missing, fails to start or runs no operator, loading fails. If the CPU provider
-            is last in the list, a warning is logged instead.
+            the CPU. If a provider is missing, fails to start, fails to compile the model or runs no operator, loading
+            fails. If the CPU provider is last in the list, it stands in, and a warning is logged once for each process.
         rows_per_run: the largest number of rows in one run, from the metadata; None for any number. For 1, everything
             that depends on it, such as a Swin's window masks, is computed once while the session opens, and the
             session's shapes say 1 in place of "batch".
 
     Raises:
-        BundleError: a provider is missing, fails to start or runs no operator, and the CPU provider is not last; or
+        BundleError: a provider is missing, fails or runs no operator, and the CPU provider is not last; or
             `check_graph` or ONNX Runtime refuses the file or an option.
-        ValueError: `providers` is empty, or `threads` or `providers` have another form.
+        ValueError: `providers` is empty or names an unknown provider, or `threads` or `providers` have another form.
     """
     wanted = check_providers(providers)
     check_threads(threads)
@@ -122,21 +126,39 @@ def open_session(
         for name, value in {**_FORMAT, **_SPEED, **options, _RECORD_NODES: "1"}.items():
             settings.add_session_config_entry(name, value)
         settings.add_session_config_entry(_EXTERNAL_DATA_FOLDER, os.devnull)  # no file can lie below it
-        session = ort.InferenceSession(
-            content,
-            settings,
-            providers=[item for item in wanted.items() if item[0] in available],
-            disabled_optimizers=_SLOWER,
-        )
+        session, failure = _start(content, settings, {name: wanted[name] for name in wanted if name in available})
         _decode_names(session)
     except _ORT_ERRORS as error:
         raise BundleError(f"{path}: ONNX Runtime cannot open it ({quote_error(error)})") from error
-    if problem := _find_fallback(session, list(wanted)):
+    if problem := failure or _find_fallback(session, list(wanted)):
         if list(wanted)[-1] != CPU:
             raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")
-        _LOGGER.warning("%s: %s; the other providers of the list run the model", path.name, problem)
+        if problem not in _WARNED:  # a bundle has several models, and a service loads several bundles
+            _WARNED.add(problem)
+            _LOGGER.warning("%s: %s; the other providers of the list run the model", path.name, problem)
     _forget_content(session)
     return session
+
+
+def _start(
+    content: bytes, settings: ort.SessionOptions, providers: Mapping[str, Mapping[str, str]]
+) -> tuple[ort.InferenceSession, str | None]:
+    """Start a session, on the CPU alone if the providers before it fail; also return why they failed."""
+
+    def start(chosen: Mapping[str, Mapping[str, str]]) -> ort.InferenceSession:
+        # Without enable_fallback=0, ONNX Runtime prints, and falls back even if the CPU provider is not in the list.
+        listed = list(chosen.items())
+        return ort.InferenceSession(content, settings, providers=listed, disabled_optimizers=_SLOWER, enable_fallback=0)
+
+    others = [name for name in providers if name != CPU]
+    try:
+        return start(providers), None
+    except _ORT_ERRORS as error:
+        if not others or list(providers)[-1] != CPU:
+            raise
+        reason = quote_error(error)
+    session = start({CPU: providers[CPU]})
+    return session, f"execution provider {', '.join(others)} failed to start or to compile the model ({reason})"
 
 
 def _decode_names(session: ort.InferenceSession) -> None:
@@ -206,15 +228,28 @@ def check_providers(providers: object) -> dict[str, dict[str, str]]:
     """Return the options of each execution provider by its name, in order of preference.
 
     Raises:
-        ValueError: `providers` is not a list of names and [name, {option: value}] pairs (JSON gives pairs as lists).
+        ValueError: `providers` is not a list of names and [name, {option: value}] pairs (JSON gives pairs as lists), or
+            no build of ONNX Runtime has a provider of that name.
     """
     if isinstance(providers, list | tuple) and providers:
         pairs = [(provider, {}) if isinstance(provider, str) else provider for provider in providers]
         if all(isinstance(pair, list | tuple) and len(pair) == 2 and isinstance(pair[1], Mapping) for pair in pairs):
-            return {str(name): dict(options) for name, options in pairs}
+            found = {str(name): dict(options) for name, options in pairs}
+            _check_names(found)
+            return found
     raise ValueError(
         f"providers must be a list of names or [name, {{option: value}}] pairs, at least one, got {providers!r}"
     )
+
+
+def _check_names(providers: Iterable[str]) -> None:
+    """Refuse a provider that no build of ONNX Runtime has, so that a misspelt name never runs on the CPU."""
+    known = [*ort.get_all_providers(), *ort.get_available_providers()]
+    for name in providers:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(sorted({*known}))}"
+            raise ValueError(f"providers: no build of ONNX Runtime {ort.__version__} has {name!r}; {hint}")
 
 
 def _ort_errors() -> tuple[type[Exception], ...]:

@@ -235,9 +235,9 @@ def test_model_config_reaches_the_classifier(model: Path) -> None:
 
 
 def test_a_provider_that_is_not_there_is_an_error_unless_the_cpu_is_listed_last(model: Path) -> None:
-    with pytest.raises(BundleError, match=r"MagicProvider is not available; this ONNX Runtime has .*CPU"):
-        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["MagicProvider"]})
-    providers = [["MagicProvider", {"device_id": "0"}], "CPUExecutionProvider"]
+    with pytest.raises(BundleError, match=r"CoreMLExecutionProvider is not available; this ONNX Runtime has .*CPU"):
+        mlflow.pyfunc.load_model(str(model), model_config={"providers": ["CoreMLExecutionProvider"]})
+    providers = [["CoreMLExecutionProvider", {"device_id": "0"}], "CPUExecutionProvider"]
     loaded = mlflow.pyfunc.load_model(str(model), model_config={"providers": providers})
     assert loaded.get_raw_model().providers == ("CPUExecutionProvider",)
 

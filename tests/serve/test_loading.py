@@ -178,11 +178,11 @@ class TestLoading:
         assert opened == []
 
     def test_an_absent_provider_is_refused(self, tiny_bundle) -> None:
-        with pytest.raises(BundleError, match="MagicProvider is not available"):
-            PlantClassifier.load(tiny_bundle.bundle, providers=["MagicProvider"])
+        with pytest.raises(BundleError, match="CoreMLExecutionProvider is not available"):
+            PlantClassifier.load(tiny_bundle.bundle, providers=["CoreMLExecutionProvider"])
 
     def test_it_tells_which_providers_run_the_model(self, tiny_bundle) -> None:
-        providers = ["AzureExecutionProvider", "MagicProvider", "CPUExecutionProvider"]
+        providers = ["AzureExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
         loaded = PlantClassifier.load(tiny_bundle.bundle, threads=1, providers=providers)
         assert loaded.providers == ("CPUExecutionProvider",)
 
@@ -194,6 +194,7 @@ class TestLoading:
             ({"allow_paths": "no"}, "allow_paths must be True or False, got 'no'"),
             ({"threads": -5}, "threads must be an integer of at least 1, or None, got -5"),
             ({"providers": "CPUExecutionProvider"}, "providers must be a list of names or .*, got 'CPUExecution"),
+            ({"providers": ["TPU"]}, "providers: no build of ONNX Runtime .* has 'TPU'; expected one of Azure"),
             ({"public_key": 7}, "public_key must be the path of a file or None, got 7"),
         ],
     )

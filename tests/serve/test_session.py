@@ -55,6 +55,12 @@ def model_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture(autouse=True)
+def no_warning_so_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process warns once about each problem."""
+    monkeypatch.setattr(session, "_WARNED", set())
+
+
 def test_a_session_computes(model_file: Path) -> None:
     opened = open_session(model_file, threads=1)
 
@@ -89,18 +95,35 @@ print(session.run(None, {{"x": numpy.array([1e-40], numpy.float32)}})[0][0] > 0)
 
 
 def test_an_absent_provider_lists_the_available_ones(model_file: Path) -> None:
-    with pytest.raises(BundleError, match=r"MagicProvider is not available; this ONNX Runtime has .*CPUExecution"):
-        open_session(model_file, providers=["CPUExecutionProvider", "MagicProvider"])
+    with pytest.raises(
+        BundleError, match=r"CoreMLExecutionProvider is not available; this ONNX Runtime has .*CPUExecution"
+    ):
+        open_session(model_file, providers=["CPUExecutionProvider", "CoreMLExecutionProvider"])
 
 
 def test_the_cpu_at_the_end_stands_in_for_an_absent_provider(model_file: Path, caplog) -> None:
-    opened = open_session(model_file, providers=["MagicProvider", "CPUExecutionProvider"])
+    opened = open_session(model_file, providers=["CoreMLExecutionProvider", "CPUExecutionProvider"])
     assert list_running_providers(opened) == ("CPUExecutionProvider",)
     assert re.search(
-        r"neg.onnx: execution provider MagicProvider could not be started; this ONNX Runtime has .*CPUExecutionProvider"
-        "; the other providers of the list run the model",
+        r"neg.onnx: execution provider CoreMLExecutionProvider could not be started; this ONNX Runtime has .*CPU.*"
+        r"; the other providers of the list run the model",
         caplog.text,
     )
+
+
+def test_the_warning_comes_once_however_many_models_are_opened(model_file: Path, caplog) -> None:
+    for _ in range(3):
+        open_session(model_file, providers=["CoreMLExecutionProvider", "CPUExecutionProvider"])
+    assert len(caplog.records) == 1
+
+
+def test_an_unknown_provider_is_an_error_even_if_the_cpu_is_last(model_file: Path) -> None:
+    with pytest.raises(
+        ValueError, match=r"Runtime .* has 'CUDAExecutionProvder'; did you mean CUDAExecutionProvider\?"
+    ):
+        open_session(model_file, providers=["CUDAExecutionProvder", "CPUExecutionProvider"])
+    with pytest.raises(ValueError, match=r"has 'gpu'; expected one of Azure.*, CPUExecutionProvider, "):
+        open_session(model_file, providers=["gpu"])
 
 
 idle = pytest.mark.skipif(
@@ -260,6 +283,46 @@ def test_falling_back_to_the_cpu_unasked_is_an_error(
     open_session(model_file, providers=[*providers, CPU])
     assert len(caplog.records) == (problem is not None)
     assert (problem or "") in caplog.text
+
+
+FAIL = ort.capi.onnxruntime_pybind11_state.Fail
+
+
+def break_provider(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """Let a provider be there that raises this error when it compiles a model."""
+    session_of = ort.InferenceSession
+
+    def start(*arguments, providers, **options) -> ort.InferenceSession:
+        if A in dict(providers):
+            raise error
+        return session_of(*arguments, providers=providers, **options)
+
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [A, CPU])
+    monkeypatch.setattr(ort, "InferenceSession", start)
+
+
+@pytest.mark.parametrize("error", [FAIL("[ONNXRuntimeError] : 1 : FAIL : no kernel"), RuntimeError("no kernel")])
+def test_a_provider_that_fails_to_compile_the_model_leaves_it_to_the_cpu_if_that_is_last(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch, caplog, capfd, error: Exception
+) -> None:
+    break_provider(monkeypatch, error)
+    for _ in range(2):
+        opened = open_session(model_file, providers=[A, CPU])
+        np.testing.assert_array_equal(opened.run(None, {"x": np.ones((1, 3), np.float32)})[0], -np.ones((1, 3)))
+    (record,) = caplog.records
+    problem = rf"neg.onnx: execution provider {A} failed to start or to compile the model \(.*no kernel\)"
+    assert re.fullmatch(f"{problem}; the other providers of the list run the model", record.getMessage())
+    assert capfd.readouterr().out == "", "ONNX Runtime prints where it falls back by itself"
+    for providers in ([A], [CPU, A]):
+        with pytest.raises(BundleError, match=r"neg.onnx: ONNX Runtime cannot open it \(.*no kernel\)"):
+            open_session(model_file, providers=providers)
+
+
+def test_a_bad_file_is_no_failure_of_a_provider(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog) -> None:
+    break_provider(monkeypatch, FAIL("no kernel"))
+    with pytest.raises(BundleError, match=r"bad\.onnx: ONNX Runtime cannot open it \(.*NoSuchOperator"):
+        open_session(tmp_path / "bad.onnx", FILES["unknown operator"], providers=[A, CPU])
+    assert not caplog.records
 
 
 @pytest.mark.parametrize(
