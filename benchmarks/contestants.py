@@ -51,7 +51,8 @@ class Contestant(ABC):
 
     def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Return the final rows of encoded images."""
-        return self.answer(np.stack([preprocess(decode_image(p), self.metadata.preprocessing) for p in encoded]))
+        preprocessing = self.metadata.preprocessing
+        return self.answer(np.stack([preprocess(decode_image(p, preprocessing), preprocessing) for p in encoded]))
 
 
 class Ours(Contestant):

@@ -45,7 +45,9 @@ class Worker:
         answered = time.perf_counter()
         resident_mb = read_memory()["resident_mb"]
         preprocessing = contestant.metadata.preprocessing
-        self._inputs = np.stack([preprocess(decode_image(data), preprocessing) for data in self._encoded])
+        self._inputs = np.stack(
+            [preprocess(decode_image(data, preprocessing), preprocessing) for data in self._encoded]
+        )
         return {"open_s": opened - start, "first_s": answered - opened, "resident_mb": resident_mb}
 
     def time(self, case: dict[str, Any], repeats: int) -> dict[str, list[float]]:
@@ -64,7 +66,7 @@ class Worker:
         """Answer every image by itself; each is decoded when its turn comes, so any number fits into memory."""
         contestant = self._contestant("whole")
         preprocessing = contestant.metadata.preprocessing
-        inputs = (preprocess(decode_image(Path(path).read_bytes()), preprocessing) for path in images)
+        inputs = (preprocess(decode_image(Path(path).read_bytes(), preprocessing), preprocessing) for path in images)
         rows = [contestant.answer(pixels[None])[0] for pixels in inputs]
         keys = ("species_index", "species_probability", "disease", "rejected")
         return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}

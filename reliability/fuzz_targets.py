@@ -100,7 +100,7 @@ def _image_target() -> Target:
     preprocessing = Preprocessing(64, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), crop_pct=0.9)
 
     def read(data: bytes) -> None:
-        pixels = preprocess(decode_image(data), preprocessing)
+        pixels = preprocess(decode_image(data, preprocessing), preprocessing)
         if pixels.shape != (3, 64, 64) or not np.isfinite(pixels).all():
             raise AssertionError(f"pixels of shape {pixels.shape}")
 

@@ -5,6 +5,7 @@
 (224, 32)
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +31,9 @@ METADATA_VERSION: Final = 2
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)
+RECIPES: Final = (1, 2)
+"""How a large image becomes small (`Preprocessing.recipe`); the last one is what `export` writes."""
+
 MAX_IMAGE_SIZE: Final = 2048
 MIN_CROP_PCT: Final = 0.1
 """Bounds the size of the resized image. timm's own configs go down to 0.85."""
@@ -55,6 +59,9 @@ class Preprocessing:
         std: standard deviation of each channel, by which the difference is divided.
         interpolation: filter of the resize.
         crop_pct: side of the central crop, as a fraction of the resized shorter side; from `MIN_CROP_PCT` to 1.
+        recipe: how an image becomes small. 1: every pixel is decoded, and one resize reads them all. 2: the same for an
+            image that is less than four times as large as the resized one. A larger one is first reduced by a whole
+            number, to at least twice the resized size: a JPEG while it is decoded, any other image by averages.
     """
 
     image_size: int
@@ -62,6 +69,7 @@ class Preprocessing:
     std: tuple[float, float, float]
     interpolation: Interpolation = "bicubic"
     crop_pct: float = 1.0
+    recipe: int = RECIPES[-1]
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -83,6 +91,13 @@ class Preprocessing:
         if not isinstance(self.crop_pct, int | float) or not MIN_CROP_PCT <= self.crop_pct <= 1:
             raise ValueError(f"crop_pct must be from {MIN_CROP_PCT} to 1, got {self.crop_pct!r}")
         object.__setattr__(self, "crop_pct", float(self.crop_pct))
+        if self.recipe not in RECIPES or type(self.recipe) is not int:
+            raise ValueError(f"recipe must be one of {', '.join(map(str, RECIPES))}, got {self.recipe!r}")
+
+    @property
+    def resized_side(self) -> int:
+        """The shorter side of the resized image, in pixels, before it is cropped."""
+        return math.floor(self.image_size / self.crop_pct)
 
 
 @dataclass(frozen=True)
@@ -207,7 +222,7 @@ def read_metadata(folder: Path, contents: Mapping[str, bytes] | None = None) -> 
     if type(embedding_dim) is not int or embedding_dim < 1:
         raise BundleError(f"{path}: embedding_dim must be a positive integer, got {embedding_dim!r}")
     _check_heads_list(folder / HEADS_LIST_FILE, _read_document(folder / HEADS_LIST_FILE, contents), taxonomy)
-    preprocessing = _parse(path, lambda: Preprocessing(**document["preprocessing"]))
+    preprocessing = _parse(path, lambda: Preprocessing(**{"recipe": RECIPES[0], **document["preprocessing"]}))
     return _parse(
         path,
         lambda: Metadata(

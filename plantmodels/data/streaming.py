@@ -148,4 +148,4 @@ def _load(path: Path, preprocessing: Preprocessing) -> Inputs:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
-    return preprocess(decode_image(data), preprocessing)
+    return preprocess(decode_image(data, preprocessing), preprocessing)

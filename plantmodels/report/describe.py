@@ -57,7 +57,8 @@ def _describe_model(metadata: Metadata) -> Iterator[str]:
     species, heads, side = len(taxonomy.species), len(taxonomy.species_with_head), preprocessing.image_size
     yield f"classes     {species} species, {heads} with a disease head of at most {taxonomy.max_diseases} diseases"
     yield f"class order {taxonomy.digest[:12]}"
-    yield f"input       images of {side} x {side} pixels, {preprocessing.interpolation} interpolation"
+    reading = f"{preprocessing.interpolation} interpolation, recipe {preprocessing.recipe}"
+    yield f"input       images of {side} x {side} pixels, {reading}"
     yield f"embedding   {metadata.embedding_dim} numbers"
     yield (
         f"temperature {metadata.species_temperature:.4g} for species, {metadata.disease_temperature:.4g} for diseases"

@@ -52,7 +52,8 @@ def image_to_input(image: Any, preprocessing: Preprocessing, *, allow_paths: boo
     if isinstance(image, os.PathLike) or (allow_paths and isinstance(image, str) and _is_file(image)):
         image = read_file(image)
     if isinstance(image, bytes | bytearray | memoryview | str):
-        return preprocess(decode_image(image if isinstance(image, str) else bytes(image)), preprocessing)
+        encoded = image if isinstance(image, str) else bytes(image)
+        return preprocess(decode_image(encoded, preprocessing), preprocessing)
     if isinstance(image, Image.Image):
         return preprocess(upright_rgb(image), preprocessing)
     if not isinstance(image, np.ndarray):

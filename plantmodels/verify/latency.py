@@ -56,7 +56,7 @@ def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int
         ImageError: the image cannot be decoded.
     """
     preprocessing = classifier.metadata.preprocessing
-    inputs = preprocess(decode_image(encoded), preprocessing)[None]
+    inputs = preprocess(decode_image(encoded, preprocessing), preprocessing)[None]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     calls = (lambda: classifier.run(inputs), make_reference(threads), lambda: classifier.predict([encoded]))
     tensor_ms, reference_ms, encoded_ms = (

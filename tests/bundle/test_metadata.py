@@ -225,11 +225,19 @@ def test_wrong_values_are_refused(folder: Path, edit, match: str) -> None:
         ({"mean": (float("nan"), 0, 0)}, "mean must be three finite numbers"),
         ({"std": (1, 1, float("inf"))}, "std must be three finite numbers"),
         ({"crop_pct": float("nan")}, "crop_pct must be"),
+        ({"recipe": 3}, "recipe must be one of 1, 2, got 3"),
+        ({"recipe": True}, "recipe must be one of 1, 2, got True"),
     ],
 )
 def test_preprocessing_checks_its_values(values: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         Preprocessing(**{"image_size": 224, "mean": MEAN, "std": STD, **values})
+
+
+def test_an_older_bundle_keeps_the_recipe_that_reads_every_pixel(folder: Path) -> None:
+    assert read_metadata(folder).preprocessing.recipe == 2
+    edit_json(folder / METADATA_FILE, lambda document: document["preprocessing"].pop("recipe"))
+    assert read_metadata(folder).preprocessing.recipe == 1
 
 
 def test_rows_per_run_of_a_model_that_is_not_described_is_unlimited(metadata: Metadata) -> None:

@@ -95,7 +95,7 @@ def test_equals_timms_evaluation_transform_anywhere(
     width: int, height: int, image_size: int, crop_pct: float, interpolation: Interpolation, channels
 ) -> None:
     mean, std = channels
-    config = Preprocessing(image_size, (mean, 0.5, 0.1), (std, 0.5, 1.0), interpolation, crop_pct)
+    config = Preprocessing(image_size, (mean, 0.5, 0.1), (std, 0.5, 1.0), interpolation, crop_pct, recipe=1)
     check_against_timm(noise(width, height), config)
 
 
