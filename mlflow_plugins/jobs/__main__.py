@@ -23,6 +23,7 @@ from plantmodels.cli.options import (
     field_option,
     hyper_parameters_option,
     non_plants_option,
+    one_file_fp16_option,
     policy_option,
     seed_option,
     train_options,
@@ -60,6 +61,7 @@ def main() -> None:
 @seed_option
 @hyper_parameters_option
 @weights_option
+@one_file_fp16_option
 def run_all(**options: Any) -> None:
     """Export, verify and register one model version.
 
@@ -84,6 +86,7 @@ def run_all(**options: Any) -> None:
 @seed_option
 @hyper_parameters_option
 @weights_option
+@one_file_fp16_option
 def export(**options: Any) -> None:
     """Turn a checkpoint into a bundle, and log its sizes and times."""
     request = JobRequest(**options)

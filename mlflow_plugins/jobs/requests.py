@@ -37,6 +37,7 @@ class JobRequest:
         seed: seed of the export.
         hyper_parameters: JSON or YAML file whose entries replace the checkpoint's hyper-parameters.
         weights: "model", "ema" or the prefix of a network in the checkpoint.
+        one_file_fp16: whether the export writes the one file in FP16 too.
     """
 
     checkpoint: Path
@@ -50,6 +51,7 @@ class JobRequest:
     seed: int = DEFAULT_SEED
     hyper_parameters: Path | None = None
     weights: str = TRAINED_WEIGHTS
+    one_file_fp16: bool = False
 
     def check_paths(self, *splits: Split) -> None:
         """Refuse paths that do not exist; takes no time and imports no torch.

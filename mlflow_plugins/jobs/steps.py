@@ -7,7 +7,7 @@ import mlflow
 from mlflow_plugins.jobs.records import bundle_params, gates_tag, log_data, log_report, origin_tags
 from mlflow_plugins.jobs.requests import JobRequest
 from mlflow_plugins.jobs.run import PREFIX
-from plantmodels.bundle.layout import PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
+from plantmodels.bundle.layout import ONE_FILES, PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import read_field_leaves, read_leaves
@@ -48,6 +48,7 @@ def export(request: JobRequest) -> ExportSummary:
         seed=request.seed,
         hyper_parameters=request.hyper_parameters,
         weights=request.weights,
+        one_file_fp16=request.one_file_fp16,
     )
     metadata = summary.metadata
     mlflow.log_params({**bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
@@ -55,6 +56,7 @@ def export(request: JobRequest) -> ExportSummary:
     sizes = {
         "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
         "size_bytes.species_fp16": summary.sizes[SPECIES_FILES["fp16"]],
+        **{f"size_bytes.one_file_{p}": summary.sizes[name] for p, name in ONE_FILES.items() if name in summary.sizes},
         "size_bytes.heads_packed": summary.sizes[PACKED_HEADS_FILE],
         "size_bytes.heads_total": sum(heads),
     }

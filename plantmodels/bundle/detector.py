@@ -115,7 +115,7 @@ class OODDetector:
         object.__setattr__(self, "threshold", float(self.threshold))
         self._set_species()
         self._set_non_plants()
-        _ = self._quadratic_form
+        _ = self.quadratic_form
 
     def _set_species(self) -> None:
         for name in ("species_center", "species_scale", "round_thresholds"):
@@ -172,7 +172,7 @@ class OODDetector:
             )
 
     @cached_property
-    def _quadratic_form(self) -> QuadraticForm:
+    def quadratic_form(self) -> QuadraticForm:
         """The squared distances and their difference as one quadratic form around the first mean."""
         means = self.mean - self.mean[0]
         matrix = self.inv_cov.astype(np.float64)
@@ -202,7 +202,7 @@ class OODDetector:
             raise ValueError(f"features must be (N, {self.embedding_dim}), got {features.shape}")
         if self.normalize:
             features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-        scores = self._quadratic_form.evaluate(features - self.mean[0])
+        scores = self.quadratic_form.evaluate(features - self.mean[0])
         return scores if self.method == "gaussian_ratio" else np.sqrt(np.maximum(scores, 0))
 
     def rejects(self, scores: Scores) -> Mask:
@@ -242,12 +242,26 @@ class OODDetector:
         found = np.empty(len(scores))
         for index in np.unique(species):
             own, rows = by_species[ends[index] : ends[index + 1]], species == index
-            others = len(all_plants) - len(own)
-            weight = min(1.0, max(0, SPECIES_LEAVES - len(own)) / max(1, others))
+            others, weight = len(all_plants) - len(own), self.tail_weights[1][index]
             as_high = _count_as_high(all_plants, standard[rows]) - _count_as_high(own, standard[rows])
             further = np.asarray(weight * as_high, np.float64)
             found[rows] = _count_tail(own, standard[rows], further, weight * others)
         return found
+
+    @cached_property
+    def comparable_scores(self) -> Scores:
+        """The z of each held-out plant (see `p_values`), in their order; its score if species are not told apart."""
+        if not len(self.species_center):
+            return self.plant_scores
+        named = self.plant_species
+        return np.asarray((self.plant_scores - self.species_center[named]) / self.species_scale[named], np.float64)
+
+    @cached_property
+    def tail_weights(self) -> tuple[Labels, NDArray[np.float64]]:
+        """For each species, its number of held-out plants and the weight `w` of all others (see `p_values`)."""
+        own = np.bincount(self.plant_species, minlength=len(self.species_center))
+        others = len(self.plant_scores) - own
+        return own, np.minimum(1.0, np.maximum(0, SPECIES_LEAVES - own) / np.maximum(1, others))
 
     @cached_property
     def _standard_scores(self) -> tuple[Scores, Scores, Labels]:
@@ -255,8 +269,7 @@ class OODDetector:
 
         The last has S + 1 places: species i has the scores from place i to place i + 1.
         """
-        named = self.plant_species
-        standard = (self.plant_scores - self.species_center[named]) / self.species_scale[named]
+        named, standard = self.plant_species, self.comparable_scores
         order = np.lexsort((standard, named))
         ends = np.searchsorted(named[order], np.arange(len(self.species_center) + 1))
         return np.sort(standard), standard[order], ends

@@ -19,6 +19,9 @@ DEFAULT_BUNDLE: Final = Path("public/models")
 """The bundle's folder in every command, unless an option names another one."""
 
 SPECIES_FILES: Final[dict[Precision, str]] = {"int8": "swin-species-int8.onnx", "fp16": "swin-species.onnx"}
+ONE_FILES: Final[dict[Precision, str]] = {"int8": "plant-classifier-int8.onnx", "fp16": "plant-classifier.onnx"}
+"""Network, heads, routing, temperatures and detector in one graph, for runtimes without this package. Every bundle has
+the INT8 file; the FP16 file is there if the export was asked for it."""
 PACKED_HEADS_FILE: Final = "disease-heads-packed.onnx"
 HEADS_FOLDER: Final = "disease-heads"
 HEADS_LIST_FILE: Final = "disease-heads-list.json"
@@ -40,6 +43,13 @@ SPECIES_OUTPUT: Final = "species_logits"
 EMBEDDING: Final = "embedding"
 SPECIES_INDEX_INPUT: Final = "species_index"
 DISEASE_OUTPUT: Final = "disease_logits"
+DISEASE_INDEX_OUTPUT: Final = "disease_index"
+OOD_SCORE_OUTPUT: Final = "ood_score"
+OOD_P_VALUE_OUTPUT: Final = "ood_p_value"
+REJECTED_OUTPUT: Final = "rejected"
+SPECIES_PROBABILITY_OUTPUT: Final = "species_probability"
+DISEASE_GIVEN_SPECIES_OUTPUT: Final = "disease_given_species_probability"
+DISEASE_PROBABILITY_OUTPUT: Final = "disease_probability"
 
 
 def head_file(slug: str) -> str:

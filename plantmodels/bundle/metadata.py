@@ -26,8 +26,9 @@ from plantmodels.bundle.serialization import decode, encode
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError, TaxonomyError
 
-METADATA_VERSION: Final = 2
-"""Version of `onnx-metadata.json`. In version 1, training leaves calibrated the bundle, and it did not say so."""
+METADATA_VERSION: Final = 3
+"""Version of `onnx-metadata.json`. Bundles of version 2 have no one file (`ONE_FILES`). In version 1, training leaves
+calibrated the bundle, and it did not say so."""
 
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 INTERPOLATIONS: Final[tuple[Interpolation, ...]] = get_args(Interpolation)

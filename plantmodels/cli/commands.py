@@ -27,6 +27,7 @@ from plantmodels.cli.options import (
     html_option,
     hyper_parameters_option,
     non_plants_option,
+    one_file_fp16_option,
     output_option,
     policy_option,
     precision_option,
@@ -67,6 +68,7 @@ def main() -> None:
 @seed_option
 @hyper_parameters_option
 @weights_option
+@one_file_fp16_option
 def export(
     checkpoint: Path,
     data: Path,
@@ -75,6 +77,7 @@ def export(
     seed: int,
     hyper_parameters: Path | None,
     weights: str,
+    one_file_fp16: bool,
 ) -> None:
     """Turn a checkpoint into a bundle.
 
@@ -99,6 +102,7 @@ def export(
         seed=seed,
         hyper_parameters=hyper_parameters,
         weights=weights,
+        one_file_fp16=one_file_fp16,
     )
     click.echo(summary.describe())
     if was_verified:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from plantmodels.bundle.layout import DEFAULT_BUNDLE, DEFAULT_PRECISION, PRECISIONS
+from plantmodels.bundle.layout import DEFAULT_BUNDLE, DEFAULT_PRECISION, ONE_FILES, PRECISIONS
 from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.data.sampling import DEFAULT_SEED
 from plantmodels.training.requests import DistillRequest, TrainRequest
@@ -54,6 +54,13 @@ weights_option = click.option(
     default=TRAINED_WEIGHTS,
     show_default=True,
     help='Which weights of the checkpoint: "model", "ema" for the averaged copy, or the prefix of a network.',
+)
+one_file_fp16_option = click.option(
+    "--one-file-fp16",
+    type=bool,
+    default=False,
+    show_default=True,
+    help=f"Also write {ONE_FILES['fp16']}, the one file in FP16, for GPUs and large batches.",
 )
 reference_checkpoint_option = click.option(
     "--checkpoint",

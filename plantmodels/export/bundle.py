@@ -13,7 +13,7 @@ import onnx
 
 from plantmodels.arrays import Weights
 from plantmodels.bundle.detector import write_detector
-from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, SPECIES_FILES, describe_sizes
+from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, describe_sizes
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.checkpoint.reading import read_checkpoint
@@ -38,6 +38,7 @@ from plantmodels.export.checks.preprocessing import describe_odd_pixels
 from plantmodels.export.inputs import ExportInputs, read_inputs
 from plantmodels.export.lock import lock_bundle
 from plantmodels.export.mixed_precision import MAX_CHANGED, QuantizationResult, choose_int8
+from plantmodels.export.one_file.build import write_one_files
 from plantmodels.export.onnx_builder import read_interface
 from plantmodels.export.onnx_heads import write_heads
 from plantmodels.export.onnx_species import export_species
@@ -99,6 +100,7 @@ def export_bundle(
     seed: int = DEFAULT_SEED,
     hyper_parameters: Path | None = None,
     weights: str = TRAINED_WEIGHTS,
+    one_file_fp16: bool = False,
 ) -> ExportSummary:
     """Export a checkpoint to a bundle, fit its detector on training leaves, and calibrate it on other leaves.
 
@@ -111,6 +113,7 @@ def export_bundle(
         seed: seed of the folds of the cross-validation.
         hyper_parameters: JSON or YAML file whose entries replace the checkpoint's hyper-parameters.
         weights: "model", "ema" for the averaged copy, or the prefix of one of several networks in the checkpoint.
+        one_file_fp16: whether to write the one file in FP16 too; the INT8 one is always written.
 
     Raises:
         CheckpointError, DataError, DetectorError: an input is invalid; nothing was written.
@@ -155,6 +158,8 @@ def export_bundle(
             disease_temperature=temperatures.disease,
             calibration=inputs.calibration.record,
         )
+        with timer.log_step("one file"):
+            metadata = write_one_files(folder, metadata, PRECISIONS if one_file_fp16 else ("int8",))
         write_metadata(folder, metadata)
         write_manifest(folder)
         sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.onnx")}

@@ -22,13 +22,15 @@ IR_VERSION: Final = 10
 class GraphBuilder:
     """A graph under construction. Equal constants are stored once."""
 
-    def __init__(self, *, opset: int) -> None:
+    def __init__(self, *, opset: int, prefix: str = "") -> None:
         """Start without nodes.
 
         Args:
             opset: version of ONNX's operators.
+            prefix: begins every name that the builder makes up, so that its nodes can join another graph.
         """
         self._opset = opset
+        self._prefix = prefix
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._named: dict[str, str] = {}
@@ -43,7 +45,7 @@ class GraphBuilder:
         values = np.ascontiguousarray(values)
         key = name or hashlib.sha256(f"{values.dtype} {values.shape} ".encode() + values.tobytes()).hexdigest()
         if key not in self._named:
-            name = self._named[key] = name or f"constant_{len(self._named)}"
+            name = self._named[key] = name or f"{self._prefix}constant_{len(self._named)}"
             self._constants[name] = numpy_helper.from_array(values, name)
         return self._named[key]
 
@@ -68,9 +70,14 @@ class GraphBuilder:
             output: name to give the output; by default the operator and the number of the node.
             attributes: attributes of the node.
         """
-        name = output or f"{operator.lower()}_{len(self._nodes)}"
+        name = output or f"{self._prefix}{operator.lower()}_{len(self._nodes)}"
         self._nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name
+
+    def extend(self, graph: onnx.GraphProto) -> None:
+        """Add the nodes and constants to an existing graph, behind its own."""
+        graph.node.extend(self._nodes)
+        graph.initializer.extend(self._constants.values())
 
     def build(
         self, name: str, inputs: Sequence[onnx.ValueInfoProto], outputs: Sequence[onnx.ValueInfoProto]

@@ -1,8 +1,9 @@
 """Refuses dangerous ONNX files by their bytes, before ONNX Runtime sees them.
 
-A bundle needs only one flat graph of plain operators. Refused are:
+A bundle needs only graphs of plain operators. A Scan over the model's own inputs may run one: once for each image, so
+that it ends. Refused are:
 
-- operators with a graph of their own, such as `Loop`, which may never end;
+- every other operator with a graph of its own, such as `Loop`, which may never end;
 - functions: two functions that call each other twice grow without bound when ONNX Runtime inlines them while opening;
 - the property `ort_config`: if ORT_LOAD_CONFIG_FROM_MODEL is set, it replaces all options of the session and can make
   ONNX Runtime write files;
@@ -23,6 +24,8 @@ _MODEL_PROPERTIES: Final = 14
 _MODEL_FUNCTIONS: Final = 25
 _PROPERTY_NAME: Final = 1
 _GRAPH_NODE: Final = 1
+_GRAPH_INPUT: Final = 11
+_VALUE_NAME: Final = 1
 _NODE_INPUT: Final = 1
 _NODE_OPERATOR: Final = 4
 _NODE_ATTRIBUTE: Final = 5
@@ -60,17 +63,27 @@ def check_graph(path: Path, content: bytes) -> None:
         raise BundleError(f"{path}: not an ONNX file ({error})") from error
 
 
-def _check_nodes(path: Path, graph: memoryview) -> None:
+def _check_nodes(path: Path, graph: memoryview, *, in_scan: bool = False) -> None:
+    values = [value for field, value in _read_fields(graph) if field == _GRAPH_INPUT]
+    images = {name for value in values for name in _read_texts(value, _VALUE_NAME)}
     for number, node in _read_fields(graph):
         if number != _GRAPH_NODE:
             continue
         operators = _read_texts(node, _NODE_OPERATOR)  # protobuf uses the last of several
-        attributes = [value for field, value in _read_fields(node) if field == _NODE_ATTRIBUTE]
-        if any(field in _ATTRIBUTE_GRAPHS for attribute in attributes for field, _ in _read_fields(attribute)):
+        bodies = _find_graphs(node)
+        if bodies and (in_scan or operators != [b"Scan"] or not set(_read_texts(node, _NODE_INPUT)) <= images):
             name = b"".join(operators[-1:]).decode(errors="replace")
             raise BundleError(f"{path}: operator {name!r:.60} runs a graph of its own, which need not end: refused")
+        for body in bodies:
+            _check_nodes(path, body, in_scan=True)
         if b"LayerNormalization" in operators and b"" in _read_texts(node, _NODE_INPUT):
             raise BundleError(f"{path}: a LayerNormalization has an input without a name: refused")
+
+
+def _find_graphs(node: memoryview) -> list[memoryview]:
+    """Return the graphs among a node's attributes."""
+    attributes = [value for field, value in _read_fields(node) if field == _NODE_ATTRIBUTE]
+    return [value for attribute in attributes for field, value in _read_fields(attribute) if field in _ATTRIBUTE_GRAPHS]
 
 
 def _read_texts(message: memoryview, number: int) -> list[bytes]:

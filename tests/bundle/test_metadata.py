@@ -152,7 +152,7 @@ def test_absent_documents_are_refused(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "match"),
     [
-        (lambda d: d.update(format_version=3), "format_version 3, this code reads 1 to 2"),
+        (lambda d: d.update(format_version=4), "format_version 4, this code reads 1 to 3"),
         (lambda d: d.update(calibration=5), "calibration: expected an object with source, images, .*, got 5"),
         (lambda d: d["calibration"].update(source="test"), "calibration.source: expected one of .*, got 'test'"),
         (lambda d: d["calibration"].update(sha256=["ab"]), "calibration: sha256 must be digests of 64 .*, got 'ab'"),

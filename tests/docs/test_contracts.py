@@ -38,7 +38,12 @@ def test_every_hyper_parameter_is_named(tiny_document: dict) -> None:
 def test_every_file_of_a_bundle_is_named() -> None:
     names = first_cells(section(3).partition("**Interfaces**")[0])
     files = {value for name, value in vars(layout).items() if name.endswith("_FILE")}
-    expected = files | {*layout.SPECIES_FILES.values(), layout.head_file("<slug>"), f"{layout.PLOTS_FOLDER}/"}
+    expected = files | {
+        *layout.SPECIES_FILES.values(),
+        *layout.ONE_FILES.values(),
+        layout.head_file("<slug>"),
+        f"{layout.PLOTS_FOLDER}/",
+    }
 
     assert set(names) == expected
 

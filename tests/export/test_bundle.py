@@ -64,6 +64,7 @@ class TestBundle:
             "disease-heads/pepper-bell-int8.onnx",
             "onnx-metadata.json",
             "ood-detector.pkl",
+            "plant-classifier-int8.onnx",
             "swin-species-int8.onnx",
             "swin-species.onnx",
         )
@@ -103,7 +104,7 @@ class TestBundle:
             session = ort.InferenceSession(tiny_bundle.bundle / name, providers=["CPUExecutionProvider"])
             for described, values in (("inputs", session.get_inputs()), ("outputs", session.get_outputs())):
                 assert [(v["name"], v["shape"]) for v in model[described]] == [(v.name, v.shape) for v in values]
-                kinds = {"float32": "tensor(float)", "int64": "tensor(int64)"}
+                kinds = {"float32": "tensor(float)", "int64": "tensor(int64)", "bool": "tensor(bool)"}
                 assert [kinds[v["dtype"]] for v in model[described]] == [v.type for v in values]
             assert model["opset"]["ai.onnx"] >= 18
         species = metadata.models["swin-species-int8.onnx"]

@@ -27,6 +27,7 @@ WRITTEN = (
     "disease-heads/aloe-sp-2-int8.onnx",
     "disease-heads-packed.onnx",
     "ood-detector.pkl",
+    "plant-classifier-int8.onnx",
     "onnx-metadata.json",
     "disease-heads-list.json",
     "manifest.json",

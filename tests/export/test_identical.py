@@ -151,7 +151,7 @@ def swap_head(scale: float) -> Callable[[dict[str, Any]], None]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("scale", [0.2, 100.0], ids=["trained on", "wholly another"])
-def test_another_head_rewrites_its_file_the_packed_file_and_the_manifests_alone(
+def test_another_head_rewrites_its_file_those_that_hold_it_and_the_manifests_alone(
     tiny_bundle, tiny_checkpoint_factory, tmp_path: Path, scale: float
 ) -> None:
     checkpoint = tiny_checkpoint_factory(swap_head(scale))
@@ -162,4 +162,5 @@ def test_another_head_rewrites_its_file_the_packed_file_and_the_manifests_alone(
         HEAD_FILE,
         "manifest.json",
         "onnx-metadata.json",
+        "plant-classifier-int8.onnx",
     ]

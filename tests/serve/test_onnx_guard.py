@@ -168,6 +168,30 @@ def looping() -> onnx.ModelProto:
     return make_model([IMAGE], [LOGITS, EMBEDDING], [loop], **constants)
 
 
+def scan(input_name: str, nodes: Sequence[onnx.NodeProto] = ()) -> onnx.ModelProto:
+    """A model that scans over the named tensor; the body runs `nodes`."""
+    row = helper.make_tensor_value_info("row", FLOAT, [3, 224, 224])
+    same = helper.make_tensor_value_info("same", FLOAT, [3, 224, 224])
+    body = helper.make_graph([*nodes, helper.make_node("Identity", ["row"], ["same"])], "body", [row], [same])
+    node = helper.make_node("Scan", [input_name], ["copy"], body=body, num_scan_inputs=1)
+    many = helper.make_node("Expand", ["input", "sizes"], ["many"])
+    return make_model([IMAGE], [LOGITS, EMBEDDING], [many, node], sizes=np.array([10**6, 3, 224, 224]))
+
+
+def test_only_a_scan_over_the_images_may_run_a_graph(tmp_path: Path) -> None:
+    inner = next(node for node in scan("row").graph.node if node.op_type == "Scan")
+    check_graph(tmp_path, scan("input").SerializeToString())
+    for model in (scan("many"), scan("input", [inner])):
+        with pytest.raises(BundleError, match="operator 'Scan' runs a graph of its own, which need not end: refused"):
+            check_graph(tmp_path, model.SerializeToString())
+
+
+def test_a_node_without_a_name_inside_a_scan_is_looked_at_too(tmp_path: Path) -> None:
+    unnamed = helper.make_node("LayerNormalization", ["row", "row", ""], ["normal"])
+    with pytest.raises(BundleError, match="a LayerNormalization has an input without a name: refused"):
+        check_graph(tmp_path, scan("input", [unnamed]).SerializeToString())
+
+
 def doubling_functions() -> onnx.ModelProto:
     """Forty functions of which each calls the one before it twice: 2⁴⁰ nodes once they are in place."""
     model = make_model([IMAGE], [LOGITS, EMBEDDING])

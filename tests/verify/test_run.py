@@ -141,7 +141,7 @@ def test_the_report_counts_every_image_of_the_data(verified: tuple[Path, GateRep
     assert report.inputs.checkpoint_sha256 == read_metadata(tiny_bundle.bundle).provenance["checkpoint_sha256"]
     for name in ("loads", "heads_complete", "species_size", "head_size"):
         assert report.gate(name).passed
-    assert report.gate("loads").samples == 7
+    assert report.gate("loads").samples == 8
 
 
 def test_image_rows_add_up_to_the_reported_counts(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
