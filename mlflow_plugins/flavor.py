@@ -10,6 +10,7 @@ longer than everything else that the native loader does.
 True
 """
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, CONTRACT_KEY, FLAVOR_NAME
 from mlflow_plugins.loading.native import load_model
+from plantmodels.bundle.files import StrPath
 from plantmodels.bundle.layout import MANIFEST_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
 from plantmodels.bundle.metadata import read_metadata
@@ -69,7 +71,7 @@ def get_default_pip_requirements() -> list[str]:
 
 
 def save_model(
-    bundle: Path, path: str | Path, *, mlflow_model: "Model | None" = None, input_example: bytes | None = None
+    bundle: StrPath, path: StrPath, *, mlflow_model: "Model | None" = None, input_example: bytes | None = None
 ) -> None:
     """Write a bundle as an MLflow model folder.
 
@@ -89,6 +91,7 @@ def save_model(
 
     from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, MODEL_CONFIG, SIGNATURE
 
+    bundle = Path(bundle)
     check_files(bundle, read_manifest(bundle))
     metadata = read_metadata(bundle)
     model = mlflow_model or Model()
@@ -102,7 +105,7 @@ def save_model(
     )
     with _copy_serving_code() as code, _link_bundle(bundle, Path(BUNDLE_FOLDER).name) as data:
         mlflow.pyfunc.save_model(
-            path=str(path),
+            path=os.fspath(path),
             loader_module=__name__,
             data_path=str(data),
             code_paths=[str(folder) for folder in sorted(code.iterdir())],
@@ -115,7 +118,7 @@ def save_model(
 
 
 def log_model(
-    bundle: Path, *, name: str, input_example: bytes | None = None, tags: Mapping[str, str] | None = None
+    bundle: StrPath, *, name: str, input_example: bytes | None = None, tags: Mapping[str, str] | None = None
 ) -> "ModelInfo":
     """Log a bundle as a model of the active run, without registering it.
 
@@ -126,10 +129,12 @@ def log_model(
         tags: tags of the logged model.
 
     Raises:
+        BundleError: files are missing or differ from the manifest.
         RegistrationError: the server, or a proxy in front of it, refused a file as too large.
     """
     from mlflow.models import Model
 
+    read_manifest(Path(bundle))  # before MLflow makes a logged model: a wrong path leaves none behind
     try:
         info: ModelInfo = Model.log(
             artifact_path=None,

@@ -5,7 +5,9 @@ import inspect
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -110,6 +112,52 @@ def test_a_name_loads_no_more_than_it_needs(statement: str, absent: set[str]) ->
     loaded = run_python("-c", f"{statement}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})")
 
     assert not set(loaded.split()) & absent
+
+
+class OtherPath:
+    """A path of another kind, such as `py.path.local` or what pytest and other libraries return."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __fspath__(self) -> str:
+        return str(self._path)
+
+
+DOORS: dict[str, Callable[..., object]] = {
+    "PlantClassifier.load": lambda path: plantmodels.PlantClassifier.load(path),
+    "public_key": lambda path: plantmodels.PlantClassifier.load(path, public_key=path),
+    "export_bundle": lambda path: plantmodels.export_bundle(path, path, path, non_plants=path, hyper_parameters=path),
+    "verify_bundle": lambda path: plantmodels.verify_bundle(
+        path, path, checkpoint=path, non_plants=path, unseen_plants=path, field=path, hyper_parameters=path
+    ),
+    "compare_bundles": lambda path: plantmodels.compare_bundles(path, path),
+    "read_report": lambda path: plantmodels.read_report(path),
+    "sign_bundle": lambda path: plantmodels.sign_bundle(path, path),
+    "check_signature": lambda path: plantmodels.check_signature(path, path),
+    "save_model": lambda path: mlflow_plugins.save_model(path, path),
+    "log_model": lambda path: mlflow_plugins.log_model(path, name="m"),
+    "load_model": lambda path: mlflow_plugins.load_model(path),
+}
+"""Every public function that takes a path, called with one path for all of its arguments."""
+
+
+@pytest.mark.parametrize("kind", [str, Path, OtherPath])
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+def test_a_path_may_be_text_or_any_kind_of_path(tmp_path: Path, door: Callable[..., object], kind: Any) -> None:
+    """Nothing is there, so each answers with the project's own error, which names the path."""
+    with pytest.raises(errors.PlantModelsError, match="nothing 100% here"):
+        door(kind(tmp_path / "nothing 100% here"))
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, *PLUGINS])
+def test_no_public_function_demands_a_path_object(name: str) -> None:
+    """What is typed as `StrPath` must be converted before it is used as a `Path`: mypy sees to that."""
+    value = getattr(plantmodels if name in FUNCTIONS else mlflow_plugins, name)
+    functions = [value] if inspect.isfunction(value) else [m for _, m in inspect.getmembers(value, callable)]
+    found = [inspect.signature(function).parameters.values() for function in functions if inspect.isfunction(function)]
+
+    assert not [taken for parameters in found for taken in parameters if taken.annotation in (Path, Path | None)]
 
 
 def test_python_m_plantmodels_is_the_command_line() -> None:

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.parse import unquote, urlparse
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
+from plantmodels.bundle.files import StrPath
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE, serving_files
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
 from plantmodels.bundle.signature import check_manifest_signature
@@ -29,7 +30,7 @@ from plantmodels.serve.loading import LoadOptions, read_bundle
 from plantmodels.serve.session import release_free_memory
 
 
-def load_model(model_uri: str, **options: Any) -> PlantClassifier:
+def load_model(model_uri: StrPath, **options: Any) -> PlantClassifier:
     """Load a model version's classifier; downloads only the files that its precision needs.
 
     An alias is resolved once, so all files belong to one version whatever is promoted meanwhile. Nothing of the
@@ -37,7 +38,7 @@ def load_model(model_uri: str, **options: Any) -> PlantClassifier:
     they lie, each once, and the bytes that were checked are the bytes that are used.
 
     Args:
-        model_uri: an address such as "models:/plant-disease@production", or a model folder.
+        model_uri: an address such as "models:/plant-disease@production", or the path of a model folder.
         options: the fields of `LoadOptions`: precision, threads, workers, providers, allow_paths, public_key.
 
     Raises:
@@ -45,7 +46,8 @@ def load_model(model_uri: str, **options: Any) -> PlantClassifier:
         BundleError: a file cannot be downloaded, digests or the class order do not fit, or a session does not open.
         ValueError: an option has a value that `LoadOptions` refuses.
     """
-    return load_version(model_uri, LoadOptions(**options))
+    uri = model_uri if isinstance(model_uri, str) else Path(model_uri).absolute().as_uri()
+    return load_version(uri, LoadOptions(**options))
 
 
 def load_version(model_uri: str, options: LoadOptions) -> PlantClassifier:

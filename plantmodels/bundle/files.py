@@ -11,13 +11,29 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, overload
 
 from plantmodels.bundle.serialization import parse_json_text
 from plantmodels.errors import BundleError
 
+StrPath = str | os.PathLike[str]
+"""What a public function accepts as a path; `as_path` makes a `Path` of it."""
+
 MAX_JSON_BYTES = 32 * 2**20
 """Far above every JSON file of a bundle: 1,000 species with 40 diseases each take 2 MB."""
+
+
+@overload
+def as_path(path: StrPath) -> Path: ...
+@overload
+def as_path(path: None) -> None: ...
+def as_path(path: StrPath | None) -> Path | None:
+    """Return a path that a user gave as a `Path`; None stays None.
+
+    >>> as_path("models") == Path("models"), as_path(None)
+    (True, None)
+    """
+    return None if path is None else Path(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:

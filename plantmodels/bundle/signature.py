@@ -14,7 +14,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from plantmodels.bundle.files import read_bytes, write_bytes
+from plantmodels.bundle.files import StrPath, read_bytes, write_bytes
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import Manifest, check_files, parse_manifest, read_manifest_bytes
 from plantmodels.bundle.temporary import temporary_folder
@@ -36,7 +36,7 @@ def is_encrypted(private_key: Path) -> bool:
     return b"ENCRYPTED" in _read_key(private_key)
 
 
-def sign_bundle(bundle: Path, private_key: Path, *, password: str | None = None) -> Path:
+def sign_bundle(bundle: StrPath, private_key: StrPath, *, password: str | None = None) -> Path:
     """Check every file of a bundle, sign its manifest, and return the path of the signature.
 
     An older signature is replaced. Whatever rewrites the manifest, as `verify_bundle` does, removes the signature.
@@ -51,6 +51,7 @@ def sign_bundle(bundle: Path, private_key: Path, *, password: str | None = None)
         SignatureError: the key is missing or of another kind, the password is wrong, or model-signing is not
             installed.
     """
+    bundle, private_key = Path(bundle), Path(private_key)
     content = read_manifest_bytes(bundle)
     check_files(bundle, parse_manifest(bundle, content))
     signing = _import_model_signing().signing
@@ -71,7 +72,7 @@ def sign_bundle(bundle: Path, private_key: Path, *, password: str | None = None)
     return bundle / SIGNATURE_FILE
 
 
-def check_signature(bundle: Path, public_key: Path) -> None:
+def check_signature(bundle: StrPath, public_key: StrPath) -> None:
     """Raise unless a bundle is signed by a key and every file is the one that was signed.
 
     Args:
@@ -82,7 +83,8 @@ def check_signature(bundle: Path, public_key: Path) -> None:
         SignatureError: the signature is missing or not made by this key, or as `check_manifest_signature`.
         BundleError: files differ from the manifest.
     """
-    check_files(bundle, read_trusted_manifest(bundle, public_key))
+    bundle = Path(bundle)
+    check_files(bundle, read_trusted_manifest(bundle, Path(public_key)))
 
 
 def read_trusted_manifest(folder: Path, public_key: Path | None) -> Manifest:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from plantmodels.bundle.files import StrPath
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     HEADS_LIST_FILE,
@@ -35,7 +36,7 @@ COMPARED_FILES: Final = (GATE_REPORT_FILE, METADATA_FILE, HEADS_LIST_FILE, IMAGE
 """The files that a comparison reads besides the manifest; the last one only when the manifest lists it."""
 
 
-def compare_bundles(a: Path, b: Path, *, names: tuple[str, str] | None = None) -> Comparison:
+def compare_bundles(a: StrPath, b: StrPath, *, names: tuple[str, str] | None = None) -> Comparison:
     """Compare two verified bundles by their reports. The models are not opened and need not be there.
 
     Args:
@@ -48,7 +49,7 @@ def compare_bundles(a: Path, b: Path, *, names: tuple[str, str] | None = None) -
             its reports contradict each other.
     """
     name_a, name_b = names or (str(a), str(b))
-    first, second = _read_bundle(a, name_a), _read_bundle(b, name_b)
+    first, second = _read_bundle(Path(a), name_a), _read_bundle(Path(b), name_b)
     return Comparison(
         name_a,
         name_b,

@@ -13,6 +13,7 @@ import onnx
 
 from plantmodels.arrays import Weights
 from plantmodels.bundle.detector import write_detector
+from plantmodels.bundle.files import StrPath, as_path
 from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, describe_sizes
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
@@ -92,13 +93,13 @@ class ExportSummary:
 
 
 def export_bundle(
-    checkpoint: Path,
-    data: Path,
-    out: Path,
+    checkpoint: StrPath,
+    data: StrPath,
+    out: StrPath,
     *,
-    non_plants: Path | None = None,
+    non_plants: StrPath | None = None,
     seed: int = DEFAULT_SEED,
-    hyper_parameters: Path | None = None,
+    hyper_parameters: StrPath | None = None,
     weights: str = TRAINED_WEIGHTS,
     one_file_fp16: bool = False,
 ) -> ExportSummary:
@@ -119,6 +120,8 @@ def export_bundle(
         CheckpointError, DataError, DetectorError: an input is invalid; nothing was written.
         ExportError: the network cannot be exported, or another process is writing this bundle; nothing was written.
     """
+    checkpoint, data, out = Path(checkpoint), Path(data), Path(out)
+    non_plants, hyper_parameters = as_path(non_plants), as_path(hyper_parameters)
     timer = _StepTimer()
     with lock_bundle(out), staged_bundle(out) as folder:
         with timer.log_step("read"):

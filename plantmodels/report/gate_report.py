@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from plantmodels.bundle.detector import OODDetector
-from plantmodels.bundle.files import MAX_JSON_BYTES, parse_json, read_bytes
+from plantmodels.bundle.files import MAX_JSON_BYTES, StrPath, parse_json, read_bytes
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
     IMAGES_FILE,
@@ -319,7 +319,7 @@ def _split_verdicts(gates: object) -> tuple[list[object], object]:
     return [gate.get("passed") for gate in gates], results
 
 
-def read_report(bundle: Path) -> GateReport:
+def read_report(bundle: StrPath) -> GateReport:
     """Read the gate report of a bundle, and count all its numbers again.
 
     Args:
@@ -329,6 +329,7 @@ def read_report(bundle: Path) -> GateReport:
         BundleError: the report is absent or malformed, was measured on different files, or does not say what its image
             rows and samples make.
     """
+    bundle = Path(bundle)
     path, images = bundle / GATE_REPORT_FILE, bundle / IMAGES_FILE
     if not path.is_file():
         raise BundleError(f"{path}: no such file; `plantmodels verify` writes it")

@@ -15,6 +15,7 @@ import numpy as np
 
 from plantmodels.arrays import Inputs
 from plantmodels.bundle.detector import OODDetector
+from plantmodels.bundle.files import StrPath, as_path
 from plantmodels.bundle.layout import MANIFEST_FILE, Precision, is_report
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import class_of
@@ -49,16 +50,16 @@ _BUILT_IN_LIMITS: Final = GatePolicy()
 
 
 def verify_bundle(
-    bundle: Path,
-    data: Path,
+    bundle: StrPath,
+    data: StrPath,
     *,
-    checkpoint: Path | None,
-    non_plants: Path | None,
+    checkpoint: StrPath | None,
+    non_plants: StrPath | None,
     policy: GatePolicy = _BUILT_IN_LIMITS,
-    unseen_plants: Path | None = None,
-    field: Path | None = None,
+    unseen_plants: StrPath | None = None,
+    field: StrPath | None = None,
     threads: int | None = None,
-    hyper_parameters: Path | None = None,
+    hyper_parameters: StrPath | None = None,
 ) -> GateReport:
     """Measure every gate, and write report, plots and a new manifest into the bundle.
 
@@ -85,6 +86,7 @@ def verify_bundle(
         DataError: images are missing, a class is unknown, or too many images are unreadable.
         ExportError: the bundle's folder cannot be written, or another process is writing it.
     """
+    bundle = Path(bundle)
     _check_present(bundle)
     with lock_bundle(bundle):
         with log_step("check files"):
@@ -92,12 +94,12 @@ def verify_bundle(
             metadata = contents.metadata
             inputs = read_inputs(
                 metadata,
-                data,
-                checkpoint=checkpoint,
-                non_plants=non_plants,
-                unseen_plants=unseen_plants,
-                field=field,
-                hyper_parameters=hyper_parameters,
+                Path(data),
+                checkpoint=as_path(checkpoint),
+                non_plants=as_path(non_plants),
+                unseen_plants=as_path(unseen_plants),
+                field=as_path(field),
+                hyper_parameters=as_path(hyper_parameters),
             )
         _warn_of_unreachable(inputs, contents.detector, policy)
         with log_step("open models"):
