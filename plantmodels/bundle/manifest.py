@@ -10,8 +10,10 @@
 """
 
 import hashlib
+import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -100,9 +102,9 @@ def digest_file(path: Path) -> FileDigest:
     Raises:
         BundleError: the path is a symbolic link or not a regular file, or the file cannot be read.
     """
-    if path.is_symlink() or not path.is_file():
-        raise BundleError(f"{path}: expected a regular file")
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise BundleError(f"{path}: expected a regular file")
         with path.open("rb") as file:
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
             return FileDigest(file.tell(), sha256)
@@ -118,13 +120,19 @@ def list_files(folder: Path) -> tuple[str, ...]:
     """
     if not folder.is_dir():
         raise BundleError(f"{folder}: no such bundle folder")
-    names = []
-    for path in folder.rglob("*"):
-        if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise BundleError(f"{path}: a bundle holds plain files and folders only")
-        if path.is_file():
-            names.append(path.relative_to(folder).as_posix())
-    return tuple(sorted(set(names) - {MANIFEST_FILE, SIGNATURE_FILE}))
+    return tuple(sorted(set(_walk(str(folder), "")) - {MANIFEST_FILE, SIGNATURE_FILE}))
+
+
+def _walk(folder: str, prefix: str) -> Iterator[str]:
+    """Yield the name of every file below a folder, without a system call for each of 10,000 heads."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{prefix}{entry.name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield f"{prefix}{entry.name}"
+            else:
+                raise BundleError(f"{entry.path}: a bundle holds plain files and folders only")
 
 
 def build_manifest(folder: Path) -> Manifest:
@@ -188,10 +196,11 @@ def check_files(
         ManifestMismatchError: names the files that are missing, changed or unexpected.
     """
     wanted = tuple(manifest.files) if names is None else tuple(names)
-    unexpected = set(list_files(folder)) - set(manifest.files) if names is None else set(wanted) - set(manifest.files)
+    present = {name for name in wanted if (folder / name).is_file()} if names is not None else set(list_files(folder))
+    unexpected = (present if names is None else set(wanted)) - set(manifest.files)
     missing, changed = [], []
     for name in wanted:
-        if not (folder / name).is_file():
+        if name not in present:
             missing.append(name)
         elif name in manifest.files and digest(folder / name) != manifest.files[name]:
             changed.append(name)

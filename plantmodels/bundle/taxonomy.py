@@ -47,6 +47,8 @@ def _check_names(what: str, names: tuple[str, ...]) -> None:
     for name in names:
         if not isinstance(name, str) or not name.strip():
             raise TaxonomyError(f"{what}: a name must be a non-empty string, got {name!r}")
+        if name.isascii() and name.isprintable():
+            continue  # no other name looks alike
         if unicodedata.normalize("NFKC", name) != name or not name.isprintable():
             raise TaxonomyError(f"{what}: {name!r} is not plain text in Unicode form NFKC (a look-alike?)")
         for word in re.findall(r"[^\W\d_]+", name):
@@ -113,12 +115,12 @@ class Taxonomy:
         """The ascending indices of the species that have a disease head."""
         return tuple(i for i, name in enumerate(self.species) if name in self.diseases)
 
-    @property
+    @cached_property
     def max_diseases(self) -> int:
         """The length of the longest list of diseases; 0 if no species has a head."""
         return max((len(names) for names in self.diseases.values()), default=0)
 
-    @property
+    @cached_property
     def classes(self) -> int:
         """The number of classes: every disease of every species, and each species without a head."""
         return sum(max(1, len(self.diseases_of(index))) for index in range(len(self.species)))
