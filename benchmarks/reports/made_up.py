@@ -20,7 +20,7 @@ from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.evidence.rejection import count_rejection
 from plantmodels.report.gate_report import GateReport
 from plantmodels.report.inputs import ImageSet, Machine, ReportInputs
-from plantmodels.report.leakage import Leakage
+from plantmodels.report.leakage import Leakage, count_crossing
 from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.samples import HeadSample, Latency, Parity, ParitySample, Scatter
@@ -136,7 +136,9 @@ def make_report(taxonomy: Taxonomy, rows: tuple[ImageRow, ...], policy: GatePoli
         accuracy=count_accuracy(table.of_set("val"), taxonomy, Temperatures(0.8, 1.1)),
         rejection=count_rejection(table, threshold=_THRESHOLD, held_out=True),
         leakage=Leakage(
-            {"train": 66_000, "val": len(table.of_set("val")), "non-plants": len(table.of_set("non-plants"))}, ()
+            {"train": 66_000, "val": len(table.of_set("val")), "non-plants": len(table.of_set("non-plants"))},
+            (),
+            count_crossing(table.of_set("val")),
         ),
         latency=Latency.summarize(times, times, threads=2, cpu="a made-up processor", load=0.1),
         parity=Parity.summarize(samples, dict.fromkeys(taxonomy.slugs, HeadSample(1e-6, 0.01)), Scatter(*logits)),

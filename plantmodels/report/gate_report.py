@@ -30,7 +30,7 @@ from plantmodels.report.evidence.check import check_gates
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import Field
 from plantmodels.report.evidence.judge import Measured, judge_gates
-from plantmodels.report.evidence.older import OLDEST_FORMAT, refuse_gates, upgrade_document
+from plantmodels.report.evidence.older import OLDEST_FORMAT, fill_document, refuse_gates, upgrade_document
 from plantmodels.report.evidence.recount import check_report
 from plantmodels.report.evidence.served import list_served
 from plantmodels.report.gates import GATES, GateResult
@@ -294,14 +294,15 @@ def _decode_report(document: Mapping[str, Any]) -> GateReport:
             f"{GATE_REPORT_FILE}: format_version {version!r}, this code reads {OLDEST_FORMAT} to "
             f"{REPORT_FORMAT_VERSION}; verify again"
         )
-    current = document if version == REPORT_FORMAT_VERSION else upgrade_document(document, version)
+    is_current = version == REPORT_FORMAT_VERSION
+    current = fill_document(document) if is_current else upgrade_document(document, version)
     body = {name: value for name, value in current.items() if name != "passed"}
     try:
         verdicts, body["gates"] = _split_verdicts(body.get("gates"))
         report = decode(GateReport, body, "report")
     except (ValueError, TaxonomyError) as error:
         raise BundleError(f"{GATE_REPORT_FILE}: {error}") from error
-    if version == REPORT_FORMAT_VERSION and report.taxonomy is None:
+    if is_current and report.taxonomy is None:
         raise BundleError(f"{GATE_REPORT_FILE}: report.taxonomy: expected an object, got None")
     stated = {gate["name"] for gate in document["gates"]}  # an older report knows nothing of the later gates
     found = (document.get("passed"), verdicts)

@@ -1,5 +1,8 @@
 """Leakage: validation images that are also training images, non-plants, or validation images of another class.
 
+Groups cross the splits if some of their leaves are in train and others in val. Such leaves are not the same images, but
+not independent either.
+
 >>> twin = Twin("train", "train/Rose/3.jpg", "Rose", "ab", 6)
 >>> leakage = Leakage({"train": 400, "val": 100, "non-plants": 0}, (Leak("val/Apple/1.jpg", "Apple", "cd", twin),))
 >>> leakage.share, leakage.leaks[0].kind
@@ -11,6 +14,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
+import numpy as np
+
+from plantmodels.report.evidence.columns import ImageTable
+from plantmodels.report.formatting import format_percent
+from plantmodels.report.results import PrecisionAccuracy
 from plantmodels.report.statistics import Proportion
 
 TwinSet = Literal["train", "val", "non-plants"]
@@ -66,16 +74,85 @@ class Leak:
 
 
 @dataclass(frozen=True)
+class Crossing:
+    """Validation leaves of groups that have training leaves, too, and what INT8 gets right with and without them.
+
+    Attributes:
+        groups: number of these groups.
+        leaves: these validation leaves, of all that were compared.
+        shared: what INT8 gets right of these leaves.
+        without: what INT8 gets right of all other validation leaves.
+    """
+
+    groups: int
+    leaves: Proportion
+    shared: PrecisionAccuracy
+    without: PrecisionAccuracy
+
+    def describe(self) -> str:
+        """Return in one line how many groups cross the splits, and what the accuracy is without their leaves."""
+        if not self.groups:
+            return (
+                f"None of {self.leaves.images:,} validation images is of the same group as a training image. Another "
+                "photograph of the same leaf is found only if a group names it."
+            )
+        share, right = format_percent(self.leaves.value, 1), self.without
+        numbers = {
+            "the species is right": right.species,
+            "species and disease": right.end_to_end,
+            "the disease given the true species": right.disease,
+        }
+        found = ", ".join(
+            f"{name} for {format_percent(each.value, 1)}" for name, each in numbers.items() if each.images
+        )
+        return (
+            f"{self.leaves.count:,} of {self.leaves.images:,} validation images ({share}) are of the same group as a "
+            f"training image, in {self.groups:,} group{'s' * (self.groups > 1)}. Without them, "
+            f"{found or 'no images are left'}."
+        )
+
+
+def count_crossing(leaves: ImageTable) -> Crossing | None:
+    """Return which validation leaves share a group with training leaves; None if their rows do not say so.
+
+    Args:
+        leaves: rows of the validation leaves.
+    """
+    if "group" not in leaves.given:
+        return None
+    groups = leaves.text("group")
+    is_shared = np.asarray(groups != "", np.bool_)
+    return Crossing(
+        groups=len(set(groups[is_shared].tolist())),
+        leaves=Proportion(int(is_shared.sum()), len(leaves)),
+        shared=_count_right(leaves.where(is_shared)),
+        without=_count_right(leaves.where(~is_shared)),
+    )
+
+
+def _count_right(leaves: ImageTable) -> PrecisionAccuracy:
+    species, disease = (leaves.text(f"int8_{what}") == leaves.text(what) for what in ("species", "disease"))
+    has_head = leaves.text("disease") != ""
+    return PrecisionAccuracy(
+        species=Proportion(int(np.sum(species)), len(leaves)),
+        disease=Proportion(int(np.sum(disease & has_head)), int(np.sum(has_head))),
+        end_to_end=Proportion(int(np.sum(species & disease)), len(leaves)),
+    )
+
+
+@dataclass(frozen=True)
 class Leakage:
     """The result of the search for leaking validation images.
 
     Attributes:
         compared: each set to the number of its images that were compared with the validation images.
         leaks: every validation image that was found again, once, in the order of the image rows.
+        crossing: validation leaves of groups that have training leaves, too; None if they were not looked for.
     """
 
     compared: Mapping[TwinSet, int]
     leaks: tuple[Leak, ...]
+    crossing: Crossing | None = None
 
     def __post_init__(self) -> None:
         """Check that the numbers fit each other.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from plantmodels.report.calibration.results import Probabilities
 from plantmodels.report.evidence.field import Field
 from plantmodels.report.gates import GateResult
+from plantmodels.report.leakage import Crossing
 from plantmodels.report.results import Accuracy
 
 if TYPE_CHECKING:
@@ -56,6 +57,8 @@ def collect_metrics(report: "GateReport") -> dict[str, float]:
         if report.rejection.separation is not None:
             values["ood.auroc"] = report.rejection.separation.auroc.value
             values["ood.fpr_at_95_recall"] = report.rejection.separation.fpr_at_95_recall.value
+    if report.leakage is not None and report.leakage.crossing is not None:
+        values |= _crossing_metrics(report.leakage.crossing)
     if report.latency is not None:
         values |= {f"latency.{name}": getattr(report.latency, name) for name in _LATENCIES}
     if report.field is not None:
@@ -75,6 +78,17 @@ def _paired_metrics(accuracy: Accuracy) -> dict[str, float | None]:
         values |= {f"accuracy.drop.{name}.low": low, f"accuracy.drop.{name}": paired.difference}
         values |= {f"accuracy.drop.{name}.high": high, f"accuracy.drop.{name}.p": paired.p_value}
     return values
+
+
+def _crossing_metrics(crossing: Crossing) -> dict[str, float | None]:
+    right = crossing.without
+    return {
+        "crossing.groups": crossing.groups,
+        "crossing.share": crossing.leaves.value,
+        "crossing.without.species": right.species.value,
+        "crossing.without.disease": right.disease.value,
+        "crossing.without.end_to_end": right.end_to_end.value,
+    }
 
 
 def _field_metrics(field: Field) -> dict[str, float | None]:

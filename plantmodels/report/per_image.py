@@ -63,6 +63,7 @@ class ImageRow:
         raw_soft_disease_given_species_probability: `soft_disease_given_species_probability` at temperature 1.
         fp16_species_nll: `species_nll` of FP16.
         fp16_disease_nll: `disease_nll` of FP16.
+        group: key of the group that a validation leaf shares with training leaves; "" if it shares none.
     """
 
     set: ImageSetName
@@ -96,6 +97,7 @@ class ImageRow:
     raw_soft_disease_given_species_probability: float | None = None
     fp16_species_nll: float | None = None
     fp16_disease_nll: float | None = None
+    group: str = ""
 
     @property
     def flipped(self) -> bool:
@@ -122,6 +124,10 @@ OLDER_COLUMNS: Final = {
     for version, last in {2: "rejected", 3: "raw_disease_nll"}.items()
 }
 """Older format of the report to its columns. New columns stand behind all older ones."""
+
+
+COLUMNS_WITHOUT_GROUP: Final = COLUMNS[:-1]
+"""Columns of the first reports of format 4, which do not say which groups are in train and val."""
 
 
 def write_image_rows(path: Path, rows: Iterable[ImageRow]) -> None:
@@ -177,7 +183,7 @@ def parse_image_rows(content: bytes, name: str = IMAGES_FILE) -> tuple[ImageRow,
     reader = csv.reader(io.StringIO(content.decode(errors="surrogateescape"), newline=""), strict=True)
     try:
         header = tuple(next(reader, ()))
-        if header not in (COLUMNS, *OLDER_COLUMNS.values()):
+        if header not in (COLUMNS, COLUMNS_WITHOUT_GROUP, *OLDER_COLUMNS.values()):
             raise ValueError(f"columns must be {', '.join(COLUMNS)}, got {', '.join(header) or 'none'}")
         return tuple(_read_row(header, cells) for cells in reader)
     except (ValueError, csv.Error) as error:

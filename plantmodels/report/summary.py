@@ -37,11 +37,16 @@ def write_table(report: "GateReport") -> str:
     ]
     if any(gate.is_uncertain for gate in report.gates):
         notes.append(UNCERTAIN_MEANS)
-    facts = [describe_accuracy(report.accuracy), report.inputs.describe_calibration()]
+    facts = [describe_accuracy(report.accuracy), *_describe_crossing(report), report.inputs.describe_calibration()]
     facts += filter(None, [find_worst(report.accuracy, report.rejection).describe()])
     facts += filter(None, [describe_rejection(report.rejection, report.policy.ood_precision_non_plant_share)])
     facts += _describe_field(report)
     return "\n".join((*lines, "", *facts, "", *notes, report.verdict))
+
+
+def _describe_crossing(report: "GateReport") -> Iterator[str]:
+    if report.leakage is not None and report.leakage.crossing is not None:
+        yield report.leakage.crossing.describe()
 
 
 def _describe_field(report: "GateReport") -> Iterator[str]:

@@ -205,8 +205,8 @@ def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: G
     rejection = measure_rejection(fp16, int8, accuracy, inputs.non_plants, inputs.unseen_plants)
     leakage = None
     if inputs.training is not None:
-        paths = [sample.path for sample in accuracy.samples]
-        leakage = measure_leakage(paths, accuracy.rows, inputs.training, inputs.non_plants, int8.taxonomy)
+        leakage = measure_leakage(accuracy.samples, accuracy.rows, inputs.training, inputs.non_plants, int8.taxonomy)
+        accuracy = replace(accuracy, rows=leakage.rows)
     return Passes(accuracy, rejection, leakage, field)
 
 

@@ -49,6 +49,7 @@ ROWS = st.builds(
     st.booleans(),
     NAMES,
     *[st.none() | NUMBERS] * 16,
+    NAMES,
 )
 
 
@@ -68,11 +69,11 @@ def test_the_file_is_plain_csv_with_named_columns(tmp_path: Path) -> None:
         "disease_given_species_probability,disease_nll,raw_species_probability,raw_species_nll,"
         "raw_disease_given_species_probability,raw_disease_nll,ood_p_value,soft_disease_probability,"
         "soft_disease_given_species_probability,raw_soft_disease_probability,"
-        "raw_soft_disease_given_species_probability,fp16_species_nll,fp16_disease_nll"
+        "raw_soft_disease_given_species_probability,fp16_species_nll,fp16_disease_nll,group"
     )
     assert line == (
         "val,Apple___Apple_scab,val/Apple___Apple_scab/leaf 1.jpg,Apple,Apple_scab,Apple,Apple_scab,"
-        '"Pepper,_bell",healthy,Bacterial_spot,,0.30000000000000004,12.75,true,ab,12.5,,,,,,,,,,,,,,,'
+        '"Pepper,_bell",healthy,Bacterial_spot,,0.30000000000000004,12.75,true,ab,12.5,,,,,,,,,,,,,,,,'
     )
 
 
@@ -114,7 +115,7 @@ def edit(text: str, column: str, value: str) -> str:
         (lambda text: edit(text, "ood_score", "high"), "line 2: ood_score must be a number, got 'high'"),
         (lambda text: edit(text, "disease_nll", "low"), "line 2: disease_nll must be a number, got 'low'"),
         (lambda text: edit(text, "species_probability", ""), "line 2: species_probability must be a number, got ''"),
-        (lambda text: text.replace("true", "true,1"), "line 2: expected 31 values, got 32"),
+        (lambda text: text.replace("true", "true,1"), "line 2: expected 32 values, got 33"),
         (lambda text: text.replace("ood_score", "score"), "line 1: columns must be set, source, .*, got set, source"),
         (lambda text: "", "line 0: columns must be set, .*, got none"),
         (lambda text: text.replace('"Pepper', '"Pep"per'), "line 2: "),

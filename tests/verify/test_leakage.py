@@ -15,6 +15,7 @@ from plantmodels.data.leaves import read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.report.leakage import Leak
 from plantmodels.report.per_image import ImageRow
+from plantmodels.report.statistics import Proportion
 from plantmodels.verify.leakage import LeakageRun, measure_leakage, read_training_leaves
 
 TAXONOMY = Taxonomy(("Oak", "Sage"), {"Sage": ("healthy", "rust")})
@@ -48,7 +49,7 @@ class Data:
         assert train is not None
         rows = [make_row(path.relative_to(self.leaves).as_posix()) for path in leaves.paths]
         return measure_leakage(
-            leaves.paths, rows, train, read_non_plants(self.non_plants) if others else None, TAXONOMY
+            leaves.samples, rows, train, read_non_plants(self.non_plants) if others else None, TAXONOMY
         )
 
 
@@ -83,6 +84,7 @@ def test_different_images_are_no_leaks(data: Data) -> None:
     assert run.leakage.leaks == () and run.pairs == ()
     assert run.leakage.compared == {"val": 6, "train": 6, "non-plants": 2}
     assert run.leakage.share == 0.0
+    assert run.leakage.crossing is not None and run.leakage.crossing.groups == 0
     assert data.search(others=False).leakage.compared["non-plants"] == 0
 
 
@@ -127,6 +129,30 @@ def test_an_image_is_named_once_with_its_most_similar_twin(data: Data) -> None:
     assert summarize(data.search().leakage.leaks) == [
         ("val/Oak___any/1.jpg", "identical", "non-plants", "rocks/copy.jpg")
     ]
+
+
+def test_groups_that_are_in_train_and_val_are_named_in_the_rows_and_counted(data: Data) -> None:
+    val, train = data.leaves / "val", data.leaves / "train"
+    for split, number in ((val, 1), (train, 2)):
+        film = split / "Sage___rust" / "group=film 3"
+        film.mkdir()
+        (split / "Sage___rust" / f"{number}.jpg").rename(film / f"{number}.jpg")
+    (val / "Oak___any" / "group=val only").mkdir()
+    (val / "Oak___any" / "1.jpg").rename(val / "Oak___any" / "group=val only" / "1.jpg")
+    encode_anew(val / "Sage___healthy" / "1.jpg", val / "Sage___healthy" / "again.jpg")
+    shutil.copy(val / "Sage___healthy" / "1.jpg", train / "Sage___healthy" / "copy.jpg")
+    run = data.search()
+    shared = {row.name: row.group for row in run.rows if row.group}
+    assert set(shared) == {
+        "val/Sage___healthy/1.jpg",
+        "val/Sage___healthy/again.jpg",
+        "val/Sage___rust/group=film 3/1.jpg",
+    }
+    assert shared["val/Sage___rust/group=film 3/1.jpg"] == "Sage/film 3"
+    assert shared["val/Sage___healthy/1.jpg"] == shared["val/Sage___healthy/again.jpg"]
+    assert run.leakage.crossing is not None
+    assert (run.leakage.crossing.groups, run.leakage.crossing.leaves) == (2, Proportion(3, 7))
+    assert run.leakage.crossing.without.species.images == 4
 
 
 def test_an_image_that_cannot_be_decoded_is_compared_by_its_bytes(data: Data) -> None:

@@ -103,7 +103,7 @@ def make_run(paths: list[Path], twins: list[Twin]) -> LeakageRun:
     """Each path is a leaf of Apple with scab that occurs again as the twin of its place, in the same file."""
     leaks = tuple(Leak(path.name, "Apple___scab", "a" * 64, twin) for path, twin in zip(paths, twins, strict=True))
     compared = {"train": 100, "val": 100, "non-plants": 10}
-    return LeakageRun(Leakage(compared, leaks), tuple((path, path) for path in paths))  # type: ignore[arg-type]
+    return LeakageRun(Leakage(compared, leaks), tuple((path, path) for path in paths), ())  # type: ignore[arg-type]
 
 
 def test_leaks_are_shown_with_both_places_and_identical_images_come_first(

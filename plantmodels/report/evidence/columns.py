@@ -20,6 +20,7 @@ from plantmodels.bundle.layout import IMAGES_FILE
 from plantmodels.errors import BundleError
 from plantmodels.report.per_image import (
     COLUMNS,
+    COLUMNS_WITHOUT_GROUP,
     IMAGE_SETS,
     NUMBER_COLUMNS,
     ImageRow,
@@ -41,12 +42,14 @@ class ImageTable:
 
     Attributes:
         cells: name of each column to all its cells, as `gate-images.csv` holds them.
+        given: names of the columns that the file has; the others are empty.
         chosen: places of the table's N images among the cells.
         names: name of each column of text to all its cells as an array, as far as they were asked for.
         parsed: name of each column of numbers to all its numbers, as far as they were asked for.
     """
 
     cells: Mapping[str, Sequence[str]]
+    given: tuple[str, ...]
     chosen: NDArray[np.intp]
     names: dict[str, Names]
     parsed: dict[str, Numbers]
@@ -64,8 +67,9 @@ class ImageTable:
     def _from_cells(cls, cells: Sequence[str], columns: Sequence[str]) -> "ImageTable":
         """Return the table of these cells; columns that they lack are empty."""
         images = len(cells) // len(columns)
-        given = {name: cells[place :: len(columns)] for place, name in enumerate(columns)}
-        return cls({name: given.get(name) or [""] * images for name in COLUMNS}, np.arange(images), {}, {})
+        found = {name: cells[place :: len(columns)] for place, name in enumerate(columns)}
+        filled = {name: found.get(name) or [""] * images for name in COLUMNS}
+        return cls(filled, tuple(columns), np.arange(images), {}, {})
 
     @classmethod
     def parse(cls, content: bytes, columns: Sequence[str] = COLUMNS) -> "ImageTable":
@@ -73,12 +77,15 @@ class ImageTable:
 
         Args:
             content: the whole content of the file.
-            columns: the columns that the file must have; an older format has fewer.
+            columns: the columns that the file must have; an older format has fewer. Of today's columns, the last one,
+                `group`, may be missing.
 
         Raises:
             BundleError: a line has other columns or a value of the wrong type; the error names the line.
         """
         text = content.decode(errors="surrogateescape")
+        if columns == COLUMNS and text.partition("\r\n")[0] == ",".join(COLUMNS_WITHOUT_GROUP):
+            columns = COLUMNS_WITHOUT_GROUP
         try:
             cells = _split_lines(text, len(columns))
             if tuple(cells[: len(columns)]) != tuple(columns):

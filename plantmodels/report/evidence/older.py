@@ -33,6 +33,9 @@ def refuse_gates(policy: GatePolicy, version: int) -> tuple[GateResult, ...]:
 
 _NO_BASELINE: Final = encode(Baseline("", PairedCounts(0, 0, 0, 0)))
 
+_ADDED_LATER: Final[dict[str, dict[str, Any]]] = {"leakage": {"crossing": None}}
+"""What was added to the sections of format 4 after its first reports, with the value that stands for "not known"."""
+
 _ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
     3: {
         "": {"taxonomy": None, "leakage": None, "not_run": ""},
@@ -47,10 +50,17 @@ _ADDED: Final[dict[int, dict[str, dict[str, Any]]]] = {
         "accuracy": {"losses_by_species": {}},
         "parity": {"relative_logits": None, "relative_int8_logits": None},
         "latency": {"reference_runs_ms": [], "reference_median_ms": None, "relative": None},
+        **_ADDED_LATER,
     },
 }
 """Format to what it added to each section of the report, with the value that stands for "not known". The section "" is
 the report itself. Limits have their defaults instead."""
+
+
+def fill_document(document: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report of the current format in which what its first reports lack is left open."""
+    lacking = {name: values for name, values in _ADDED_LATER.items() if isinstance(document.get(name), dict)}
+    return {**document, **{name: values | document[name] for name, values in lacking.items()}}
 
 
 def upgrade_document(document: Mapping[str, Any], version: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from plantmodels.report.evidence.check import describe_difference, find_differen
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.evidence.field import count_field
 from plantmodels.report.evidence.rejection import count_rejection
-from plantmodels.report.leakage import Leak, Leakage, TwinSet
+from plantmodels.report.leakage import Leak, Leakage, TwinSet, count_crossing
 from plantmodels.report.per_image import ImageSetName
 from plantmodels.report.samples import Latency, Parity
 
@@ -63,7 +63,7 @@ def _list_sections(
     report: "GateReport", table: ImageTable, taxonomy: Taxonomy
 ) -> Iterator[tuple[str, object, object, str]]:
     """Yield each section: its name, what the report says, what its evidence makes, and what the evidence is."""
-    parity, latency = report.parity, report.latency
+    parity, latency, leakage = report.parity, report.latency, report.leakage
     accuracy, rejection = report.accuracy, report.rejection
     if accuracy is not None:
         temperatures = Temperatures(
@@ -80,6 +80,8 @@ def _list_sections(
     if accuracy is not None and rejection is not None:
         counted = count_field(table, taxonomy, temperatures, threshold=rejection.threshold, held_out=rejection.held_out)
         yield "field", report.field, counted, "its image rows"
+    if leakage is not None:
+        yield "leakage.crossing", leakage.crossing, count_crossing(table.of_set("val")), "its image rows"
     if parity is not None:
         summary = Parity.summarize(parity.samples, parity.head_samples, parity.scatter)
         yield "parity", parity, summary, "its samples"

@@ -18,7 +18,10 @@ from tests.fixtures.rows import agree, list_probabilities, make_leaf_rows, make_
 
 THRESHOLD = 12.5
 ROWS = (
-    *make_leaf_rows(TAXONOMY, 400, threshold=THRESHOLD, lost=0.005, alarms=0.005),
+    *(
+        replace(row, group=f"plant {place % 5}" if place % 7 == 0 else "")
+        for place, row in enumerate(make_leaf_rows(TAXONOMY, 400, threshold=THRESHOLD, lost=0.005, alarms=0.005))
+    ),
     *make_other_rows(TAXONOMY, 100, threshold=THRESHOLD, recall=0.98),
     *make_other_rows(TAXONOMY, 10, threshold=THRESHOLD, recall=0.3, name="unseen-plants"),
     *make_leaf_rows(TAXONOMY, 60, threshold=THRESHOLD, wrong=0.4, alarms=0.5, name="field"),
