@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from mlflow import MlflowClient
 from mlflow.entities.model_registry.model_version_stages import (
     STAGE_ARCHIVED,
     STAGE_DELETED_INTERNAL,
@@ -17,7 +16,6 @@ from mlflow.entities.model_registry.model_version_stages import (
     STAGE_STAGING,
     get_canonical_stage,
 )
-from mlflow.exceptions import MlflowException
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry, get_artifact_repository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
@@ -49,7 +47,6 @@ __all__ = [
     "locate_artifacts",
     "parse_models_uri",
     "read_authenticated_user",
-    "resolve_models_uri",
 ]
 
 PROMPT_SOURCES: Final = _PROMPT_SOURCE_PLACEHOLDERS
@@ -141,24 +138,6 @@ def get_tracking_tables() -> "dict[str, sqlalchemy.Table]":
     from mlflow.store.tracking.dbmodels import models
 
     return {model.__table__.name: model.__table__ for model in (models.SqlRun, models.SqlLoggedModel)}
-
-
-def resolve_models_uri(uri: str) -> tuple[str, str]:
-    """Return the registered name and version that a `models:/` URI means now.
-
-    Args:
-        uri: `models:/name@alias`, `models:/name/stage` or `models:/name/version`.
-
-    Raises:
-        MlflowException: there is no such version, or the URI does not name a registered model.
-    """
-    from mlflow.store.artifact.utils.models import get_model_name_and_version
-
-    found = get_model_name_and_version(MlflowClient(), uri)
-    if len(found) != 2:
-        raise MlflowException.invalid_parameter_value(f"{uri} does not name a version of a registered model")
-    version = MlflowClient().get_model_version(*found)  # a version that the URI names was not looked up so far
-    return str(version.name), str(version.version)
 
 
 def find_local_folder(uri: str) -> Path | None:

@@ -43,7 +43,7 @@ PLUGIN_ROOMS = {
     "servers": (GROUND, {"_mlflow_compat", "servers"}),
     "required": (GROUND, {"required"}),
     "project_run": (GROUND, {"servers", "project_run"}),
-    "loading": (SERVING, {"_mlflow_compat", "loading"}),
+    "loading": (SERVING, {"loading"}),  # consumers have MLflow from 2.17 on, and often mlflow-skinny
     "flavor": (SERVING, {"loading", "flavor"}),
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),
     "registry_store": (GROUND, {"registry", "required"}),

@@ -104,7 +104,8 @@ def _resolve_uri(uri: str) -> tuple[str, dict[str, str] | None]:
     """Return a URI that always means the same version, and the version's tags; None if it is not registered."""
     from mlflow import MlflowClient
 
-    from mlflow_plugins._mlflow_compat import parse_models_uri, resolve_models_uri
+    from mlflow_plugins._mlflow_compat import parse_models_uri
+    from mlflow_plugins.loading.addresses import resolve_models_uri
 
     if not uri.startswith("models:/") or parse_models_uri(uri)[0] is not None:
         return uri, None

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import mlflow
 
-from mlflow_plugins._mlflow_compat import resolve_models_uri
 from mlflow_plugins.jobs.run import registration_errors
+from mlflow_plugins.loading.addresses import resolve_models_uri
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE
 from mlflow_plugins.loading.native import open_artifacts, read_recorded_manifest
 from plantmodels.bundle.layout import MANIFEST_FILE

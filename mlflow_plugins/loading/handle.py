@@ -27,7 +27,7 @@ _GREY_IMAGE: Final = np.full((64, 64, 3), 128, dtype=np.uint8)
 
 
 def _resolve_models_uri(uri: str) -> tuple[str, str]:
-    from mlflow_plugins._mlflow_compat import resolve_models_uri  # MLflow takes a second to import
+    from mlflow_plugins.loading.addresses import resolve_models_uri  # MLflow takes a second to import
 
     return resolve_models_uri(uri)
 

@@ -7,8 +7,8 @@ import pytest
 from mlflow import MlflowClient
 
 from mlflow_plugins import flavor
-from mlflow_plugins._mlflow_compat import resolve_models_uri
 from mlflow_plugins.jobs.registration import check_registry
+from mlflow_plugins.loading.addresses import resolve_models_uri
 from mlflow_plugins.loading.native import load_model
 from mlflow_plugins.names import check_name, filter_by_name, name_logged_model
 from plantmodels.errors import RegistrationError

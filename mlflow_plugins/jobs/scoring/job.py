@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import mlflow
 
-from mlflow_plugins._mlflow_compat import resolve_models_uri
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.run import PREFIX, job_run, registration_errors
 from mlflow_plugins.jobs.scoring.failures import spark_errors
@@ -28,6 +27,7 @@ from mlflow_plugins.jobs.scoring.local_files import READ_SCHEMA, NewFile, build_
 from mlflow_plugins.jobs.scoring.output import BATCH, STATE, ScoreFolder, check_places
 from mlflow_plugins.jobs.scoring.sources import find_unread, is_table, is_uri, list_files, read_folder, read_table
 from mlflow_plugins.jobs.scoring.spark import MAX_IMAGE_BYTES, spark_session, to_absolute
+from mlflow_plugins.loading.addresses import resolve_models_uri
 from mlflow_plugins.loading.mlmodel import find_prediction_contract
 from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN, PREDICTION_COLUMNS, STRUCT_COLUMN, list_columns
 from plantmodels.errors import ScoringError
