@@ -70,15 +70,19 @@ class RunningMoments:
         features = features.astype(np.float64)
         if not np.isfinite(features).all():
             raise DetectorError("an embedding holds NaN or infinity: the network or its INT8 model is broken")
-        for label in np.unique(labels):
-            rows = features[labels == label]
-            mean = rows.mean(axis=0)
-            delta = mean - self.means[label]
-            before, total = self.counts[label], self.counts[label] + len(rows)
-            centered = rows - mean
-            self.scatter += centered.T @ centered + np.outer(delta, delta) * (before * len(rows) / total)
-            self.means[label] += delta * (len(rows) / total)
-            self.counts[label] = total
+        order = np.argsort(labels, kind="stable")
+        present, starts, counts = np.unique(labels[order], return_index=True, return_counts=True)
+        if not len(present):
+            return
+        rows = features[order]
+        means = np.add.reduceat(rows, starts) / counts[:, None]
+        rows -= np.repeat(means, counts, axis=0)
+        before, total = self.counts[present], self.counts[present] + counts
+        delta = means - self.means[present]
+        shift = delta * np.sqrt(before * counts / total)[:, None]
+        self.scatter += rows.T @ rows + shift.T @ shift
+        self.means[present] += delta * (counts / total)[:, None]
+        self.counts[present] = total
 
     def copy(self) -> "RunningMoments":
         """Return a copy that can be updated independently."""
