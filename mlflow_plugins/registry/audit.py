@@ -238,14 +238,19 @@ class AuditLog:
             rows = connection.execute(asked.where(*conditions).order_by(order).limit(query.limit)).all()
         return [_read_row(row) for row in rows]
 
-    def find_last_production(self, name: str) -> str | None:
+    def find_last_production(self, name: str, other_than: str | None = None) -> str | None:
         """Return the version of a model that came into Production last; None if there never was one.
 
         A deleted model of the same name does not count.
+
+        Args:
+            name: registered model.
+            other_than: a version that does not count; None counts all.
         """
         joined = DECISIONS.join(OUTCOMES, OUTCOMES.c.decision_id == DECISIONS.c.id)
         was_promoted = (DECISIONS.c.model_id == self._identities.find(name), DECISIONS.c.production > 0)
-        asked = sqlalchemy.select(DECISIONS.c.production).select_from(joined).where(*was_promoted)
+        asked_for = () if other_than is None else (DECISIONS.c.production != int(other_than),)
+        asked = sqlalchemy.select(DECISIONS.c.production).select_from(joined).where(*was_promoted, *asked_for)
         with self._records.begin() as connection:
             found = connection.execute(asked.order_by(DECISIONS.c.id.desc()).limit(1)).scalar()
         return None if found is None else str(found)

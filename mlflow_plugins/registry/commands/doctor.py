@@ -15,8 +15,10 @@ from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import Evidence, EvidenceError, describe_gate, read_evidence
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.records.stamps import Stamps
+from mlflow_plugins.registry.regression import compare_with_replaced
 from mlflow_plugins.registry.tags import ALIAS
 from mlflow_plugins.registry.waivers import Waivers
+from plantmodels.report.gates import GateResult
 
 _REGISTER_AGAIN: Final = "promote an older version, or register the bundle again and promote that"
 
@@ -96,13 +98,22 @@ class Doctor:
             yield Finding(f"{subject}: it was never stamped, so its files may be others", "promote it once more")
         elif stamp.model_sha256 != evidence.digest_model():
             yield Finding(f"{subject}: its files are not those that were registered", _REGISTER_AGAIN)
-        for gate in evidence.find_failures(self._config.policy):
+        for gate in self._find_failures(version, evidence):
             if self._waivers.find(version.name, version.version, gate, evidence.manifest_sha256) is None:
                 waive = f"plantmodels-registry waive {version.name} {version.version} {gate.name} --reason …"
                 yield Finding(
                     f"{subject}: it would not be promoted today: {describe_gate(gate)}, and no waiver holds",
                     f"promote another version, or {waive}",
                 )
+
+    def _find_failures(self, version: ModelVersion, evidence: Evidence) -> Iterator[GateResult]:
+        """Yield the gates that fail today. A version in Production must not be worse than the one that it replaced."""
+        policy = self._config.policy
+        yield from evidence.find_failures(policy)
+        if version.current_stage == STAGE_PRODUCTION or ALIAS in version.aliases:
+            lost = compare_with_replaced(self._store, self._audit, version, evidence, policy)
+            if lost is not None and lost.status == "failed":
+                yield lost
 
 
 def _examine_origin(version: ModelVersion, subject: str) -> Iterator[Finding]:

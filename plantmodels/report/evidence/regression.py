@@ -1,4 +1,4 @@
-"""Judges whether a version is worse than the one in Production, by the images that both were measured on.
+"""Judges whether a version is worse than the one that it replaces, by the images that both were measured on.
 
 Each measure is compared image by image if both reports share enough images, by their content and their labels, and
 otherwise between the two sets of images. Only a loss beyond noise (95 %) counts.
@@ -50,7 +50,7 @@ class Loss:
 
     Attributes:
         name: one of `MEASURES`.
-        before: value of the version in Production; None if it is not defined.
+        before: value of the version before; None if it is not defined.
         now: value of the new version; None if it is not defined.
         interval: 95 % interval of `lost`; None if it is not defined.
         images: in words, how many images the values rest on and whether they are the same ones.
@@ -80,19 +80,19 @@ class Loss:
             return f"{self.name} is not defined where nothing is rejected"
         low, high = (100 * end for end in self.interval)
         return (
-            f"{self.name} {format_percent(self.now)}, in Production {format_percent(self.before)} "
+            f"{self.name} {format_percent(self.now)}, before {format_percent(self.before)} "
             f"(95 % interval of the loss {format_range(low, high)} points, {self.images})"
         )
 
 
-def judge_regression(before: ImageTable, now: ImageTable, policy: GatePolicy, production: str) -> GateResult:
-    """Return the gate `no_regression` for a version that is to replace the one in Production, or the last one there.
+def judge_regression(before: ImageTable, now: ImageTable, policy: GatePolicy, which: str) -> GateResult:
+    """Return the gate `no_regression` for a version that replaces, or is to replace, another one.
 
     Args:
-        before: rows of the version in Production.
+        before: rows of the version before.
         now: rows of the new version.
         policy: the limits.
-        production: the version that is compared with, in words: "version 1, which is in Production".
+        which: the version that is compared with, in words: "version 1, which is in Production".
 
     Returns:
         The gate, whose value is the largest loss beyond noise. If it fails, its detail names the losses over the limit.
@@ -101,11 +101,11 @@ def judge_regression(before: ImageTable, now: ImageTable, policy: GatePolicy, pr
     try:
         losses = measure_losses(before, now, min_images=least)
     except TooFewImagesError as error:
-        return regression_not_measured(f"{error} ({production})", policy)
+        return regression_not_measured(f"{error} ({which})", policy)
     (limit,) = policy.limits_of(GATE).values()
     worst = max(loss.beyond_noise for loss in losses)
     shown = [loss for loss in losses if loss.beyond_noise > limit or loss.lost is None] or losses
-    detail = f"against {production}: {'; '.join(loss.to_sentence() for loss in shown)}"
+    detail = f"against {which}: {'; '.join(loss.to_sentence() for loss in shown)}"
     samples = min(len(table.of_set(name)) for table in (before, now) for name in _COMPARED)
     return judge_gate(GATE, [GateValue("", limit, worst)], samples=samples, min_images=least, detail=detail)
 
@@ -121,7 +121,7 @@ def measure_losses(before: ImageTable, now: ImageTable, *, min_images: int) -> t
     """Return how much worse a version is than another one in each of `MEASURES`.
 
     Args:
-        before: rows of the version in Production.
+        before: rows of the version before.
         now: rows of the new version.
         min_images: number of images, of each set, below which versions are not compared, and number of shared images
             from which they are compared one by one.
@@ -149,7 +149,7 @@ class _Counts:
     """Images of one set for which something holds, in both versions.
 
     Attributes:
-        before: of the version in Production.
+        before: of the version before.
         now: of the new version.
         paired: both on the images that both were measured on; None if these are too few.
     """
@@ -173,7 +173,7 @@ class _Counts:
             TooFewImagesError: a version has fewer than `min_images` rows.
         """
         sides = [table.of_set(name) for table in (before, now)]
-        for rows, version in zip(sides, ("the version in Production", "the new version"), strict=True):
+        for rows, version in zip(sides, ("the version before", "the new version"), strict=True):
             if len(rows) < min_images:
                 raise TooFewImagesError(
                     f"{version} was measured on {len(rows):,} images of the set {name!r}, at least {min_images:,} are "
@@ -195,7 +195,7 @@ class _Counts:
         """How many images the counts rest on, in words."""
         if self.paired is not None:
             return f"the same {self.paired.images:,} images"
-        return f"{self.now.images:,} images, {self.before.images:,} others in Production"
+        return f"{self.now.images:,} images, {self.before.images:,} others before"
 
     def lose(self, name: str) -> Loss:
         """Return the loss of this proportion."""

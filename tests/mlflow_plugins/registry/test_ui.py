@@ -211,7 +211,7 @@ def test_a_worse_version_is_refused_and_an_equal_one_is_allowed(
             wait_for_text(browser, "no_regression measured")
             text = browser.find_element("tag name", "body").text
             assert re.search(
-                r"against version \d, which is in Production: end to end \d\d\.\d\d %, in Production 100\.00 %", text
+                r"against version \d, which is in Production: end to end \d\d\.\d\d %, before 100\.00 %", text
             )
             assert re.search(rf"95 % interval of the loss \d+\.\d\d to \d\d\.\d\d points, {reason}", text)
             take_screenshot(browser, tmp_path / f"ui-worse-{version}.png")

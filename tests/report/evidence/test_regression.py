@@ -77,7 +77,7 @@ def test_an_equal_version_passes() -> None:
     gate = judge(GOOD, GOOD, POLICY, "version 1")
     assert (gate.status, gate.measured, gate.samples) == ("passed", 0.0, 200)
     assert gate.measured_text == "0.00 points lost"
-    assert "end to end 90.00 %, in Production 90.00 % (95 % interval of the loss" in gate.detail
+    assert "end to end 90.00 %, before 90.00 % (95 % interval of the loss" in gate.detail
     assert "the same 500 images" in gate.detail
 
 
@@ -90,9 +90,9 @@ def test_a_better_version_passes() -> None:
 @pytest.mark.parametrize(
     ("now", "text"),
     [
-        (rows(share(430, 500), share(195, 200), alarms=2), "end to end 86.00 %, in Production 90.00 %"),
-        (rows(share(450, 500), share(180, 200), alarms=2), "OOD recall 90.00 %, in Production 97.50 %"),
-        (rows(share(450, 500), share(195, 200), alarms=40), "OOD precision 92.42 %, in Production 99.59 %"),
+        (rows(share(430, 500), share(195, 200), alarms=2), "end to end 86.00 %, before 90.00 %"),
+        (rows(share(450, 500), share(180, 200), alarms=2), "OOD recall 90.00 %, before 97.50 %"),
+        (rows(share(450, 500), share(195, 200), alarms=40), "OOD precision 92.42 %, before 99.59 %"),
     ],
 )
 def test_a_loss_beyond_noise_fails_with_both_figures(now: Sequence[ImageRow], text: str) -> None:
@@ -109,7 +109,7 @@ def test_pairs_show_what_unpaired_images_cannot() -> None:
     assert judge(GOOD, now, POLICY, "version 1").status == "failed"
     unpaired = judge(GOOD, elsewhere, POLICY, "version 1")
     assert unpaired.passed
-    assert "500 images, 500 others in Production" in unpaired.detail
+    assert "500 images, 500 others before" in unpaired.detail
 
 
 def test_a_large_loss_on_other_images_fails() -> None:
@@ -149,7 +149,7 @@ def test_an_image_twice_in_a_set_is_one_pair() -> None:
 @pytest.mark.parametrize(
     ("before", "now", "match"),
     [
-        (GOOD[:99], GOOD, r"the version in Production was measured on 99 images of the set 'val', at least 100"),
+        (GOOD[:99], GOOD, r"the version before was measured on 99 images of the set 'val', at least 100"),
         (GOOD, GOOD[:500], r"the new version was measured on 0 images of the set 'non-plants'"),
     ],
 )

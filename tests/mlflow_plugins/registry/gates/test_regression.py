@@ -1,6 +1,7 @@
 """A version that is worse than the one in Production is refused at promotion, and may be waived."""
 
 import hashlib
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,7 +23,7 @@ from plantmodels.report.describe import describe_bundle
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.gates import GATES
 from plantmodels.report.per_image import ImageRow, write_image_rows
-from tests.fixtures.registry import register_bundle
+from tests.fixtures.registry import register_bundle, run_registry
 from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows, write_format_2, write_format_3
 
 Build = Callable[..., Path]
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:Futu
 NAME = "plants"
 WORSE = (
     r"no_regression measured 3\.\d\d points lost, limit ≤ 1 point, against version 1, which is in Production: "
-    r"end to end \d\d\.\d\d %, in Production \d\d\.\d\d %"
+    r"end to end \d\d\.\d\d %, before \d\d\.\d\d %"
 )
 
 
@@ -161,9 +162,7 @@ def test_a_new_model_of_a_deleted_one_s_name_is_compared_with_nothing(client, bu
 
 def test_a_version_measured_on_other_images_is_compared_unpaired(client, build: Build) -> None:
     promote(client, register_bundle(build(), NAME))
-    refused(
-        client, register_bundle(build(wrong=0.15, elsewhere=True), NAME), r"1,000 images, 1,000 others in Production"
-    )
+    refused(client, register_bundle(build(wrong=0.15, elsewhere=True), NAME), r"1,000 images, 1,000 others before")
     promote(client, register_bundle(build(wrong=0.06, elsewhere=True), NAME))
 
 
@@ -241,3 +240,25 @@ def test_a_version_of_format_2_can_be_inspected_and_not_promoted(client, build: 
         promote(client, version)
     with pytest.raises(MlflowException, match="it can never be waived"):
         client.set_model_version_tag(NAME, version, "plantmodels.waive.loads", "it is old")
+
+
+def test_doctor_names_a_version_in_production_that_lost_against_the_one_that_it_replaced(client, build: Build) -> None:
+    promote(client, register_bundle(build(), NAME))
+    worse = register_bundle(build(wrong=0.08), NAME)
+    client.set_model_version_tag(NAME, worse, "plantmodels.waive.no_regression", "greenhouse only")
+    promote(client, worse)
+    promote(client, worse)  # it replaced version 1, however often it is promoted again
+    assert run_registry("doctor").stdout == "plants: nothing is wrong\n"
+
+    client.delete_model_version_tag(NAME, worse, "plantmodels.waive.no_regression")
+    told = run_registry("doctor")
+    assert told.exit_code == 1
+    assert re.search(
+        r"version 2 \(Production\): it would not be promoted today: no_regression measured 3\.\d\d points lost, "
+        r"limit ≤ 1 point, against version 1, which it replaced: end to end \d\d\.\d\d %, before \d\d\.\d\d %"
+        r".*, and no waiver holds",
+        told.stdout,
+    )
+    assert "plantmodels-registry waive plants 2 no_regression --reason …" in told.stdout
+    client.delete_model_version(NAME, "1")  # nobody can tell any more
+    assert run_registry("doctor").exit_code == 0
