@@ -10,5 +10,6 @@ for (const line of readFileSync(0, "utf-8").trim().split("\n")) {
   const { width, height, file, preprocessing } = JSON.parse(line);
   const pixels = readFileSync(file);
   const readRows = (first, count) => pixels.subarray(first * width * 4, (first + count) * width * 4);
-  process.stdout.write(Buffer.from(normalize(resizeAndCrop({ width, height, readRows }, preprocessing), preprocessing).buffer));
+  const square = resizeAndCrop({ width, height, readRows }, preprocessing);
+  process.stdout.write(Buffer.from(normalize(square, preprocessing).buffer));
 }

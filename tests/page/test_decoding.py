@@ -6,7 +6,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.slow
 
-PREPROCESSING = Preprocessing(64, MEAN, STD, "bicubic", 0.9)
+PREPROCESSING = Preprocessing(64, MEAN, STD, "bicubic", 0.9, recipe=1)
+REDUCING = replace(PREPROCESSING, recipe=2)
 
 DECODE = """
 const [base, encoded, preprocessing, done] = arguments;
@@ -88,8 +89,17 @@ CASES = {
 } | {f"turned {orientation}": turned(orientation) for orientation in range(1, 9)}
 
 
-def decode_in_browser(browser: "Chrome", address: str, data: bytes) -> dict[str, Any]:
-    return browser.execute_async_script(DECODE, address, base64.b64encode(data).decode(), asdict(PREPROCESSING))
+def decode_in_browser(
+    browser: "Chrome", address: str, data: bytes, preprocessing: Preprocessing = PREPROCESSING
+) -> dict[str, Any]:
+    return browser.execute_async_script(DECODE, address, base64.b64encode(data).decode(), asdict(preprocessing))
+
+
+def measure_difference(browser: "Chrome", address: str, data: bytes) -> np.ndarray:
+    """How far the page's square by recipe 2 is from Python's, in levels of 0 to 255."""
+    expected = np.asarray(resize_and_crop(decode_image(data, REDUCING), REDUCING)).astype(int)
+    found = decode_in_browser(browser, address, data, REDUCING)["square"]
+    return np.abs(np.array(found).reshape(expected.shape) - expected)
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +119,27 @@ def test_the_browser_decodes_as_pillow_does(name: str, browser: "Chrome", addres
     assert found["size"] == list(image.size)
     expected = np.asarray(resize_and_crop(image, PREPROCESSING))
     assert np.array_equal(np.array(found["square"], np.uint8).reshape(expected.shape), expected)
+
+
+def test_large_images_other_than_jpegs_are_reduced_as_pillow_reduces_them(browser: "Chrome", address: str) -> None:
+    for kind in ("PNG", "WEBP"):
+        data = encode(draw_leaf(1001, 777), kind)
+        assert measure_difference(browser, address, data).max() == 0
+
+
+@pytest.mark.parametrize("size", [(400, 301), (1001, 777), (3000, 2001)])
+@pytest.mark.parametrize("turn", [1, 3, 6])
+def test_a_large_jpeg_is_nearly_what_the_decoder_of_python_reduces(
+    size: tuple[int, int], turn: int, browser: "Chrome", address: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    data = encode(draw_leaf(*size), "JPEG", quality=90, exif=exif)
+
+    difference = measure_difference(browser, address, data)
+
+    assert difference.mean() < 0.5
+    assert difference.max() <= 12
 
 
 def test_a_browser_that_converts_colours_would_be_noticed(browser: "Chrome", address: str) -> None:
@@ -193,7 +224,7 @@ def test_a_truncated_file_is_refused(kind: str, keep: float, message: str, brows
 
 
 @pytest.mark.real
-def test_real_leaves_are_decoded_as_pillow_decodes_them(browser: "Chrome", address: str, real_paths: RealPaths) -> None:
+def test_real_leaves_are_read_as_python_reads_them(browser: "Chrome", address: str, real_paths: RealPaths) -> None:
     leaves = sorted((real_paths.leaves / "val").glob("*/*"))[::30]
     assert len(leaves) > 50
     for leaf in leaves:

@@ -19,8 +19,9 @@ export const METADATA_VERSION = 3;
 export const MAX_MODEL_BYTES = 256 * 2 ** 20;
 export const MAX_JSON_BYTES = 32 * 2 ** 20;
 
-const MAX_IMAGE_SIZE = 2048;
-const INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "lanczos"];
+export const MAX_IMAGE_SIZE = 2048;
+export const RECIPES = [1, 2];
+export const INTERPOLATIONS = ["nearest", "bilinear", "bicubic", "lanczos"];
 
 /**
  * @typedef {{size_bytes: number, sha256: string}} FileDigest
@@ -86,7 +87,7 @@ function readNames(of, names) {
 /** @param {any} found @returns {Preprocessing} */
 function readPreprocessing(found) {
   require(METADATA_FILE, isObject(found), "preprocessing must be an object", found);
-  const { image_size: size, mean, std, interpolation, crop_pct: crop } = found;
+  const { image_size: size, mean, std, interpolation, crop_pct: crop, recipe = 1 } = found;
   const isTriple = (/** @type {any} */ values) => Array.isArray(values) && values.length === 3 && values.every(Number.isFinite);
   const sized = Number.isInteger(size) && size >= 1 && size <= MAX_IMAGE_SIZE;
   require(METADATA_FILE, sized, `image_size must be an integer from 1 to ${MAX_IMAGE_SIZE}`, size);
@@ -95,7 +96,8 @@ function readPreprocessing(found) {
   const known = INTERPOLATIONS.includes(interpolation);
   require(METADATA_FILE, known, `interpolation must be one of ${INTERPOLATIONS.join(", ")}`, interpolation);
   require(METADATA_FILE, Number.isFinite(crop) && crop >= 0.1 && crop <= 1, "crop_pct must be from 0.1 to 1", crop);
-  return { image_size: size, mean, std, interpolation, crop_pct: crop };
+  require(METADATA_FILE, RECIPES.includes(recipe), `recipe must be one of ${RECIPES.join(", ")}`, recipe);
+  return { image_size: size, mean, std, interpolation, crop_pct: crop, recipe };
 }
 
 /** @param {string} file @param {Uint8Array} content @returns {Record<string, any>} */

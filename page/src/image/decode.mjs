@@ -3,7 +3,8 @@
  */
 
 import { ImageError } from "../errors.mjs";
-import { checkHeader, checkSize } from "./header.mjs";
+import { checkHeader, checkSize, isJpeg } from "./header.mjs";
+import { findFirstCorner } from "./orientation.mjs";
 
 /** Longer side of the small image that the page shows, in pixels. */
 const THUMBNAIL_SIDE = 320;
@@ -20,11 +21,12 @@ const THUMBNAIL_SIDE = 320;
  * @returns {Promise<DecodedImage>}
  */
 export async function decodeImage(file) {
-  checkHeader(new Uint8Array(await file.arrayBuffer()));
+  const bytes = new Uint8Array(await file.arrayBuffer());
+  checkHeader(bytes);
   const bitmap = await openBitmap(file);
   try {
     checkSize(bitmap.width, bitmap.height);
-    return readBitmap(bitmap);
+    return readBitmap(bitmap, isJpeg(bytes) ? findFirstCorner(bytes) : undefined);
   } catch (error) {
     bitmap.close();
     throw error;
@@ -44,16 +46,17 @@ async function openBitmap(file) {
   }
 }
 
-/** @param {ImageBitmap} bitmap @returns {DecodedImage} */
-function readBitmap(bitmap) {
+/** @type {(bitmap: ImageBitmap, jpegCorner?: import("./orientation.mjs").Corner) => DecodedImage} */
+function readBitmap(bitmap, jpegCorner) {
   const { width, height } = bitmap;
   /** @type {OffscreenCanvas | undefined} */
   let canvas;
   return {
     width,
     height,
+    jpegCorner,
     readRows(first, count) {
-      canvas ??= new OffscreenCanvas(width, count);
+      if (canvas === undefined || canvas.height < count) canvas = new OffscreenCanvas(width, count);
       const context = canvas.getContext("2d", { willReadFrequently: true });
       if (context === null) throw new ImageError(`this browser cannot draw ${width} pixels side by side`);
       context.globalCompositeOperation = "copy";

@@ -50,13 +50,14 @@ const FILTERS = {
  * Return the coefficients that resize one side of an image.
  *
  * @param {number} inputSize pixels before
+ * @param {number} inputLength how much of them the image fills; less than `inputSize` if its last pixel is a partial one
  * @param {number} outputSize pixels after
  * @param {string} interpolation "bilinear", "bicubic" or "lanczos"
  * @returns {Coefficients}
  */
-export function computeCoefficients(inputSize, outputSize, interpolation) {
+export function computeCoefficients(inputSize, inputLength, outputSize, interpolation) {
   const { weigh, support: filterSupport } = FILTERS[interpolation];
-  const scale = inputSize / outputSize;
+  const scale = Math.fround(inputLength) / outputSize; // Pillow passes lengths as float32
   const filterScale = Math.max(scale, 1);
   const support = filterSupport * filterScale;
   const stride = Math.ceil(support) * 2 + 1;

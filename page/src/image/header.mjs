@@ -60,7 +60,7 @@ export function checkSize(width, height) {
 export function readHeader(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   try {
-    if (bytes[0] === 0xff && bytes[1] === 0xd8) return readJpeg(view);
+    if (isJpeg(bytes)) return readJpeg(view);
     if (readText(bytes, 1, 3) === "PNG" && bytes[0] === 0x89) return readPng(view, bytes);
     if (readText(bytes, 0, 4) === "RIFF" && readText(bytes, 8, 4) === "WEBP") return readWebp(view, bytes);
   } catch (error) {
@@ -68,6 +68,11 @@ export function readHeader(bytes) {
     throw new ImageError("cannot be decoded (the file ends within its header)");
   }
   return null;
+}
+
+/** @param {Uint8Array} bytes @returns {boolean} whether a file begins as a JPEG does */
+export function isJpeg(bytes) {
+  return bytes[0] === 0xff && bytes[1] === 0xd8;
 }
 
 /** @param {Uint8Array} bytes @param {number} start @param {number} length @returns {string} */

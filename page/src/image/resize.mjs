@@ -1,24 +1,29 @@
 /**
- * Resizes and crops an image as `plantmodels.serve.preprocessing.resize_and_crop` does, equal to the last bit.
+ * Resizes and crops an image as `plantmodels.serve.preprocessing` does, equal to the last bit.
  *
- * Pillow resizes rows first and rounds to 8 bits, then columns. Only what the crop shows is computed here. Rows are asked
- * for in strips, so that a large image is never held as a whole a second time.
+ * Only what the crop shows is computed. Rows are asked for in strips, so that a large image is never held as a whole a
+ * second time.
+ *
+ * One thing differs: by recipe 2, Python lets the decoder of a large JPEG leave out fine detail, which no browser does. The
+ * page averages the same blocks of pixels instead.
  */
 
-import { computeCoefficients, nearestPixels, PRECISION_BITS } from "./filters.mjs";
+import { computeCoefficients, nearestPixels } from "./filters.mjs";
+import { reduce } from "./reduce.mjs";
+import { resampleColumnsFirst, resampleRowsFirst } from "./resample.mjs";
 
-/** Rows that are read at once: 8 MB of a 108-megapixel image. */
-const STRIP_ROWS = 128;
-
-const HALF = 1 << (PRECISION_BITS - 1);
+/** By recipe 2, how many times larger than the resized image a reduced one is at least. */
+const GAP = 2;
 
 /**
  * An upright image whose pixels are read in strips of rows.
  *
- * @typedef {{width: number, height: number, readRows: (first: number, count: number) => Uint8ClampedArray | Uint8Array}}
- *   PixelSource `readRows` returns RGBA, 4 bytes a pixel
+ * @typedef {{width: number, height: number, readRows: (first: number, count: number) => Uint8ClampedArray | Uint8Array,
+ *   jpegCorner?: import("./orientation.mjs").Corner}} PixelSource `readRows` returns RGBA, 4 bytes a pixel; `jpegCorner`
+ *   is where a JPEG file begins, and missing for other files
  *
- * @typedef {{image_size: number, mean: number[], std: number[], interpolation: string, crop_pct: number}} Preprocessing
+ * @typedef {{image_size: number, mean: number[], std: number[], interpolation: string, crop_pct: number,
+ *   recipe: number}} Preprocessing
  */
 
 /**
@@ -52,15 +57,43 @@ function roundHalfToEven(value) {
  * @returns {Uint8Array} RGB, `image_size` × `image_size` × 3
  */
 export function resizeAndCrop(source, preprocessing) {
-  const plan = planResize(source.width, source.height, preprocessing);
   const size = preprocessing.image_size;
-  const resize = preprocessing.interpolation === "nearest" ? copyNearest : resample;
-  return resize(source, plan, size, preprocessing.interpolation);
+  const byRecipe2 = preprocessing.recipe === 2;
+  const scale = byRecipe2 && source.jpegCorner ? draftScale(source, preprocessing) : 1;
+  const decoded = reduce(source, scale, scale, source.jpegCorner);
+  const plan = planResize(decoded.width, decoded.height, preprocessing);
+  if (preprocessing.interpolation === "nearest") return copyNearest(decoded, plan, size);
+  const columns = byRecipe2 ? reducingFactor(decoded.width, plan.width) : 1;
+  const rows = byRecipe2 ? reducingFactor(decoded.height, plan.height) : 1;
+  const small = reduce(decoded, columns, rows);
+  const { interpolation } = preprocessing;
+  const horizontal = computeCoefficients(small.width, decoded.width / columns, plan.width, interpolation);
+  const vertical = computeCoefficients(small.height, decoded.height / rows, plan.height, interpolation);
+  const resample = shrinksColumnsFirst(small, plan) ? resampleColumnsFirst : resampleRowsFirst;
+  return resample(small, { horizontal, vertical, left: plan.left, top: plan.top, size });
+}
+
+/** As Pillow 13 chooses it; older versions always begin with the rows. @type {(image: PixelSource, plan: Plan) => boolean} */
+function shrinksColumnsFirst(image, plan) {
+  const lost = image.height - plan.height;
+  return lost > 0 && lost > (image.width - plan.width) * 2;
+}
+
+/** As `JpegImageFile.draft` of Pillow chooses it. @type {(source: PixelSource, preprocessing: Preprocessing) => number} */
+function draftScale({ width, height }, preprocessing) {
+  const wanted = GAP * Math.floor(preprocessing.image_size / preprocessing.crop_pct);
+  const scale = Math.floor(Math.min(width, height) / wanted);
+  return [8, 4, 2].find((power) => scale >= power) ?? 1;
+}
+
+/** As `Image.resize` of Pillow chooses it with `reducing_gap`. @type {(before: number, after: number) => number} */
+function reducingFactor(before, after) {
+  return Math.max(1, Math.trunc(before / after / GAP));
 }
 
 /** @typedef {{width: number, height: number, left: number, top: number}} Plan */
 
-/** @type {(source: PixelSource, plan: Plan, size: number, interpolation: string) => Uint8Array} */
+/** @type {(source: PixelSource, plan: Plan, size: number) => Uint8Array} */
 function copyNearest(source, plan, size) {
   const columns = nearestPixels(source.width, plan.width);
   const rows = nearestPixels(source.height, plan.height);
@@ -73,77 +106,4 @@ function copyNearest(source, plan, size) {
     }
   }
   return square;
-}
-
-/** @type {(source: PixelSource, plan: Plan, size: number, interpolation: string) => Uint8Array} */
-function resample(source, plan, size, interpolation) {
-  const vertical = computeCoefficients(source.height, plan.height, interpolation);
-  const bottom = plan.top + size - 1;
-  const firstRow = vertical.first[plan.top];
-  const lastRow = vertical.first[bottom] + vertical.count[bottom];
-  const horizontal = computeCoefficients(source.width, plan.width, interpolation);
-  const narrow = new Uint8ClampedArray((lastRow - firstRow) * size * 3);
-  for (let row = firstRow; row < lastRow; row += STRIP_ROWS) {
-    const count = Math.min(STRIP_ROWS, lastRow - row);
-    const target = narrow.subarray((row - firstRow) * size * 3, (row - firstRow + count) * size * 3);
-    shrinkRows(source.readRows(row, count), source.width, target, size, plan.left, horizontal);
-  }
-  return shrinkColumns(narrow, firstRow, size, plan.top, vertical);
-}
-
-/**
- * Resize rows. Sums stay below 2^53 and are therefore exact; the shift takes the same 32 bits as C does.
- *
- * @param {Uint8ClampedArray | Uint8Array} rows RGBA
- * @param {number} width pixels of a row
- * @param {Uint8ClampedArray} target RGB; a clamped array rounds nothing here, as the sums are integers
- * @param {number} size columns to compute
- * @param {number} left the first of them
- * @param {import("./filters.mjs").Coefficients} coefficients
- */
-function shrinkRows(rows, width, target, size, left, { first, count, weights, stride }) {
-  const height = target.length / (size * 3);
-  for (let y = 0, out = 0; y < height; y++) {
-    for (let x = left; x < left + size; x++) {
-      let red = HALF;
-      let green = HALF;
-      let blue = HALF;
-      let pixel = (y * width + first[x]) * 4;
-      const end = x * stride + count[x];
-      for (let tap = x * stride; tap < end; tap++, pixel += 4) {
-        const weight = weights[tap];
-        red += rows[pixel] * weight;
-        green += rows[pixel + 1] * weight;
-        blue += rows[pixel + 2] * weight;
-      }
-      target[out++] = red >> PRECISION_BITS;
-      target[out++] = green >> PRECISION_BITS;
-      target[out++] = blue >> PRECISION_BITS;
-    }
-  }
-}
-
-/**
- * Resize columns.
- *
- * @param {Uint8ClampedArray} narrow RGB rows of `size` pixels, from `firstRow` on
- * @param {number} firstRow
- * @param {number} size rows to compute
- * @param {number} top the first of them
- * @param {import("./filters.mjs").Coefficients} coefficients
- * @returns {Uint8Array}
- */
-function shrinkColumns(narrow, firstRow, size, top, { first, count, weights, stride }) {
-  const square = new Uint8ClampedArray(size * size * 3);
-  const rowLength = size * 3;
-  for (let y = 0; y < size; y++) {
-    const start = (first[top + y] - firstRow) * rowLength;
-    const taps = (top + y) * stride;
-    for (let column = 0; column < rowLength; column++) {
-      let sum = HALF;
-      for (let tap = 0; tap < count[top + y]; tap++) sum += narrow[start + tap * rowLength + column] * weights[taps + tap];
-      square[y * rowLength + column] = sum >> PRECISION_BITS;
-    }
-  }
-  return new Uint8Array(square.buffer);
 }
