@@ -10,7 +10,7 @@ measured.
 (['disease-heads-packed.onnx', 'swin-species-int8.onnx'], {})
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +52,12 @@ class OpenedModels:
         if name not in self.sessions:
             raise BundleError(self.errors.get(name, f"{name}: missing"))
         return self.sessions[name]
+
+    def select(self, names: Iterable[str]) -> "OpenedModels":
+        """Return those of the models that have one of these names."""
+        chosen = set(names)
+        sessions = {name: session for name, session in self.sessions.items() if name in chosen}
+        return OpenedModels(sessions, {name: reason for name, reason in self.errors.items() if name in chosen})
 
 
 def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedModels:

@@ -16,7 +16,7 @@ import numpy as np
 from plantmodels.arrays import Inputs
 from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.files import StrPath, as_path
-from plantmodels.bundle.layout import MANIFEST_FILE, Precision, is_report
+from plantmodels.bundle.layout import MANIFEST_FILE, ONE_FILES, Precision, is_report
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import class_of
 from plantmodels.data.progress import log_step
@@ -37,7 +37,8 @@ from plantmodels.verify.compose import Passes, compose_report, write_report
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
 from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.leakage import measure_leakage
-from plantmodels.verify.opening import open_classifiers, open_models
+from plantmodels.verify.one_file import find_one_file_problems
+from plantmodels.verify.opening import OpenedModels, open_classifiers, open_models
 from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import choose_gate_images, measure_rejection, score_in_pytorch
 
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
 _LOGGER: Final = logging.getLogger(__name__)
 
 _BUILT_IN_LIMITS: Final = GatePolicy()
+
+_ONE_FILE_LEAVES: Final = 24
+_ONE_FILE_NON_PLANTS: Final = 8
+"""Images on which the one file is compared with the parts of the bundle: a wrong file is wrong on any of them."""
 
 
 def verify_bundle(
@@ -136,6 +141,7 @@ class _OpenedBundle:
         contents: the bundle; of its ONNX files, only those that serving reads are kept in memory.
         load_failures: ONNX file to the reason why it does not load.
         head_problems: one line for each problem with a disease head.
+        one_files: the opened one files.
         classifiers: a classifier of each precision for bulk work; empty if they cannot be run.
         not_run: why the classifiers cannot be run; "" if they can.
     """
@@ -143,6 +149,7 @@ class _OpenedBundle:
     contents: BundleContents
     load_failures: Mapping[str, str]
     head_problems: tuple[str, ...]
+    one_files: OpenedModels
     classifiers: Mapping[Precision, PlantClassifier]
     not_run: str
 
@@ -155,6 +162,7 @@ def _open_bundle(contents: BundleContents, checkpoint: "Checkpoint | None") -> _
         replace(contents, model_bytes=served),
         find_load_failures(contents.model_bytes, models),
         find_head_problems(models, contents.metadata, checkpoint),
+        models.select(ONE_FILES.values()),
         classifiers,
         not_run,
     )
@@ -165,12 +173,15 @@ def _measure(
 ) -> tuple[Measured, Passes | None]:
     manifest, taxonomy = bundle.contents.manifest, bundle.contents.metadata.taxonomy
     passes = latency = parity = rejection = None
+    load_failures = dict(bundle.load_failures)
     if not bundle.not_run:
         passes = _measure_images(bundle, inputs, policy)
         if inputs.checkpoint is not None:
             with log_step("measure parity"):
                 parity, passes = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
         rejection = passes.rejection.rejection
+        with log_step("compare one file"):
+            load_failures |= _compare_one_files(bundle, passes)
         with log_step("measure latency"):
             latency = _measure_latency(bundle.contents, passes, threads)
     files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
@@ -178,7 +189,7 @@ def _measure(
         taxonomy=taxonomy,
         files=files,
         problems={
-            "loads": tuple(f"{name}: {reason}" for name, reason in bundle.load_failures.items()),
+            "loads": tuple(f"{name}: {reason}" for name, reason in load_failures.items()),
             "heads_complete": bundle.head_problems,
         },
         heads_compared=inputs.checkpoint is not None,
@@ -208,6 +219,15 @@ def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: G
         leakage = measure_leakage(accuracy.samples, accuracy.rows, inputs.training, inputs.non_plants, int8.taxonomy)
         accuracy = replace(accuracy, rows=leakage.rows)
     return Passes(accuracy, rejection, leakage, field)
+
+
+def _compare_one_files(bundle: _OpenedBundle, passes: Passes) -> dict[str, str]:
+    """Return the one files that do not answer as the bundle's parts do on a few images, each with the reason."""
+    samples, others = passes.accuracy.samples, passes.rejection.non_plants.paths
+    leaves = pick_each_class(samples, _ONE_FILE_LEAVES, key=class_of)
+    paths = [*(sample.path for sample in leaves), *thin_out(others, _ONE_FILE_NON_PLANTS, key=lambda path: path.parent)]
+    images = _decode_images(bundle.contents.metadata, paths)
+    return find_one_file_problems(bundle.one_files, bundle.classifiers, images)
 
 
 def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:
