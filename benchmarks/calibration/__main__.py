@@ -2,6 +2,7 @@
 
 python -m benchmarks.calibration simulate --runs 1000
 python -m benchmarks.calibration measure BUNDLE --data LEAVES --non-plants FOLDER --embeddings CACHE.npz
+python -m benchmarks.calibration measure … --seeds 20
 """
 
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from benchmarks.calibration.measure import read_embeddings, tabulate
+from benchmarks.calibration.measure import read_embeddings, tabulate, tabulate_seeds
 from benchmarks.calibration.simulate import run_once
 
 
@@ -38,9 +39,12 @@ def simulate(runs: int, leaves: int) -> None:
 @click.option("--non-plants", type=click.Path(path_type=Path), required=True, help="Images without plants.")
 @click.option("--embeddings", type=click.Path(path_type=Path), required=True, help="Cache; made if it is missing.")
 @click.option("--held-out", type=float, default=0.1, show_default=True, help="Share that training held out, by name.")
-def measure(bundle: Path, data: Path, non_plants: Path, embeddings: Path, held_out: float) -> None:
+@click.option("--seeds", type=click.IntRange(1), help="Only measure how far the threshold depends on the seed.")
+def measure(bundle: Path, data: Path, non_plants: Path, embeddings: Path, held_out: float, seeds: int | None) -> None:
     """Calibrate the bundle's network in three ways, and try each on validation leaves that did not calibrate."""
-    click.echo(tabulate(read_embeddings(bundle, data, non_plants, embeddings), held_out))
+    embedded = read_embeddings(bundle, data, non_plants, embeddings)
+    for line in [tabulate(embedded, held_out)] if seeds is None else tabulate_seeds(embedded, held_out, seeds):
+        click.echo(line)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Calibrates a network in three ways on real leaves, and tries each on validation leaves that did not calibrate."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.metadata import read_metadata
@@ -13,13 +14,23 @@ from plantmodels.data.leaves import LeafSample, class_of, read_leaves
 from plantmodels.data.non_plants import read_non_plants
 from plantmodels.export.calibration.leaves import pick_part
 from plantmodels.ood.embeddings import Embedder, LeafEmbeddings, ModelOutputs, NonPlantEmbeddings
+from plantmodels.ood.held_out import Images, score_held_out
 from plantmodels.ood.select import select_detector
+from plantmodels.ood.threshold import choose_threshold
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session
 
 _HEADER: Final = (
     "| calibrated on | leaves | aimed at | rejected | of leaves | p ≤ 0.05 | p ≤ 0.01 | recall | precision | "
     "precision of single rounds | recall of single rounds |"
+)
+
+_METHOD: Final = "gaussian_ratio"
+"""The only method whose threshold depends on a seed: it is fitted on non-plants."""
+
+_SEEDS_HEADER: Final = (
+    "| calibrated on | seeds | rejected | recall | precision | standard deviation of the threshold: averaged | "
+    "of single rounds |"
 )
 
 
@@ -63,6 +74,16 @@ def tabulate(embedded: Mapping[str, Any], held_out: float) -> str:
         embedded: from `read_embeddings`.
         held_out: share of the training leaves that training held out, by their names and the seed 0.
     """
+    rows, species = [_HEADER, "|---" * 11 + "|"], []
+    for name, (fit, calibration, fresh) in _list_ways(embedded, held_out).items():
+        row, shares = _try(embedded, name, _leaves(embedded, "train", fit), calibration, fresh)
+        rows.append(row)
+        species += shares
+    return "\n".join([*rows, "", *species])
+
+
+def _list_ways(embedded: Mapping[str, Any], held_out: float) -> dict[str, tuple[Any, LeafEmbeddings | None, Any]]:
+    """Return each way to calibrate: which training leaves fit, what calibrates, and which val leaves are fresh."""
     samples = [
         LeafSample(Path(path), int(species), None if disease < 0 else int(disease))
         for path, species, disease in zip(embedded["val_p"], embedded["val_s"], embedded["val_d"], strict=True)
@@ -71,17 +92,43 @@ def tabulate(embedded: Mapping[str, Any], held_out: float) -> str:
     in_part = np.array([sample.path in part for sample in samples])
     away = np.array([hash_to_fraction(f"0:{path}") < held_out for path in embedded["train_p"]])
     everything = np.ones(len(away), np.bool_)
-    ways = {
+    return {
         "training leaves, as before": (everything, None, ~np.zeros(len(in_part), np.bool_)),
         "held-out leaves": (~away, _leaves(embedded, "train", away), ~np.zeros(len(in_part), np.bool_)),
         "a third of val": (everything, _leaves(embedded, "val", in_part), ~in_part),
     }
-    rows, species = [_HEADER, "|---" * 11 + "|"], []
-    for name, (fit, calibration, fresh) in ways.items():
-        row, shares = _try(embedded, name, _leaves(embedded, "train", fit), calibration, fresh)
-        rows.append(row)
-        species += shares
-    return "\n".join([*rows, "", *species])
+
+
+def tabulate_seeds(embedded: Mapping[str, Any], held_out: float, seeds: int) -> Iterator[str]:
+    """Yield the lines of a Markdown table: what the served threshold, an average over rounds, does with each seed.
+
+    The thresholds are tried on the same images by the same detector, which does not depend on the seed.
+
+    Args:
+        embedded: from `read_embeddings`.
+        held_out: as in `tabulate`.
+        seeds: number of seeds of an export; no two share a round.
+    """
+    yield _SEEDS_HEADER
+    yield "|---" * 7 + "|"
+    others, half = _halve_non_plants(embedded)
+    for name, (fit, calibration, fresh) in _list_ways(embedded, held_out).items():
+        plants, leaves = _leaves(embedded, "train", fit), _leaves(embedded, "val", fresh).outputs
+        detector, averaged, single = None, [], []
+        for seed in range(seeds):
+            with threadpool_limits(1):
+                found = score_held_out(_METHOD, Images(plants, half, calibration, None, seed))
+            detector = found.detector
+            averaged.append(choose_threshold(found.plants, found.scores.non_plants).value)
+            single += [choose_threshold(found.plants, scores).value for scores in found.rounds]
+        if detector is None:
+            raise ValueError(f"seeds must be at least 1, got {seeds}")
+        scores, other_scores = detector.score(leaves.features), detector.score(others.features)
+        alarms, recalls = (np.array([(s > t).mean() for t in averaged]) for s in (scores, other_scores))
+        precisions = recalls / (recalls + alarms)
+        ends = (f"{100 * column.min():.2f} to {100 * column.max():.2f} %" for column in (alarms, recalls, precisions))
+        spread = (f"{np.std(values, ddof=1):.2f}" for values in (averaged, single))
+        yield f"| {' | '.join((name, str(seeds), *ends, *spread))} |"
 
 
 def _leaves(embedded: Mapping[str, Any], split: str, rows: Any) -> LeafEmbeddings:
@@ -92,14 +139,19 @@ def _leaves(embedded: Mapping[str, Any], split: str, rows: Any) -> LeafEmbedding
     return LeafEmbeddings(outputs, np.searchsorted(known, classes)[rows], pairs[rows, 0])
 
 
+def _halve_non_plants(embedded: Mapping[str, Any]) -> tuple[ModelOutputs, NonPlantEmbeddings]:
+    """Return the half of the non-plants that the gates measure, and the half that chooses the threshold."""
+    half = np.array([int(hash_to_fraction(digest) * 2) == 0 for digest in embedded["n_h"].tolist()])
+    outputs = ModelOutputs(embedded["n_f"], embedded["n_l"])
+    return outputs[~half], NonPlantEmbeddings(outputs[half], embedded["n_src"][half])
+
+
 def _try(
     embedded: Mapping[str, Any], name: str, plants: LeafEmbeddings, calibration: LeafEmbeddings | None, fresh: Any
 ) -> tuple[str, list[str]]:
-    half = np.array([int(hash_to_fraction(digest) * 2) == 0 for digest in embedded["n_h"].tolist()])
-    outputs = ModelOutputs(embedded["n_f"], embedded["n_l"])
-    chosen = NonPlantEmbeddings(outputs[half], embedded["n_src"][half])
+    others, chosen = _halve_non_plants(embedded)
     detector = select_detector(plants, chosen, calibration=calibration).detector
-    leaves, others = _leaves(embedded, "val", fresh).outputs, outputs[~half]
+    leaves = _leaves(embedded, "val", fresh).outputs
     scores, other_scores = detector.score(leaves.features), detector.score(others.features)
     p_values = detector.p_values(scores, leaves.predicted)
     other_p_values = detector.p_values(other_scores, others.predicted)

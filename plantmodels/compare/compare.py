@@ -25,8 +25,9 @@ from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.serialization import encode
 from plantmodels.bundle.taxonomy import Taxonomy
-from plantmodels.compare.measures import VerifiedBundle, compare_measures
+from plantmodels.compare.measures import compare_measures
 from plantmodels.compare.model import Comparison, Difference, GatePair
+from plantmodels.compare.pairing import VerifiedBundle
 from plantmodels.errors import BundleError
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.per_image import read_image_rows

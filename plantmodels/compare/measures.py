@@ -7,28 +7,33 @@
 'Accuracy'
 """
 
-from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
 
-from plantmodels.bundle.layout import IMAGES_FILE, summarize_sizes
+from plantmodels.bundle.layout import summarize_sizes
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.compare.field import compare_field
 from plantmodels.compare.model import MeasurePair, Section, Verdict
+from plantmodels.compare.pairing import (
+    INTERVAL,
+    Pairing,
+    VerifiedBundle,
+    compare_proportions,
+    decide,
+    measure_accuracy,
+)
 from plantmodels.compare.probabilities import compare_true_classes
 from plantmodels.report.gate_report import GateReport
-from plantmodels.report.inputs import ImageSet
-from plantmodels.report.per_image import ImageRow, ImageSetName
-from plantmodels.report.results import Accuracy, ClassRow, Rejection
+from plantmodels.report.results import ClassRow, Rejection
 from plantmodels.report.samples import Latency, Parity
 from plantmodels.report.statistics import (
     ALPHA,
     PairedCounts,
     Proportion,
     correct_for_many,
-    difference_interval,
     difference_p_value,
     precision_difference_interval,
 )
@@ -40,26 +45,7 @@ _BUSY: Final = 2
 """Load average per thread above which other work ran on the machine. Verification itself uses every core."""
 
 _HOLM: Final = "with p-values corrected for the number of classes (Holm)."
-_INTERVAL: Final = "unpaired, decided by the 95 % interval of the difference"
 _FISHER: Final = "unpaired, decided by Fisher’s exact test"
-_IsRight = Callable[[ImageRow], bool]
-_GroupOf = Callable[[ImageRow], Hashable]
-"""Which group of images an image belongs to; None when it does not count."""
-
-
-@dataclass(frozen=True)
-class VerifiedBundle:
-    """What is read from one bundle.
-
-    Attributes:
-        report: its gate report.
-        metadata: its metadata.
-        rows: the answers to every image; None when the bundle has no file of them.
-    """
-
-    report: GateReport
-    metadata: Metadata
-    rows: tuple[ImageRow, ...] | None
 
 
 @dataclass(frozen=True)
@@ -74,92 +60,17 @@ class _ClassCounts:
 
 def compare_measures(a: VerifiedBundle, b: VerifiedBundle) -> tuple[Section, ...]:
     """Return every measure that both reports have, in sections."""
-    leaves = _Pairing.match(a, b, "val", a.report.inputs.val, b.report.inputs.val)
-    others = _Pairing.match(a, b, "non-plants", a.report.inputs.non_plants, b.report.inputs.non_plants)
+    leaves = Pairing.match(a, b, "val", a.report.inputs.val, b.report.inputs.val)
+    others = Pairing.match(a, b, "non-plants", a.report.inputs.non_plants, b.report.inputs.non_plants)
     sections = (
         *_compare_accuracy(a, b, leaves),
         *_compare_rejection(a.report.rejection, b.report.rejection, leaves, others),
         _compare_sizes(a.report, b.report),
         *_compare_latency(a.report, b.report),
         *_compare_parity(a.report.parity, b.report.parity),
+        *compare_field(a, b),
     )
     return tuple(section for section in sections if section.measures)
-
-
-@dataclass(frozen=True)
-class _Pairing:
-    """How one set of images is compared.
-
-    Attributes:
-        pairs: the answers of A and B to each image that both measured; None when images cannot be paired.
-        images: which images they are, in words.
-    """
-
-    pairs: tuple[tuple[ImageRow, ImageRow], ...] | None
-    images: str
-
-    @classmethod
-    def match(
-        cls, a: VerifiedBundle, b: VerifiedBundle, name: ImageSetName, set_a: ImageSet | None, set_b: ImageSet | None
-    ) -> "_Pairing":
-        if set_a is None or set_b is None:
-            return cls(None, "not measured in both")
-        if set_a.sha256 != set_b.sha256:
-            return cls(None, f"different images or labels ({set_a.sha256[:12]}, {set_b.sha256[:12]})")
-        if a.rows is None or b.rows is None:
-            lacking = " and ".join(name for name, bundle in (("A", a), ("B", b)) if bundle.rows is None)
-            return cls(None, f"the same images, but {lacking} without {IMAGES_FILE}")
-        answers = {(row.source, row.name): row for row in a.rows if row.set == name}
-        pairs = tuple(
-            (answers[key], row) for row in b.rows if row.set == name and (key := (row.source, row.name)) in answers
-        )
-        if not pairs:
-            return cls(None, f"the same images, but no image is in both {IMAGES_FILE}")
-        return cls(pairs, f"the same {len(pairs):,} images, one by one")
-
-    def explain(self, unpaired: str) -> str:
-        """Return which images are compared and by which test."""
-        return f"{self.images}; {unpaired if self.pairs is None else 'decided by McNemar’s exact test'}"
-
-    def count(self, is_right: _IsRight, group_of: _GroupOf = lambda row: "") -> dict[Hashable, PairedCounts]:
-        """Return the paired counts of each group of images; empty when images cannot be paired."""
-        cells = Counter((group_of(a), is_right(a), is_right(b)) for a, b in self.pairs or ())
-        kinds = ((True, True), (True, False), (False, True), (False, False))
-        return {
-            group: PairedCounts(*(cells[group, *kind] for kind in kinds))
-            for group in dict.fromkeys(group for group, _, _ in cells)
-            if group is not None
-        }
-
-
-def _compare_proportions(
-    name: str,
-    a: Proportion,
-    b: Proportion,
-    paired: PairedCounts | None,
-    *,
-    higher_is_better: bool = True,
-    counted: str = "right",
-) -> MeasurePair:
-    """Compare two proportions: by McNemar's test when they are paired, otherwise by the interval of the difference."""
-    measure = MeasurePair(name, "share", a.value, b.value, "not comparable", "", a.images, b.images)
-    if a.value is None or b.value is None:
-        lacking = " and ".join(side for side, share in (("A", a), ("B", b)) if share.value is None)
-        return replace(measure, why=f"not measured in {lacking}")
-    if paired is None:
-        low, high = difference_interval(a, b)
-        verdict = _decide(low > 0 or high < 0, b.value > a.value, higher_is_better)
-        return replace(measure, low=low, high=high, verdict=verdict)
-    low, high = paired.interval or (0.0, 0.0)  # of A minus B
-    verdict = _decide(paired.p_value < ALPHA, paired.only_second > paired.only_first, higher_is_better)
-    why = f"{paired.only_second:,} newly {counted}, {paired.only_first:,} no longer"
-    return replace(measure, low=-high, high=-low, p_value=paired.p_value, verdict=verdict, why=why)
-
-
-def _decide(differs: bool, rises: bool, higher_is_better: bool) -> Verdict:
-    if not differs:
-        return "no difference beyond noise"
-    return "better" if rises == higher_is_better else "worse"
 
 
 def _compare_classes(counts: Iterable[_ClassCounts], *, counted: str = "right") -> tuple[MeasurePair, ...]:
@@ -170,27 +81,27 @@ def _compare_classes(counts: Iterable[_ClassCounts], *, counted: str = "right") 
     )
     return tuple(
         replace(
-            _compare_proportions(c.name, c.a, c.b, c.paired, counted=counted),
+            compare_proportions(c.name, c.a, c.b, c.paired, counted=counted),
             p_value=p_value,
-            verdict=_decide(p_value < ALPHA, c.b.count * c.a.images > c.a.count * c.b.images, True),
+            verdict=decide(p_value < ALPHA, c.b.count * c.a.images > c.a.count * c.b.images, True),
         )
         for c, p_value in zip(tested, p_values, strict=True)
     )
 
 
-def _compare_accuracy(a: VerifiedBundle, b: VerifiedBundle, leaves: _Pairing) -> Iterator[Section]:
+def _compare_accuracy(a: VerifiedBundle, b: VerifiedBundle, leaves: Pairing) -> Iterator[Section]:
     first, second = a.report.accuracy, b.report.accuracy
     if first is None or second is None:
         return
     soft = leaves.count(lambda row: row.int8_species == row.species and row.int8_soft_disease == row.disease)
     measures = (
-        *_measure_accuracy(first, second, leaves, "int8"),
-        _compare_proportions(
+        *measure_accuracy(first, second, leaves, "int8"),
+        compare_proportions(
             "end to end, INT8, soft routing", first.routing.second, second.routing.second, soft.get("")
         ),
-        *_measure_accuracy(first, second, leaves, "fp16"),
+        *measure_accuracy(first, second, leaves, "fp16"),
     )
-    yield Section("Accuracy", f"Leaves: {leaves.explain(_INTERVAL)}.", False, measures)
+    yield Section("Accuracy", f"Leaves: {leaves.explain(INTERVAL)}.", False, measures)
     test = f"{leaves.explain(_FISHER)}, {_HOLM}"
     species = leaves.count(lambda row: row.int8_species == row.species, lambda row: row.species)
     note = f"Leaves with the right species in INT8: {test}"
@@ -205,26 +116,6 @@ def _compare_accuracy(a: VerifiedBundle, b: VerifiedBundle, leaves: _Pairing) ->
     measures = tuple(compare_true_classes(leaves.pairs, "" if leaves.pairs else leaves.images))
     note = f"Mean −log of the probability of the truth; lower is better. Leaves: {leaves.images}."
     yield Section("Probabilities", note, False, measures)
-
-
-def _measure_accuracy(a: Accuracy, b: Accuracy, leaves: _Pairing, precision: str) -> Iterator[MeasurePair]:
-    def species(row: ImageRow) -> bool:
-        return bool(getattr(row, f"{precision}_species") == row.species)
-
-    def disease(row: ImageRow) -> bool:
-        return bool(getattr(row, f"{precision}_disease") == row.disease)
-
-    first, second = getattr(a, precision), getattr(b, precision)
-    paired = {
-        "species": leaves.count(species),
-        "disease": leaves.count(disease, lambda row: "" if row.disease else None),
-        "end_to_end": leaves.count(lambda row: species(row) and disease(row)),
-    }
-    names = {"species": "species", "disease": "disease given the species", "end_to_end": "end to end"}
-    for field, name in names.items():
-        yield _compare_proportions(
-            f"{name}, {precision.upper()}", getattr(first, field), getattr(second, field), paired[field].get("")
-        )
 
 
 def _count_classes(
@@ -246,20 +137,18 @@ def _list_disease_classes(metadata: Metadata) -> frozenset[str]:
     )
 
 
-def _compare_rejection(
-    a: Rejection | None, b: Rejection | None, leaves: _Pairing, others: _Pairing
-) -> Iterator[Section]:
+def _compare_rejection(a: Rejection | None, b: Rejection | None, leaves: Pairing, others: Pairing) -> Iterator[Section]:
     if a is None or b is None:
         return
     plants, non_plants = (pairing.count(lambda row: row.rejected).get("") for pairing in (leaves, others))
     scale = "each detector has its own scale"
     measures = (
-        _compare_proportions("OOD recall", a.non_plants, b.non_plants, non_plants, counted="rejected"),
+        compare_proportions("OOD recall", a.non_plants, b.non_plants, non_plants, counted="rejected"),
         _measure_precision(a, b, plants, non_plants),
-        _compare_proportions("false alarms", a.plants, b.plants, plants, higher_is_better=False, counted="rejected"),
+        compare_proportions("false alarms", a.plants, b.plants, plants, higher_is_better=False, counted="rejected"),
         MeasurePair("threshold", "score", a.threshold, b.threshold, "not comparable", scale),
     )
-    note = f"Non-plants: {others.explain(_INTERVAL)}. Plants: {leaves.explain(_INTERVAL)}."
+    note = f"Non-plants: {others.explain(INTERVAL)}. Plants: {leaves.explain(INTERVAL)}."
     yield Section("Out-of-distribution rejection", note, False, measures)
     paired = others.count(lambda row: row.rejected, lambda row: row.source)
     sources = (
@@ -280,7 +169,7 @@ def _measure_precision(
     low, high = precision_difference_interval(
         plants or (a.plants, b.plants), non_plants or (a.non_plants, b.non_plants)
     )
-    return replace(measure, low=low, high=high, verdict=_decide(low > 0 or high < 0, b.precision > a.precision, True))
+    return replace(measure, low=low, high=high, verdict=decide(low > 0 or high < 0, b.precision > a.precision, True))
 
 
 def _compare_sizes(a: GateReport, b: GateReport) -> Section:
@@ -291,7 +180,7 @@ def _compare_sizes(a: GateReport, b: GateReport) -> Section:
             "bytes",
             before,
             second[name],
-            _decide(abs(second[name] - before) > _SIZE_NOISE * before, second[name] > before, False),
+            decide(abs(second[name] - before) > _SIZE_NOISE * before, second[name] > before, False),
         )
         for name, before in first.items()
     )
@@ -340,7 +229,7 @@ def _measure_latency(name: str, a: Latency, b: Latency, why: str, median: str, p
     before, now = getattr(a, median), getattr(b, median)
     slower, faster = (a, b) if before > now else (b, a)
     differs = getattr(faster, p95) < getattr(slower, median)
-    verdict: Verdict = "not comparable" if why else _decide(differs, now > before, False)
+    verdict: Verdict = "not comparable" if why else decide(differs, now > before, False)
     return MeasurePair(name, "ms", before, now, verdict, why)
 
 
@@ -352,7 +241,7 @@ def _measure_relative(a: GateReport, first: Latency, b: GateReport, second: Late
     slower, faster = (before, second) if before > now else (now, first)
     ratios = [run / other for run, other in zip(faster.runs_ms, faster.reference_runs_ms, strict=True)]
     differs = float(np.percentile(ratios, 95)) < slower
-    verdict: Verdict = "not comparable" if why else _decide(differs, now > before, False)
+    verdict: Verdict = "not comparable" if why else decide(differs, now > before, False)
     return MeasurePair("latency of a tensor in times of the reference", "ratio", before, now, verdict, why)
 
 
