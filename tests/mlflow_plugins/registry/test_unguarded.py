@@ -1,11 +1,13 @@
 """On models that are not guarded, MLflow's store and ours answer every call alike: results, rows, errors and codes.
 
 A driver calls both with the same arguments, odd ones and None included, and compares what they answer and what their
-databases hold. `DRIVER_STEPS` sets the number of calls; CI makes 5,000.
+databases hold, with workspaces and without. `DRIVER_STEPS` sets the number of calls; CI makes 5,000.
 """
 
+import contextlib
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +20,12 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
+from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.utils.workspace_context import WorkspaceContext
 
+from mlflow_plugins._mlflow_compat import get_store_class
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.store import build_gated_store
 
@@ -69,13 +74,15 @@ TAGS = st.one_of(
 class Pair:
     """MLflow's store and ours on two databases that began alike."""
 
-    def __init__(self, folder: Path) -> None:
-        addresses = [f"sqlite:///{folder / name}" for name in ("plain.db", "gated.db")]
-        self.plain = SqlAlchemyStore(addresses[0])
-        self.gated = build_gated_store(addresses[1], RegistryConfig(guarded=("guarded-*",)))
+    def __init__(self, folder: Path, empty: Path) -> None:
+        paths = [Path(shutil.copy(empty, folder / name)) for name in ("plain.db", "gated.db")]
+        self.plain = get_store_class()(f"sqlite:///{paths[0]}")
+        self.gated = build_gated_store(f"sqlite:///{paths[1]}", RegistryConfig(guarded=("guarded-*",)))
+        self.workspace = "default"
 
     def call(self, method: str, *arguments: Any, **named: Any) -> None:
-        answers = [_answer(getattr(store, method), arguments, named) for store in (self.plain, self.gated)]
+        with WorkspaceContext(self.workspace) if MLFLOW_ENABLE_WORKSPACES.get() else contextlib.nullcontext():
+            answers = [_answer(getattr(store, method), arguments, named) for store in (self.plain, self.gated)]
         assert answers[0] == answers[1], (method, arguments, named)
 
     def rows(self) -> list[dict[str, list[Any]]]:
@@ -127,11 +134,12 @@ class Driver(RuleBasedStateMachine):
     """Calls MLflow's store and ours alike."""
 
     folder: Path
+    empty: Path
     sources: list[Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = Pair(Path(tempfile.mkdtemp(dir=self.folder)))
+        self.pair = Pair(Path(tempfile.mkdtemp(dir=self.folder)), self.empty)
         for name in ("a", "b"):
             self.pair.call("create_registered_model", name)
             self.pair.call("create_model_version", name, self.sources[0])
@@ -143,6 +151,12 @@ class Driver(RuleBasedStateMachine):
     def the_rows_are_the_same(self) -> None:
         plain, gated = self.pair.rows()
         assert plain == gated
+
+    @rule(workspace=st.sampled_from(["default", "team-a"]))
+    def enter_a_workspace(self, workspace: str) -> None:
+        """What follows is asked there; without workspaces nothing changes."""
+        self.pair.workspace = workspace
+        self.pair.call("search_registered_models")
 
     @rule(name=NAMES, tags=TAGS, description=TEXTS)
     def create_registered_model(self, name: Any, tags: Any, description: Any) -> None:
@@ -241,13 +255,19 @@ def sources() -> Iterator[list[Any]]:
 
 
 @pytest.mark.slow
-def test_the_driver_finds_no_difference(tmp_path: Path, sources: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workspaces", [False, True])
+def test_the_driver_finds_no_difference(
+    tmp_path: Path, sources: list[Any], monkeypatch: pytest.MonkeyPatch, workspaces: bool
+) -> None:
+    SqlAlchemyStore(f"sqlite:///{tmp_path / 'empty.db'}").engine.dispose()
+    monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", str(workspaces))
     monkeypatch.setattr(Driver, "folder", tmp_path, raising=False)
+    monkeypatch.setattr(Driver, "empty", tmp_path / "empty.db", raising=False)
     monkeypatch.setattr(Driver, "sources", sources, raising=False)
     run_state_machine_as_test(
         Driver,
         settings=settings(
-            max_examples=max(1, STEPS // _AT_ONCE),
+            max_examples=max(1, STEPS // 2 // _AT_ONCE),
             stateful_step_count=_AT_ONCE,
             deadline=None,
             phases=(Phase.generate,),
