@@ -2,11 +2,17 @@
 
 Without it, MLflow repeats each request for minutes, and makes an empty database where a variable was missing.
 
+A server that is not there is named within seconds. One that accepts connections but is slow, because it has just been
+started or its machine is busy, is waited for, and a line says so.
+
 >>> check_servers(creates=True)
 """
 
+import logging
+import math
 import os
 import re
+import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +22,7 @@ from typing import Final
 from urllib.parse import unquote, urlsplit
 
 import mlflow
+import requests
 import sqlalchemy
 from mlflow import MlflowClient
 
@@ -24,9 +31,16 @@ from plantmodels.errors import RegistrationError
 from plantmodels.foreign_text import quote_error
 
 LIMIT_S: Final = 5.0
-"""Longest wait for one answer. With the import of MLflow, a command says within ten seconds that a server is down."""
+"""Longest wait for an answer if nothing accepts connections. With the import of MLflow, a command says within ten
+seconds that a server is down."""
 
-_ONE_TRY: Final = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+PATIENCE_S: Final = 30.0
+"""Longest wait for an answer of a server that accepts connections. On a busy machine with passwords to check, the first
+answer took 3.5 s."""
+
+_CONNECT_S: Final = 1.0
+_PORTS: Final = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_LOGGER: Final = logging.getLogger("mlflow.plantmodels.servers")
 _GATED: Final = "plantmodels:"
 _PASSWORD: Final = re.compile(r"(?<=://)[^@/]*@")
 
@@ -37,7 +51,8 @@ def check_servers(*, creates: bool = False, limit_s: float | None = None) -> Non
     Args:
         creates: whether a database that does not exist may be made: a training or an export begins one, a question
             does not.
-        limit_s: longest wait for one answer; None for `LIMIT_S`.
+        limit_s: longest wait for an answer if nothing accepts connections; None for `LIMIT_S`. A server that does
+            is waited for up to `PATIENCE_S`.
 
     Raises:
         RegistrationError: one line with the address, the reason and the variable that sets the address.
@@ -76,12 +91,13 @@ def _check(uri: str, what: str, creates: bool, limit_s: float) -> None:
         ask = lambda: _connect(address)  # noqa: E731
     else:
         return
-    if ask is not None and (reason := _find_problem(ask, limit_s)) is not None:
+    said = f"the {what} {_PASSWORD.sub('***@', uri)}"
+    if ask is not None and (reason := _find_problem(ask, said, address, limit_s)) is not None:
         raise refuse(reason)
 
 
-def _find_problem(ask: Callable[[], object], limit_s: float) -> str | None:
-    """Return why a question has no answer within `limit_s`; None if it has one."""
+def _find_problem(ask: Callable[[], object], said: str, address: str, limit_s: float) -> str | None:
+    """Return why a question has no answer; None if it has one."""
     problems: list[str] = []
 
     def run() -> None:
@@ -94,15 +110,36 @@ def _find_problem(ask: Callable[[], object], limit_s: float) -> str | None:
     with _one_try():
         thread.start()
         thread.join(limit_s)
+        if thread.is_alive():
+            if not _accepts_connections(address):
+                return f"it did not answer within {limit_s:g} seconds"
+            _LOGGER.warning(
+                "%s is slow: no answer within %g seconds. Waiting up to %g seconds", said, limit_s, PATIENCE_S
+            )
+            thread.join(PATIENCE_S - limit_s)
     if thread.is_alive():
-        return f"it did not answer within {limit_s:g} seconds"
+        return f"it accepts connections, but did not answer within {PATIENCE_S:g} seconds"
     return problems[0] if problems else None
+
+
+def _accepts_connections(address: str) -> bool:
+    """Return whether something listens at an address; also if only a proxy or the driver knows where it is."""
+    parts = urlsplit(address)
+    scheme = parts.scheme.partition("+")[0]
+    if parts.hostname is None or (scheme in ("http", "https") and requests.utils.get_environ_proxies(address)):
+        return True
+    try:
+        with socket.create_connection((parts.hostname, parts.port or _PORTS[scheme]), timeout=_CONNECT_S):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager
 def _one_try() -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in _ONE_TRY}
-    os.environ.update(_ONE_TRY)
+    one_try = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(PATIENCE_S))}
+    before = {name: os.environ.get(name) for name in one_try}
+    os.environ.update(one_try)
     try:
         yield
     finally:

@@ -64,12 +64,13 @@ def test_a_working_store_passes(embedded_mlflow: str) -> None:
 
 def test_a_server_that_is_down_wrong_or_silent(embedded_mlflow, monkeypatch, silent: str, wrong: str) -> None:
     monkeypatch.setattr(servers, "LIMIT_S", 1.0)
+    monkeypatch.setattr(servers, "PATIENCE_S", 2.0)
     down = f"http://127.0.0.1:{free_port()}"
     for uri, match in {
         down: f"the tracking server {down} cannot be used: .*Connection refused.* \\(MLFLOW_TRACKING_URI names it\\)",
         wrong: f"the tracking server {wrong} cannot be used: .*(404|501)",
-        f"http://{silent}": "cannot be used: it did not answer within 1 seconds",
-        f"postgresql+psycopg2://u:secret@{silent}/db": r"postgresql.psycopg2://\*\*\*@127.*: it did not answer",
+        f"http://{silent}": "cannot be used: (it accepts connections, but did not answer within 2 s|.*timed out)",
+        f"postgresql+psycopg2://u:secret@{silent}/db": r"postgresql.psycopg2://\*\*\*@127.*: it accepts connections, ",
         "http://no-such-host.invalid": "cannot be used: .*(resolve|known|resolution)",
     }.items():
         use(monkeypatch, uri)
@@ -78,6 +79,48 @@ def test_a_server_that_is_down_wrong_or_silent(embedded_mlflow, monkeypatch, sil
             check_servers(creates=True)
         assert time.monotonic() - start < 8 and "\n" not in str(caught.value) and "secret" not in str(caught.value)
         assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+
+
+@pytest.fixture
+def slow(embedded_mlflow: str) -> Iterator[str]:
+    """The address of a server that answers every question, after 1.5 seconds."""
+
+    class Slow(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            time.sleep(1.5)
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        do_GET = do_POST  # noqa: N815 - the name that the class looks for
+
+        def log_message(self, *arguments: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Slow)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_slow_server_is_waited_for_and_a_line_says_so(slow: str, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(servers, "LIMIT_S", 0.3)
+    use(monkeypatch, slow)
+    check_servers()
+
+    (line,) = [record.getMessage() for record in caplog.records if record.name.endswith("servers")]
+    assert line == f"the tracking server {slow} is slow: no answer within 0.3 seconds. Waiting up to 30 seconds"
+
+
+def test_a_server_behind_a_proxy_is_waited_for(monkeypatch) -> None:
+    """Only the proxy knows whether it is there; the request itself says so."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert servers._accepts_connections("http://mlflow.example")
+    assert not servers._accepts_connections(f"postgresql://u@127.0.0.1:{free_port()}/db")
+    assert servers._accepts_connections("postgresql:///mlflow"), "a socket in the file system"
 
 
 def test_a_registry_that_is_down_is_named(embedded_mlflow: str, monkeypatch) -> None:
