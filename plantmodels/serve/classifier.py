@@ -259,21 +259,24 @@ class PlantClassifier:
         return_embedding: bool,
         on_error: OnError,
     ) -> Iterator[Prediction]:
-        inputs: list[Inputs] = []
-        errors: dict[int, str] = {}
-        for position, image in enumerate(images):
-            try:
-                inputs.append(image_to_input(image, self.metadata.preprocessing, allow_paths=self.allow_paths))
-            except ImageError as error:
-                if on_error == "raise":
-                    raise ImageError(f"image {offset + position}: {error}") from error
-                errors[position] = str(error)
+        read = self.species_model.map(self._read_image, images)
+        errors = {position: found for position, found in enumerate(read) if isinstance(found, ImageError)}
+        if errors and on_error == "raise":
+            position, error = next(iter(errors.items()))
+            raise ImageError(f"image {offset + position}: {error}") from error
+        inputs = [found for found in read if not isinstance(found, ImageError)]
         outputs = self.run(np.stack(inputs)) if inputs else None
         predictions = iter(
             () if outputs is None else self._build_predictions(outputs, top_k, routing, return_embedding)
         )
         for position in range(len(images)):
-            yield Prediction(error=errors[position]) if position in errors else next(predictions)
+            yield Prediction(error=str(errors[position])) if position in errors else next(predictions)
+
+    def _read_image(self, image: ImageLike) -> Inputs | ImageError:
+        try:
+            return image_to_input(image, self.metadata.preprocessing, allow_paths=self.allow_paths)
+        except ImageError as error:
+            return error
 
     def _build_predictions(
         self, outputs: Outputs, top_k: int, routing: Routing, return_embedding: bool

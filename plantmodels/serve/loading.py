@@ -50,7 +50,8 @@ class LoadOptions:
     Attributes:
         precision: the species model that answers, "int8" or "fp16". The detector's threshold is calibrated on "int8".
         threads: number of threads inside an operator; None uses OMP_NUM_THREADS if it is set, else all cores.
-        workers: number of images that are embedded at the same time; for bulk work, together with threads=1.
+        workers: number of images of one call that are decoded and computed at the same time; for bulk work, together
+            with threads=1.
         providers: ONNX Runtime's execution providers in order of preference, each a name or a pair of a name and its
             options (see `open_session`).
         allow_paths: whether an image may be given as the path of a file. Never allow it in a service: whoever sends

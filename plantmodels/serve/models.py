@@ -4,9 +4,10 @@
 the wrong logits.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import onnxruntime as ort
@@ -26,7 +27,12 @@ from plantmodels.bundle.layout import (
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
 from plantmodels.foreign_text import quote_error
-from plantmodels.serve.session import RUN_ERRORS
+from plantmodels.serve.cores import count_cores
+from plantmodels.serve.lanes import Lanes
+from plantmodels.serve.session import RUN_ERRORS, release_free_memory
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 _SPECIES_AT_ONCE = 32
 """Heads that `check_models` runs at once; bounds memory for a taxonomy of any size."""
@@ -50,6 +56,7 @@ class SpeciesModel:
         self.session = session
         self._rows_per_run = rows_per_run or (1 if workers > 1 else None)
         self._pool = ThreadPoolExecutor(workers) if workers > 1 else None
+        self._lanes = Lanes(max(workers, count_cores()), release_free_memory)
 
     def run(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
         """Return species logits (N, S) and embeddings (N, D), both float32.
@@ -59,8 +66,22 @@ class SpeciesModel:
         """
         step = self._rows_per_run or len(inputs)
         parts = [inputs[i : i + step] for i in range(0, len(inputs), step)]
-        runs = list((self._pool.map if self._pool else map)(self._run_part, parts))
+        runs = self.map(self._run_part, parts)
         return np.concatenate([run[0] for run in runs]), np.concatenate([run[1] for run in runs])
+
+    def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+        """Return the result for each item, by the workers, and with no more at once over all callers than cores.
+
+        Args:
+            function: decodes an image, or does other work of one core; it must not call `map` or `run`.
+            items: what it is called with.
+        """
+
+        def work(item: _Item) -> _Result:
+            with self._lanes:
+                return function(item)
+
+        return list((self._pool.map if self._pool and len(items) > 1 else map)(work, items))
 
     def _run_part(self, inputs: Inputs) -> list[Logits]:
         outputs: list[Logits] = self.session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: inputs})

@@ -19,6 +19,7 @@ import struct
 import zlib
 from functools import cache, lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 import numpy as np
@@ -103,6 +104,10 @@ _PILLOW_ERRORS: Final = (
 )
 """What Pillow raises for damaged files. Pillow's warnings are left to the caller's filters: silencing them here would
 change the filters of the whole process, and two threads that do so at once can leave them changed for good."""
+
+
+_CALLERS_IMAGES: Final = Lock()
+"""A Pillow image reads its pixels when they are first needed. Two threads that do so with one image break it."""
 
 
 def decode_image(data: bytes | str, preprocessing: Preprocessing | None = None) -> Image.Image:
@@ -218,7 +223,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: the image is truncated, animated, of a size outside the limits, or has a mode without RGB.
     """
-    return _load_upright(image, None)
+    with _CALLERS_IMAGES:
+        return _load_upright(image, None)
 
 
 def _load_upright(image: Image.Image, resized_side: int | None) -> Image.Image:
