@@ -33,6 +33,9 @@ CPU: Final = "CPUExecutionProvider"
 _WARNED: Final[set[str]] = set()
 """The problems with providers that this process has logged."""
 
+OLDEST_RUNTIME: Final = (1, 23)
+"""The first release of ONNX Runtime that runs opset 23, which the graph of a Swin is written in."""
+
 _BATCH_AXIS: Final = "batch"
 """Name of the first axis in every model that this project exports."""
 
@@ -129,7 +132,7 @@ def open_session(
         session, failure = _start(content, settings, {name: wanted[name] for name in wanted if name in available})
         _decode_names(session)
     except _ORT_ERRORS as error:
-        raise BundleError(f"{path}: ONNX Runtime cannot open it ({quote_error(error)})") from error
+        raise BundleError(f"{path}: {_describe_refusal(error)}") from error
     if problem := failure or _find_fallback(session, list(wanted)):
         if list(wanted)[-1] != CPU:
             raise BundleError(f"{path}: {problem}, and {CPU} is not the last of the providers")
@@ -138,6 +141,15 @@ def open_session(
             _LOGGER.warning("%s: %s; the other providers of the list run the model", path.name, problem)
     _forget_content(session)
     return session
+
+
+def _describe_refusal(error: Exception) -> str:
+    """Return why ONNX Runtime does not open a file; an old release knows neither opset 23 nor its Attention."""
+    release = tuple(int(part) for part in ort.__version__.split(".")[:2] if part.isdecimal())
+    if release < OLDEST_RUNTIME:
+        needed = ".".join(map(str, OLDEST_RUNTIME))
+        return f"needs ONNX Runtime {needed}, this is {ort.__version__}"
+    return f"ONNX Runtime cannot open it ({quote_error(error)})"
 
 
 def _start(

@@ -381,3 +381,17 @@ def test_addition_and_norm_stay_two_operators(tmp_path: Path, monkeypatch: pytes
         settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
         session_of(model.SerializeToString(), settings, providers=[CPU], disabled_optimizers=disabled)
         assert [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node] == expected
+
+
+def test_an_old_release_says_which_one_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.onnx"
+    onnx.save(newer("opset"), path)
+    monkeypatch.setattr(ort, "__version__", "1.20.1")
+    with pytest.raises(BundleError, match=r"model\.onnx: needs ONNX Runtime 1\.23, this is 1\.20\.1$"):
+        open_session(path)
+
+
+def test_the_oldest_release_is_the_floor_of_the_extra() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    oldest = ".".join(map(str, session.OLDEST_RUNTIME))
+    assert re.findall(r'^cpu = \["onnxruntime>=([\d.]+)"', project, re.MULTILINE) == [oldest]

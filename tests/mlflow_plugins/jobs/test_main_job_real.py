@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
+import numpy as np
 import pandas as pd
 import pytest
 import requests
@@ -17,10 +18,17 @@ from mlflow_plugins.jobs.main import run_main_job
 from mlflow_plugins.jobs.requests import JobRequest, ScoreRequest
 from mlflow_plugins.jobs.scoring.job import run_score
 from mlflow_plugins.loading.pyfunc import PREDICTION_COLUMNS
-from plantmodels.bundle.layout import PRECISIONS
+from plantmodels.bundle.layout import ONE_FILES, PRECISIONS, Precision
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.export.one_file.build import write_one_files
 from plantmodels.report.gate_report import GateReport, read_report
+from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.image_input import image_to_input
+from plantmodels.serve.loading import LoadOptions, read_bundle
+from plantmodels.serve.session import open_session
 from plantmodels.verify.latency import measure_latency
 from tests.fixtures.checkpoints import RealPaths
+from tests.fixtures.javascript import RUNTIMES, answer_in_javascript, count_changed_labels
 
 pytestmark = [
     pytest.mark.real,
@@ -163,6 +171,63 @@ def test_single_images_give_the_rows_of_a_batch(uri: str, expected: ExpectedRows
         (row,) = classifier.predict([alone])
         assert (row.species, row.disease, row.rejected) == (together.species, together.disease, together.rejected)
         assert row.ood_score == pytest.approx(together.ood_score, rel=1e-12 if precision == "int8" else 1e-4, abs=0.1)
+
+
+def answer_by_one_file(bundle: Path, precision: Precision, images: np.ndarray) -> dict[str, np.ndarray]:
+    session = open_session(bundle / ONE_FILES[precision], options=read_metadata(bundle).session_options, threads=1)
+    names = [output.name for output in session.get_outputs()]
+    parts = [session.run(names, {"input": image[None]}) for image in images]
+    return {name: np.concatenate([part[place] for part in parts]) for place, name in enumerate(names)}
+
+
+@pytest.fixture(scope="module")
+def one_files(real_version: RealVersion, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with the one file of both precisions."""
+    folder = Path(shutil.copytree(real_version.bundle, tmp_path_factory.mktemp("one file") / "models"))
+    write_one_files(folder, read_metadata(folder), PRECISIONS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pixels(one_files: Path, expected: ExpectedRows, real_paths: RealPaths) -> np.ndarray:
+    """100 leaves and 20 non-plants as input."""
+    preprocessing = read_metadata(one_files).preprocessing
+    others = [path.read_bytes() for path in sorted(real_paths.non_plants.glob("*/*"))[::13][:20]]
+    return np.stack([image_to_input(image, preprocessing) for image in (*expected.images[::5], *others)])
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_one_file_answers_as_the_bundle_does(one_files: Path, pixels: np.ndarray, precision: Precision) -> None:
+    options = LoadOptions(precision=precision, threads=1)
+    contents = read_bundle(one_files, models=options.model_files, every_file=False)
+    classifier = PlantClassifier.from_contents(contents, options)
+    rows = [row for image in pixels for row in classifier.predict([image])]
+    found = answer_by_one_file(one_files, precision, pixels)
+
+    diseases = [classifier.taxonomy.diseases_of(index) for index in found["species_index"].tolist()]
+    named = [names[i] if i >= 0 else None for names, i in zip(diseases, found["disease_index"], strict=True)]
+    assert found["species_index"].tolist() == [row.species_index for row in rows]
+    assert (named, found["rejected"].tolist()) == ([row.disease for row in rows], [row.rejected for row in rows])
+    for name in ("species_probability", "disease_probability", "disease_given_species_probability"):
+        wanted = np.array([getattr(row, name) for row in rows], np.float64)
+        np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-6)
+    scores = np.array([row.ood_score for row in rows])
+    np.testing.assert_allclose(found["ood_score"], scores, rtol=0, atol=1e-4 * np.abs(scores).max())
+
+
+@pytest.mark.parametrize(("precision", "changed"), [("fp16", 0), ("int8", 1)])
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_one_file_answers_in_javascript_as_in_python(
+    one_files: Path, pixels: np.ndarray, runtime: str, precision: Precision, changed: int, tmp_path: Path
+) -> None:
+    """INT8 products round differently in WASM: of 100 leaves, one may get another label."""
+    leaves = pixels[:100]
+    expected = answer_by_one_file(one_files, precision, leaves)
+    found = answer_in_javascript(runtime, one_files / ONE_FILES[precision], leaves, tmp_path)
+    assert count_changed_labels(found, expected) <= changed
+    if precision == "fp16":
+        for name in ("species_logits", "embedding"):
+            np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=1e-4)
 
 
 @pytest.mark.skipif(shutil.which("java") is None, reason="Spark needs Java")
