@@ -28,6 +28,10 @@ _WIDEST: Final = 60
 """Characters of a setting in a terminal; the page and the JSON have all."""
 
 
+_SCORE_DIGITS: Final = 4
+"""Decimals of the ends of an interval that is not of a share: a log-likelihood changes by hundredths."""
+
+
 @dataclass(frozen=True)
 class MeasureRow:
     """One measure of both bundles as text.
@@ -172,7 +176,7 @@ def format_measure(measure: MeasurePair) -> MeasureRow:
     if measure.a is not None and measure.b is not None:
         change = _format_change(measure.b - measure.a, measure)
     if measure.low is not None and measure.high is not None:
-        interval = format_range(100 * measure.low, 100 * measure.high)
+        interval = _format_interval(measure.low, measure.high, measure)
     p_value = "" if measure.p_value is None else "< 0.001" if measure.p_value < 0.001 else f"{measure.p_value:.3f}"
     return MeasureRow(
         measure.name,
@@ -186,6 +190,11 @@ def format_measure(measure: MeasurePair) -> MeasureRow:
         measure.a_images,
         measure.b_images,
     )
+
+
+def _format_interval(low: float, high: float, measure: MeasurePair) -> str:
+    """Return both ends in the unit of the change: points of a share, otherwise the number itself."""
+    return format_range(100 * low, 100 * high) if measure.unit == "share" else format_range(low, high, _SCORE_DIGITS)
 
 
 def _format_value(value: float | None, measure: MeasurePair) -> str:
