@@ -8,6 +8,8 @@ r"""Puts foreign text into ours: other libraries' messages without their noise, 
 'passed\\n2026 allowed: ada\\x1b[2K'
 >>> escape_controls("größer als 5 µm")
 'größer als 5 µm'
+>>> fit_encoding("温 ≥ 5 °C", "ascii"), fit_encoding("温 ≥ 5 °C", "cp1252")
+('\\u6e29 >= 5 \\xb0C', '\\u6e29 >= 5 °C')
 >>> name_some(["a.jpg", "b.jpg", "c.jpg", "d.jpg"], 2)
 'a.jpg, b.jpg and 2 more'
 """
@@ -34,6 +36,15 @@ _AFTER_SIGNATURE: Final = re.compile(r"\s*(?:const\b|noexcept\b|\[with [^\]]*\])
 
 _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that are invisible, change the direction of text, end a line or steer a terminal."""
+
+
+_IN_ASCII: Final = str.maketrans({"≥": ">=", "≤": "<=", "−": "-", "…": "...", "→": "->"})
+"""Signs of our own texts that not every database can hold, and what is written instead."""
+
+
+def fit_encoding(text: str, encoding: str) -> str:
+    """Return a text as an encoding can hold it: our own signs become ASCII, and what it lacks is escaped."""
+    return text.translate(_IN_ASCII).encode(encoding, "backslashreplace").decode(encoding)
 
 
 def find_control(text: str) -> str | None:

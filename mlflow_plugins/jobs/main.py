@@ -14,7 +14,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow_plugins.jobs.records import bundle_params, log_report, version_tags
 from mlflow_plugins.jobs.registration import check_registry, register_bundle
 from mlflow_plugins.jobs.requests import JobRequest
-from mlflow_plugins.jobs.run import PREFIX, job_run
+from mlflow_plugins.jobs.run import PREFIX, job_run, log_params, set_tags
 from plantmodels.bundle.manifest import check_files, read_manifest
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.errors import DataError
@@ -90,8 +90,8 @@ def run_register(bundle: Path, name: str, example: Path | None) -> ModelVersion:
         check_files(bundle, read_manifest(bundle))
         report = read_report(bundle)
         metadata = read_metadata(bundle)
-        mlflow.log_params(bundle_params(metadata))
+        log_params(bundle_params(metadata))
         mlflow.log_metrics(report.metrics())
-        mlflow.set_tags({PREFIX + tag: value for tag, value in version_tags(metadata, report).items()})
+        set_tags({PREFIX + tag: value for tag, value in version_tags(metadata, report).items()})
         log_report(bundle)
         return register_bundle(bundle, report, name, None if example is None else example.read_bytes())

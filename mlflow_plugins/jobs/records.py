@@ -7,7 +7,7 @@ import mlflow
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]  # made when imported
 
-from mlflow_plugins.jobs.run import PREFIX, registration_errors
+from mlflow_plugins.jobs.run import PREFIX, registration_errors, write_texts
 from plantmodels.bundle.layout import GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER, SPECIES_FILES
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.image_files import printable_name
@@ -63,12 +63,14 @@ def log_data(path: Path, context: str, sha256: str) -> None:
         context: what it was used for, such as "train".
         sha256: its digest.
     """
-    dataset = MetaDataset(  # type: ignore[abstract]  # MLflow documents it as it is
-        LocalArtifactDatasetSource(printable_name(str(path.resolve()))),
-        name=printable_name(path.name),
-        digest=sha256[:_DATASET_DIGEST_LENGTH],
-    )
-    mlflow.log_input(dataset, context=context)
+
+    def log(texts: dict[str, str]) -> None:
+        dataset = MetaDataset(  # type: ignore[abstract]  # MLflow documents it as it is
+            LocalArtifactDatasetSource(texts["source"]), name=texts["name"], digest=sha256[:_DATASET_DIGEST_LENGTH]
+        )
+        mlflow.log_input(dataset, context=context)
+
+    write_texts(log, {"source": printable_name(str(path.resolve())), "name": printable_name(path.name)})
 
 
 def log_report(bundle: Path) -> None:

@@ -4,9 +4,9 @@ import contextlib
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import mlflow
 import requests
@@ -20,7 +20,7 @@ from mlflow_plugins.jobs.processes import Process
 from mlflow_plugins.servers import check_registry_server, check_tracking_server
 from plantmodels.data.image_files import printable_name
 from plantmodels.errors import PlantModelsError, RegistrationError
-from plantmodels.foreign_text import quote_error, shorten
+from plantmodels.foreign_text import fit_encoding, quote_error, shorten
 
 PREFIX: Final = "plantmodels."
 """Prefix of this project's run params and tags; `mlflow run` logs its own parameters under their plain names."""
@@ -74,7 +74,7 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         with short_timeouts():
             with contextlib.suppress(*SERVER_ERRORS):
                 if isinstance(error, PlantModelsError):
-                    mlflow.set_tag(FAILURE_TAG, shorten(printable_name(" ".join(str(error).split())), _MAX_TAG))
+                    set_tags({FAILURE_TAG: shorten(printable_name(" ".join(str(error).split())), _MAX_TAG)})
             with contextlib.suppress(*SERVER_ERRORS):
                 mlflow.end_run("FAILED")
         raise
@@ -82,6 +82,35 @@ def job_run(kind: str) -> Iterator[mlflow.ActiveRun]:
         mlflow.end_run()
     except SERVER_ERRORS as error:  # what the job was for is done
         _LOGGER.warning("the job is done, but its run %s could not be ended: %s", run.info.run_id, error)
+
+
+def log_params(params: Mapping[str, Any]) -> None:
+    """Log params of the active run; see `write_texts`."""
+    write_texts(mlflow.log_params, params)
+
+
+def set_tags(tags: Mapping[str, Any]) -> None:
+    """Set tags of the active run; see `write_texts`."""
+    write_texts(mlflow.set_tags, tags)
+
+
+def write_texts(write: Callable[[dict[str, str]], object], texts: Mapping[str, Any]) -> None:
+    """Write texts; if the server refuses them, write them in ASCII.
+
+    A path may have characters that the server's database cannot hold: tables of MySQL and MariaDB may be in latin1. A
+    client does not know that before it is refused.
+
+    Raises:
+        MlflowException: the server refuses them in ASCII too.
+    """
+    given = {name: str(value) for name, value in texts.items()}
+    try:
+        write(given)
+    except MlflowException:
+        plain = {name: fit_encoding(value, "ascii") for name, value in given.items()}
+        if plain == given:
+            raise
+        write(plain)
 
 
 def end_abandoned_runs(experiment_id: str, here: Process) -> None:

@@ -6,7 +6,7 @@ import mlflow
 
 from mlflow_plugins.jobs.records import bundle_params, gates_tag, log_data, log_report, origin_tags
 from mlflow_plugins.jobs.requests import JobRequest
-from mlflow_plugins.jobs.run import PREFIX
+from mlflow_plugins.jobs.run import PREFIX, log_params, set_tags
 from plantmodels.bundle.layout import ONE_FILES, PACKED_HEADS_FILE, SPECIES_FILES, is_single_head
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.checkpoint.reading import read_checkpoint
@@ -51,7 +51,7 @@ def export(request: JobRequest) -> ExportSummary:
         one_file_fp16=request.one_file_fp16,
     )
     metadata = summary.metadata
-    mlflow.log_params({**bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
+    log_params({**bundle_params(metadata), f"{PREFIX}unreadable_images": len(summary.unreadable)})
     heads = [size for name, size in summary.sizes.items() if is_single_head(name)]
     sizes = {
         "size_bytes.species_int8": summary.sizes[SPECIES_FILES["int8"]],
@@ -62,7 +62,7 @@ def export(request: JobRequest) -> ExportSummary:
     }
     seconds = {f"seconds.{step.replace(' ', '_')}": value for step, value in summary.seconds.items()}
     mlflow.log_metrics({**{name: float(size) for name, size in sizes.items()}, **seconds})
-    mlflow.set_tags({PREFIX + name: value for name, value in origin_tags(metadata).items()})
+    set_tags({PREFIX + name: value for name, value in origin_tags(metadata).items()})
     log_data(request.data, "train", str(metadata.provenance["data_sha256"]))
     return summary
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import mlflow
 
-from mlflow_plugins.jobs.run import PREFIX, job_run
+from mlflow_plugins.jobs.run import PREFIX, job_run, log_params
 from plantmodels.bundle.manifest import digest_file
 from plantmodels.data.image_files import printable_name
 from plantmodels.training.recipe import EpochRecord
@@ -53,7 +53,7 @@ def run_distill_job(request: DistillRequest) -> "DistillReport":
 
 
 def _log_request(request: TrainRequest | DistillRequest) -> None:
-    mlflow.log_params({PREFIX + name: printable_name(str(value)) for name, value in asdict(request).items()})
+    log_params({PREFIX + name: printable_name(str(value)) for name, value in asdict(request).items()})
 
 
 def _log_epoch(record: EpochRecord) -> None:
@@ -66,6 +66,6 @@ def _log_result(request: TrainRequest | DistillRequest, report: "TrainReport") -
     from plantmodels.training.curves import curves_path
 
     mlflow.log_metric("best.end_to_end_accuracy", report.best.end_to_end_accuracy)
-    mlflow.log_params({f"{PREFIX}best_epoch": report.best.epoch, f"{PREFIX}dtype": report.dtype})
+    log_params({f"{PREFIX}best_epoch": report.best.epoch, f"{PREFIX}dtype": report.dtype})
     mlflow.set_tag(f"{PREFIX}checkpoint_sha256", digest_file(request.out).sha256)
     mlflow.log_artifact(str(curves_path(request.out)))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import mlflow
 
 from mlflow_plugins.jobs.requests import ScoreRequest
-from mlflow_plugins.jobs.run import PREFIX, job_run, registration_errors
+from mlflow_plugins.jobs.run import PREFIX, job_run, log_params, registration_errors
 from mlflow_plugins.jobs.scoring.failures import spark_errors
 from mlflow_plugins.jobs.scoring.local_files import READ_SCHEMA, NewFile, build_reader, list_new
 from mlflow_plugins.jobs.scoring.output import BATCH, STATE, ScoreFolder, check_places
@@ -79,7 +79,7 @@ def run_score(request: ScoreRequest) -> Scores:
         with registration_errors(f"{request.model} cannot be found in the registry {mlflow.get_registry_uri()}"):
             name, version = resolve_models_uri(request.model)
         model = f"models:/{name}/{version}"
-        mlflow.log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
+        log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
         with spark_errors(), spark_session(request.spark_master) as spark:
             return _Scorer(spark, request, model, images, output).run()
 

@@ -17,13 +17,11 @@ from sqlalchemy import bindparam, func, literal, or_, select, union_all
 from mlflow_plugins._mlflow_compat import DELETED_STAGE, get_registry_tables
 from mlflow_plugins.registry.guard.lookup import Lookup
 from mlflow_plugins.registry.tags import GUARDED_TAG, ID_TAG, UNREAD_TAG
+from plantmodels.foreign_text import fit_encoding
 
 _EXACT_DIALECTS: Final = frozenset({"sqlite", "postgresql"})
 """Databases that take two names for one only if they are the same characters."""
 
-
-_IN_ASCII: Final = str.maketrans({"≥": ">=", "≤": "<=", "−": "-", "…": "...", "→": "->"})
-"""Signs of our own texts that not every database can hold, and what is written instead."""
 
 _COLUMN: Final = ("table_schema", "table_name", "column_name", "character_set_name")
 
@@ -147,7 +145,7 @@ class Rows:
 
         Our own signs become ASCII everywhere. What else a latin1 table has no character for is escaped.
         """
-        return text.translate(_IN_ASCII).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        return fit_encoding(text, self._encoding)
 
     @cached_property
     def _encoding(self) -> str:

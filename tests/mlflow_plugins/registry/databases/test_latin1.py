@@ -7,9 +7,14 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
+from mlflow_plugins.jobs.records import log_data
+from mlflow_plugins.jobs.run import job_run, log_params
+from mlflow_plugins.jobs.training import _log_request
 from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.commands.history import find_production, list_decisions
 from mlflow_plugins.registry.tags import GATES_TAG, GLANCE_TAG, WAIVE_TAG
+from plantmodels.errors import DataError
+from plantmodels.training.requests import TrainRequest
 from tests.fixtures.databases import ON_EVERY_DATABASE
 from tests.fixtures.registry import register_bundle
 
@@ -51,3 +56,40 @@ def test_a_latin1_database_holds_everything_that_a_registry_writes(latin1_databa
     assert html.unescape(found.description).count(REASON) == 1
     assert [decision.reason for decision in list_decisions(NAME)][-2] == REASON  # the registry's own tables hold all
     assert find_production(NAME, read_clock()).version == version
+
+
+def test_a_latin1_database_holds_everything_that_a_job_writes_into_its_run(latin1_database, tmp_path):
+    """A client cannot know the characters of the server's database, so what it refuses is written again in ASCII."""
+    mlflow.set_tracking_uri(latin1_database)
+    folder = tmp_path / "Gewächshaus 温室"
+    folder.mkdir()
+    request = TrainRequest(data=folder, out=folder / "≥ 5 °C.ckpt")
+    with pytest.raises(DataError), job_run("train") as run:
+        _log_request(request)
+        log_data(folder, "train", "0" * 64)
+        raise DataError(f"{folder}: ≥ 1 leaf is needed")
+    found = mlflow.get_run(run.info.run_id)
+    assert found.data.params["plantmodels.data"].endswith(r"/Gew\xe4chshaus \u6e29\u5ba4")
+    assert found.data.params["plantmodels.out"].endswith(r"\u6e29\u5ba4/>= 5 \xb0C.ckpt")
+    assert found.data.params["plantmodels.seed"] == "0"
+    (data,) = found.inputs.dataset_inputs
+    assert data.dataset.name == r"Gew\xe4chshaus \u6e29\u5ba4"
+    assert found.data.tags["plantmodels.failure"].endswith(r"Gew\xe4chshaus \u6e29\u5ba4: >= 1 leaf is needed")
+
+
+def test_a_database_that_holds_every_character_gets_the_texts_as_they_are(embedded_mlflow, tmp_path):
+    folder = tmp_path / "Gewächshaus 温室 ≥ 5 °C"
+    folder.mkdir()
+    with job_run("train") as run:
+        _log_request(TrainRequest(data=folder, out=folder / "last.ckpt"))
+        log_data(folder, "train", "0" * 64)
+    found = mlflow.get_run(run.info.run_id)
+    assert found.data.params["plantmodels.data"] == str(folder)
+    assert found.inputs.dataset_inputs[0].dataset.name == folder.name
+
+
+def test_what_is_refused_for_another_reason_is_an_error(embedded_mlflow):
+    with mlflow.start_run():
+        log_params({"plantmodels.seed": 0})
+        with pytest.raises(MlflowException, match="Changing param values is not allowed"):
+            log_params({"plantmodels.seed": 1})
