@@ -18,6 +18,8 @@ export class Classifier {
   constructor(worker) {
     this.worker = worker;
     this.next = Promise.resolve();
+    /** @type {Error | undefined} why the worker answers no more */
+    this.stopped = undefined;
   }
 
   /**
@@ -46,10 +48,12 @@ export class Classifier {
 
   /** @param {object} message @param {Transferable[]} transfer @returns {Promise<any>} */
   ask(message, transfer = []) {
+    if (this.stopped) return Promise.reject(this.stopped);
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.worker.terminate();
-        reject(new BundleError(`no answer within ${TIMEOUT_MS / 1000} seconds: the model was stopped; reload the page`));
+        this.stopped = new BundleError(`no answer within ${TIMEOUT_MS / 1000} seconds: the model was stopped; reload the page`);
+        reject(this.stopped);
       }, TIMEOUT_MS);
       this.worker.onmessage = ({ data }) => {
         clearTimeout(timer);

@@ -76,6 +76,7 @@ export function addCard(name) {
 export function showAnswer(card, name, { answer, times, width, height, thumbnail }) {
   card.dataset.state = answer.rejected ? "rejected" : "answered";
   card.querySelector(".thumbnail")?.replaceChildren(draw(thumbnail));
+  /** @type {HTMLElement[]} */
   const parts = [make("p", "file", name)];
   if (answer.rejected) parts.push(make("h3", "verdict", "Rejected: no plant that this model knows"));
   parts.push(describe(answer));

@@ -43,3 +43,51 @@ def test_limits_of_images_are_pythons() -> None:
 
     for name in ("MAX_PIXELS", "MAX_ASPECT", "MIN_SIDE", "MAX_SCANS"):
         assert found[name] == getattr(preprocessing, name), name
+
+
+READ = """
+import('./src/model/answer.mjs').then(({ readAnswer }) => {
+  const entries = Object.entries(JSON.parse(process.argv[1]));
+  const outputs = Object.fromEntries(entries.map(([name, data]) => [name, { data }]));
+  const metadata = { species: ["Fern", "Tomato"], diseases: [[], ["blight", "rot"]] };
+  try { console.log(JSON.stringify(readAnswer(outputs, metadata))); }
+  catch (error) { console.log(JSON.stringify({ error: error.message })); }
+});
+"""
+
+TOMATO = {
+    "species_index": [1],
+    "species_probability": [0.75],
+    "disease_logits": [-1.5, 2],
+    "disease_probability": [0.5],
+    "ood_score": [-3],
+    "rejected": [0],
+}
+ANSWER = {
+    "species": "Tomato",
+    "speciesProbability": 0.75,
+    "disease": "rot",
+    "diseaseProbability": 0.5,
+    "oodScore": -3,
+    "rejected": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, ANSWER),
+        ({"rejected": [1]}, ANSWER | {"rejected": True}),
+        ({"species_index": [0]}, ANSWER | {"species": "Fern", "disease": None, "diseaseProbability": None}),
+        ({"species_index": [2]}, {"error": "the model names species 2 of 2"}),
+        ({"species_index": [-1]}, {"error": "the model names species -1 of 2"}),
+        ({"species_probability": [1.5]}, {"error": "the model answers probability 1.5 and score -3"}),
+        ({"species_probability": ["NaN"]}, {"error": "the model answers probability NaN and score -3"}),
+        ({"ood_score": ["NaN"]}, {"error": "the model answers probability 0.75 and score NaN"}),
+    ],
+)
+def test_outputs_become_an_answer_or_an_error(changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    command = ["node", "-e", READ, json.dumps(TOMATO | changes)]
+    ran = subprocess.run(command, cwd=PAGE, capture_output=True, text=True, check=True)
+
+    assert json.loads(ran.stdout) == expected

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from plantmodels.bundle.layout import METADATA_FILE, ONE_FILES
+from plantmodels.bundle.detector import read_detector
+from plantmodels.bundle.layout import DETECTOR_FILE, METADATA_FILE, ONE_FILES
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.prediction import Prediction
 from tests.fixtures.bundles import TinyBundle
+from tests.fixtures.checkpoints import RealPaths
 from tests.page.conftest import PAGE, Site
 
 if TYPE_CHECKING:
@@ -96,6 +98,56 @@ def test_the_page_answers_as_python_does(
         check_answer(card, prediction)
         assert re.search(r"\d+ ms: \d+ ms to decode and resize, \d+ ms in the model", card.text)
     assert browser.find_element("id", "announcement").get_attribute("textContent").startswith("turned.jpg: ")
+
+
+@pytest.mark.real
+def test_real_images_are_answered_as_in_python(
+    browser: "Chrome", serve: Serve, tiny_bundle: TinyBundle, real_paths: RealPaths
+) -> None:
+    images = [
+        *sorted((real_paths.leaves / "val").glob("*/*"))[::45],
+        *sorted(real_paths.non_plants.glob("*/*"))[::60],
+    ]
+    assert len(images) > 40
+    open_page(browser, serve(tiny_bundle.bundle).address)
+
+    cards = classify(browser, images)
+
+    threshold = read_detector(tiny_bundle.bundle / DETECTOR_FILE).threshold
+    for card, expected in zip(cards, predict(tiny_bundle.bundle, images), strict=True):
+        (score,) = map(float, re.findall(r"OOD score (\S+)", card.text))
+        species, probability, *_ = read_names(card)
+        certain = expected.species_probability or 0
+        assert (card.get_attribute("data-state") == "rejected") == (score > threshold)
+        assert abs(score - expected.ood_score) < 2, "scores of these images lie between -100 and 75"
+        assert abs(float(probability.removesuffix(" %")) / 100 - certain) < 0.05
+        assert species == str(expected.species).replace("_", " ") or certain < 0.5, "two species may be as likely"
+
+
+ENDLESS = """
+const [base, done] = arguments;
+(async () => {
+  const { Classifier } = await import(`${base}page/src/classifier.mjs`);
+  const waits = [], ends = [], messages = [], wait = window.setTimeout;
+  window.setTimeout = (call, ms) => (waits.push(ms), wait(call, 0));
+  const classifier = new Classifier({ postMessage() {}, terminate() { ends.push("ended"); } });
+  for (const image of ["first", "second"]) {
+    await classifier.classify(new Blob([image])).catch((error) => messages.push(error.message));
+  }
+  done({ waits, ends, messages });
+})();
+"""
+
+
+def test_a_model_that_never_ends_is_stopped(browser: "Chrome", serve: Serve) -> None:
+    address = serve(None).address
+    open_page(browser, address)
+
+    found = browser.execute_async_script(ENDLESS, address)
+
+    assert (found["waits"], found["ends"]) == ([120_000], ["ended"])
+    stopped = "no answer within 120 seconds: the model was stopped; reload the page"
+    assert found["messages"] == [stopped, stopped]
 
 
 PASTE_AND_DROP = """
