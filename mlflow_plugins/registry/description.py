@@ -34,7 +34,7 @@ from mlflow_plugins.registry.waivers import Waiver, Waivers
 from plantmodels.bundle.layout import HTML_REPORT_FILE, summarize_sizes
 from plantmodels.report.gates import GateResult
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.summary import describe_accuracy
+from plantmodels.report.summary import describe_accuracy, summarize_field
 
 _LOGGER: Final = logging.getLogger("mlflow.plantmodels.description")
 
@@ -145,7 +145,7 @@ def describe_version(
         "|---|---|---|---|",
         *(_write_row(gate, failed) for gate in evidence.judge_gates(policy)),
         "",
-        describe_accuracy(report.accuracy),
+        " ".join(filter(None, (describe_accuracy(report.accuracy), summarize_field(report.field)))),
         "",
         f"Sizes: {'; '.join(sizes)}.",
     ]

@@ -8,7 +8,7 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
-from plantmodels.report.evidence.field import describe_field
+from plantmodels.report.evidence.field import Field, describe_field
 from plantmodels.report.evidence.worst import find_worst
 from plantmodels.report.formatting import align_columns, format_percent
 from plantmodels.report.results import Accuracy, Rejection
@@ -72,6 +72,24 @@ def describe_accuracy(accuracy: Accuracy | None) -> str:
     if int8.disease.images:
         text += f" Given the true species, it names the right disease for {format_percent(int8.disease.value, 1)}."
     return text
+
+
+def summarize_field(field: Field | None) -> str:
+    """Return in a sentence what the bundle does with leaves from another place; "" without any.
+
+    Args:
+        field: what was measured on field leaves.
+    """
+    if field is None:
+        return ""
+    right, accepted = field.accuracy.int8.species, field.decided.accepted.species
+    text = (
+        f"Of {right.images:,} field leaves, it names the right species for {format_percent(right.value, 1)}; the "
+        f"detector accepts {accepted.images:,}"
+    )
+    if not accepted.images:
+        return f"{text} of them."
+    return f"{text} of them, and {format_percent(accepted.value, 1)} of these have the right species."
 
 
 def describe_rejection(rejection: Rejection | None, share: float) -> str:

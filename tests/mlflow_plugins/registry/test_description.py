@@ -2,6 +2,7 @@
 
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import mlflow
 import pytest
@@ -11,12 +12,16 @@ from sqlalchemy.exc import OperationalError
 
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.records import version_tags
-from mlflow_plugins.registry.description import escape_markdown, renew_part
+from mlflow_plugins.registry.description import describe_version, escape_markdown, renew_part
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import GLANCE_TAG, WAIVE_TAG
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.gates import GATES
+from plantmodels.report.policy import GatePolicy
+from plantmodels.report.summary import summarize_field
+from tests.fixtures.reports import TAXONOMY, make_report
+from tests.fixtures.rows import agree, make_leaf_rows, make_other_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated since 2.9.0:FutureWarning")  # stages
 
@@ -53,6 +58,15 @@ def test_registration_writes_gates_accuracy_sizes_and_the_report_page(client, ba
     run_id = client.get_model_version(NAME, version).run_id
     assert f"[Gate report](#/experiments/0/runs/{run_id}/artifacts/report.html)" in text
     assert client.get_model_version(NAME, version).tags[GLANCE_TAG] == "failed: ood_recall"
+
+
+def test_field_leaves_stand_beside_the_accuracy():
+    leaves = (*make_leaf_rows(TAXONOMY, 40), *make_leaf_rows(TAXONOMY, 50, wrong=0.4, alarms=0.5, name="field"))
+    report = agree(make_report(), (*leaves, *make_other_rows(TAXONOMY, 40)))
+    evidence = SimpleNamespace(report=report, find_uncertain=lambda policy: (), judge_gates=lambda policy: ())
+    text = describe_version(evidence, GatePolicy(), {}, None)
+    line = next(line for line in text.splitlines() if line.startswith("The INT8 model names"))
+    assert line.endswith(f" {summarize_field(report.field)}") and "Of 50 field leaves" in line
 
 
 def test_without_the_page_in_the_run_there_is_no_link(client, good_bundle):
