@@ -1,12 +1,20 @@
-# `make demo`, `make server`, `make bench` and `make test` need Python 3.11 (with venv) and this folder; everything else
+# `make demo`, `make server`, `make bench` and `make test` need Python 3.11 to 3.14 (with venv) and this folder; the rest
 # they set up themselves: .venv with the pins of conda.yaml, to which `make test` adds those of requirements-dev.txt.
+# PYTHON=python3.12 makes .venv anew if another Python made it; with VENV=.venv-3.12 there are two side by side.
 
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+INSTALLED := $(VENV)/installed
+DEV_READY := $(VENV)/ready-dev
+VERSION := import sys; print(*sys.version_info[:2])
+ifdef PYTHON
+ifneq ($(shell $(PYTHON) -c '$(VERSION)'),$(shell $(BIN)/python -c '$(VERSION)' 2>/dev/null))
+.PHONY: $(READY)
+endif
+endif
 PYTHON ?= python3
 DEMO := .demo
-BIN := .venv/bin
-READY := .venv/ready
-INSTALLED := .venv/installed
-DEV_READY := .venv/ready-dev
 BENCH_READY := .venv-bench/ready
 
 # the main job on your own: make demo CHECKPOINT=last.ckpt DATA=leaves NON_PLANTS=others UNSEEN_PLANTS=more FIELD=orchard
@@ -31,7 +39,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server page bench test lint check docs lock setup develop
+.PHONY: demo server page bench test lint check docs environments lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -73,6 +81,10 @@ check: lint test
 docs: develop
 	python -m sphinx --nitpicky --fail-on-warning --keep-going --quiet docs site
 
+# The serving rooms' tests in fresh environments: the floors of pyproject.toml, and every Python that is found.
+environments: develop
+	python .ci/environments.py
+
 # Writes conda.yaml and the two requirements files from pyproject.toml; needs the package index.
 lock: develop
 	python .ci/lock.py $(UPGRADE)
@@ -83,11 +95,11 @@ setup: $(READY) $(INSTALLED)
 develop: setup $(DEV_READY)
 
 $(READY): conda.yaml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "Python 3.11 is needed, PYTHON=$(PYTHON) is " + sys.version)'
-	rm -rf .venv
-	$(PYTHON) -m venv .venv
-	sed -n 's/^      - //p' conda.yaml > .venv/requirements.txt
-	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14) and "Python 3.11 to 3.14 is needed, PYTHON=$(PYTHON) is " + sys.version)'
+	rm -rf $(VENV)
+	$(PYTHON) -m venv $(VENV)
+	sed -n 's/^      - //p' conda.yaml > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --progress-bar off -r $(VENV)/requirements.txt
 	touch $(READY)
 
 $(INSTALLED): pyproject.toml $(READY)
@@ -95,7 +107,7 @@ $(INSTALLED): pyproject.toml $(READY)
 	touch $(INSTALLED)
 
 $(DEV_READY): requirements-dev.txt $(READY)
-	$(BIN)/python -m pip install --progress-bar off -r .venv/requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --progress-bar off -r $(VENV)/requirements.txt -r requirements-dev.txt
 	touch $(DEV_READY)
 
 page/node_modules/.package-lock.json: page/package-lock.json
@@ -107,6 +119,6 @@ page/node_modules/.package-lock.json: page/package-lock.json
 $(BENCH_READY): benchmarks/requirements.txt $(READY)
 	rm -rf .venv-bench
 	$(BIN)/python -m venv .venv-bench
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > .venv-bench/lib/python3.11/site-packages/project.pth
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/project.pth"
 	.venv-bench/bin/python -m pip install --progress-bar off --no-deps -r benchmarks/requirements.txt
 	touch $(BENCH_READY)

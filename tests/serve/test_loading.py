@@ -184,7 +184,8 @@ class TestLoading:
     def test_it_tells_which_providers_run_the_model(self, tiny_bundle) -> None:
         providers = ["AzureExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider"]
         loaded = PlantClassifier.load(tiny_bundle.bundle, threads=1, providers=providers)
-        assert loaded.providers == ("CPUExecutionProvider",)
+        tells = hasattr(ort.InferenceSession, "get_provider_graph_assignment_info")  # since ONNX Runtime 1.24
+        assert loaded.providers == (() if tells else ("AzureExecutionProvider",)) + ("CPUExecutionProvider",)
 
     @pytest.mark.parametrize(
         ("options", "message"),
@@ -194,7 +195,7 @@ class TestLoading:
             ({"allow_paths": "no"}, "allow_paths must be True or False, got 'no'"),
             ({"threads": -5}, "threads must be an integer of at least 1, or None, got -5"),
             ({"providers": "CPUExecutionProvider"}, "providers must be a list of names or .*, got 'CPUExecution"),
-            ({"providers": ["TPU"]}, "providers: no build of ONNX Runtime .* has 'TPU'; expected one of Azure"),
+            ({"providers": ["TPU"]}, "providers: no build of ONNX Runtime .* has 'TPU'; expected one of A"),
             ({"public_key": 7}, "public_key must be the path of a file or None, got 7"),
         ],
     )

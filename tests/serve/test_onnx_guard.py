@@ -1,6 +1,7 @@
 """Hostile ONNX files in bundles whose manifest fits: refused by name, or an error of ours when they run."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -206,10 +207,16 @@ def doubling_functions() -> onnx.ModelProto:
 
 
 ENDLESS: dict[str, tuple[Callable[[], onnx.ModelProto], str]] = {
-    "3 GB declared": (lambda: declared(dims=[750_000_000], raw_data=bytes(16)), "cannot open it .*3000000000 bytes"),
+    "3 GB declared": (
+        lambda: declared(dims=[750_000_000], raw_data=bytes(16)),
+        "cannot open it .*(3000000000 bytes|size mismatch)",
+    ),
     "2⁶² values declared": (lambda: declared(dims=[2**62], raw_data=bytes(16)), "cannot open it"),
     "more than 2⁶⁴ values declared": (lambda: declared(dims=[2**40, 2**40], raw_data=bytes(16)), "cannot open it"),
-    "fewer than no values": (lambda: declared(dims=[-5], raw_data=bytes(16)), "cannot open it .*Out of bounds"),
+    "fewer than no values": (
+        lambda: declared(dims=[-5], raw_data=bytes(16)),
+        "cannot open it .*(Out of bounds|must be >= 0)",
+    ),
     "3 GB declared, one value": (lambda: declared(dims=[750_000_000], float_data=[1.0]), "cannot open it"),
     "a loop without end": (looping, "operator 'Loop' runs a graph of its own, which need not end: refused"),
     "functions that double": (doubling_functions, "the model defines functions: refused"),
@@ -247,9 +254,9 @@ RUN = """
 import pathlib, resource, sys
 import numpy as np
 from plantmodels.serve.classifier import PlantClassifier
-classifier = PlantClassifier.load(pathlib.Path(sys.argv[1]), threads=1)
 resource.setrlimit(resource.RLIMIT_AS, (3 * 2**30,) * 2)
 try:
+    classifier = PlantClassifier.load(pathlib.Path(sys.argv[1]), threads=1)
     classifier.run(np.zeros((1, 3, 224, 224), np.float32))
 except Exception as error:
     print(type(error).__name__, error)
@@ -267,8 +274,9 @@ def test_a_model_that_wants_100_gb_when_it_runs_is_an_error_where_memory_is_limi
     put(bundle_copy, SPECIES, make_model([IMAGE], [LOGITS, EMBEDDING], nodes, **constants))
     command = [sys.executable, "-c", RUN, str(bundle_copy)]
     ran = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, timeout=1200)
-    assert ran.stdout.startswith(f"BundleError {SPECIES}: does not run")
-    assert "Failed to allocate memory" in ran.stdout
+    # ONNX Runtime 1.23 asks for the memory when it opens the model.
+    assert re.match(rf"BundleError .*{SPECIES}: (does not run|ONNX Runtime cannot open it)", ran.stdout)
+    assert "Failed to allocate memory" in ran.stdout or "bad_alloc" in ran.stdout
 
 
 def test_onnx_runtimes_own_format_is_not_taken(tmp_path: Path) -> None:

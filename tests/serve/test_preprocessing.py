@@ -15,8 +15,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
-from timm.data import create_transform
-from torchvision.transforms import Compose
 
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
@@ -57,7 +55,8 @@ UPRIGHT = ((48, 32), ["red", "green", "white", "blue"])
 
 
 def check_against_timm(image: Image.Image, preprocessing: Preprocessing) -> None:
-    transform = create_transform(
+    timm = pytest.importorskip("timm.data", reason="an environment that only serves has no timm")
+    transform = timm.create_transform(
         input_size=(3, preprocessing.image_size, preprocessing.image_size),
         is_training=False,
         interpolation=preprocessing.interpolation,
@@ -65,7 +64,9 @@ def check_against_timm(image: Image.Image, preprocessing: Preprocessing) -> None
         std=preprocessing.std,
         crop_pct=preprocessing.crop_pct,
     )
-    resized = Compose(transform.transforms[:2])(image)  # Resize, CenterCrop; then to tensor and normalize
+    resized = transform.transforms[1](
+        transform.transforms[0](image)
+    )  # Resize, CenterCrop; then to tensor and normalize
 
     np.testing.assert_array_equal(np.asarray(resize_and_crop(image, preprocessing)), np.asarray(resized))
     expected = transform(image).numpy()
@@ -260,6 +261,9 @@ def test_what_is_no_image_is_refused(data: bytes | str, match: str) -> None:
 
 @pytest.mark.parametrize("file_format", ["BMP", "GIF", "TIFF", "PPM", "ICO", "AVIF"])
 def test_other_formats_are_refused_whatever_the_file_is_called(corners: Image.Image, file_format: str) -> None:
+    Image.init()
+    if file_format not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {file_format}")
     with pytest.raises(ImageError, match="not an image of format JPEG, PNG, WEBP"):
         decode_image(encode(corners, file_format))
 
@@ -390,12 +394,12 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "lossless WebP of 16,383 a side": (lambda: webp_of(b"VP8L", 16_383, 16_383), "too many pixels"),
     "lossless WebP that is smaller than it says": (lambda: webp_of(b"VP8L", 4000, 4000), "cannot be decoded"),
     "WebP of 16,383 a side": (lambda: webp_of(b"VP8 ", 16_383, 16_383), "too many pixels"),
-    "colour profile that unpacks to 128 MB": (lambda: with_chunk(b"iCCP", b"a\0\0" + ZEROS), "too large"),
+    "colour profile that unpacks to 128 MB": (lambda: with_chunk(b"iCCP", b"a\0\0" + ZEROS), "(?i)too large"),
     "EXIF text that unpacks to 128 MB": (
         lambda: with_chunk(b"zTXt", b"Raw profile type exif\0\0" + ZEROS),
-        "Decompressed data too large",
+        "(?i)decompressed data too large",
     ),
-    "international text that unpacks to 128 MB": (lambda: with_chunk(b"iTXt", b"a\0\1\0\0\0" + ZEROS), "too large"),
+    "international text that unpacks to 128 MB": (lambda: with_chunk(b"iTXt", b"a\0\1\0\0\0" + ZEROS), "(?i)too large"),
     "animation of two thousand million frames": (
         lambda: with_chunk(b"acTL", struct.pack(">II", 2**31 - 1, 0)),
         r"animated with 214748364\d frames",

@@ -122,12 +122,14 @@ def test_an_unknown_provider_is_an_error_even_if_the_cpu_is_last(model_file: Pat
         ValueError, match=r"Runtime .* has 'CUDAExecutionProvder'; did you mean CUDAExecutionProvider\?"
     ):
         open_session(model_file, providers=["CUDAExecutionProvder", "CPUExecutionProvider"])
-    with pytest.raises(ValueError, match=r"has 'gpu'; expected one of Azure.*, CPUExecutionProvider, "):
+    with pytest.raises(ValueError, match=r"has 'gpu'; expected one of .*, CPUExecutionProvider, "):
         open_session(model_file, providers=["gpu"])
 
 
 idle = pytest.mark.skipif(
-    "AzureExecutionProvider" not in ort.get_available_providers(), reason="no provider that starts and runs nothing"
+    "AzureExecutionProvider" not in ort.get_available_providers()
+    or not hasattr(ort.InferenceSession, "get_provider_graph_assignment_info"),
+    reason="no provider that starts and runs nothing, or an ONNX Runtime before 1.24, which does not tell",
 )
 
 
