@@ -124,7 +124,7 @@ def _draw_latency(latency: Latency, limit: float) -> Figure:
     axes.plot([limit, limit], [-0.3, 0.3], color=INK, linewidth=1.6, zorder=3)
     times = [value for _, *pair in rows for value in pair]
     axes.set_xscale("log")
-    axes.set_xlim(min(*times, limit) / 5, max(*times, limit) * 5)
+    axes.set_xlim(min(*times, limit) / 15, max(*times, limit) * 5)  # a decade for the text left of the first dot
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_yticks(range(len(rows)), [label for label, _, _ in rows], fontsize=8.5, color=INK)
     low, high = axes.get_xlim()

@@ -125,5 +125,5 @@ def _draw_precision(rejection: Rejection, share: float) -> Figure:
     axes.minorticks_off()
     axes.grid(color=LINE, linewidth=0.6)
     axes.legend(frameon=False, fontsize=8.5, loc="lower right", labelcolor=INK)
-    label_axes(axes, "non-plants among all images, logarithmic", "% of rejected images that are non-plants")
+    label_axes(axes, "non-plants among all images, logarithmic", "% non-plants of rejected images")
     return figure

@@ -176,7 +176,7 @@ def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
 def test_intervals_stand_below_their_values(report: Make) -> None:
     page = render(report())
     gate_table = page[page.index("<table") : page.index("</table>")]
-    assert '98.00 % (bound 89.50 %)<span class="what">89.50 to 99.65 %</span>' in gate_table
+    assert '98.00\N{NO-BREAK SPACE}% (bound 89.50\N{NO-BREAK SPACE}%)<span class="what">89.50 to 99.65 %' in gate_table
     assert '0.00 points lost (bound 4.58 points lost)<span class="what">−4.56 to 4.56 points</span>' in gate_table
     assert "Every limit holds for the value alone." in page
     text = "".join(parse(page).text)
