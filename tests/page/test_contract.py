@@ -3,12 +3,14 @@
 import json
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from plantmodels.bundle import layout, manifest, metadata
 from plantmodels.bundle.files import MAX_JSON_BYTES
+from plantmodels.export import staging
 from plantmodels.serve import preprocessing
 from tests.page.conftest import PAGE
 
@@ -91,3 +93,56 @@ def test_outputs_become_an_answer_or_an_error(changes: dict[str, Any], expected:
     ran = subprocess.run(command, cwd=PAGE, capture_output=True, text=True, check=True)
 
     assert json.loads(ran.stdout) == expected
+
+
+CHECK = """
+import('./src/capabilities.mjs').then(({ checkBrowser }) => {
+  const whole = { isSecureContext: true, WebAssembly, OffscreenCanvas: 1, createImageBitmap: 1, Worker: 1, caches: 1 };
+  const { hidden, simd } = JSON.parse(process.argv[1]);
+  if (!simd) whole.WebAssembly = { validate: (bytes) => !WebAssembly.validate(bytes) };
+  for (const name of hidden) delete whole[name];
+  try { checkBrowser(whole); console.log("fine"); }
+  catch (error) { console.log(`${error.name}: ${error.message}`); }
+});
+"""
+
+
+@pytest.mark.parametrize(
+    ("hidden", "simd", "said"),
+    [
+        ([], True, "fine"),
+        ([], False, "BrowserError: this browser has no WebAssembly SIMD: use a browser from 2023 or later"),
+        (["WebAssembly"], True, "BrowserError: this browser has no WebAssembly: use a browser from 2023 or later"),
+        (
+            ["OffscreenCanvas"],
+            True,
+            "BrowserError: this browser has no OffscreenCanvas: use a browser from 2023 or later",
+        ),
+        (["caches"], True, "BrowserError: this browser has no caches: use a browser from 2023 or later"),
+        (
+            ["isSecureContext"],
+            True,
+            "BrowserError: this page needs https (or localhost): it checks digests and works offline",
+        ),
+    ],
+)
+def test_a_browser_that_lacks_something_is_told_what(hidden: list[str], simd: bool, said: str) -> None:
+    command = ["node", "-e", CHECK, json.dumps({"hidden": hidden, "simd": simd})]
+    ran = subprocess.run(command, cwd=PAGE, capture_output=True, text=True, check=True)
+
+    assert ran.stdout.strip() == said
+
+
+def test_the_page_and_a_bundle_beside_it_leave_each_other_alone(built_page: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(built_page, tmp_path / "public"))
+    with staging.staged_bundle(folder / "models") as bundle:
+        (bundle / "manifest.json").write_text("{}")
+    before = {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    subprocess.run(["node", str(PAGE / "build.mjs"), str(folder)], check=True, capture_output=True)
+
+    assert {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    assert (folder / "models" / "manifest.json").read_text() == "{}"
+    assert {path.relative_to(built_page) for path in built_page.rglob("*")} < {
+        p.relative_to(folder) for p in folder.rglob("*")
+    }
