@@ -6,12 +6,11 @@ and every gate passed or was waived. Alias and stage move together, under a lock
 before is archived. Every decision is written down before it is carried out.
 
 Every other call goes to MLflow's store exactly as it came, and is answered by it. Only the tags `.gates` and
-`plantmodels.…` are reserved. Names are used as the database spells them, because some databases
-ignore case and accents.
+`plantmodels.…` are reserved. Names are used as the database spells them: some databases ignore case and accents.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag, RegisteredModelTag
@@ -135,7 +134,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             version: ModelVersion = plain_store.create_model_version(name, source, run_id, tags, *args, **kwargs)
             return version
 
-        given = list(tags) if isinstance(tags, list | tuple) else []
+        given = _list_tags(tags)
         if self._guard.is_guarded(name):
             return self._create_guarded(name, self._admission.resolve_source(source), given, create)
         found = None if self._guard.exempts(name) else self._admission.find_source(source)
@@ -288,7 +287,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
 
     def create_registered_model(self, name: str, tags: Any = None, *args: Any, **kwargs: Any) -> Any:
         """Create a registered model; refuses reserved tags, and a prompt with a name that is listed for models."""
-        given = list(tags) if isinstance(tags, list | tuple) else []
+        given = _list_tags(tags)
         self._guard.refuse_reserved_tags(given)
         if any(map(is_prompt_tag, given)) and self._guard.lists(name):
             raise permission_denied(f"{name}: this name is guarded, so it cannot be a prompt")
@@ -381,6 +380,11 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
         if gate is None:
             self._guard.refuse_reserved_tag(key)
         super().delete_model_version_tag(name, version, key)
+
+
+def _list_tags(tags: object) -> list[Any]:
+    """Return the tags of a request. A request over HTTP brings them in a container of protobuf's, which is no list."""
+    return list(tags) if isinstance(tags, Sequence) and not isinstance(tags, str) else []
 
 
 def _read_stage(stage: object) -> str | None:

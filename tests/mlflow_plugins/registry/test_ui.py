@@ -25,8 +25,10 @@ from selenium.webdriver.support import expected_conditions as seen
 from selenium.webdriver.support.ui import WebDriverWait
 
 from mlflow_plugins import flavor
+from mlflow_plugins.jobs.records import version_tags
 from mlflow_plugins.registry.commands.history import list_decisions
 from mlflow_plugins.registry.tags import WAIVE_TAG
+from plantmodels.bundle.metadata import read_metadata
 from plantmodels.export.bundle import export_bundle
 from plantmodels.report.gate_report import read_report
 from plantmodels.report.policy import read_policy
@@ -118,11 +120,11 @@ def draw_other_leaves(data: Path, folder: Path) -> Path:
     return folder
 
 
-def register(bundle: Path) -> str:
+def register(bundle: Path, tags: dict[str, str] | None = None) -> str:
     with mlflow.start_run():
         mlflow.log_artifact(str(bundle / "report.html"))
         uri = flavor.log_model(bundle, name="m").model_uri
-    return str(mlflow.register_model(uri, NAME).version)
+    return str(mlflow.register_model(uri, NAME, tags=tags).version)
 
 
 def log_in(browser, user: str) -> None:
@@ -219,7 +221,8 @@ def test_a_worse_version_is_refused_and_an_equal_one_is_allowed(
 
 
 def test_the_version_and_the_model_say_how_they_stand(server, browser, bad_bundle, tmp_path):
-    version, client = register(bad_bundle), MlflowClient()
+    given = version_tags(read_metadata(bad_bundle), read_report(bad_bundle))
+    version, client = register(bad_bundle, given), MlflowClient()
     browser.get(f"{server}/#/models/{NAME}/versions/{version}")
     wait_for_text(browser, "Gates failed: ood_recall")
     rows = [row.text for row in browser.find_elements(By.XPATH, "//table[.//th='measured']//tr")]
@@ -227,6 +230,15 @@ def test_the_version_and_the_model_say_how_they_stand(server, browser, bad_bundl
     assert "written by the registry" not in browser.find_element("tag name", "body").text
     tags = [cell.text for cell in browser.find_elements(By.XPATH, "//tr[contains(., '.gates')]//td")]
     assert tags[:2] == [".gates", "failed: ood_recall"]
+    written = client.get_model_version(NAME, version).tags
+    cells = browser.find_elements(By.XPATH, "//table[.//td[normalize-space()='.gates']]//tr/td[1]")
+    shown = [cell for cell in cells if cell.text]  # the first row of the table only measures its columns
+    digests = {name for name, value in written.items() if re.fullmatch("[0-9a-f]{64}", value)}
+    assert sorted(written) == [cell.text for cell in shown] and len(digests) >= 3
+    assert {cell.text for cell in shown[-len(digests) :]} == digests, "digests stand last"
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", shown[-1])
+    take_screenshot(browser, tmp_path / "ui-tags.png")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'end'})", shown[0])
     take_screenshot(browser, tmp_path / "ui-version.png")
 
     client.set_model_version_tag(NAME, version, f"{WAIVE_TAG}ood_recall", "greenhouse only")

@@ -7,7 +7,6 @@ databases hold, with workspaces and without. `DRIVER_STEPS` sets the number of c
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,7 +21,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from mlflow.entities.model_registry import ModelVersionTag, RegisteredModelTag
 from mlflow.environment_variables import MLFLOW_ENABLE_WORKSPACES
 from mlflow.exceptions import MlflowException
-from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
 from mlflow.utils.workspace_context import WorkspaceContext
 
 from mlflow_plugins._mlflow_compat import get_store_class
@@ -74,10 +72,10 @@ TAGS = st.one_of(
 class Pair:
     """MLflow's store and ours on two databases that began alike."""
 
-    def __init__(self, folder: Path, empty: Path) -> None:
-        paths = [Path(shutil.copy(empty, folder / name)) for name in ("plain.db", "gated.db")]
-        self.plain = get_store_class()(f"sqlite:///{paths[0]}")
-        self.gated = build_gated_store(f"sqlite:///{paths[1]}", RegistryConfig(guarded=("guarded-*",)))
+    def __init__(self, folder: Path) -> None:
+        addresses = [f"sqlite:///{folder / name}" for name in ("plain.db", "gated.db")]
+        self.plain = get_store_class()(addresses[0])
+        self.gated = build_gated_store(addresses[1], RegistryConfig(guarded=("guarded-*",)))
         self.workspace = "default"
 
     def call(self, method: str, *arguments: Any, **named: Any) -> None:
@@ -134,12 +132,11 @@ class Driver(RuleBasedStateMachine):
     """Calls MLflow's store and ours alike."""
 
     folder: Path
-    empty: Path
     sources: list[Any]
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair = Pair(Path(tempfile.mkdtemp(dir=self.folder)), self.empty)
+        self.pair = Pair(Path(tempfile.mkdtemp(dir=self.folder)))
         for name in ("a", "b"):
             self.pair.call("create_registered_model", name)
             self.pair.call("create_model_version", name, self.sources[0])
@@ -259,10 +256,8 @@ def sources() -> Iterator[list[Any]]:
 def test_the_driver_finds_no_difference(
     tmp_path: Path, sources: list[Any], monkeypatch: pytest.MonkeyPatch, workspaces: bool
 ) -> None:
-    SqlAlchemyStore(f"sqlite:///{tmp_path / 'empty.db'}").engine.dispose()
     monkeypatch.setenv("MLFLOW_ENABLE_WORKSPACES", str(workspaces))
     monkeypatch.setattr(Driver, "folder", tmp_path, raising=False)
-    monkeypatch.setattr(Driver, "empty", tmp_path / "empty.db", raising=False)
     monkeypatch.setattr(Driver, "sources", sources, raising=False)
     run_state_machine_as_test(
         Driver,
