@@ -38,7 +38,10 @@ from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory
 
 RTOL: Final = 1e-4
 """Largest difference of an output, relative to the largest value of that output. A graph that is right differs by the
-rounding of float32: 1e-6 of logits and probabilities, 2e-5 of scores."""
+rounding of float32: 1e-6 of logits and probabilities."""
+
+SCORE_RTOL: Final = 1e-3
+"""The same for scores. Most products in a score cancel, which leaves 4e-5 of the largest score for a real Swin-Tiny."""
 
 _LEAVES_PASSED: Final = 3
 """Leaves that calibrated the bundle and score as an image does, but for rounding: its p-value may count them or not."""
@@ -74,6 +77,7 @@ def _find_problems(session: ort.InferenceSession, classifier: PlantClassifier, i
     yield from _compare_properties(session, classifier)
     expected = _answer_by_parts(classifier, images)
     detector, limits = classifier.detector, dict.fromkeys(expected, RTOL)
+    limits[OOD_SCORE_OUTPUT] = SCORE_RTOL
     limits[OOD_P_VALUE_OUTPUT] = RTOL + _LEAVES_PASSED / (1 + min(len(detector.plant_scores), SPECIES_LEAVES))
     outputs = [value.name for value in session.get_outputs()]
     if set(outputs) != set(expected):

@@ -27,6 +27,7 @@ from plantmodels.serve.image_input import image_to_input
 from plantmodels.serve.loading import LoadOptions, read_bundle
 from plantmodels.serve.session import open_session
 from plantmodels.verify.latency import measure_latency
+from plantmodels.verify.one_file import SCORE_RTOL
 from tests.fixtures.checkpoints import RealPaths
 from tests.fixtures.javascript import RUNTIMES, answer_in_javascript, count_changed_labels
 
@@ -212,7 +213,7 @@ def test_the_one_file_answers_as_the_bundle_does(one_files: Path, pixels: np.nda
         wanted = np.array([getattr(row, name) for row in rows], np.float64)
         np.testing.assert_allclose(found[name], wanted, rtol=0, atol=1e-6)
     scores = np.array([row.ood_score for row in rows])
-    np.testing.assert_allclose(found["ood_score"], scores, rtol=0, atol=1e-4 * np.abs(scores).max())
+    np.testing.assert_allclose(found["ood_score"], scores, rtol=0, atol=SCORE_RTOL * np.abs(scores).max())
 
 
 @pytest.mark.parametrize(("precision", "changed"), [("fp16", 0), ("int8", 1)])
