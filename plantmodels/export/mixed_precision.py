@@ -126,7 +126,7 @@ def choose_int8(model: onnx.ModelProto, leaves: ComparedImages, *, reduce_range:
         ExportError: the float model itself gives NaN or infinity.
     """
     products = find_products(model)
-    reference = _Reference(model, leaves.heads)
+    reference = _Reference(_open_session(model, threads=1), leaves.heads)
     candidates = [0, *(math.ceil(share * len(products)) for share in FLOAT_SHARES), len(products)]
     ranked: list[str] = []
     trials: list[QuantizationTrial] = []
@@ -152,19 +152,19 @@ class _Reference:
     """The float model's answers, computed once for each batch and as far as they are asked for.
 
     Attributes:
-        model: the float model.
+        session: the float model.
         heads: the float heads.
         known: species, diseases and embedding of each batch so far.
     """
 
-    model: onnx.ModelProto
+    session: ort.InferenceSession
     heads: Mapping[int, tuple[Weights, Weights]]
     known: list[tuple[Labels, Labels, Embeddings]] = field(default_factory=list)
 
     def answer(self, number: int, pixels: Inputs) -> tuple[Labels, Labels, Embeddings]:
         """Return the answers to a batch; the batches come in order."""
         if number == len(self.known):
-            logits, embedding = _run_single_images(self.model, pixels)
+            logits, embedding = _run_single_images(self.session, pixels)
             if not np.isfinite(embedding).all():
                 raise ExportError("an embedding holds NaN or infinity on training leaves: the network is broken")
             species = logits.argmax(axis=1)
@@ -176,12 +176,13 @@ def _compare(
     candidate: onnx.ModelProto, reference: _Reference, leaves: ComparedImages, float_products: int
 ) -> QuantizationTrial:
     """Compare a candidate with the float model, batch by batch, until the decision is clear."""
+    session = _open_session(candidate, threads=1)
     changed = seen = 0
     error = size = 0.0
     passed: bool | None = None
     for number, pixels in enumerate(leaves.batches()):
         species, diseases, embedding = reference.answer(number, pixels)
-        logits, found = _run_single_images(candidate, pixels)
+        logits, found = _run_single_images(session, pixels)
         with np.errstate(invalid="ignore"):  # a candidate may overflow; its error is then not finite
             other = _predict_diseases(found, species, leaves.heads)
             error += float(np.sum((found.astype(np.float64) - embedding) ** 2))
@@ -220,9 +221,13 @@ def _time_one(model: onnx.ModelProto, pixels: Inputs) -> float:
     return median(times)
 
 
-def _run_single_images(model: onnx.ModelProto, pixels: Inputs) -> _Outputs:
-    """Return species logits and embedding, computed image by image: as INT8 is served, on any number of cores."""
-    session = _open_session(model, threads=1)
+def _run_single_images(session: ort.InferenceSession, pixels: Inputs) -> _Outputs:
+    """Return species logits and embedding, computed image by image: as INT8 is served, on any number of cores.
+
+    Args:
+        session: a model opened with one thread.
+        pixels: (N, 3, P, P) normalized images.
+    """
     with ThreadPoolExecutor(count_cores()) as pool:
         rows = list(pool.map(lambda i: session.run(_OUTPUTS, {IMAGE_INPUT: pixels[i : i + 1]}), range(len(pixels))))
     return np.concatenate([row[0] for row in rows]), np.concatenate([row[1] for row in rows])
@@ -244,10 +249,10 @@ def _predict_diseases(embedding: Embeddings, species: Labels, heads: Mapping[int
 
 def _rank_by_loss(model: onnx.ModelProto, products: Sequence[str], pixels: Inputs, reduce_range: bool) -> list[str]:
     """Return the products, sorted by how far the embedding moves when only this product is INT8, farthest first."""
-    _, reference = _run_single_images(model, pixels)
+    _, reference = _run_single_images(_open_session(model, threads=1), pixels)
     losses: dict[str, float] = {}
     for name in track(products, "rank products", unit="product"):
         alone = quantize_int8(model, reduce_range=reduce_range, keep_float=set(products) - {name})
-        _, embedding = _run_single_images(alone, pixels)
+        _, embedding = _run_single_images(_open_session(alone, threads=1), pixels)
         losses[name] = float(np.nan_to_num(np.mean((embedding - reference) ** 2), nan=np.inf))
     return sorted(products, key=lambda name: -losses[name])

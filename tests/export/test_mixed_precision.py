@@ -66,7 +66,8 @@ def make_leaves(model: onnx.ModelProto, images: int = 120) -> ComparedImages:
 
 
 def run(model: onnx.ModelProto, leaves: ComparedImages) -> tuple[Logits, Embeddings]:
-    return mixed_precision._run_single_images(model, np.concatenate([*leaves.batches()]))
+    session = mixed_precision._open_session(model, threads=1)
+    return mixed_precision._run_single_images(session, np.concatenate([*leaves.batches()]))
 
 
 def test_a_model_that_rounding_does_not_hurt_is_wholly_int8() -> None:
