@@ -105,7 +105,7 @@ def test_reversed_species_fail_accuracy_alone(build: Build, embedded_mlflow: str
 def test_the_scale_of_255_fails_accuracy_and_rejection(build: Build, embedded_mlflow: str) -> None:
     bundle = build(scale_to_255)
     failed = explain(read_report(bundle))
-    assert set(failed) == {"ood_recall", "accuracy"}
+    assert {"ood_recall", "accuracy"} <= set(failed)
     assert failed["accuracy"].startswith("species 33.33 %, end to end 11.11 %, species above the commonest −")
     assert "accuracy measured species 33.33 %, end to end 11.11 %" in try_to_promote(bundle, embedded_mlflow)
 
