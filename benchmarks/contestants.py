@@ -22,8 +22,8 @@ from plantmodels.bundle.detector import OODDetector, read_detector
 from plantmodels.bundle.layout import DETECTOR_FILE, Precision
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.image_input import image_to_input
 from plantmodels.serve.prediction import Prediction
-from plantmodels.serve.preprocessing import decode_image, preprocess
 
 Mode = Literal["whole", "apart"]
 """How a batch is answered: as a whole by all threads, or image by image with one thread for each image."""
@@ -52,7 +52,7 @@ class Contestant(ABC):
     def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Return the final rows of encoded images."""
         preprocessing = self.metadata.preprocessing
-        return self.answer(np.stack([preprocess(decode_image(p, preprocessing), preprocessing) for p in encoded]))
+        return self.answer(np.stack([image_to_input(p, preprocessing) for p in encoded]))
 
 
 class Ours(Contestant):

@@ -21,7 +21,7 @@ from benchmarks.contestants import Contestant, Mode, Ours, Setup, open_contestan
 from benchmarks.machine import read_memory
 from benchmarks.rows import make_rows
 from plantmodels.arrays import Inputs
-from plantmodels.serve.preprocessing import decode_image, preprocess
+from plantmodels.serve.image_input import image_to_input
 
 
 class Worker:
@@ -45,9 +45,7 @@ class Worker:
         answered = time.perf_counter()
         resident_mb = read_memory()["resident_mb"]
         preprocessing = contestant.metadata.preprocessing
-        self._inputs = np.stack(
-            [preprocess(decode_image(data, preprocessing), preprocessing) for data in self._encoded]
-        )
+        self._inputs = np.stack([image_to_input(data, preprocessing) for data in self._encoded])
         return {"open_s": opened - start, "first_s": answered - opened, "resident_mb": resident_mb}
 
     def time(self, case: dict[str, Any], repeats: int) -> dict[str, list[float]]:
@@ -66,7 +64,7 @@ class Worker:
         """Answer every image by itself; each is decoded when its turn comes, so any number fits into memory."""
         contestant = self._contestant("whole")
         preprocessing = contestant.metadata.preprocessing
-        inputs = (preprocess(decode_image(Path(path).read_bytes(), preprocessing), preprocessing) for path in images)
+        inputs = (image_to_input(Path(path).read_bytes(), preprocessing) for path in images)
         rows = [contestant.answer(pixels[None])[0] for pixels in inputs]
         keys = ("species_index", "species_probability", "disease", "rejected")
         return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}

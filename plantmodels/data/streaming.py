@@ -26,7 +26,7 @@ from plantmodels.bundle.metadata import Preprocessing
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.progress import log_step
 from plantmodels.errors import DataError, ImageError
-from plantmodels.serve.preprocessing import decode_image, preprocess
+from plantmodels.serve.image_input import image_to_input
 
 MAX_UNREADABLE: Final = 0.01
 """Largest share of a set that may be unreadable. Above it, something is wrong with the set itself."""
@@ -148,4 +148,4 @@ def _load(path: Path, preprocessing: Preprocessing) -> Inputs:
         data = path.read_bytes()
     except OSError as error:
         raise ImageError(f"cannot be read ({error.strerror})") from error
-    return preprocess(decode_image(data, preprocessing), preprocessing)
+    return image_to_input(data, preprocessing)

@@ -22,7 +22,7 @@ from plantmodels.export.provenance import describe_cpu
 from plantmodels.report.samples import Latency
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.cores import count_cores
-from plantmodels.serve.preprocessing import decode_image, preprocess
+from plantmodels.serve.image_input import image_to_input
 from plantmodels.serve.session import open_session
 
 RUNS: Final = 40
@@ -56,7 +56,7 @@ def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int
         ImageError: the image cannot be decoded.
     """
     preprocessing = classifier.metadata.preprocessing
-    inputs = preprocess(decode_image(encoded, preprocessing), preprocessing)[None]
+    inputs = image_to_input(encoded, preprocessing)[None]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     calls = (lambda: classifier.run(inputs), make_reference(threads), lambda: classifier.predict([encoded]))
     tensor_ms, reference_ms, encoded_ms = (

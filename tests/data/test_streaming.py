@@ -124,7 +124,7 @@ class TestStream:
         def fail(*_: object) -> None:
             raise ZeroDivisionError("bug")
 
-        monkeypatch.setattr(streaming, "preprocess", fail)
+        monkeypatch.setattr(streaming, "image_to_input", fail)
         with pytest.raises(ZeroDivisionError, match="bug"):
             list(ImageStream(paths, PREPROCESSING))
 
