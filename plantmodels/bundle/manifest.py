@@ -195,9 +195,13 @@ def check_files(
     Raises:
         ManifestMismatchError: names the files that are missing, changed or unexpected.
     """
-    wanted = tuple(manifest.files) if names is None else tuple(names)
-    present = {name for name in wanted if (folder / name).is_file()} if names is not None else set(list_files(folder))
-    unexpected = (present if names is None else set(wanted)) - set(manifest.files)
+    if names is None:
+        wanted, present = tuple(manifest.files), set(list_files(folder))
+        unexpected = present - set(manifest.files)
+    else:
+        wanted = tuple(names)
+        present = {name for name in wanted if (folder / name).is_file()}
+        unexpected = set(wanted) - set(manifest.files)
     missing, changed = [], []
     for name in wanted:
         if name not in present:
