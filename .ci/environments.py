@@ -45,7 +45,7 @@ TESTS = ("tests/serve", "tests/bundle")
 
 @dataclass(frozen=True)
 class Environment:
-    """An environment to test: its name, its interpreter, and what is installed beside the wheel."""
+    """An environment in which tests run: its name, its interpreter, and the packages beside the wheel."""
 
     name: str
     python: Path

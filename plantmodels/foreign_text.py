@@ -39,11 +39,11 @@ _CONTROLS: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 
 
 _IN_ASCII: Final = str.maketrans({"≥": ">=", "≤": "<=", "−": "-", "…": "...", "→": "->"})
-"""Signs of our own texts that not every database can hold, and what is written instead."""
+"""Characters of our own texts that some databases cannot hold, and what is written instead."""
 
 
 def fit_encoding(text: str, encoding: str) -> str:
-    """Return a text as an encoding can hold it: our own signs become ASCII, and what it lacks is escaped."""
+    """Return a text that an encoding can hold: `≥` and its like become ASCII; what it lacks is escaped."""
     return text.translate(_IN_ASCII).encode(encoding, "backslashreplace").decode(encoding)
 
 

@@ -75,7 +75,7 @@ class Leak:
 
 @dataclass(frozen=True)
 class Crossing:
-    """Validation leaves of groups that have training leaves, too, and what INT8 gets right with and without them.
+    """Validation leaves that share a group with training leaves, and what INT8 gets right of them and of the others.
 
     Attributes:
         groups: number of these groups.
@@ -90,7 +90,7 @@ class Crossing:
     without: PrecisionAccuracy
 
     def describe(self) -> str:
-        """Return in one line how many groups cross the splits, and what the accuracy is without their leaves."""
+        """Return a line that says how many groups cross the splits, and how accurate INT8 is without their leaves."""
         if not self.groups:
             return (
                 f"None of {self.leaves.images:,} validation images is of the same group as a training image. Another "
@@ -147,7 +147,7 @@ class Leakage:
     Attributes:
         compared: each set to the number of its images that were compared with the validation images.
         leaks: every validation image that was found again, once, in the order of the image rows.
-        crossing: validation leaves of groups that have training leaves, too; None if they were not looked for.
+        crossing: validation leaves that share a group with training leaves; None if they were not looked for.
     """
 
     compared: Mapping[TwinSet, int]

@@ -67,7 +67,7 @@ class CalibrationChoice:
 
 @dataclass(frozen=True)
 class _Grouped:
-    """Leaves, and what is known of every image of the data by its path.
+    """Fresh leaves, with the group and the digest of each of them and of each training leaf.
 
     Attributes:
         leaves: leaves that share no group with a leaf that the network has learned.
