@@ -73,7 +73,7 @@ def run_score(request: ScoreRequest) -> Scores:
             Complete batches stay.
         RegistrationError: no such model version.
     """
-    with job_run("score"):
+    with job_run("score") as run:
         images, output = to_absolute(request.images), to_absolute(request.output)
         check_places(images, output)
         with registration_errors(f"{request.model} cannot be found in the registry {mlflow.get_registry_uri()}"):
@@ -81,18 +81,21 @@ def run_score(request: ScoreRequest) -> Scores:
         model = f"models:/{name}/{version}"
         log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
         with spark_errors(), spark_session(request.spark_master) as spark:
-            return _Scorer(spark, request, model, images, output).run()
+            return _Scorer(spark, request, model, images, output, run.info.run_id).run()
 
 
 class _Scorer:
     """Carries out one request on one Spark session."""
 
-    def __init__(self, spark: "SparkSession", request: ScoreRequest, model: str, images: str, output: str) -> None:
+    def __init__(
+        self, spark: "SparkSession", request: ScoreRequest, model: str, images: str, output: str, run_id: str
+    ) -> None:
         self.spark = spark
         self.request = request
         self.model = model
         self.images = images
         self.output = ScoreFolder(spark, output, request.partition_by)
+        self.run_id = run_id
         self.scored_now = 0
         self.batches = 0
 
@@ -198,7 +201,8 @@ class _Scorer:
         self.scored_now += images
         self.batches += 1
         speed = images / (time.monotonic() - start)
-        mlflow.log_metrics({"images_scored": self.scored_now, "images_per_second": speed}, step=batch)
+        values = {"images_scored": self.scored_now, "images_per_second": speed}
+        mlflow.log_metrics(values, step=batch, run_id=self.run_id)  # a stream calls this in a thread without a run
         _LOGGER.info(
             "batch %d: %s images, %s of them bad, %.1f a second; %s scored by this job",
             *(batch, f"{images:,}", f"{errors:,}", speed, f"{self.scored_now:,}"),

@@ -106,6 +106,8 @@ def test_a_table_keeps_its_columns(model, leaf_images, verified_bundle, tmp_path
         [float("nan") if row.disease_probability is None else row.disease_probability for row in native], nan_ok=True
     )
     assert scores.errors == 1 and "is missing" in frame["error"].iloc[-1]
+    job, registration = MlflowClient().search_runs(["0"])  # and no third one: a stream logs in the run of its job
+    assert job.data.metrics["images_scored"] == len(table) and registration.data.metrics == {}
 
 
 def test_every_listed_file_has_a_row(model: str, leaf_images: Path, verified_bundle: Path, tmp_path: Path) -> None:
