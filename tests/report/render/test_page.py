@@ -176,8 +176,10 @@ def test_missing_heads_and_non_plants_have_no_shares(report: Make) -> None:
 def test_intervals_stand_below_their_values(report: Make) -> None:
     page = render(report())
     gate_table = page[page.index("<table") : page.index("</table>")]
-    assert '98.00\N{NO-BREAK SPACE}% (bound 89.50\N{NO-BREAK SPACE}%)<span class="what">89.50 to 99.65 %' in gate_table
-    assert '0.00 points lost (bound 4.58 points lost)<span class="what">−4.56 to 4.56 points</span>' in gate_table
+    assert (
+        '98.00\N{NO-BREAK SPACE}%<br>(bound 89.50\N{NO-BREAK SPACE}%)<span class="what">89.50 to 99.65 %' in gate_table
+    )
+    assert '0.00 points lost<br>(bound 4.58 points lost)<span class="what">−4.56 to 4.56 points</span>' in gate_table
     assert "Every limit holds for the value alone." in page
     text = "".join(parse(page).text)
     assert "−4.56 to 4.56 points" in text
@@ -187,7 +189,7 @@ def test_intervals_stand_below_their_values(report: Make) -> None:
 
 def test_the_page_says_which_limits_hold_for_the_bound(report: Make) -> None:
     text = read_text(render(report(GatePolicy(ood_recall_confidence=0.9))))
-    assert "with 90 % confidence" in text and "98.00 % (bound 91" in text
+    assert "with 90 % confidence" in text and "98.00 %(bound 91" in text
     assert "the bound beside the value must meet it. All other limits hold for the value alone." in text
     assert "Every limit holds for the value alone." not in text
 
