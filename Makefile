@@ -39,7 +39,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 export MLFLOW_TRACKING_URI ?= sqlite:///mlflow.db
 export PYTHONUNBUFFERED := 1
 
-.PHONY: demo server page bench test lint check docs environments lock setup develop
+.PHONY: demo server page bench test slow-tests lint check docs environments lock setup develop
 
 demo: setup
 ifeq ($(CHECKPOINT),$(DEMO)/demo.ckpt)
@@ -65,17 +65,21 @@ bench: $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(BUNDLE)' $(BENCH)
 
 # One thread for each of the two processes: more threads than cores wait for each other by spinning.
-test check: export OMP_NUM_THREADS := 1
+test slow-tests check: export OMP_NUM_THREADS := 1
 
 test: develop
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not real"
+
+# Every other test: those that take more than a few seconds, and those on the real images of ../shared.
+slow-tests: develop
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "slow or real"
 
 lint: develop
 	ruff format --check
 	ruff check
 	mypy
 
-check: lint test
+check: lint test slow-tests
 
 # A site from docs/ and the docstrings, in site/index.html; broken links and references are errors.
 docs: develop

@@ -14,13 +14,21 @@ PACKAGES_WITH_EXAMPLES = ("plantmodels", "mlflow_plugins", "examples")
 SKIP = "doctest: " + "+SKIP"
 
 
+def find_options(target: str) -> list[str]:
+    """What the Makefile's target gives to Python, which is pytest and its options."""
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = re.search(rf"^{target}:.*\n\tpython (-m pytest\b.*)$", makefile, re.MULTILINE)
+    assert recipe is not None, f"the Makefile's target `{target}` runs pytest"
+    return shlex.split(recipe[1])
+
+
 @pytest.fixture(scope="module")
 def collected() -> set[str]:
-    """Node ids that `make test`, the README's command, collects; parameters in brackets are cut off."""
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    recipe = re.search(r"^test:.*\n\tpython (-m pytest\b.*)$", makefile, re.MULTILINE)
-    assert recipe is not None, "the Makefile's target `test` runs pytest"
-    command = [sys.executable, *shlex.split(recipe[1]), "-n", "0", "--collect-only", "--quiet"]
+    """Node ids that `make test` and `make slow-tests` collect; parameters in brackets are cut off."""
+    quick, slow = (find_options(target) for target in ("test", "slow-tests"))
+    assert (quick.pop(), slow.pop()) == ("not slow and not real", "slow or real"), "no test is left out or runs twice"
+    assert quick == slow and quick.pop() == "-m"
+    command = [sys.executable, *quick, "-n", "0", "--collect-only", "--quiet"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
     return {line.partition("[")[0] for line in ran.stdout.splitlines() if "::" in line}
