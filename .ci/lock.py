@@ -21,7 +21,7 @@ PYPROJECT, CONDA = ROOT / "pyproject.toml", ROOT / "conda.yaml"
 DEVELOPMENT, BENCHMARKS = ROOT / "requirements-dev.txt", ROOT / "benchmarks" / "requirements.txt"
 
 RUN_EXTRAS = ("cpu", "build", "registry", "spark")
-DEVELOPMENT_EXTRAS = ("heic", "parquet", "server", "signing", "test", "docs", "dev")
+DEVELOPMENT_EXTRAS = ("heic", "parquet", "server", "service", "signing", "test", "docs", "dev")
 BENCHMARK_EXTRAS = ("bench",)
 
 BROUGHT_BY_TORCH = re.compile(r"(nvidia-.*|cuda-.*|triton|setuptools)==")

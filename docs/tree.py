@@ -17,6 +17,7 @@ _FOLDERS: Final = (
     "plantmodels",
     "plantmodels/bundle",
     "plantmodels/serve",
+    "plantmodels/service",
     "plantmodels/data",
     "plantmodels/checkpoint",
     "plantmodels/export",

@@ -16,6 +16,7 @@ PlantModelsError
 │   └── SignatureError          a signature is missing or wrong, or cannot be made
 ├── RegistrationError           a model version cannot be registered
 ├── ScoringError                images cannot be scored in bulk
+├── ServiceError                the HTTP service cannot start
 └── RegistryError               a waiver, an audit or a repair was refused or failed
 ```
 
@@ -109,6 +110,10 @@ class RegistrationError(PlantModelsError):
 
 class ScoringError(PlantModelsError):
     """Images cannot be scored in bulk; rows that were written before stay."""
+
+
+class ServiceError(PlantModelsError):
+    """The HTTP service cannot start with what it was given."""
 
 
 class RegistryError(PlantModelsError):

@@ -22,6 +22,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     **dict.fromkeys(("imagehash", "jinja2", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy"), ("build",)),
     **dict.fromkeys(("sklearn", "threadpoolctl", "timm", "torch", "torchvision"), ("build",)),
     **dict.fromkeys(("anyio", "flask", "mlflow", "requests", "sqlalchemy"), ("registry",)),
+    **dict.fromkeys(("httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"), ("service",)),
     **dict.fromkeys(("flask_wtf", "psycopg2", "pymysql"), ("server",)),
     **dict.fromkeys(("model_signing", "OpenSSL"), ("signing",)),
     **dict.fromkeys(("py4j", "pyspark"), ("spark",)),

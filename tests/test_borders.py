@@ -26,6 +26,7 @@ ROOMS = {
     "plain_yaml": {"foreign_text"},
     "bundle": GROUND | {"bundle"},
     "serve": SERVING,
+    "service": SERVING | {"service"},
     "report": GROUND | {"bundle", "report"},
     "compare": GROUND | {"bundle", "report", "compare"},
     "data": SERVING | {"data"},

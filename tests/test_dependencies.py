@@ -20,7 +20,7 @@ from plantmodels.extras import EXTRAS, describe_missing, read_version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OWN = {"plantmodels", "mlflow_plugins", "examples", "benchmarks", "reliability", "tests", "docs"}
-FOR_USERS = ("cpu", "parquet", "build", "registry", "spark", "server", "signing", "heic")
+FOR_USERS = ("cpu", "parquet", "build", "registry", "spark", "server", "service", "signing", "heic")
 
 DISTRIBUTIONS = {
     module: {canonicalize_name(name) for name in names} for module, names in packages_distributions().items()

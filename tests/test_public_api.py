@@ -42,6 +42,7 @@ ERRORS = {
     "PolicyError",
     "RegistrationError",
     "ScoringError",
+    "ServiceError",
     "SignatureError",
     "TaxonomyError",
     "TrainingError",

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from mlflow_plugins.loading.native import load_version
+from mlflow_plugins.loading.native import load_with_contract
 from plantmodels.errors import BundleError
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.image_input import ImageLike
@@ -40,11 +40,13 @@ class LoadedVersion:
         name: the registered model's name.
         version: the version's number, as text.
         classifier: the loaded classifier.
+        contract: the version of contract 4 that its MLmodel records; `classifier` itself answers by the newest.
     """
 
     name: str
     version: str
     classifier: PlantClassifier
+    contract: int
 
 
 def ask_about_grey_image(classifier: PlantClassifier, name: str) -> Prediction:
@@ -150,9 +152,9 @@ class ModelHandle:
         self.close()
 
     def _load(self, name: str, version: str) -> LoadedVersion:
-        classifier = load_version(f"models:/{name}/{version}", self._options)
+        classifier, contract = load_with_contract(f"models:/{name}/{version}", self._options)
         ask_about_grey_image(classifier, f"models:/{name}/{version}")
-        return LoadedVersion(name, version, classifier)
+        return LoadedVersion(name, version, classifier, contract)
 
     def _watch(self) -> None:
         pause_s = self._interval_s

@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, read_description
+from mlflow_plugins.loading.mlmodel import (
+    BUNDLE_FOLDER,
+    DESCRIPTION_FILE,
+    FLAVOR_NAME,
+    find_prediction_contract,
+    read_description,
+)
 from plantmodels.bundle.files import StrPath
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE, serving_files
 from plantmodels.bundle.manifest import Manifest, parse_manifest, read_manifest_bytes
@@ -52,11 +58,17 @@ def load_model(model_uri: StrPath, **options: Any) -> PlantClassifier:
 
 def load_version(model_uri: str, options: LoadOptions) -> PlantClassifier:
     """Load a model version's classifier as `load_model` does, with options that were checked before."""
+    return load_with_contract(model_uri, options)[0]
+
+
+def load_with_contract(model_uri: str, options: LoadOptions) -> tuple[PlantClassifier, int]:
+    """Load a model version's classifier, and the version of contract 4 that its MLmodel records."""
     serving = (MANIFEST_FILE, *serving_files(options.precision))
     files = (DESCRIPTION_FILE, *(f"{BUNDLE_FOLDER}/{name}" for name in serving))
     signature = () if options.public_key is None else (f"{BUNDLE_FOLDER}/{SIGNATURE_FILE}",)
     with open_artifacts(model_uri, files, signature) as folder:
-        return load_recorded_bundle(folder, options, every_file=False)
+        contract = find_prediction_contract(read_description(folder)["flavors"])
+        return load_recorded_bundle(folder, options, every_file=False), contract
 
 
 def load_recorded_bundle(model_folder: Path, options: LoadOptions, *, every_file: bool) -> PlantClassifier:

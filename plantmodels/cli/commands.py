@@ -35,6 +35,7 @@ from plantmodels.cli.options import (
     public_key_option,
     reference_checkpoint_option,
     seed_option,
+    serve_options,
     top_k_option,
     train_options,
     unseen_plants_option,
@@ -279,6 +280,47 @@ def predict(
         images_word = "image" if counts.images == 1 else "images"
         click.echo(f"{output}: {counts.images:,} {images_word}; {errors:,} bad, {counts.rejected:,} rejected")
     sys.exit(1 if errors == found.count else 0)
+
+
+@main.command()
+@click.argument("model")
+@serve_options
+def serve(
+    model: str,
+    host: str,
+    port: int,
+    workers: int,
+    interval_s: float,
+    precision: Precision,
+    threads: int | None,
+    public_key: Path | None,
+    max_body: int,
+    max_held: int,
+    max_requests: int,
+    max_images: int,
+    body_timeout: float,
+) -> None:
+    """Answer images over HTTP.
+
+    MODEL is a bundle's folder, or models:/NAME@ALIAS in the registry that MLFLOW_TRACKING_URI names. The service then
+    follows the alias: it starts before the first promotion, and each further promotion takes over without a pause. POST
+    an image to /predict, or several as multipart/form-data.
+    """
+    from plantmodels.service.run import run_service
+    from plantmodels.service.settings import MEGABYTE, Limits, Settings
+
+    try:
+        limits = Limits(
+            body_bytes=max_body * MEGABYTE,
+            held_bytes=max_held * MEGABYTE,
+            requests=max_requests,
+            images=max_images,
+            body_timeout_s=body_timeout,
+        )
+        settings = Settings(model, interval_s, precision, threads, public_key, limits)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    run_service(settings, host=host, port=port, workers=workers)
 
 
 @main.command()

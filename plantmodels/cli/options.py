@@ -12,6 +12,7 @@ import click
 from plantmodels.bundle.layout import DEFAULT_BUNDLE, DEFAULT_PRECISION, ONE_FILES, PRECISIONS
 from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.data.sampling import DEFAULT_SEED
+from plantmodels.service.settings import MEGABYTE, Limits, Settings
 from plantmodels.training.requests import DistillRequest, TrainRequest
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
@@ -143,6 +144,72 @@ precision_option = click.option(
 top_k_option = click.option(
     "--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="Number of candidate species to print."
 )
+
+_LIMITS: Final = Limits()
+
+serve_options: Callable[[Any], Any] = _combine(
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all."),
+    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on."),
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        default=1,
+        show_default=True,
+        help="Number of processes. Each loads the model and has limits of its own; one process uses all cores.",
+    ),
+    click.option(
+        "--interval",
+        "interval_s",
+        type=click.FloatRange(min=0, min_open=True),
+        default=Settings.interval_s,
+        show_default=True,
+        help="Seconds between two looks at which version the alias names.",
+    ),
+    precision_option,
+    click.option(
+        "--threads",
+        type=click.IntRange(min=1),
+        default=None,
+        help="Number of threads inside an operator; without it, the library chooses.",
+    ),
+    public_key_option,
+    click.option(
+        "--max-body",
+        type=click.IntRange(min=1),
+        default=_LIMITS.body_bytes // MEGABYTE,
+        show_default=True,
+        help="Size of the largest body in MB (2^20 bytes); a larger one is refused with status 413.",
+    ),
+    click.option(
+        "--max-held",
+        type=click.IntRange(min=1),
+        default=_LIMITS.held_bytes // MEGABYTE,
+        show_default=True,
+        help="Size of all bodies together in MB; a request beyond it is refused with status 503.",
+    ),
+    click.option(
+        "--max-requests",
+        type=click.IntRange(min=1),
+        default=_LIMITS.requests,
+        show_default=True,
+        help="Number of requests that wait or compute at once; a further one is refused with status 503.",
+    ),
+    click.option(
+        "--max-images",
+        type=click.IntRange(min=1),
+        default=_LIMITS.images,
+        show_default=True,
+        help="Number of images in one request; a request with more is refused with status 413.",
+    ),
+    click.option(
+        "--body-timeout",
+        type=click.FloatRange(min=0, min_open=True),
+        default=_LIMITS.body_timeout_s,
+        show_default=True,
+        help="Seconds in which a body must arrive; a slower one is refused with status 408.",
+    ),
+)
+"""What `serve` is told: the fields of `Settings` and `Limits`, and where to listen."""
 
 _checkpoint_file_option = click.option(
     "--out", type=PATH, required=True, help="The checkpoint to write; run a stopped command again to resume it."

@@ -1,4 +1,4 @@
-"""The service of docs/service.md answers, refuses what is no image, follows the alias, and hears MLflow's webhook."""
+"""The ModelHandle service of docs/service.md answers, refuses what is no image, follows the alias, and the webhook."""
 
 import json
 import os
@@ -81,7 +81,7 @@ def test_the_service(
     answer = ask(f"{service}/predict", image)
     assert answer["version"] == "1"
     assert answer["error"] is None
-    (example,) = (block for block in code_blocks("service.md", "console") if "curl" in block)
+    example = [block for block in code_blocks("service.md", "console") if "curl" in block][-1]
     shown = json.loads(example.partition("\n")[2])
     assert list(shown) == list(answer), "the page shows the answer's fields"
 

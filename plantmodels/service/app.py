@@ -1,0 +1,205 @@
+"""The ASGI application: routes, and what each of them answers.
+
+`uvicorn --factory plantmodels.service.app:create_app` runs it with the settings in the variable `PLANTMODELS_SERVICE`.
+"""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, get_args
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from plantmodels import __version__
+from plantmodels.errors import PlantModelsError, is_out_of_memory
+from plantmodels.foreign_text import quote_error
+from plantmodels.serve.loading import LoadOptions
+from plantmodels.serve.prediction import Prediction
+from plantmodels.serve.routing import ROUTINGS, Routing
+from plantmodels.service.answers import answer_error, answer_http_exception, answer_json, describe_row
+from plantmodels.service.bodies import (
+    RETRY_AFTER,
+    Admission,
+    ClientGoneError,
+    Reservation,
+    read_announced_size,
+    read_chunks,
+)
+from plantmodels.service.images import MULTIPART, check_type, read_parts
+from plantmodels.service.model import ServedModel, Version, find_opener
+from plantmodels.service.settings import VARIABLE, Settings
+from plantmodels.service.work import Work
+
+_LOGGER: Final = logging.getLogger(__name__)
+
+_RETRY_S: Final = 1.0
+"""Pause after the first attempt to open the model; it doubles from one attempt to the next."""
+
+
+class Service:
+    """What the routes share: the model, the threads that compute, and what is held for requests."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Prepare to serve; `run` starts.
+
+        Raises:
+            ServiceError: nothing that is installed opens the model.
+            ValueError: `LoadOptions` refuses a setting.
+        """
+        self.settings = settings
+        LoadOptions(**settings.load_options)  # refuses wrong values now, not in the thread that opens the model
+        opener = find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)
+        self.model = ServedModel(opener, retry_s=_RETRY_S)
+        self.admission = Admission(settings.limits)
+        self.work = Work()
+
+    @asynccontextmanager
+    async def run(self, app: Starlette) -> AsyncIterator[None]:
+        """Open the model in its thread, and close everything at the end."""
+        with self.model:
+            yield
+        self.work.close()
+
+    def find_version(self) -> Version:
+        """Return the version that answers a request to its end, whatever is promoted meanwhile.
+
+        Raises:
+            HTTPException: no version was opened yet (503).
+        """
+        if (version := self.model.current) is None:
+            raise HTTPException(503, self.describe_wait(), RETRY_AFTER)
+        return version
+
+    def describe_wait(self) -> str:
+        """Return why no version answers yet."""
+        failure = self.model.failure
+        reason = "it is being loaded" if failure is None else quote_error(failure)
+        return f"waiting for {self.settings.model}: {reason}"
+
+    async def predict(self, request: Request) -> Response:
+        """Classify the image that is the body, or each file of a multipart body."""
+        version, media_type = self.find_version(), check_type(request.headers.get("content-type"))
+        options = read_options(request.query_params)
+        with self.admission.admit(read_announced_size(request)) as reservation:
+            if media_type == MULTIPART:
+                return await self._predict_parts(request, reservation, version, options)
+            image = b"".join([chunk async for chunk in self._read(request, reservation)])
+            (answer,) = await self._classify(request, version, [image], options)
+        if answer.error is not None:
+            raise HTTPException(422, answer.error)
+        return answer_json({"version": version.version, **describe_row(answer, top_k=options["top_k"])})
+
+    async def _predict_parts(
+        self, request: Request, reservation: Reservation, version: Version, options: Mapping[str, Any]
+    ) -> Response:
+        chunks = self._read(request, reservation)
+        parts = await read_parts(request.headers["content-type"], chunks, self.settings.limits.images)
+        answers = await self._classify(request, version, [part.content for part in parts], options)
+        rows = [
+            {"file": part.name, **describe_row(answer, top_k=options["top_k"])}
+            for part, answer in zip(parts, answers, strict=True)
+        ]
+        return answer_json({"version": version.version, "predictions": rows})
+
+    def _read(self, request: Request, reservation: Reservation) -> AsyncIterator[bytes]:
+        return read_chunks(request, reservation, self.settings.limits.body_timeout_s)
+
+    async def _classify(
+        self, request: Request, version: Version, images: Sequence[bytes | bytearray], options: Mapping[str, Any]
+    ) -> list[Prediction]:
+        return await self.work.run(request, partial(version.classifier.predict, images, **options))
+
+    async def health(self, request: Request) -> Response:
+        """Say that the process lives."""
+        return answer_json({"status": "alive"})
+
+    async def ready(self, request: Request) -> Response:
+        """Say whether a version answers, and why the latest look for another one failed."""
+        if (version := self.model.current) is None:
+            return answer_error(503, self.describe_wait(), RETRY_AFTER)
+        failure = self.model.failure
+        return answer_json({"version": version.version, "failure": None if failure is None else quote_error(failure)})
+
+    async def version(self, request: Request) -> Response:
+        """Say which version answers, and which program."""
+        current = self.model.current
+        found = None if current is None else {"name": current.name, "version": current.version}
+        return answer_json({"plantmodels": __version__, "address": self.settings.model, "model": found})
+
+
+def read_options(query: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options of `PlantClassifier.predict` that a query names.
+
+    Raises:
+        HTTPException: an option is unknown or has a wrong value (400).
+    """
+    if unknown := sorted(set(query) - {"top_k", "routing"}):
+        raise HTTPException(400, f"unknown option {unknown[0]!r:.60}; expected top_k or routing")
+    top_k, routing = query.get("top_k", "0"), query.get("routing", "hard")
+    if not (top_k.isascii() and top_k.isdecimal() and len(top_k) <= 6):
+        raise HTTPException(400, f"top_k must be a whole number of at least 0, got {top_k!r:.60}")
+    if routing not in ROUTINGS:
+        raise HTTPException(400, f"routing must be one of {', '.join(get_args(Routing))}, got {routing!r:.60}")
+    return {"top_k": int(top_k), "routing": routing}
+
+
+def create_app(settings: Settings | None = None) -> Starlette:
+    """Return the application.
+
+    Args:
+        settings: what to serve and how; None reads the variable `PLANTMODELS_SERVICE`.
+
+    Raises:
+        ServiceError: nothing that is installed opens the model.
+    """
+    service = Service(Settings.from_json(os.environ[VARIABLE]) if settings is None else settings)
+    endpoints: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
+        "/predict": ("POST", service.predict),
+        "/health": ("GET", service.health),
+        "/ready": ("GET", service.ready),
+        "/version": ("GET", service.version),
+    }
+    app = Starlette(
+        routes=[Route(path, endpoint, methods=[method]) for path, (method, endpoint) in endpoints.items()],
+        exception_handlers={
+            HTTPException: _answer_refusal,
+            ClientGoneError: _answer_nobody,
+            PlantModelsError: _answer_failure,
+            Exception: _answer_bug,
+        },
+        lifespan=service.run,
+    )
+    app.router.redirect_slashes = False
+    app.state.service = service
+    return app
+
+
+async def _answer_refusal(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if error.status_code == 404:
+        return answer_error(404, f"no such path: {request.url.path!r:.200}")
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        return answer_error(405, f"{request.method:.20} is not allowed here; expected {allowed}", error.headers)
+    return answer_http_exception(error)
+
+
+async def _answer_nobody(request: Request, error: Exception) -> Response:
+    return answer_error(499, "the client is gone")
+
+
+async def _answer_failure(request: Request, error: Exception) -> Response:
+    _LOGGER.error("%s: %s", request.url.path, quote_error(error))
+    if is_out_of_memory(error):
+        return answer_error(503, "memory ran out; try again later", RETRY_AFTER)
+    return answer_error(500, quote_error(error))
+
+
+async def _answer_bug(request: Request, error: Exception) -> Response:
+    return answer_error(500, "the service failed; its log says why")

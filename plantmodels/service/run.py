@@ -1,0 +1,41 @@
+"""Runs the service under uvicorn, in one process or in several."""
+
+import os
+from typing import Final
+
+import uvicorn
+
+from plantmodels.service.model import find_opener
+from plantmodels.service.settings import VARIABLE, Settings
+
+_GRACE_S: Final = 30
+"""Seconds that requests have to end after the service was told to stop."""
+
+
+def run_service(settings: Settings, *, host: str, port: int, workers: int) -> None:
+    """Serve until a signal ends the process.
+
+    Args:
+        settings: what to serve and how.
+        host: the address to listen on.
+        port: the port to listen on.
+        workers: number of processes, each of which loads the model for itself.
+
+    Raises:
+        ServiceError: nothing that is installed opens the model.
+    """
+    find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)  # an error here is one line
+    os.environ[VARIABLE] = settings.to_json()
+    uvicorn.run(
+        "plantmodels.service.app:create_app",
+        factory=True,
+        host=host,
+        port=port,
+        workers=workers,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=_GRACE_S,
+    )
