@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks import building, serving, speed
+from benchmarks import building, one_file, serving, speed
 from benchmarks.contestants import CONTESTANTS, REFERENCE, Setup
 from benchmarks.driver import PATH, Patience, find_images, run_child
 from benchmarks.machine import describe_machine
@@ -22,7 +22,7 @@ from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
-PARTS: Final = ("speed", "cold", "species", "export", "verify")
+PARTS: Final = ("speed", "cold", "one-file", "species", "export", "verify")
 
 
 @click.command()
@@ -93,6 +93,8 @@ def main(
             result[part] = speed.measure_speed(setup, encoded, plan, who, waiting)
         elif part == "cold":
             result[part] = serving.measure_cold_starts(bundle, encoded[0], plan.rounds, waiting)
+        elif part == "one-file":
+            result[part] = one_file.measure_one_file(bundle, encoded[0], plan.rounds, waiting)
         elif part == "species":
             result[part] = building.measure_growth(
                 checkpoint,

@@ -69,7 +69,7 @@ class Bar:
 
 def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
     """Return every bar with its measured value in `result`; a part that did not run leaves its bars without one."""
-    return [*_judge_speed(result.get("speed") or {}), *_judge_costs(result)]
+    return [*_judge_speed(result.get("speed") or {}), *_judge_one_file(result.get("one-file")), *_judge_costs(result)]
 
 
 def compare_rounds(above: Mapping[str, Any], below: Mapping[str, Any]) -> tuple[Sequence[float], bool]:
@@ -123,6 +123,36 @@ def _judge_speed(part: Mapping[str, Any]) -> list[Bar]:
             unit=" ms",
             disturbed=bool(part.get("steps_disturbed")),
         ),
+    ]
+
+
+def _judge_one_file(part: Mapping[str, Any] | None) -> list[Bar]:
+    """Return the bars on the one file, in processor time: it runs on one thread, and other programs count less."""
+
+    def median(case: str, way: str, key: str = "processor_s") -> float | None:
+        return None if part is None else statistics.median(times[key] for times in part[case][way])
+
+    disturbed = part is not None and part["foreign"] > QUIET
+    steps, one = median("image", "three steps"), median("image", "one file")
+    tail, cold = median("tail", "one file"), median("cold", "three steps", "clock_s")
+    return [
+        Bar(
+            "one image through the one file against three steps, processor time",
+            None if steps is None or one is None else one / steps,
+            1.0,
+            0.95,
+            unit="×",
+            disturbed=disturbed,
+        ),
+        Bar(
+            "disease, probabilities and OOD in the one file, processor time",
+            None if tail is None else 1000 * tail,
+            0.15,
+            0.1,
+            unit=" ms",
+            disturbed=disturbed,
+        ),
+        Bar("new process to the first answer of a folder", cold, 0.4, 0.3, unit=" s", disturbed=disturbed),
     ]
 
 

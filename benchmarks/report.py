@@ -3,11 +3,13 @@
 print(render(result))
 """
 
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
+from benchmarks.one_file import WAYS
 from benchmarks.speed import BULK, best_entry
 
 _LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to the first prediction"}
@@ -22,6 +24,8 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(_render_species(part))
     if part := result.get("cold"):
         parts.append(_render_cold(part))
+    if part := result.get("one-file"):
+        parts.append(_render_one_file(part))
     parts.append(_render_building(result))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -195,6 +199,28 @@ def _render_cold(part: Mapping[str, Any]) -> str:
         f"{download['native_int8_mb']:.0f} MB; pyfunc everything, {download['pyfunc_files']} files, "
         f"{download['pyfunc_mb']:.0f} MB."
     )
+
+
+def _render_one_file(part: Mapping[str, Any]) -> str:
+    def show(rounds: Sequence[Mapping[str, float]], key: str) -> str:
+        values = [1000 * times[key] for times in rounds]
+        digits = 3 if max(values) < 1 else 1
+        return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f})"
+
+    rows = [
+        [title, *(show(part[case][way], key) for way in WAYS)]
+        for title, case, key in (
+            ("one image, tensor to answer, processor time", "image", "processor_s"),
+            ("one image, tensor to answer, on the clock", "image", "clock_s"),
+            ("of it disease, probabilities and OOD, processor time", "tail", "processor_s"),
+            ("of it disease, probabilities and OOD, on the clock", "tail", "clock_s"),
+            ("new process to first answer, processor time", "cold", "processor_s"),
+            ("new process to first answer, on the clock", "cold", "clock_s"),
+            ("of it loading, processor time", "cold", "load_processor_s"),
+            ("of it loading, on the clock", "cold", "load_clock_s"),
+        )
+    ]
+    return render_table(["INT8, 1 thread; median of the rounds (quickest), ms", *WAYS], rows)
 
 
 def _render_building(result: Mapping[str, Any]) -> str:

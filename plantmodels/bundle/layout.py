@@ -31,11 +31,20 @@ GATE_REPORT_FILE: Final = "gate-report.json"
 HTML_REPORT_FILE: Final = "report.html"
 IMAGES_FILE: Final = "gate-images.csv"
 PLOTS_FOLDER: Final = "plots"
+REFERENCE_IMAGES_FILE: Final = "reference-images.webp"
+REFERENCE_ANSWERS_FILE: Final = "reference-answers.json"
 MANIFEST_FILE: Final = "manifest.json"
 SIGNATURE_FILE: Final = "manifest.json.sig"
 """Signs the manifest and thereby every file. The manifest lists every file but itself and this one."""
 
-REPORT_NAMES: Final = (GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, PLOTS_FOLDER)
+REPORT_NAMES: Final = (
+    GATE_REPORT_FILE,
+    HTML_REPORT_FILE,
+    IMAGES_FILE,
+    PLOTS_FOLDER,
+    REFERENCE_IMAGES_FILE,
+    REFERENCE_ANSWERS_FILE,
+)
 """What `verify` adds to an exported bundle; it measures all other files."""
 
 IMAGE_INPUT: Final = "input"

@@ -30,7 +30,15 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 MAX_ONNX_BYTES: Final = 2**31
 """The largest size of a protobuf message, which every ONNX file is."""
 
-_MAX_BYTES: Final = {".json": MAX_JSON_BYTES, ".pkl": MAX_PICKLE_BYTES, ".onnx": MAX_ONNX_BYTES}
+_MAX_IMAGES_BYTES: Final = 64 * 2**20
+"""Above the reference images, whose 64 x 512 x 512 pixels take 48 MB without compression."""
+
+_MAX_BYTES: Final = {
+    ".json": MAX_JSON_BYTES,
+    ".pkl": MAX_PICKLE_BYTES,
+    ".onnx": MAX_ONNX_BYTES,
+    ".webp": _MAX_IMAGES_BYTES,
+}
 """The largest file that is read into memory, by the end of its name."""
 
 

@@ -34,6 +34,7 @@ from plantmodels.cli.options import (
     private_key_option,
     public_key_option,
     reference_checkpoint_option,
+    runtime_option,
     seed_option,
     serve_options,
     top_k_option,
@@ -186,7 +187,8 @@ def verify(
 @main.command()
 @bundle_option
 @public_key_option
-def inspect(bundle: Path, public_key: Path | None) -> None:
+@runtime_option
+def inspect(bundle: Path, public_key: Path | None, runtime: bool) -> None:
     """Check a bundle's digests and describe what it contains.
 
     With a public key, its signature is checked as well.
@@ -195,6 +197,10 @@ def inspect(bundle: Path, public_key: Path | None) -> None:
     from plantmodels.report.gate_report import read_report
 
     click.echo(describe_bundle(bundle, public_key))
+    if runtime:
+        from plantmodels.cli.runtime import describe_runtime
+
+        click.echo(f"\n{describe_runtime(bundle, public_key)}")
     if (bundle / GATE_REPORT_FILE).exists():
         click.echo(next_steps.suggest_register(read_report(bundle), bundle))
     else:

@@ -114,6 +114,12 @@ seed_option = click.option(
 public_key_option = click.option(
     "--public-key", type=PATH, default=None, help="EC public key (PEM); refuse a bundle that this key did not sign."
 )
+runtime_option = click.option(
+    "--runtime",
+    is_flag=True,
+    help="Also run the bundle on the images that it keeps, and print how far this machine's answers are from those "
+    "that it gave when it was verified.",
+)
 private_key_option = click.option(
     "--private-key", type=PATH, required=True, help="EC private key (PEM) that signs the bundle."
 )

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from plantmodels.arrays import Inputs
+from plantmodels.arrays import Inputs, Pixels
 from plantmodels.bundle.metadata import Interpolation, Preprocessing
 from plantmodels.errors import ImageError
 from plantmodels.foreign_text import quote_error, shorten
@@ -89,7 +89,7 @@ _TURNS: Final = {
 }
 """Keys are EXIF orientations. `ImageOps.exif_transpose` would rewrite the EXIF data, which fails for damaged data."""
 
-_PILLOW_ERRORS: Final = (
+PILLOW_ERRORS: Final = (
     ArithmeticError,
     EOFError,
     LookupError,
@@ -136,7 +136,7 @@ def decode_image(data: bytes | str, preprocessing: Preprocessing | None = None) 
         raise ImageError(f"not an image of format {', '.join(FORMATS)} ({len(data):,} bytes)") from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"too many pixels, at most {MAX_PIXELS:,} are decoded ({quote_error(error)})") from error
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({quote_error(error)})") from error
     return _load_upright(
         image, None if preprocessing is None or preprocessing.recipe == 1 else preprocessing.resized_side
@@ -236,7 +236,7 @@ def _load_upright(image: Image.Image, resized_side: int | None) -> Image.Image:
         image.load()
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         return to_rgb(image if turn is None else image.transpose(turn))
-    except _PILLOW_ERRORS as error:
+    except PILLOW_ERRORS as error:
         raise ImageError(f"cannot be decoded ({quote_error(error)})") from error
 
 
@@ -284,7 +284,16 @@ def resize_and_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.I
 
 def preprocess(image: Image.Image, preprocessing: Preprocessing) -> Inputs:
     """Return the network's input for an RGB image: (3, P, P) float32, `(pixel / 255 - mean) / std` per channel."""
-    pixels = np.asarray(resize_and_crop(image, preprocessing))
+    return normalize(np.asarray(resize_and_crop(image, preprocessing)), preprocessing)
+
+
+def normalize(pixels: Pixels, preprocessing: Preprocessing) -> Inputs:
+    """Return the network's input for an image that is resized and cropped already.
+
+    Args:
+        pixels: (P, P, 3) uint8, RGB.
+        preprocessing: mean and standard deviation.
+    """
     inputs = np.empty((3, *pixels.shape[:2]), np.float32)
     for channel, values in enumerate(_normalize_levels(preprocessing.mean, preprocessing.std)):
         np.take(values, pixels[:, :, channel], out=inputs[channel], mode="clip")  # "raise" would copy the result

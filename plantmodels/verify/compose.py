@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels import __version__
+from plantmodels.arrays import Pixels
 from plantmodels.bundle.files import write_bytes, write_json
 from plantmodels.bundle.layout import (
     GATE_REPORT_FILE,
@@ -38,6 +39,7 @@ from plantmodels.report.policy import GatePolicy
 from plantmodels.report.render.gallery import Gallery
 from plantmodels.report.render.page import render_report
 from plantmodels.report.render.plots import draw_plots
+from plantmodels.serve.reference import Reference, write_reference
 from plantmodels.verify.accuracy import AccuracyRun
 from plantmodels.verify.leakage import LeakageRun
 from plantmodels.verify.reading import VerificationInputs
@@ -194,14 +196,21 @@ def _record_set(table: ImageTable, name: ImageSetName, images: int) -> ImageSet:
     return ImageSet(images, len(rows), rows.digest())
 
 
-def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: Passes | None) -> None:
-    """Write report, page, plots, image rows and a new manifest into the bundle, in one step.
+def write_report(
+    bundle: Path,
+    metadata: Metadata,
+    report: GateReport,
+    passes: Passes | None,
+    reference: tuple[Reference, Pixels] | None,
+) -> None:
+    """Write report, page, plots, image rows, reference answers and a new manifest into the bundle, in one step.
 
     Args:
         bundle: the verified bundle, whose folder is locked.
         metadata: its metadata.
         report: the composed report.
         passes: the passes over images; None if the models could not be run.
+        reference: the reference answers and their images; None if the models could not be run.
 
     Raises:
         BundleError: a measured file changed meanwhile; nothing is written.
@@ -225,6 +234,8 @@ def write_report(bundle: Path, metadata: Metadata, report: GateReport, passes: P
         (folder / PLOTS_FOLDER).mkdir()
         for name, content in plots.items():
             write_bytes(folder / PLOTS_FOLDER / name, content)
+        if reference is not None:
+            write_reference(folder, *reference)
         changed = report.stale_files(write_manifest(folder))
         if changed:
             raise BundleError(f"{bundle}: {', '.join(changed[:_NAMED_IN_ERROR])} changed while being verified")

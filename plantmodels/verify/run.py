@@ -5,6 +5,7 @@
 ('passed', 'passed')
 """
 
+import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,25 +14,31 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from plantmodels.arrays import Inputs
+from plantmodels.arrays import Inputs, Pixels
 from plantmodels.bundle.detector import OODDetector
 from plantmodels.bundle.files import StrPath, as_path
 from plantmodels.bundle.layout import MANIFEST_FILE, ONE_FILES, Precision, is_report
-from plantmodels.bundle.metadata import Metadata
+from plantmodels.bundle.metadata import Metadata, Preprocessing
+from plantmodels.data.image_files import printable_name
 from plantmodels.data.leaves import class_of
 from plantmodels.data.progress import log_step
 from plantmodels.data.sampling import pick_each_class, thin_out
 from plantmodels.data.streaming import ImageStream
-from plantmodels.errors import BundleError
+from plantmodels.errors import BundleError, DataError
 from plantmodels.export.lock import lock_bundle
+from plantmodels.export.provenance import describe_cpu
+from plantmodels.extras import read_version
 from plantmodels.report.evidence.coverage import find_unreachable
 from plantmodels.report.evidence.judge import Measured
 from plantmodels.report.gate_report import GateReport
+from plantmodels.report.per_image import ImageRow
 from plantmodels.report.policy import GatePolicy
 from plantmodels.report.samples import Latency, Parity
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.loading import BundleContents, LoadOptions
 from plantmodels.serve.models import SpeciesModel
+from plantmodels.serve.preprocessing import decode_image, resize_and_crop
+from plantmodels.serve.reference import Reference, ReferenceImage, answer_images, count_images
 from plantmodels.verify.accuracy import BATCH, measure_accuracy
 from plantmodels.verify.compose import Passes, compose_report, write_report
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
@@ -111,9 +118,10 @@ def verify_bundle(
             opened = _open_bundle(contents, inputs.checkpoint)
         del contents  # `opened` keeps the bytes of the files that are opened again
         measured, passes = _measure(opened, inputs, policy, threads)
+        reference = None if passes is None else _answer_reference_images(opened, passes)
         with log_step("write report"):
             report = compose_report(metadata, inputs, measured, passes, policy)
-            write_report(bundle, metadata, report, passes)
+            write_report(bundle, metadata, report, passes, reference)
     return report
 
 
@@ -228,6 +236,52 @@ def _compare_one_files(bundle: _OpenedBundle, passes: Passes) -> dict[str, str]:
     paths = [*(sample.path for sample in leaves), *thin_out(others, _ONE_FILE_NON_PLANTS, key=lambda path: path.parent)]
     images = _decode_images(bundle.contents.metadata, paths)
     return find_one_file_problems(bundle.one_files, bundle.classifiers, images)
+
+
+def _answer_reference_images(bundle: _OpenedBundle, passes: Passes) -> tuple[Reference, Pixels]:
+    """Return the reference answers, of INT8 and FP16, and their images (N, P, P, 3).
+
+    Three of four are leaves, as equally many of every class as possible, and the others are non-plants, of every
+    source. Which images these are follows from their contents alone.
+    """
+    preprocessing, others = bundle.contents.metadata.preprocessing, passes.rejection.non_plants
+    count = count_images(preprocessing.image_size)
+    leaves = list(zip((sample.path for sample in passes.accuracy.samples), passes.accuracy.rows, strict=True))
+    non_plants = list(zip(others.paths, others.rows, strict=True))
+    chosen = choose_images(leaves, count - min(count // 4, len(non_plants)))
+    chosen += choose_images(non_plants, count - len(chosen))
+    pixels = np.stack([read_pixels(path, row, preprocessing) for path, row in chosen])
+    with log_step("keep reference answers", total=2 * len(chosen), unit="image") as advance:
+        int8, fp16 = (answer_images(bundle.classifiers[precision], pixels, advance) for precision in ("int8", "fp16"))
+    rows = (row for _, row in chosen)
+    images = tuple(
+        ReferenceImage("val" if row.set == "val" else "non-plants", row.sha256, *answers)
+        for row, *answers in zip(rows, int8, fp16, strict=True)
+    )
+    return Reference(read_version("onnxruntime"), describe_cpu().model, images), pixels
+
+
+def choose_images(images: Sequence[tuple[Path, ImageRow]], at_most: int) -> list[tuple[Path, ImageRow]]:
+    """Return different images of as many classes as possible, in an order that their contents give."""
+    different = {row.sha256: (path, row) for path, row in images}
+    return pick_each_class(
+        [different[digest] for digest in sorted(different)], at_most, key=lambda pair: pair[1].source
+    )
+
+
+def read_pixels(path: Path, row: ImageRow, preprocessing: Preprocessing) -> Pixels:
+    """Return an image as the network reads it, (P, P, 3).
+
+    Raises:
+        DataError: the file is not the one that was measured.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{printable_name(str(path))}: cannot be read any more ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != row.sha256:
+        raise DataError(f"{printable_name(str(path))}: changed while being verified")
+    return np.asarray(resize_and_crop(decode_image(content, preprocessing), preprocessing))
 
 
 def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:

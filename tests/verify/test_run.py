@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import numpy_helper
 
@@ -21,12 +22,14 @@ from plantmodels.bundle.layout import (
     MANIFEST_FILE,
     METADATA_FILE,
     PACKED_HEADS_FILE,
+    REFERENCE_ANSWERS_FILE,
+    REFERENCE_IMAGES_FILE,
     SPECIES_FILES,
     head_file,
     is_report,
 )
 from plantmodels.bundle.manifest import check_files, list_files, read_manifest, write_manifest
-from plantmodels.bundle.metadata import read_metadata
+from plantmodels.bundle.metadata import Preprocessing, read_metadata
 from plantmodels.data.leaves import LeafSet
 from plantmodels.errors import (
     BundleError,
@@ -39,16 +42,24 @@ from plantmodels.errors import (
 from plantmodels.export.lock import lock_bundle
 from plantmodels.report.gate_report import GateReport, read_report
 from plantmodels.report.gates import GATES
-from plantmodels.report.per_image import read_image_rows
+from plantmodels.report.per_image import ImageRow, read_image_rows
 from plantmodels.report.policy import GatePolicy
 from plantmodels.serve import loading
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.loading import read_bundle
+from plantmodels.serve.reference import read_reference
 from plantmodels.verify import opening, parity, reading
 from plantmodels.verify import run as run_module
-from plantmodels.verify.run import verify_bundle
+from plantmodels.verify.run import choose_images, read_pixels, verify_bundle
 from tests.fixtures.reports import ANY_NUMBER
 
 MODEL_GATES = {"parity", "int8_accuracy", "ood_precision", "ood_recall", "latency"}
+ROW = ImageRow(
+    *("val", "Apple", "a.jpg", "Apple", "", "Apple", "", "Apple", "", "", ""),
+    species_probability=0.5,
+    ood_score=1.0,
+    rejected=False,
+)
 FEW = GatePolicy(**ANY_NUMBER)
 LENIENT = replace(FEW, parity_max_abs_diff=1, int8_accuracy_max_drop=1, ood_precision_min=0, ood_recall_min=0)
 
@@ -120,9 +131,8 @@ def test_every_gate_is_measured_and_the_report_is_in_the_bundle(verified: tuple[
         "file-sizes",
         "latency",
     )
-    assert {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, *(f"plots/{name}.png" for name in plots)} == {
-        name for name in list_files(bundle) if is_report(name)
-    }
+    written = {GATE_REPORT_FILE, HTML_REPORT_FILE, IMAGES_FILE, REFERENCE_IMAGES_FILE, REFERENCE_ANSWERS_FILE}
+    assert written | {f"plots/{name}.png" for name in plots} == {name for name in list_files(bundle) if is_report(name)}
     assert (bundle / HTML_REPORT_FILE).read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
@@ -142,6 +152,47 @@ def test_the_report_counts_every_image_of_the_data(verified: tuple[Path, GateRep
     for name in ("loads", "heads_complete", "species_size", "head_size"):
         assert report.gate(name).passed
     assert report.gate("loads").samples == 8
+
+
+def test_the_bundle_keeps_answers_of_measured_images_of_every_kind(verified: tuple[Path, GateReport]) -> None:
+    bundle, _ = verified
+    reference, pixels = read_reference(read_bundle(bundle))
+    rows = {row.sha256: row for row in read_image_rows(bundle / IMAGES_FILE)}
+    kept = [rows[image.sha256] for image in reference.images]
+    species = read_metadata(bundle).taxonomy.species
+
+    assert len(kept) == len(pixels) == len({row.sha256 for row in kept}) == 64
+    assert reference.onnxruntime == onnxruntime.__version__
+    assert Counter(row.set for row in kept) == {"val": 45, "non-plants": 19}  # 48 leaves were wanted, and 45 are there
+    assert {row.source for row in kept} == {row.source for row in rows.values()}
+    for image, row in zip(reference.images, kept, strict=True):
+        assert image.set == row.set
+        assert (species[image.int8.species_index], species[image.fp16.species_index]) == (
+            row.int8_species,
+            row.fp16_species,
+        )
+        assert (image.int8.species_probability, image.int8.ood_score, image.int8.rejected) == (
+            row.species_probability,
+            row.ood_score,
+            row.rejected,
+        )
+
+
+def test_kept_images_are_chosen_by_their_contents_alone() -> None:
+    images = [(Path(f"{n}.jpg"), replace(ROW, sha256=f"{n:02}", source="ab"[n % 2])) for n in range(10)]
+    chosen = choose_images(images, 4)
+
+    assert [row.sha256 for _, row in chosen] == ["00", "01", "02", "03"]
+    assert choose_images([*images[::-1], *images], 4) == chosen
+
+
+def test_an_image_that_changes_while_it_is_measured_is_refused(tmp_path: Path) -> None:
+    row, preprocessing = replace(ROW, sha256="00"), Preprocessing(32, (0.5,) * 3, (0.5,) * 3)
+    with pytest.raises(DataError, match=r"leaf\.jpg: cannot be read any more \(No such file"):
+        read_pixels(tmp_path / "leaf.jpg", row, preprocessing)
+    (tmp_path / "leaf.jpg").write_bytes(b"another image")
+    with pytest.raises(DataError, match=r"leaf\.jpg: changed while being verified"):
+        read_pixels(tmp_path / "leaf.jpg", row, preprocessing)
 
 
 def test_image_rows_add_up_to_the_reported_counts(verified: tuple[Path, GateReport], tiny_bundle: Any) -> None:
