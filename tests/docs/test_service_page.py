@@ -110,7 +110,7 @@ def test_the_service_switches_when_mlflow_calls(
     )
     client = MlflowClient()
     for version in (register(failing_bundle), register(failing_bundle)):
-        client.set_model_version_tag(NAME, version, "plantmodels.waive.ood_recall", "a test")
+        client.set_model_version_tag(NAME, version, "plantmodels.waive.int8_accuracy", "a test")
     client.transition_model_version_stage(NAME, "1", "Production")
     code, receiver, subscription = code_blocks("service.md", "python")
     with serve_code(f"{code}\n{receiver}".replace("interval_s=30", "interval_s=3600"), WEBHOOK_SECRET=SECRET) as url:
