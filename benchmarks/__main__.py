@@ -73,7 +73,7 @@ def main(
     patience: float,
     quick: bool,
 ) -> None:
-    """Measure our bundle and its peers; write bench.json, bench.md and two plots into the folder of `--out`."""
+    """Measure our bundle and its peers; write bench.json, bench.md and three plots into the folder of `--out`."""
     plan = speed.plan_of(quick=quick, rounds=rounds)
     chosen = parts or [part for part in PARTS if not (quick and part == "export")]
     out.mkdir(parents=True, exist_ok=True)

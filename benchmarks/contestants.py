@@ -46,8 +46,16 @@ class Contestant(ABC):
         self.metadata = read_metadata(setup.bundle)
 
     @abstractmethod
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
+        """Return species logits (N, S) and embeddings (N, D) of normalized inputs, (N, 3, P, P) float32."""
+
+    @abstractmethod
+    def complete(self, logits: Logits, embedding: Embeddings) -> list[Prediction]:
+        """Return the final rows: score the embeddings and run the heads of the top species."""
+
     def answer(self, inputs: Inputs) -> list[Prediction]:
         """Return the final rows of normalized inputs, (N, 3, P, P) float32."""
+        return self.complete(*self.embed(inputs))
 
     def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Return the final rows of encoded images."""
@@ -66,16 +74,15 @@ class Ours(Contestant):
             setup.bundle, precision=precision, threads=threads // workers, workers=workers
         )
 
-    def answer(self, inputs: Inputs) -> list[Prediction]:
-        """Return the rows of `PlantClassifier`, built as all contestants' rows are."""
-        out = self.classifier.run(inputs)
-        return make_rows(
-            self.metadata.taxonomy,
-            self.classifier.detector.threshold,
-            out.species_logits,
-            out.disease_logits,
-            out.ood_scores,
-        )
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
+        """Run the bundle's species model."""
+        return self.classifier.embed(inputs)
+
+    def complete(self, logits: Logits, embedding: Embeddings) -> list[Prediction]:
+        """Run the steps of `PlantClassifier.run`; the rows are built as all contestants' rows are."""
+        diseases = self.classifier.run_heads(embedding, logits.argmax(axis=1).astype(np.int64))
+        detector = self.classifier.detector
+        return make_rows(self.metadata.taxonomy, detector.threshold, logits, diseases, detector.score(embedding))
 
     def answer_encoded(self, encoded: Sequence[bytes]) -> list[Prediction]:
         """Call what users call."""
@@ -106,9 +113,13 @@ class LiteralRecipe(Contestant):
         self._mean = self._detector.mean.mean(axis=0)
         self._distance = mahalanobis
 
-    def answer(self, inputs: Inputs) -> list[Prediction]:
-        """Run the species model once, then compute row by row; the classic detector has one mean, so SciPy suffices."""
+    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
+        """Run the species model once."""
         logits, embedding = self._species.run(None, {"input": inputs})
+        return logits, embedding
+
+    def complete(self, logits: Logits, embedding: Embeddings) -> list[Prediction]:
+        """Compute row by row; the classic detector has one mean, so SciPy suffices."""
         scores = np.array([self._distance(row, self._mean, self._detector.inv_cov) for row in embedding])
         diseases = [
             self._heads[i].run(None, {"input": embedding[n : n + 1]})[0][0] if i in self._heads else logits[n, :0]
@@ -125,12 +136,7 @@ class _Peer(Contestant):
         self._detector: OODDetector = read_detector(setup.bundle / DETECTOR_FILE)
         self._heads = FloatHeads(setup.peers / "heads.npz")
 
-    @abstractmethod
-    def embed(self, inputs: Inputs) -> tuple[Logits, Embeddings]:
-        """Return species logits and embedding."""
-
-    def answer(self, inputs: Inputs) -> list[Prediction]:
-        logits, embedding = self.embed(inputs)
+    def complete(self, logits: Logits, embedding: Embeddings) -> list[Prediction]:
         diseases = self._heads.run(embedding, logits.argmax(axis=1))
         scores = self._detector.score(embedding)
         return make_rows(self.metadata.taxonomy, self._detector.threshold, logits, diseases, scores)

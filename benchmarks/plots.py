@@ -1,6 +1,6 @@
-"""Plots of a result: time against batch size and against number of species.
+"""Plots of a result: time against batch size, against fidelity and against number of species.
 
-write_plots(result, Path("public/bench"))     # [public/bench/batch.png, public/bench/species.png]
+write_plots(result, Path("public/bench"))     # [public/bench/batch.png, …/fidelity.png, …/species.png]
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,14 @@ from typing import Any, Final
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogFormatterSciNotation,
+    LogLocator,
+    MaxNLocator,
+    NullLocator,
+)
 
 from benchmarks.speed import best_entry
 from plantmodels.report.render.plot_style import INK, LINE, MUTED
@@ -33,6 +40,7 @@ def write_plots(result: Mapping[str, Any], out: Path) -> list[Path]:
     written = []
     if part := result.get("speed"):
         written.append(_save(draw_batches(part["speed"]), out / "batch.png"))
+        written.append(_save(draw_fidelity(part), out / "fidelity.png"))
     if (entries := result.get("species")) and len(entries) > 1:
         written.append(_save(draw_species(entries), out / "species.png"))
     return written
@@ -73,18 +81,59 @@ def draw_batches(speed: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
+def draw_fidelity(part: Mapping[str, Any]) -> Figure:
+    """Draw how far each contestant's embedding is from the reference's against its time for one image.
+
+    The reference itself is left out: it has no distance, and the axis is logarithmic.
+    """
+    speed, agreement = part["speed"], part["agreement"]
+    threads = max(entry["threads"] for entry in speed)
+    figure = Figure(figsize=(8.2, 5.2), layout="constrained")
+    axes = figure.add_subplot()
+    points: dict[str, tuple[float, float, str]] = {}
+    for name, found in agreement.items():
+        entry = best_entry(speed, name, threads=threads, source="tensor", batch=1)
+        if entry is None or not found["embedding_rms"]:
+            continue
+        color = _STYLES.get(name, {"color": MUTED})["color"]
+        low, middle, high = (1000 * entry[key] for key in ("q1_s", "median_s", "q3_s"))
+        axes.plot([low, high], [found["embedding_rms"]] * 2, color=color, linewidth=1.6, alpha=0.5)
+        axes.plot(middle, found["embedding_rms"], marker="o", markersize=6, color=color)
+        changed = f"{found['images'] - found['species']:,} other species"
+        points[name] = middle, found["embedding_rms"], f"{name}: {middle:.1f} ms, {changed}"
+    axes.set_yscale("log")
+    _tidy(axes, [])
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlim(0, 1.5 * axes.get_xlim()[1])
+    axes.yaxis.set_major_locator(LogLocator())
+    axes.yaxis.set_major_formatter(LogFormatterSciNotation())
+    _label_points(axes, points, dx=0.03 * axes.get_xlim()[1])
+    axes.set_xlabel(
+        f"milliseconds for one image, ready tensor to final row, {threads} threads", color=MUTED, fontsize=9
+    )
+    images = next(iter(agreement.values()))["images"]
+    axes.set_title(f"Distance of the embedding from PyTorch FP32 (root mean square), {images:,} leaves", **_TITLE)
+    return figure
+
+
 def _label_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
-    """Write names beside the ends of the lines, moved apart where they would overlap."""
+    """Write names and values beside the ends of the lines, right of the axes."""
+    points = {name: (x, value, f"{name}  {value:.1f}") for name, value in ends.items()}
+    _label_points(axes, points, dx=0.22 * x)
+
+
+def _label_points(axes: Axes, points: Mapping[str, tuple[float, float, str]], dx: float) -> None:
+    """Write a text right of each contestant's point (x, y, text), moved up where two would overlap; y has a log axis."""
     bottom, top = np.log(axes.get_ylim())
     gap = (top - bottom) / 22
     places: list[float] = []
-    for name, value in sorted(ends.items(), key=lambda end: end[1]):
-        place = max(np.log(value), places[-1] + gap if places else -np.inf)
+    for name, (x, y, text) in sorted(points.items(), key=lambda point: point[1][1]):
+        place = max(np.log(y), places[-1] + gap if places else -np.inf)
         places.append(place)
         axes.annotate(
-            f"{name}  {value:.1f}",
-            (x, value),
-            xytext=(x * 1.22, np.exp(place)),
+            text,
+            (x, y),
+            xytext=(x + dx, np.exp(place)),
             textcoords="data",
             va="center",
             fontsize=8.5,

@@ -82,6 +82,7 @@ def _render_speed(part: Mapping[str, Any]) -> str:
             "mode",
             "resident MB",
             "species (and disease) as PyTorch FP32",
+            "embedding off by, rms",
         ]
         lines += ["", render_table(head, [_make_speed_row(part, name, threads) for name in _list_names(speed)])]
     return "\n".join(lines)
@@ -102,7 +103,8 @@ def _make_speed_row(part: Mapping[str, Any], name: str, threads: int) -> list[st
         "" if opened is None else f"{opened['resident_mb']:.0f}",
         ""
         if agreement is None
-        else f"{agreement['species']} ({agreement['species_and_disease']}) of {agreement['images']}",
+        else f"{agreement['species']:,} ({agreement['species_and_disease']:,}) of {agreement['images']:,}",
+        "" if agreement is None else f"{agreement['embedding_rms']:.2g}",
     ]
 
 

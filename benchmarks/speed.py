@@ -1,20 +1,24 @@
 """Measure all contestants in turns: their speed, how often they agree, and how they grow with the batch size.
 
 They answer one image and 32, on one thread and on two, from a ready tensor and from an encoded image; then the other
-batch sizes in fewer rounds, on the largest number of threads.
+batch sizes in fewer rounds, on the largest number of threads. Each answer to a validation leaf is compared with that of
+`REFERENCE`, and so is the leaf's embedding.
 """
 
 import json
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import click
+import numpy as np
 
 from benchmarks.contestants import OURS_INT8, REFERENCE, Setup, modes_of
 from benchmarks.driver import QUIET, Patience, Turn, Worker, Workers, alternate, ask_quietly, describe_turns, summarize
+from plantmodels.arrays import Embeddings
 
 SOURCES: Final = ("tensor", "image")
 BULK: Final = 32
@@ -132,14 +136,28 @@ def _entries(measured: Mapping[tuple[str, str], list[Turn]], threads: int) -> li
     ]
 
 
-def _compare(workers: Mapping[str, Worker], images: Sequence[Path]) -> dict[str, dict[str, int]]:
-    """Count the answers that are equal to the reference's."""
+def _compare(workers: Mapping[str, Worker], images: Sequence[Path]) -> dict[str, dict[str, float]]:
+    """Count the answers that are equal to the reference's, and measure how far the embeddings are from its own."""
     paths = [str(path) for path in images]
-    answers = {name: worker.ask(do="rows", images=paths)["rows"] for name, worker in workers.items()}
-    return {name: count_agreement(rows, answers[REFERENCE]) for name, rows in answers.items()}
+    answers, embeddings = {}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, worker in workers.items():
+            file = f"{folder}/{len(answers)}.npy"
+            answers[name] = worker.ask(do="rows", images=paths, embeddings=file)["rows"]
+            embeddings[name] = np.load(file)
+    return {
+        name: count_agreement(rows, answers[REFERENCE])
+        | {"embedding_rms": measure_distance(embeddings[name], embeddings[REFERENCE])}
+        for name, rows in answers.items()
+    }
 
 
-def count_agreement(rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def measure_distance(embeddings: Embeddings, reference: Embeddings) -> float:
+    """Return the root mean square of all differences of two arrays of embeddings."""
+    return float(np.sqrt(np.mean(np.square(embeddings.astype(np.float64) - reference))))
+
+
+def count_agreement(rows: Sequence[Mapping[str, Any]], reference: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Count rows with the reference's species, and rows with its species and disease."""
     pairs = list(zip(rows, reference, strict=True))
     species = [a["species_index"] == b["species_index"] for a, b in pairs]

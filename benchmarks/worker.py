@@ -1,9 +1,9 @@
 """Run one contestant in its own process, which answers each line of JSON on standard input with a line of JSON.
 
 The driver starts it. Requests: `{"do": "open"}` (seconds, resident memory after the first answer), `{"do": "time",
-"case": …, "repeats": n}` (seconds of each), `{"do": "rows", "images": [paths]}` (answers to these images), `{"do":
-"steps", "repeats": n}` (only ours: seconds of the steps after the species model). The output of a runtime goes to
-standard error.
+"case": …, "repeats": n}` (seconds of each), `{"do": "rows", "images": [paths], "embeddings": path}` (answers to these
+images; their embeddings go into a file), `{"do": "steps", "repeats": n}` (only ours: seconds of the steps after the
+species model). The output of a runtime goes to standard error.
 """
 
 import json
@@ -60,12 +60,22 @@ class Worker:
         self._warm.add(known)
         return {"seconds": [_timed(ask) for _ in range(repeats)]}
 
-    def rows(self, images: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
-        """Answer every image by itself; each is decoded when its turn comes, so any number fits into memory."""
+    def rows(self, images: Sequence[str], embeddings: str) -> dict[str, list[dict[str, Any]]]:
+        """Answer every image by itself; each is decoded when its turn comes, so any number fits into memory.
+
+        Args:
+            images: paths of encoded images.
+            embeddings: the file to write their embeddings to, (N, D) float32 in numpy's format.
+        """
         contestant = self._contestant("whole")
         preprocessing = contestant.metadata.preprocessing
         inputs = (image_to_input(Path(path).read_bytes(), preprocessing) for path in images)
-        rows = [contestant.answer(pixels[None])[0] for pixels in inputs]
+        rows, vectors = [], []
+        for pixels in inputs:
+            logits, embedding = contestant.embed(pixels[None])
+            vectors.append(np.array(embedding[0], np.float32))  # a copy: a runtime may use its memory again
+            rows += contestant.complete(logits, embedding)
+        np.save(embeddings, np.stack(vectors))
         keys = ("species_index", "species_probability", "disease", "rejected")
         return {"rows": [{key: getattr(row, key) for key in keys} for row in rows]}
 

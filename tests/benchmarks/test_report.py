@@ -7,13 +7,14 @@ import pytest
 from benchmarks.bars import Bar, compare_rounds, judge_bars
 from benchmarks.contestants import CONTESTANTS, modes_of
 from benchmarks.driver import Turn, describe_turns
-from benchmarks.plots import draw_batches, draw_species
+from benchmarks.plots import draw_batches, draw_fidelity, draw_species
 from benchmarks.report import render
 from benchmarks.rows import FloatHeads, make_rows
-from benchmarks.speed import best_entry, count_agreement
+from benchmarks.speed import best_entry, count_agreement, measure_distance
 from plantmodels.bundle.taxonomy import Taxonomy
 
 SECONDS = {"literal recipe INT8": 0.09, "OpenVINO bf16": 0.030, "OpenVINO INT8": 0.020, "ours INT8": 0.024}
+DISTANCES = {"literal recipe INT8": 0.09, "OpenVINO bf16": 0.005, "OpenVINO INT8": 0.0223, "ours INT8": 0.00534}
 APART = {"OpenVINO INT8": 0.5, "ours INT8": 0.25}
 """Of a whole batch's time; others have no better mode."""
 
@@ -47,7 +48,10 @@ def result():
         "speed": {
             "speed": speed,
             "opened": [{"contestant": name, "threads": 2, "resident_mb": 100.4} for name in SECONDS],
-            "agreement": {name: {"images": 64, "species": 63, "species_and_disease": 61} for name in SECONDS},
+            "agreement": {
+                name: {"images": 1064, "species": 1063, "species_and_disease": 1061, "embedding_rms": rms}
+                for name, rms in DISTANCES.items()
+            },
             "steps": steps,
             "steps_disturbed": False,
         },
@@ -122,7 +126,10 @@ def test_the_rounds_of_a_speed_decide_its_bar(result):
 
 def test_tables_show_medians_modes_and_agreement(result):
     text = render(result)
-    assert "| ours INT8 | 24.0 (24.0–24.0) |  | 166.7 (166.7–166.7) |  | apart | 100 | 63 (61) of 64 |" in text
+    assert (
+        "| ours INT8 | 24.0 (24.0–24.0) |  | 166.7 (166.7–166.7) |  | apart | 100 | 1,063 (1,061) of 1,064 | 0.0053 |"
+        in text
+    )
     assert "| literal recipe INT8 | 90.0 | 90.0 |" in text
     assert "| native, to the first prediction | 1.20 (1.10–1.40) | 260 | 300 |" in text
     assert "numpy 2" in text
@@ -156,6 +163,24 @@ def test_plots_name_every_contestant_and_keep_the_names_apart(result):
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.y0)
     assert all(upper.y0 >= lower.y1 for lower, upper in pairwise(boxes))
     assert len(draw_species(result["species"]).axes) == 4
+
+
+def test_the_plot_of_fidelity_shows_time_distance_and_changed_answers(result):
+    result["speed"]["agreement"]["OpenVINO bf16"]["embedding_rms"] = 0.0  # as the reference has
+    figure = draw_fidelity(result["speed"])
+    figure.canvas.draw()
+    shown = {label.get_text(): label.xy for label in figure.axes[0].texts}
+    assert shown == {
+        "literal recipe INT8: 90.0 ms, 1 other species": (pytest.approx(90), 0.09),
+        "OpenVINO INT8: 20.0 ms, 1 other species": (pytest.approx(20), 0.0223),
+        "ours INT8: 24.0 ms, 1 other species": (pytest.approx(24), 0.00534),
+    }
+    assert "1,064 leaves" in figure.axes[0].get_title(loc="left")
+
+
+def test_the_distance_of_embeddings_is_the_root_mean_square():
+    reference = np.zeros((2, 3), np.float32)
+    assert measure_distance(reference + np.float32([3, 0, 4]), reference) == pytest.approx((25 / 3) ** 0.5)
 
 
 def test_the_better_mode_is_the_faster_one(result):
