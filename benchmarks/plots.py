@@ -123,7 +123,7 @@ def _label_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
 
 
 def _label_points(axes: Axes, points: Mapping[str, tuple[float, float, str]], dx: float) -> None:
-    """Write a text right of each contestant's point (x, y, text), moved up where two would overlap; y has a log axis."""
+    """Write a text right of each point (x, y, text), moved up where two would overlap; y is on a log axis."""
     bottom, top = np.log(axes.get_ylim())
     gap = (top - bottom) / 22
     places: list[float] = []

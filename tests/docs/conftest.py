@@ -26,7 +26,7 @@ def code_blocks() -> Callable[[str, str], list[str]]:
 
 @pytest.fixture(scope="session")
 def failing_bundle(tmp_path_factory: pytest.TempPathFactory, verified_bundle: Path) -> Path:
-    """The verified tiny bundle with a report in which only `int8_accuracy` is not passed, as in the tutorial; read-only."""
+    """The verified tiny bundle with a report in which only `int8_accuracy` is not passed; read-only."""
     bundle = Path(shutil.copytree(verified_bundle, tmp_path_factory.mktemp("failing") / "models"))
     write_values(bundle, int8_accuracy=0.006)
     return bundle
