@@ -114,7 +114,7 @@ def take_fingerprint(path: Path, *, all_views: bool = False) -> Fingerprint:
     except ImageError:
         return Fingerprint(sha256, *nothing)
     grey = image.convert("L")
-    hashes = [_hash(view) for view in (_list_views(grey) if all_views else [grey])]
+    hashes = [_hash(_view(grey, number)) for number in range(_VIEWS if all_views else 1)]
     thumbnail = image.resize((_CHECKED_SIDE, _CHECKED_SIDE), Image.Resampling.BOX)
     return Fingerprint(sha256, np.stack(hashes), np.asarray(thumbnail))
 
@@ -162,13 +162,25 @@ class DuplicateIndex:
         return [Match(position, found[position]) for position in sorted(found)]
 
     def _find_alike(self, fingerprint: Fingerprint) -> Iterator[tuple[int, int]]:
-        distances = np.zeros(self._words.shape[1], np.uint16)
-        for own, other in zip(self._words, fingerprint.hashes[0], strict=True):
-            distances += np.bitwise_count(own ^ other)
-        for place in np.flatnonzero(distances <= self._max_distance).tolist():
+        for place, distance in self._list_near(fingerprint.hashes[0]):
             rank, view = divmod(place, _VIEWS)
             if _compare(self._thumbnails[rank], view, fingerprint.thumbnail) <= MAX_DIFFERENCE:
-                yield int(self._positions[rank]), int(distances[place])
+                yield int(self._positions[rank]), distance
+
+    def _list_near(self, words: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
+        """Yield the places of views whose hash differs in few bits, and in how many."""
+        half = _WORDS // 2
+        distances = _count_bits(self._words[:half], words[:half])
+        near = np.flatnonzero(distances <= self._max_distance)  # of unlike images, half of the bits tell nearly always
+        distances = distances[near] + _count_bits(self._words[half:, near], words[half:])
+        for place, distance in zip(near.tolist(), distances.tolist(), strict=True):
+            if distance <= self._max_distance:
+                yield place, distance
+
+
+def _count_bits(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return in how many bits each of N hashes (W, N) differs from another one (W,)."""
+    return np.asarray(np.bitwise_count(words ^ others[:, None]).sum(axis=0), np.int64)
 
 
 def _hash(image: Image.Image) -> NDArray[np.uint64]:
@@ -177,10 +189,13 @@ def _hash(image: Image.Image) -> NDArray[np.uint64]:
     return np.packbits(bits).view(np.uint64)
 
 
-def _list_views(image: Image.Image) -> list[Image.Image]:
-    """Return the image as it is, mirrored and turned, with its margins cut off, and with margins added."""
-    turned = [image.transpose(turn) for turn in _TURNS]
-    return [image, *turned, *(_change_margin(image, margin) for margin in _MARGINS)]
+def _view(image: Image.Image, number: int) -> Image.Image:
+    """Return a view of a square image: as it is, mirrored and turned, margins cut off, or margins added."""
+    if number == 0:
+        return image
+    if number <= len(_TURNS):
+        return image.transpose(_TURNS[number - 1])
+    return _change_margin(image, _MARGINS[number - 1 - len(_TURNS)])
 
 
 def _change_margin(image: Image.Image, margin: float) -> Image.Image:
@@ -195,7 +210,7 @@ def _change_margin(image: Image.Image, margin: float) -> Image.Image:
 
 def _compare(own: NDArray[np.uint8], view: int, other: NDArray[np.uint8]) -> float:
     """Return the root mean square difference of a view of one thumbnail from another, in units of their contrast."""
-    seen, shown = (np.asarray(image, np.float64) for image in (_list_views(Image.fromarray(own))[view], other))
+    seen, shown = (np.asarray(image, np.float64) for image in (_view(Image.fromarray(own), view), other))
     contrast = sum(_root_mean_square(image - image.mean(axis=(0, 1))) for image in (seen, shown))
     return _root_mean_square(seen - shown) / (contrast + 1.0)
 

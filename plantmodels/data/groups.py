@@ -27,7 +27,7 @@ from plantmodels.data.digests import UNREADABLE, digest_content, hash_to_fractio
 from plantmodels.data.duplicates import DuplicateIndex, Fingerprint, take_fingerprints
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.listing import GROUP_PREFIX
-from plantmodels.data.progress import log_step
+from plantmodels.data.progress import log_step, track
 
 MAX_SEARCHED: Final = 20_000
 """Among more images, copies are found by their bytes alone: the search would take longer than the embedding."""
@@ -146,5 +146,5 @@ def find_groups(root: Path, paths: Sequence[Path], names: Sequence[str] | None =
 def _list_alike(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:
     """Yield the places of two images that show the same, for each pair of such images."""
     index = DuplicateIndex(fingerprints, max_distance=MAX_DISTANCE)
-    for place, fingerprint in enumerate(fingerprints):
+    for place, fingerprint in enumerate(track(fingerprints, "compare images", unit="image")):
         yield from ((place, match.position) for match in index.find(fingerprint) if match.position != place)

@@ -132,7 +132,7 @@ def export_bundle(
         with timer.log_step("digest data"):
             metadata = _build_metadata(inputs, models, seed)
         with timer.measure("embed"):
-            embedded = embed_images(folder, inputs, metadata)
+            embedded = embed_images(folder, inputs, metadata, quantization.outputs)
         answers = _check_all_answers(inputs, embedded, labelled.heads)
         skipped = {image.path: image for image in (*unreadable, *embedded.unreadable)}  # a leaf may be read twice
         unreadable = tuple(skipped.values())
@@ -240,6 +240,7 @@ def _write_models(
         "kept_float": list(quantization.kept_float),
         "tried": [asdict(trial) for trial in quantization.trials],
         "max_changed": MAX_CHANGED,
+        "compared_first": "the float model's least certain answers",
     }
     models: dict[str, dict[str, Any]] = {
         SPECIES_FILES["fp16"]: {"precision": "fp16", "rows_per_run": None, "recipe": fp16_recipe},

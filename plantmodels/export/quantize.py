@@ -30,6 +30,9 @@ MIN_FP16_ELEMENTS: Final = 16
 _RUNTIME_DOMAIN: Final = "com.microsoft"
 """Domain of ONNX Runtime's own operators, such as MatMulIntegerToFloat: an integer product with scales and bias."""
 
+SWITCHES: Final = "switches"
+"""Input that `add_switches` adds to a model: (products,) bool."""
+
 _MOVING: Final = ("Gather", "Reshape")
 """Operators that move values without changing them; they can move quantized values instead."""
 
@@ -113,6 +116,62 @@ def quantize_int8(model: onnx.ModelProto, *, reduce_range: bool, keep_float: Col
     _Quantizer(result.graph, chosen, 7 if reduce_range else 8).run()
     result.opset_import.append(helper.make_opsetid(_RUNTIME_DOMAIN, 1))
     return store_weights_fp16(result, min_rank=2)
+
+
+def add_switches(model: onnx.ModelProto, *, reduce_range: bool) -> onnx.ModelProto:
+    """Return the float model with one more input, which says for each product of `find_products` whether it is INT8.
+
+    One session then measures the rounding of each product alone. A product with its switch on gives what it gives in
+    the model of `quantize_int8`, except for the last bits of the addition of a bias.
+
+    Args:
+        model: model in float32, whose nodes have names and are in topological order; not changed.
+        reduce_range: whether weights have 7 bits (see `quantize_int8`).
+    """
+    products = find_products(model)
+    result = onnx.ModelProto()
+    result.CopyFrom(model)
+    graph, constants = result.graph, {tensor.name: tensor for tensor in model.graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if node.name in products:
+            place = f"{node.name}.place"
+            graph.initializer.append(numpy_helper.from_array(np.array(products.index(node.name)), place))
+            nodes.append(helper.make_node("Gather", [SWITCHES, place], [f"{node.name}.switch"], f"{node.name}.switch"))
+            nodes.append(_switch_product(graph, node, constants[node.input[1]], 7 if reduce_range else 8))
+        else:
+            nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.input.append(helper.make_tensor_value_info(SWITCHES, TensorProto.BOOL, [len(products)]))
+    result.opset_import.append(helper.make_opsetid(_RUNTIME_DOMAIN, 1))
+    return result
+
+
+def _switch_product(
+    graph: onnx.GraphProto, node: onnx.NodeProto, weight: onnx.TensorProto, bits: int
+) -> onnx.NodeProto:
+    """Return a product that is INT8 where its switch is on, and float elsewhere; add its INT8 weights to the graph."""
+    values, scale = quantize_weight(numpy_helper.to_array(weight), bits=bits)
+    arrays = {"int8": values, "scale": scale, "zero": np.zeros_like(values[0])}
+    names = [f"{node.name}.{suffix}" for suffix in arrays]
+    graph.initializer.extend(map(numpy_helper.from_array, arrays.values(), names))
+    rounded = [f"{node.name}.{suffix}" for suffix in ("uint8", "uint8_scale", "uint8_zero")]
+    operands = [rounded[0], names[0], rounded[1], names[1], rounded[2], names[2]]
+    output = f"{node.name}.of_branch"
+    result = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    integer = [
+        helper.make_node("DynamicQuantizeLinear", [node.input[0]], rounded, f"{node.name}.quantize"),
+        helper.make_node("MatMulIntegerToFloat", operands, [output], f"{node.name}.int8", domain=_RUNTIME_DOMAIN),
+    ]
+    exact = [helper.make_node("MatMul", list(node.input), [output], f"{node.name}.float")]
+    branches = [
+        helper.make_graph(nodes, f"{node.name}.{name}", [], [result])
+        for name, nodes in (("then", integer), ("else", exact))
+    ]
+    return helper.make_node(
+        "If", [f"{node.name}.switch"], list(node.output), node.name, then_branch=branches[0], else_branch=branches[1]
+    )
 
 
 class _Quantizer:

@@ -1,6 +1,6 @@
 """Runs the species model over image files: embeddings and logits as streams, or all at once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -93,18 +93,28 @@ class Embedder:
         unreadable: files that were skipped by the streams that have ended.
     """
 
-    def __init__(self, model: SpeciesModel, preprocessing: Preprocessing, *, set_size: int) -> None:
+    def __init__(
+        self,
+        model: SpeciesModel,
+        preprocessing: Preprocessing,
+        *,
+        set_size: int,
+        known: Mapping[Path, tuple[Logits, Embeddings]] | None = None,
+    ) -> None:
         """Prepare the runs; nothing is read before a stream is iterated.
 
         Args:
             model: the species model.
             preprocessing: how pixels become the model's input.
             set_size: number of images in the set that all streams are parts of; 1 % of them may be unreadable.
+            known: species logits (S,) and embedding (D,) of images that the same model has answered already; `collect`
+                does not read these images again.
         """
         self.unreadable: tuple[UnreadableImage, ...] = ()
         self._model = model
         self._preprocessing = preprocessing
         self._set_size = set_size
+        self._known = known or {}
 
     def stream(self, paths: Sequence[Path], description: str) -> Iterator[tuple[list[int], ModelOutputs]]:
         """Yield positions in `paths` and the outputs for these images, at most 32 at a time.
@@ -138,11 +148,13 @@ class Embedder:
         Raises:
             DataError: no image can be read, or too many cannot.
         """
-        parts = list(self.stream(paths, description))
-        if not parts:
+        found = {place: self._known[path] for place, path in enumerate(paths) if path in self._known}
+        places = [place for place in range(len(paths)) if place not in found]
+        for rows, outputs in self.stream([paths[place] for place in places], description):
+            answers = zip(outputs.logits, outputs.features, strict=True)
+            found |= {places[row]: answer for row, answer in zip(rows, answers, strict=True)}
+        if not found:
             raise DataError(f"{description}: none of {len(paths):,} images can be read")
-        positions = np.concatenate([np.array(rows, np.int64) for rows, _ in parts])
-        features, logits = (
-            np.concatenate([getattr(outputs, name) for _, outputs in parts]) for name in ("features", "logits")
-        )
-        return positions, ModelOutputs(features, logits)
+        positions = sorted(found)
+        logits, features = (np.stack(rows) for rows in zip(*(found[place] for place in positions), strict=True))
+        return np.array(positions, np.int64), ModelOutputs(features, logits)

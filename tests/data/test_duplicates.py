@@ -157,6 +157,21 @@ def test_the_largest_distance_lies_below_what_unrelated_images_have(index: Dupli
     assert HASH_BITS / 2 - 10 * np.sqrt(HASH_BITS) / 2 > MAX_DISTANCE
 
 
+def test_no_near_hash_is_missed() -> None:
+    """Half of the bits are compared first; by a count of all bits, no candidate is lost."""
+    rng = np.random.default_rng(0)
+    hashes = rng.integers(0, 2**63, (300, 12, 4), np.int64).view(np.uint64)
+    query = hashes[7, 0].copy()
+    for image in range(100):  # of these, 0 to 99 bits are turned, evenly over the words
+        hashes[image, 3] = query
+        for bit in rng.permutation(HASH_BITS)[:image].tolist():
+            hashes[image, 3, bit // 64] ^= np.uint64(1 << (bit % 64))
+    index = make_index([Fingerprint(str(i), each, np.zeros((32, 32, 3), np.uint8)) for i, each in enumerate(hashes)])
+    bits = np.unpackbits((hashes.reshape(-1, 4) ^ query).view(np.uint8), axis=1).sum(axis=1)
+    expected = [(place, int(bits[place])) for place in np.flatnonzero(bits <= MAX_DISTANCE)]
+    assert list(index._list_near(query)) == expected and len(expected) == 1 + MAX_DISTANCE + 1
+
+
 @pytest.mark.real
 def test_no_two_real_leaves_are_taken_for_one_image(real_paths: RealPaths) -> None:
     """Leaves of one class on one background are the hardest to tell apart: six million pairs in the measurement."""

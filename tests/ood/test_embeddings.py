@@ -1,5 +1,6 @@
 """Checks that streams of image files lose no image, and keep the order."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -81,3 +82,16 @@ def test_no_readable_image_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"bad")
     with pytest.raises(DataError, match="embed: none of 1 images can be read"):
         Embedder(MeanModel(), PREPROCESSING, set_size=100).collect([tmp_path / "bad.jpg"], "embed")
+
+
+def test_known_answers_are_kept_in_their_places_and_not_computed_again(paths: list[Path], tmp_path: Path) -> None:
+    paths = [Path(shutil.copy(path, tmp_path / f"{number}{path.suffix}")) for number, path in enumerate(paths[:3])]
+    model = MeanModel()
+    _, right = Embedder(model, PREPROCESSING, set_size=3).collect(paths, "embed")
+    known = {paths[1]: (right.logits[1], right.features[1]), tmp_path / "other.jpg": (right.logits[0],) * 2}
+    paths[1].unlink()
+
+    positions, found = Embedder(model, PREPROCESSING, set_size=3, known=known).collect(paths, "embed")
+    assert positions.tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(found.features, right.features)
+    np.testing.assert_array_equal(found.logits, right.logits)

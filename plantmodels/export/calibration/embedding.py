@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from plantmodels.arrays import Labels
+from plantmodels.arrays import Embeddings, Labels, Logits
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import LeafSample, class_of
@@ -57,13 +57,19 @@ class EmbeddedImages:
     unreadable: tuple[UnreadableImage, ...]
 
 
-def embed_images(folder: Path, inputs: ExportInputs, metadata: Metadata) -> EmbeddedImages:
+def embed_images(
+    folder: Path,
+    inputs: ExportInputs,
+    metadata: Metadata,
+    known: Mapping[Path, tuple[Logits, Embeddings]] | None = None,
+) -> EmbeddedImages:
     """Run the INT8 species model of a bundle over training leaves, calibration leaves and non-plants.
 
     Args:
         folder: the bundle, with its species model.
         inputs: the images.
         metadata: the bundle's preprocessing and session options.
+        known: path of training leaves to species logits and embedding, where this model has answered already.
 
     Raises:
         DataError: too many files are unreadable.
@@ -71,7 +77,7 @@ def embed_images(folder: Path, inputs: ExportInputs, metadata: Metadata) -> Embe
     name, options, rows_per_run = SPECIES_FILES["int8"], metadata.session_options, metadata.rows_per_run("int8")
     session = open_session(folder / name, options=options, threads=1, rows_per_run=rows_per_run)
     model = SpeciesModel(session, rows_per_run=rows_per_run, workers=count_cores())
-    embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.leaves.samples))
+    embedder = Embedder(model, metadata.preprocessing, set_size=len(inputs.leaves.samples), known=known)
     numbers = {label: i for i, label in enumerate(sorted({class_of(s) for s in inputs.calibration.fit.samples}))}
     further = _embed_further(embedder, inputs, numbers, metadata.embedding_dim)
     fit = _embed_leaves(embedder, inputs.kept_leaves.samples, numbers, "embed leaves", inputs.calibration.groups)

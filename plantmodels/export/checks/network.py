@@ -31,8 +31,8 @@ CHECKED_NON_PLANTS: Final = 64
 
 _BATCH: Final = 16
 
-_COMPARED_BATCH: Final = 128
-"""Leaves between two looks at whether a candidate is to be taken."""
+_COMPARED_BATCH: Final = 32
+"""Leaves between two looks at whether a candidate changes too many answers."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,12 @@ def list_compared(kept: LeafSet, checkpoint: Checkpoint, leaves: LeafSet, labell
     """
     paths = [sample.path for sample in pick_each_class(kept.samples, AGREEMENT_IMAGES, key=class_of)]
 
-    def decode() -> Iterator[Inputs]:
-        stream = ImageStream(paths, checkpoint.spec.preprocessing, set_size=len(leaves.samples))
-        return (pixels for _, pixels in stream.batches(_COMPARED_BATCH))
+    def decode(places: Sequence[int]) -> Iterator[tuple[list[int], Inputs]]:
+        chosen = [paths[place] for place in places]
+        stream = ImageStream(chosen, checkpoint.spec.preprocessing, set_size=len(leaves.samples))
+        return (([places[i] for i in rows], pixels) for rows, pixels in stream.batches(_COMPARED_BATCH))
 
-    return ComparedImages(labelled.pixels, decode, len(paths), labelled.heads)
+    return ComparedImages(labelled.pixels, paths, decode, labelled.heads)
 
 
 def check_network(
