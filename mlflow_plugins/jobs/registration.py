@@ -13,6 +13,7 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.records import version_tags
 from mlflow_plugins.jobs.run import SERVER_ERRORS, registration_errors, short_timeouts
+from mlflow_plugins.jobs.uploads import parallel_uploads
 from mlflow_plugins.names import check_name, filter_by_name, name_logged_model
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
 from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
@@ -56,6 +57,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         log_step("upload"),
         registration_errors("the bundle could not be uploaded"),
         redirect_temporary_files("upload"),
+        parallel_uploads(),
     ):
         info = flavor.log_model(bundle, name=name_logged_model(name), input_example=example, tags=tags)
     client = MlflowClient()

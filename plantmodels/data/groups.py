@@ -120,8 +120,41 @@ class Groups:
         return f"the largest group, {key!r:.80}, holds {size:,} of {len(self.keys):,} images"
 
 
-def find_groups(root: Path, paths: Sequence[Path], names: Sequence[str] | None = None) -> Groups:
-    """Return the groups of images: by name, and by what they show. Reads every image.
+class Contents:
+    """What was read of image files, so that each is read once.
+
+    Attributes:
+        digests: path of each file that was read to the digest of its content.
+        fingerprints: path to fingerprint, of the files that `read` was given in small enough sets.
+    """
+
+    def __init__(self) -> None:
+        """Start without files."""
+        self.digests: dict[Path, str] = {}
+        self.fingerprints: dict[Path, Fingerprint] = {}
+
+    def read(self, paths: Sequence[Path]) -> None:
+        """Read the files that were not read before, with a bar; of more than `MAX_SEARCHED` files the digests alone."""
+        search = len(paths) <= MAX_SEARCHED
+        missing = [path for path in dict.fromkeys(paths) if path not in (self.fingerprints if search else self.digests)]
+        if not missing:
+            return
+        with log_step("search for copies" if search else "digest images", total=len(missing), unit="image") as advance:
+            if search:
+                for path, found in zip(missing, take_fingerprints(missing, all_views=True), strict=True):
+                    self.fingerprints[path] = found
+                    self.digests[path] = found.sha256 or digest_content(path)
+                    advance()
+            else:
+                for path in missing:
+                    self.digests[path] = digest_content(path)
+                    advance()
+
+
+def find_groups(
+    root: Path, paths: Sequence[Path], names: Sequence[str] | None = None, contents: Contents | None = None
+) -> Groups:
+    """Return the groups of images: by name, and by what they show. Reads every image that was not read before.
 
     An image that cannot be decoded is grouped by its name and bytes alone.
 
@@ -129,18 +162,16 @@ def find_groups(root: Path, paths: Sequence[Path], names: Sequence[str] | None =
         root: folder of the data set.
         paths: N images.
         names: (N,) name of each image's group, "" for none; None for those that its folders give.
+        contents: what was read before, to which the other images are added; None reads every image.
     """
     names = [name_group(root, path) for path in paths] if names is None else names
+    contents = Contents() if contents is None else contents
+    contents.read(paths)
+    digests = [contents.digests[path] for path in paths]
     if len(paths) > MAX_SEARCHED:
         _LOGGER.warning("%s: of %d images, copies are found by their bytes alone; name groups", root, len(paths))
-        return Groups.of(names, [digest_content(path) for path in paths])
-    with log_step("search for copies", total=len(paths), unit="image") as advance:
-        fingerprints = []
-        for fingerprint in take_fingerprints(paths, all_views=True):
-            fingerprints.append(fingerprint)
-            advance()
-    digests = [found.sha256 or digest_content(path) for found, path in zip(fingerprints, paths, strict=True)]
-    return Groups.of(names, digests, _list_alike(fingerprints))
+        return Groups.of(names, digests)
+    return Groups.of(names, digests, _list_alike([contents.fingerprints[path] for path in paths]))
 
 
 def _list_alike(fingerprints: Sequence[Fingerprint]) -> Iterator[tuple[int, int]]:

@@ -13,7 +13,7 @@ from typing import Final
 
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
-from plantmodels.data.groups import Groups, find_groups, name_group
+from plantmodels.data.groups import Contents, Groups, find_groups, name_group
 from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, printable_name
 from plantmodels.data.inputs import (
     Split,
@@ -26,6 +26,7 @@ from plantmodels.data.inputs import (
 )
 from plantmodels.data.labels import CLASS_SEPARATOR, Classes, LabelledImage, read_manifest_rows, to_nfc
 from plantmodels.data.listing import LeftOut, list_class_images, list_folders
+from plantmodels.data.progress import track
 from plantmodels.data.tables import extract_images, holds_images
 from plantmodels.errors import DataError
 from plantmodels.foreign_text import name_some
@@ -187,9 +188,17 @@ def read_optional_leaves(data: Path, split: Split, taxonomy: Taxonomy) -> LeafSe
     return read_leaves(data, split, taxonomy) if _read_rows(data, split)[1] else None
 
 
-def digest_each(leaves: LeafSet) -> dict[Path, str]:
-    """Return the SHA-256 of each image's content by its path; it identifies an image whatever its name is."""
-    return {path: digest_content(path) for path in leaves.paths}
+def digest_each(leaves: LeafSet, contents: Contents | None = None) -> dict[Path, str]:
+    """Return the SHA-256 of each image's content by its path; it identifies an image whatever its name is.
+
+    Args:
+        leaves: the images.
+        contents: what was read before, to which the other images are added for `group_leaves`.
+    """
+    if contents is None:
+        return {path: digest_content(path) for path in track(leaves.paths, "digest images", unit="image")}
+    contents.read(leaves.paths)
+    return {path: contents.digests[path] for path in leaves.paths}
 
 
 def leave_out(leaves: LeafSet, unwanted: Collection[str], digests: Mapping[Path, str] | None = None) -> LeafSet:
@@ -242,16 +251,18 @@ def list_classes(data: Path) -> Taxonomy:
     return Taxonomy(tuple(species), {name: tuple(sorted(d for s, d in names if s == name)) for name in species})
 
 
-def group_leaves(*splits: LeafSet) -> Groups:
+def group_leaves(*splits: LeafSet, contents: Contents | None = None) -> Groups:
     """Return which leaves of all splits together belong together: by the names of their groups, and by what they show.
 
-    Reads every image.
+    Reads every image that was not read before.
 
     Args:
         splits: one or several splits of the same data.
+        contents: what was read before, to which the other images are added; None reads every image.
     """
     samples = [sample for leaves in splits for sample in leaves.samples]
-    return find_groups(splits[0].root, [sample.path for sample in samples], [sample.group for sample in samples])
+    paths, names = [sample.path for sample in samples], [sample.group for sample in samples]
+    return find_groups(splits[0].root, paths, names, contents)
 
 
 def split_by_name(

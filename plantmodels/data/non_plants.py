@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final, Literal
 
-from plantmodels.data.digests import digest_content, hash_to_fraction
+from plantmodels.data.digests import digest_content, digest_lines, hash_to_fraction
 from plantmodels.data.groups import Groups, find_groups
-from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_report, printable_name
+from plantmodels.data.image_files import IMAGE_SUFFIXES, name_in_digest, name_in_report, printable_name
 from plantmodels.data.inputs import check_image_folder
 from plantmodels.data.listing import LeftOut, list_images
 from plantmodels.errors import DataError
@@ -53,6 +53,11 @@ class NonPlantSet:
     def groups(self) -> Groups:
         """Which images belong together: by folders `group=NAME`, and by what they show. Reads every image once."""
         return find_groups(self.root, self.paths)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the set, as `digest_images` does, from the contents that `groups` has read."""
+        named = zip(self.paths, self.groups.digests, strict=True)
+        return digest_lines(f"{name_in_digest(self.root, path)}\0{digest}\n" for path, digest in named)
 
     def half(self, which: Literal["selection", "gate"], *, whole_groups: bool = True) -> "NonPlantSet":
         """Return the half that may choose a detector, or the half that the gates measure.

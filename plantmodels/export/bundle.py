@@ -18,7 +18,6 @@ from plantmodels.bundle.layout import DETECTOR_FILE, PACKED_HEADS_FILE, PRECISIO
 from plantmodels.bundle.manifest import write_manifest
 from plantmodels.bundle.metadata import Metadata, write_metadata
 from plantmodels.checkpoint.reading import read_checkpoint
-from plantmodels.data.digests import digest_images
 from plantmodels.data.image_files import printable_name
 from plantmodels.data.inputs import TRAINED_WEIGHTS
 from plantmodels.data.leaves import class_of, digest_leaves
@@ -263,7 +262,7 @@ def _build_metadata(inputs: ExportInputs, models: Mapping[str, Mapping[str, Any]
         "backbone_kwargs": dict(spec.backbone_kwargs),
         "git_commit": read_git_commit(),
         "data_sha256": digest_leaves(leaves, inputs.digests),
-        "non_plants_sha256": None if non_plants is None else digest_images(non_plants.root, non_plants.paths),
+        "non_plants_sha256": None if non_plants is None else non_plants.digest(),
         "seed": seed,
     }
     return Metadata(

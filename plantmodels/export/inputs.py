@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from plantmodels.checkpoint.reading import Checkpoint
+from plantmodels.data.groups import Contents
 from plantmodels.data.image_files import name_in_report
 from plantmodels.data.leaves import LeafSet, digest_each, read_leaves, split_by_name
 from plantmodels.data.non_plants import NonPlantSet, read_non_plants, refuse_seen
@@ -82,8 +83,9 @@ def read_inputs(checkpoint: Checkpoint, data: Path, non_plants: Path | None, see
     checkpoint.log_ignored()
     taxonomy = checkpoint.spec.taxonomy
     leaves = read_leaves(data, "train", taxonomy)
-    digests = digest_each(leaves)
-    calibration = choose_calibration(data, taxonomy, leaves, digests, checkpoint.held_out)
+    contents = Contents()
+    digests = digest_each(leaves, contents)
+    calibration = choose_calibration(data, taxonomy, leaves, digests, checkpoint.held_out, contents)
     further, kept = split_by_name(calibration.fit, 1.0, MAX_KEPT_LEAVES, seed)
     try:
         check_images(len(kept.samples), number_groups([calibration.groups[path] for path in kept.paths]))

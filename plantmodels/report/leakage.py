@@ -16,6 +16,7 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
+from plantmodels.report.evidence.accuracy import count_right
 from plantmodels.report.evidence.columns import ImageTable
 from plantmodels.report.formatting import format_percent
 from plantmodels.report.results import PrecisionAccuracy
@@ -125,18 +126,8 @@ def count_crossing(leaves: ImageTable) -> Crossing | None:
     return Crossing(
         groups=len(set(groups[is_shared].tolist())),
         leaves=Proportion(int(is_shared.sum()), len(leaves)),
-        shared=_count_right(leaves.where(is_shared)),
-        without=_count_right(leaves.where(~is_shared)),
-    )
-
-
-def _count_right(leaves: ImageTable) -> PrecisionAccuracy:
-    species, disease = (leaves.text(f"int8_{what}") == leaves.text(what) for what in ("species", "disease"))
-    has_head = leaves.text("disease") != ""
-    return PrecisionAccuracy(
-        species=Proportion(int(np.sum(species)), len(leaves)),
-        disease=Proportion(int(np.sum(disease & has_head)), int(np.sum(has_head))),
-        end_to_end=Proportion(int(np.sum(species & disease)), len(leaves)),
+        shared=count_right(leaves.where(is_shared)),
+        without=count_right(leaves.where(~is_shared)),
     )
 
 

@@ -49,7 +49,8 @@ class LoadOptions:
 
     Attributes:
         precision: the species model that answers, "int8" or "fp16". The detector's threshold is calibrated on "int8".
-        threads: number of threads inside an operator; None uses OMP_NUM_THREADS if it is set, else all cores.
+        threads: number of threads inside an operator; None uses OMP_NUM_THREADS if it is set, else one for a
+            species model of up to 10 MB and all cores for a larger one.
         workers: number of images of one call that are decoded and computed at the same time; for bulk work, together
             with threads=1.
         providers: ONNX Runtime's execution providers in order of preference, each a name or a pair of a name and its

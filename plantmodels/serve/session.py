@@ -19,7 +19,7 @@ from plantmodels.bundle.files import read_bytes
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.errors import BundleError
 from plantmodels.foreign_text import quote_error
-from plantmodels.serve.cores import count_cores
+from plantmodels.serve.cores import choose_threads
 from plantmodels.serve.onnx_guard import check_graph
 
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
@@ -93,7 +93,7 @@ def open_session(
             files are refused in either case.
         options: session configuration entries, from the bundle's metadata.
         threads: number of threads inside an operator. None uses OMP_NUM_THREADS, which Spark sets for its workers, or
-            else all cores that `count_cores` counts.
+            else what `choose_threads` says: one for a small model, all cores for a large one.
         providers: execution providers in order of preference. ONNX Runtime runs the operators that a provider lacks on
             the CPU. If a provider is missing, fails to start, fails to compile the model or runs no operator, loading
             fails. If the CPU provider is last in the list, it stands in, and a warning is logged once for each process.
@@ -119,7 +119,7 @@ def open_session(
     settings = ort.SessionOptions()
     settings.log_severity_level = _ERROR_LEVEL
     settings.inter_op_num_threads = 1
-    settings.intra_op_num_threads = threads or _read_omp_num_threads() or count_cores()
+    settings.intra_op_num_threads = threads or _read_omp_num_threads() or choose_threads(len(content))
     # A memory pattern adds, for each batch size, a block as large as everything that a run needs, beside the arena
     # that the first run has filled: 38 MB for one image of a Swin-Tiny, and no run gets faster.
     settings.enable_mem_pattern = False
@@ -187,6 +187,15 @@ def _forget_content(session: ort.InferenceSession) -> None:
     """Free the file's bytes, which ONNX Runtime keeps to open the session again on other providers."""
     session.disable_fallback()
     session._model_bytes = None
+
+
+def count_threads(session: ort.InferenceSession) -> int:
+    """Return the number of threads that a session uses inside an operator.
+
+    Args:
+        session: what `open_session` returned.
+    """
+    return int(session.get_session_options().intra_op_num_threads)
 
 
 def release_free_memory() -> None:

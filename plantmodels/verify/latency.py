@@ -1,7 +1,7 @@
 """Measures how long one image takes on this machine's CPU.
 
 >>> classifier = PlantClassifier.load(bundle, threads=1)
->>> latency = measure_latency(classifier, image.read_bytes(), threads=1)
+>>> latency = measure_latency(classifier, image.read_bytes())
 >>> 0 < latency.median_ms <= latency.p95_ms
 True
 """
@@ -21,9 +21,8 @@ from plantmodels.export.onnx_heads import OPSET
 from plantmodels.export.provenance import describe_cpu
 from plantmodels.report.samples import Latency
 from plantmodels.serve.classifier import PlantClassifier
-from plantmodels.serve.cores import count_cores
 from plantmodels.serve.image_input import image_to_input
-from plantmodels.serve.session import open_session
+from plantmodels.serve.session import count_threads, open_session
 
 RUNS: Final = 40
 """Timed runs of each kind: enough for a stable median."""
@@ -41,21 +40,21 @@ WARM_UP_RUNS: Final = 5
 """Runs before those that are timed: the first ones are slower, because they allocate memory."""
 
 
-def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int | None, runs: int = RUNS) -> Latency:
+def measure_latency(classifier: PlantClassifier, encoded: bytes, *, runs: int = RUNS) -> Latency:
     """Time a loaded bundle on one image, with and without decoding the image, each run beside a fixed reference.
 
-    The three kinds of work take turns, so that other work on the machine slows all of them alike.
+    The reference uses as many threads. The three kinds of work take turns, so that other work on the machine slows all
+    of them alike.
 
     Args:
         classifier: the bundle as it is served.
         encoded: content of an image file.
-        threads: number of threads that the classifier was loaded with; None stands for all cores.
         runs: number of timed runs of each kind, at least 1.
 
     Raises:
         ImageError: the image cannot be decoded.
     """
-    preprocessing = classifier.metadata.preprocessing
+    preprocessing, threads = classifier.metadata.preprocessing, count_threads(classifier.species_model.session)
     inputs = image_to_input(encoded, preprocessing)[None]
     load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
     calls = (lambda: classifier.run(inputs), make_reference(threads), lambda: classifier.predict([encoded]))
@@ -66,17 +65,17 @@ def measure_latency(classifier: PlantClassifier, encoded: bytes, *, threads: int
         tensor_ms,
         encoded_ms,
         reference_ms,
-        threads=threads or count_cores(),
+        threads=threads,
         cpu=describe_cpu().model,
         load=load,
     )
 
 
-def make_reference(threads: int | None) -> Callable[[], object]:
+def make_reference(threads: int) -> Callable[[], object]:
     """Return a fixed piece of work for ONNX Runtime: products of matrices, which are most of a network's work.
 
     Args:
-        threads: number of threads inside an operator; None for all cores.
+        threads: number of threads inside an operator.
     """
     side = REFERENCE_SIDE
     weight = np.random.default_rng(0).standard_normal((side, side)).astype(np.float32) / side**0.5

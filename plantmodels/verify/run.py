@@ -87,8 +87,8 @@ def verify_bundle(
         unseen_plants: folder of plants of unknown species, measured for information only.
         field: labelled leaves from another place than `data`, without split. They are gated only by limits of the
             policy's table `field`, which has none by default.
-        threads: number of threads inside an operator while latency is measured; None uses all cores. Everything else
-            runs one image per core.
+        threads: number of threads inside an operator while latency is measured; None uses those that serving
+            uses by default. Everything else runs one image per core.
         hyper_parameters: the file of hyper-parameters that the bundle was exported with, if there was one.
 
     Raises:
@@ -287,7 +287,7 @@ def read_pixels(path: Path, row: ImageRow, preprocessing: Preprocessing) -> Pixe
 def _measure_latency(contents: BundleContents, passes: Passes, threads: int | None) -> Latency:
     """Time the bundle as it is served: its own sessions with the threads asked for, not those of bulk work."""
     served = PlantClassifier.from_contents(contents, LoadOptions(threads=threads))
-    return measure_latency(served, passes.accuracy.samples[0].path.read_bytes(), threads=threads)
+    return measure_latency(served, passes.accuracy.samples[0].path.read_bytes())
 
 
 def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passes: Passes) -> tuple[Parity, Passes]:

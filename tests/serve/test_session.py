@@ -13,9 +13,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from plantmodels.errors import BundleError
-from plantmodels.serve import session
-from plantmodels.serve.cores import count_cores
-from plantmodels.serve.session import RUN_ERRORS, SESSION_OPTIONS, list_running_providers, open_session
+from plantmodels.serve import cores, session
+from plantmodels.serve.session import RUN_ERRORS, SESSION_OPTIONS, count_threads, list_running_providers, open_session
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -344,16 +343,24 @@ def test_threads_of_another_value_are_refused(tmp_path: Path, threads) -> None:
 
 @pytest.mark.parametrize(
     ("variable", "threads", "expected"),
-    [("3", None, 3), ("3", 1, 1), ("4,2", None, 4), (None, None, count_cores()), ("no", None, None)],
+    [("3", None, 3), ("3", 1, 1), ("4,2", None, 4), (None, None, None), ("no", None, None)],
 )
-def test_threads_follow_the_argument_then_the_environment_then_the_cores(
-    model_file: Path, monkeypatch: pytest.MonkeyPatch, variable: str | None, threads: int | None, expected: int | None
+@pytest.mark.parametrize("small", [True, False])
+def test_threads_follow_the_argument_then_the_environment_then_the_size(
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str | None,
+    threads: int | None,
+    expected: int | None,
+    small: bool,
 ) -> None:
+    size = model_file.stat().st_size
+    monkeypatch.setattr(cores, "SMALL_MODEL_BYTES", size if small else size - 1)
+    monkeypatch.setattr(cores, "count_cores", lambda: 7)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     if variable is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", variable)
-    options = open_session(model_file, threads=threads).get_session_options()
-    assert options.intra_op_num_threads == (expected or count_cores())
+    assert count_threads(open_session(model_file, threads=threads)) == (expected or (1 if small else 7))
 
 
 def test_a_session_of_one_row_says_so_and_takes_no_other_number(model_file: Path) -> None:

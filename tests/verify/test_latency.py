@@ -48,7 +48,7 @@ def encode_image() -> bytes:
 
 def test_a_loaded_bundle_is_timed(tiny_bundle) -> None:  # type: ignore[no-untyped-def]
     classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
-    latency = measure_latency(classifier, encode_image(), threads=1, runs=5)
+    latency = measure_latency(classifier, encode_image(), runs=5)
     assert (latency.runs, latency.threads) == (5, 1)
     assert 0 < latency.median_ms <= latency.p95_ms
     assert latency.median_ms == sorted(latency.runs_ms)[2]
@@ -62,4 +62,4 @@ def test_a_loaded_bundle_is_timed(tiny_bundle) -> None:  # type: ignore[no-untyp
 def test_an_image_that_cannot_be_decoded_is_refused(tiny_bundle) -> None:  # type: ignore[no-untyped-def]
     classifier = PlantClassifier.load(tiny_bundle.bundle, threads=1)
     with pytest.raises(ImageError, match="zero bytes"):
-        measure_latency(classifier, b"", threads=1, runs=1)
+        measure_latency(classifier, b"", runs=1)

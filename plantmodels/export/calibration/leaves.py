@@ -22,6 +22,7 @@ from typing import Final
 from plantmodels.bundle.calibration import CalibrationRecord, CalibrationSource
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import UNREADABLE, hash_to_fraction
+from plantmodels.data.groups import Contents
 from plantmodels.data.leaves import (
     LeafSample,
     LeafSet,
@@ -85,7 +86,12 @@ _Keep = Callable[[LeafSet], _Grouped]
 
 
 def choose_calibration(
-    data: Path, taxonomy: Taxonomy, train: LeafSet, digests: Mapping[Path, str], held_out: Collection[str]
+    data: Path,
+    taxonomy: Taxonomy,
+    train: LeafSet,
+    digests: Mapping[Path, str],
+    held_out: Collection[str],
+    contents: Contents | None = None,
 ) -> CalibrationChoice:
     """Return the leaves of the best source that has at least `MIN_CALIBRATION_LEAVES`.
 
@@ -95,15 +101,17 @@ def choose_calibration(
         train: all leaves of the split "train".
         digests: path of each of these leaves to the digest of its content.
         held_out: digests of the leaves that training held out, as the checkpoint names them; empty if it names none.
+        contents: what was read of the leaves before, to which those of other splits are added; None reads them all.
 
     Raises:
         DataError: the split "calibration" holds no images or an unknown class.
     """
+    known = Contents() if contents is None else contents
     learned = [path for path in train.paths if digests[path] not in held_out]
     grouped: list[_Grouped] = []
 
     def keep(leaves: LeafSet) -> _Grouped:
-        grouped.append(_keep_fresh(train, leaves, learned))
+        grouped.append(_keep_fresh(train, leaves, learned, known))
         return grouped[-1]
 
     finders: dict[CalibrationSource, Callable[[], tuple[_Grouped | None, str]]] = {
@@ -118,14 +126,14 @@ def choose_calibration(
             fit = leave_out(train, held_out, digests) if source == "held-out" else train
             return _make_choice(source, replace(found, leaves=_thin_out(found)), fit, taxonomy, reasons)
         reasons.append(reason)
-    known = grouped[-1] if grouped else _keep_fresh(train, train, ())
-    return _make_choice("train", replace(known, leaves=train), train, taxonomy, reasons)
+    every = grouped[-1] if grouped else _keep_fresh(train, train, (), known)
+    return _make_choice("train", replace(every, leaves=train), train, taxonomy, reasons)
 
 
-def _keep_fresh(train: LeafSet, leaves: LeafSet, learned: Collection[Path]) -> _Grouped:
+def _keep_fresh(train: LeafSet, leaves: LeafSet, learned: Collection[Path], contents: Contents) -> _Grouped:
     """Return the leaves that share no group with any of `learned`, which are training leaves."""
     splits = (train,) if leaves.split == train.split else (train, leaves)
-    groups, paths = group_leaves(*splits), [path for split in splits for path in split.paths]
+    groups, paths = group_leaves(*splits, contents=contents), [path for split in splits for path in split.paths]
     key_of = dict(zip(paths, groups.keys, strict=True))
     unwanted = {key_of[path] for path in learned}
     fresh = replace(leaves, samples=tuple(s for s in leaves.samples if key_of[s.path] not in unwanted))

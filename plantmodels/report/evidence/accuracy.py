@@ -20,8 +20,8 @@ from plantmodels.arrays import Mask
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.calibration.count import count_probabilities
 from plantmodels.report.evidence.columns import ImageTable, Names
-from plantmodels.report.results import Accuracy, Baseline, ClassRow
-from plantmodels.report.statistics import PairedCounts
+from plantmodels.report.results import Accuracy, Baseline, ClassRow, PrecisionAccuracy
+from plantmodels.report.statistics import PairedCounts, Proportion
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,19 @@ def _find_right(leaves: ImageTable) -> _Answers:
     )
     both = tuple(a & b for a, b in zip(species, disease, strict=True))
     return _Answers((species[0], species[1]), (disease[0], disease[1]), (both[0], both[1]))
+
+
+def count_right(leaves: ImageTable) -> PrecisionAccuracy:
+    """Return how often INT8, which is served, is right.
+
+    Args:
+        leaves: rows of labelled leaves.
+    """
+    right, has_head = _find_right(leaves), _are(leaves.text("disease") != "")
+    species, disease, both = (
+        Proportion(int(hits.sum()), len(hits)) for hits in (right.species[1], right.disease[1][has_head], right.both[1])
+    )
+    return PrecisionAccuracy(species, disease, both)
 
 
 def name_class(species: str, disease: str) -> str:

@@ -2,7 +2,9 @@
 
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -214,3 +216,34 @@ def test_leaving_nothing_out_reads_nothing() -> None:
     leaves = LeafSet(Path("/"), "val", (LeafSample(Path("/absent.jpg"), 0, 0),))
 
     assert leave_out(leaves, ()) is leaves
+
+
+@pytest.mark.parametrize("searched", [20_000, 200])
+def test_each_image_is_read_once_however_many_sources_are_too_small(
+    data: Path, tiny_taxonomy: Taxonomy, monkeypatch: pytest.MonkeyPatch, searched: int
+) -> None:
+    """Of more images than are searched for copies, the digests alone are read, and training leaves once as well."""
+    (data / "calibration").mkdir()
+    shutil.move(sorted((data / "val").iterdir())[0], data / "calibration")
+    reads: Counter[Path] = Counter()
+    for name in ("take_fingerprints", "digest_content"):
+        monkeypatch.setattr(groups, name, _record(getattr(groups, name), reads))
+    monkeypatch.setattr(groups, "MAX_SEARCHED", searched)
+    monkeypatch.setattr(module, "MIN_CALIBRATION_LEAVES", 1)
+    monkeypatch.setattr(module, "_describe_lack", lambda leaves, lack: "too few")
+    train, contents = read_leaves(data, "train", tiny_taxonomy), groups.Contents()
+    digests = digest_each(train, contents)
+    chosen = choose_calibration(data, tiny_taxonomy, train, digests, frozenset(list(digests.values())[::4]), contents)
+
+    assert chosen.record.source == "train" and digests == digest_each(train)
+    assert len(reads) >= 180 + 40 and set(reads.values()) == {1}
+
+
+def _record(read: Callable[..., Any], reads: Counter[Path]) -> Callable[..., Any]:
+    """Return a function that reads files, or one file, and counts them."""
+
+    def wrapped(paths: Any, **options: Any) -> Any:
+        reads.update([paths] if isinstance(paths, Path) else paths)
+        return read(paths, **options)
+
+    return wrapped

@@ -121,7 +121,7 @@ def test_an_answer_is_quick(report: GateReport, uri: str, expected: ExpectedRows
     """Where other programs slowed the job's own measurement down, a later one passes."""
 
     def is_quick() -> bool:
-        measured = measure_latency(load_model(uri), expected.images[0], threads=None)
+        measured = measure_latency(load_model(uri), expected.images[0])
         return measured.median_ms < report.policy.latency_max_median_ms
 
     assert report.gate("latency").measured is not None

@@ -158,10 +158,17 @@ def test_a_batch_that_was_cut_off_is_written_again(model: str, leaf_images: Path
 
 
 def test_a_folder_that_has_a_uri_is_read_by_hadoop(model: str, leaf_images: Path, tmp_path: Path) -> None:
-    images = Path(shutil.copytree(leaf_images, tmp_path / "images"))
-    request = ScoreRequest(model, images.as_uri(), str(tmp_path / "scores"), "local[2]", images_per_batch=25)
+    """Names with spaces, % and letters beyond ASCII are the same text in the listing, the stream and the scores."""
+    images = Path(shutil.copytree(leaf_images, tmp_path / "images [1], {é}"))
+    min(images.glob("*/*.webp")).rename(images / "100%25 #a?, b.webp")
+    (images / "0%20\u00e9.jpg").touch()
+    request = ScoreRequest(model, f"file://{images}", str(tmp_path / "scores"), "local[2]", images_per_batch=25)
     scores = run_score(request)
-    assert (scores.images, scores.errors, scores.batches) == (45, 2, 2)
+    assert (scores.images, scores.errors, scores.batches) == (46, 3, 2)
+    frame = read_scores(tmp_path / "scores")
+    errors = dict(zip(frame["path"], frame["error"], strict=True))
+    assert errors[f"{images}/0%20\u00e9.jpg"] == "zero bytes: expected an encoded image"
+    assert pd.isna(errors[f"{images}/100%25 #a?, b.webp"])
     shutil.copyfile(min(images.glob("*/*.png")), images / "new.png")
     assert run_score(request).scored_now == 1
 
