@@ -250,10 +250,14 @@ def _read_column(model_input: Any, name: object) -> Iterable[ImageLike]:
 
 
 def _unwrap_row(image: Any) -> Any:
-    """Return the image of a row `{"image": …}`. MLflow's server wraps values beside a null in 0-dimensional arrays."""
-    if isinstance(image, np.ndarray) and image.ndim == 0:
-        image = image.item()
-    return image[IMAGE_COLUMN] if isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN} else image
+    """Return the image of a row `{"image": …}`, or the image itself."""
+    image = _unwrap_value(image)
+    return _unwrap_value(image[IMAGE_COLUMN]) if isinstance(image, Mapping) and set(image) == {IMAGE_COLUMN} else image
+
+
+def _unwrap_value(value: Any) -> Any:
+    """Return what MLflow's server wraps in a 0-dimensional array: values beside a null, and the values of a row."""
+    return value.item() if isinstance(value, np.ndarray) and value.ndim == 0 else value
 
 
 def _is_requested(column: str, options: Mapping[str, Any]) -> bool:

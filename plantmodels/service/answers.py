@@ -12,14 +12,26 @@ from typing import Any, Final
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from plantmodels.serve.prediction import Prediction
+from plantmodels.serve.prediction import PREDICTION_CONTRACT, Prediction
 
 _COLUMNS: Final = tuple(field.name for field in fields(Prediction) if field.name not in ("candidates", "embedding"))
 
+_NEW_COLUMNS: Final[Mapping[str, int]] = {"disease_given_species_probability": 2}
+"""Columns that version 1 of contract 4 did not have, to the version that added them."""
 
-def describe_row(prediction: Prediction, *, top_k: int, return_embedding: bool = False) -> dict[str, Any]:
-    """Return a prediction as JSON values; candidates and embedding are in it only if they were asked for."""
-    row = {name: getattr(prediction, name) for name in _COLUMNS}
+
+def describe_row(
+    prediction: Prediction, *, top_k: int, return_embedding: bool = False, contract: int = PREDICTION_CONTRACT
+) -> dict[str, Any]:
+    """Return a prediction as JSON values; candidates and embedding are in it only if they were asked for.
+
+    Args:
+        prediction: the prediction.
+        top_k: number of candidates that were asked for.
+        return_embedding: whether the embedding was asked for.
+        contract: the version of contract 4 to answer by, which decides the columns.
+    """
+    row = {name: getattr(prediction, name) for name in _COLUMNS if _NEW_COLUMNS.get(name, 1) <= contract}
     if top_k:
         candidates = prediction.candidates
         row["candidates"] = None if candidates is None else [vars(candidate) for candidate in candidates]

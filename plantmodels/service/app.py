@@ -3,21 +3,25 @@
 `uvicorn --factory plantmodels.service.app:create_app` runs it with the settings in the variable `PLANTMODELS_SERVICE`.
 """
 
+import asyncio
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final, get_args
 
+from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from plantmodels import __version__
-from plantmodels.errors import PlantModelsError, is_out_of_memory
+from plantmodels.errors import ImageError, PlantModelsError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
 from plantmodels.serve.loading import LoadOptions
 from plantmodels.serve.prediction import Prediction
@@ -31,8 +35,11 @@ from plantmodels.service.bodies import (
     read_announced_size,
     read_chunks,
 )
-from plantmodels.service.images import MULTIPART, check_type, read_parts
+from plantmodels.service.images import MULTIPART, check_json, check_type, read_parts
+from plantmodels.service.invocations import read_invocation
+from plantmodels.service.metrics import CountRequests, Metrics
 from plantmodels.service.model import ServedModel, Version, find_opener
+from plantmodels.service.openapi import describe_api, render_page
 from plantmodels.service.settings import VARIABLE, Settings
 from plantmodels.service.work import Work
 
@@ -40,6 +47,9 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _RETRY_S: Final = 1.0
 """Pause after the first attempt to open the model; it doubles from one attempt to the next."""
+
+_NOTE_S: Final = 1.0
+"""How often the metrics are told which version answers."""
 
 
 class Service:
@@ -58,13 +68,23 @@ class Service:
         self.model = ServedModel(opener, retry_s=_RETRY_S)
         self.admission = Admission(settings.limits)
         self.work = Work()
+        self.metrics = Metrics()
+        self._document = describe_api(settings.limits)
 
     @asynccontextmanager
     async def run(self, app: Starlette) -> AsyncIterator[None]:
         """Open the model in its thread, and close everything at the end."""
         with self.model:
+            noting = asyncio.create_task(self._note_version())
             yield
+            noting.cancel()
         self.work.close()
+
+    async def _note_version(self) -> None:
+        """Tell the metrics which version answers, also while nobody asks."""
+        while True:
+            self.metrics.note_version(self.model.current)
+            await asyncio.sleep(_NOTE_S)
 
     def find_version(self) -> Version:
         """Return the version that answers a request to its end, whatever is promoted meanwhile.
@@ -113,7 +133,23 @@ class Service:
     async def _classify(
         self, request: Request, version: Version, images: Sequence[bytes | bytearray], options: Mapping[str, Any]
     ) -> list[Prediction]:
-        return await self.work.run(request, partial(version.classifier.predict, images, **options))
+        answers = await self.work.run(request, partial(version.classifier.predict, images, **options))
+        self.metrics.count_images(answers)
+        return answers
+
+    async def invocations(self, request: Request) -> Response:
+        """Classify images in one of MLflow's JSON forms."""
+        version = self.find_version()
+        check_json(request.headers.get("content-type"))
+        with self.admission.admit(read_announced_size(request)) as reservation:
+            body = b"".join([chunk async for chunk in self._read(request, reservation)])
+            work = partial(answer_invocation, version, body, self.settings.limits.images)
+            try:
+                response, answers = await self.work.run(request, work)
+            except (ValueError, ImageError) as error:
+                raise HTTPException(400, str(error)) from error
+        self.metrics.count_images(answers)
+        return response
 
     async def health(self, request: Request) -> Response:
         """Say that the process lives."""
@@ -132,6 +168,19 @@ class Service:
         found = None if current is None else {"name": current.name, "version": current.version}
         return answer_json({"plantmodels": __version__, "address": self.settings.model, "model": found})
 
+    async def show_metrics(self, request: Request) -> Response:
+        """Return the numbers for Prometheus."""
+        self.metrics.note_version(self.model.current)
+        return Response(self.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+    async def show_api(self, request: Request) -> Response:
+        """Return the OpenAPI document."""
+        return answer_json(self._document)
+
+    async def show_page(self, request: Request) -> Response:
+        """Return the OpenAPI document as a page."""
+        return Response(render_page(self._document), media_type="text/html")
+
 
 def read_options(query: Mapping[str, str]) -> dict[str, Any]:
     """Return the options of `PlantClassifier.predict` that a query names.
@@ -149,6 +198,32 @@ def read_options(query: Mapping[str, str]) -> dict[str, Any]:
     return {"top_k": int(top_k), "routing": routing}
 
 
+def answer_invocation(version: Version, body: bytes, most: int) -> tuple[Response, list[Prediction]]:
+    """Return the answer to a body in one of MLflow's JSON forms, and the predictions in it.
+
+    Args:
+        version: the version that answers.
+        body: the body.
+        most: number of images that a request may have.
+
+    Raises:
+        HTTPException: the body has too many images (413).
+        ImageError: an image is bad, and the body asks for an error then.
+        ValueError: the body is malformed.
+    """
+    asked = read_invocation(body)
+    if len(asked.images) > most:
+        raise HTTPException(413, f"the body has {len(asked.images):,} images; at most {most} are answered")
+    predictions = version.classifier.predict(asked.images, **asked.options)
+    if version.contract == 1 and asked.options["routing"] == "hard":
+        predictions = [replace(p, disease_probability=p.disease_given_species_probability) for p in predictions]
+    shown = {name: asked.options[name] for name in ("top_k", "return_embedding")}
+    rows: list[Any] = [describe_row(p, contract=version.contract, **shown) for p in predictions]
+    if asked.as_struct:
+        rows = [{"prediction": row} for row in rows]
+    return answer_json({"predictions": rows}), predictions
+
+
 def create_app(settings: Settings | None = None) -> Starlette:
     """Return the application.
 
@@ -161,9 +236,13 @@ def create_app(settings: Settings | None = None) -> Starlette:
     service = Service(Settings.from_json(os.environ[VARIABLE]) if settings is None else settings)
     endpoints: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
         "/predict": ("POST", service.predict),
+        "/invocations": ("POST", service.invocations),
         "/health": ("GET", service.health),
         "/ready": ("GET", service.ready),
         "/version": ("GET", service.version),
+        "/metrics": ("GET", service.show_metrics),
+        "/openapi.json": ("GET", service.show_api),
+        "/docs": ("GET", service.show_page),
     }
     app = Starlette(
         routes=[Route(path, endpoint, methods=[method]) for path, (method, endpoint) in endpoints.items()],
@@ -173,6 +252,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
             PlantModelsError: _answer_failure,
             Exception: _answer_bug,
         },
+        middleware=[Middleware(CountRequests, metrics=service.metrics, paths=frozenset(endpoints))],
         lifespan=service.run,
     )
     app.router.redirect_slashes = False
@@ -185,8 +265,8 @@ async def _answer_refusal(request: Request, error: Exception) -> Response:
     if error.status_code == 404:
         return answer_error(404, f"no such path: {request.url.path!r:.200}")
     if error.status_code == 405:
-        allowed = (error.headers or {}).get("Allow", "")
-        return answer_error(405, f"{request.method:.20} is not allowed here; expected {allowed}", error.headers)
+        allowed = ", ".join(sorted((error.headers or {}).get("Allow", "").split(", ")))
+        return answer_error(405, f"{request.method:.20} is not allowed here; expected {allowed}", {"Allow": allowed})
     return answer_http_exception(error)
 
 

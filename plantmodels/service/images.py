@@ -44,6 +44,18 @@ def check_type(content_type: str | None) -> str:
     return media_type
 
 
+def check_json(content_type: str | None) -> None:
+    """Refuse a request for `/invocations` that is not JSON in UTF-8.
+
+    Raises:
+        HTTPException: it is of another type (415).
+    """
+    kind, parameters = parse_options_header(content_type or "")
+    charset = parameters.get(b"charset", b"utf-8")
+    if kind.lower() != b"application/json" or charset.lower() != b"utf-8":
+        raise HTTPException(415, f"Content-Type is {content_type or ''!r:.80}; expected application/json in UTF-8")
+
+
 async def read_parts(content_type: str, chunks: AsyncIterator[bytes], most: int) -> list[Part]:
     """Return the parts of a multipart body.
 

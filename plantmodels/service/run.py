@@ -1,12 +1,14 @@
 """Runs the service under uvicorn, in one process or in several."""
 
 import os
+from contextlib import ExitStack
 from typing import Final
 
 import uvicorn
 
+from plantmodels.bundle.temporary import temporary_folder
 from plantmodels.service.model import find_opener
-from plantmodels.service.settings import VARIABLE, Settings
+from plantmodels.service.settings import FOLDER_VARIABLE, VARIABLE, Settings
 
 _GRACE_S: Final = 30
 """Seconds that requests have to end after the service was told to stop."""
@@ -26,6 +28,13 @@ def run_service(settings: Settings, *, host: str, port: int, workers: int) -> No
     """
     find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)  # an error here is one line
     os.environ[VARIABLE] = settings.to_json()
+    with ExitStack() as stack:
+        if workers > 1:  # each process writes its numbers here, and whichever is asked adds them up
+            os.environ[FOLDER_VARIABLE] = str(stack.enter_context(temporary_folder("metrics")))
+        _run(host, port, workers)
+
+
+def _run(host: str, port: int, workers: int) -> None:
     uvicorn.run(
         "plantmodels.service.app:create_app",
         factory=True,

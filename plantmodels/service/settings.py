@@ -20,6 +20,9 @@ MEGABYTE: Final = 2**20
 VARIABLE: Final = "PLANTMODELS_SERVICE"
 """The environment variable that carries the settings to worker processes."""
 
+FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable by which `prometheus_client` knows that several processes count."""
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -59,6 +59,7 @@ FORMS = {
     "instances": lambda images: {"instances": images},
     "instances, rows": lambda images: {"instances": [{"image": image} for image in images]},
     "inputs": lambda images: {"inputs": images},
+    "inputs, rows": lambda images: {"inputs": [{"image": image} for image in images]},
     "inputs, column": lambda images: {"inputs": {"image": images}},
 }
 
