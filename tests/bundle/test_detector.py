@@ -14,6 +14,7 @@ from scipy.stats import multivariate_normal
 
 from plantmodels.bundle import detector as detector_module
 from plantmodels.bundle.detector import OODDetector, read_detector, write_detector
+from plantmodels.bundle.quadratic_form import check_definite
 from plantmodels.errors import DetectorError
 
 RTOL = 1e-5
@@ -274,6 +275,17 @@ def test_arrays_that_are_no_detector_are_refused(changes: dict[str, Any], match:
 
     with pytest.raises(DetectorError, match=match):
         OODDetector(**{**values, **changes})
+
+
+def test_rounding_may_make_a_matrix_differ_from_its_transpose() -> None:
+    matrix = make_inv_cov(5, np.random.default_rng(0))
+    rounded = matrix.copy()
+    rounded[0, 1] *= 1 + 1e-8
+
+    assert check_definite(rounded, "inv_cov") == pytest.approx(check_definite(matrix, "inv_cov"), rel=1e-6)
+    rounded[0, 1] *= 1 + 1e-3
+    with pytest.raises(DetectorError, match="inv_cov must be symmetric"):
+        check_definite(rounded, "inv_cov")
 
 
 class TestFile:
