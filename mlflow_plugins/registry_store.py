@@ -4,12 +4,21 @@ MLflow imports this module in every process that uses a registry, also where no 
 heavy: an error here would break all those processes.
 """
 
+import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from weakref import WeakValueDictionary
 
 from mlflow_plugins.required import check_mlflow
 from plantmodels.errors import PlantModelsError
+
+_stores: Final = WeakValueDictionary[object, Any]()
+"""The stores in use, by address, folder, class and settings.
+
+MLflow has a cache of its own. But forty requests that come to a new server at once all find it empty, and would build
+forty stores with as many pools of connections.
+"""
 
 
 def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
@@ -25,9 +34,15 @@ def build_store(store_uri: str, tracking_uri: str | None = None) -> Any:
     """
     try:
         check_mlflow()
+        from mlflow_plugins._mlflow_compat import get_store_class
         from mlflow_plugins.registry.store import build_gated_store
 
-        return build_gated_store(store_uri.removeprefix("plantmodels:"))
+        settings = frozenset(item for item in os.environ.items() if item[0].startswith("PLANTMODELS_"))
+        key = store_uri, Path.cwd(), get_store_class(), settings
+        store = _stores.get(key)
+        if store is None:
+            store = _stores[key] = build_gated_store(store_uri.removeprefix("plantmodels:"))
+        return store
     except PlantModelsError as error:
         if not _starts_server(sys.argv):
             raise

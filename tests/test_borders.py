@@ -47,7 +47,7 @@ PLUGIN_ROOMS = {
     "loading": (SERVING, {"loading"}),  # consumers have MLflow from 2.17 on, and often mlflow-skinny
     "flavor": (SERVING, {"loading", "flavor"}),
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),
-    "registry_store": (GROUND, {"registry", "required"}),
+    "registry_store": (GROUND, {"_mlflow_compat", "registry", "required"}),
     "checking": (SERVING | {"report", "verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
     "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "names", "servers", "required", "loading", "flavor", "jobs"}),
 }

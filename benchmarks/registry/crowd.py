@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -38,11 +38,13 @@ class Measured:
         promotions_s: time of each promotion.
         reads_s: time of each read.
         refused: answers that are no success.
+        processor_s: processor time of the server.
     """
 
     promotions_s: list[float] = field(default_factory=list)
     reads_s: list[float] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    processor_s: float = 0.0
 
     def summarize(self) -> dict[str, float]:
         """Return the values that have bars, and the medians."""
@@ -51,13 +53,36 @@ class Measured:
             "median promotion, s": statistics.median(self.promotions_s),
             "slowest reader, s": max(self.reads_s),
             "median reader, s": statistics.median(self.reads_s),
+            "processor each, s": self.processor_s / len(self.promotions_s),
             "refused": float(len(self.refused)),
         }
 
 
+@dataclass(frozen=True)
+class Server:
+    """A running `mlflow server`.
+
+    Attributes:
+        address: its URL.
+        group: process group of the server and its worker.
+    """
+
+    address: str
+    group: int
+
+    def read_processor_s(self) -> float:
+        """Return the processor time of all its processes so far, in seconds."""
+        ticks = 0
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # a process that has ended since
+                fields = path.read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12]) if int(fields[2]) == self.group else 0
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+
 @contextmanager
-def serve(database: str, folder: Path, prefix: str = "plantmodels:") -> Iterator[str]:
-    """Run `mlflow server` with one worker, and yield its address."""
+def serve(database: str, folder: Path, prefix: str = "plantmodels:") -> Iterator[Server]:
+    """Run `mlflow server` with one worker until the block ends."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -73,7 +98,7 @@ def serve(database: str, folder: Path, prefix: str = "plantmodels:") -> Iterator
             if server.poll() is not None:
                 raise click.ClickException((folder / "server.log").read_text())
             time.sleep(0.2)
-        yield address
+        yield Server(address, server.pid)
     finally:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
@@ -95,9 +120,10 @@ def register(bundle: Path, address: str, models: int) -> None:
         mlflow.register_model(f"models:/{info.model_id}", f"plant-{number}")
 
 
-def promote_all(address: str, models: int) -> Measured:
+def promote_all(server: Server, models: int) -> Measured:
     """Ask for the alias of every model at once, and read one of them all the while."""
-    found, stop, start = Measured(), threading.Event(), threading.Barrier(models)
+    found, stop, start, address = Measured(), threading.Event(), threading.Barrier(models), server.address
+    before_s = server.read_processor_s()
 
     def read() -> None:
         while not stop.is_set():
@@ -117,6 +143,7 @@ def promote_all(address: str, models: int) -> Measured:
         thread.join()
     stop.set()
     reader.join()
+    found.processor_s = server.read_processor_s() - before_s
     return found
 
 
@@ -138,10 +165,10 @@ def crowd(bundle: Path, database: str, models: int, rounds: int, ungated: bool) 
     """Promote many models at once through one worker; all gates of BUNDLE must pass, and DATABASE must be empty."""
     with tempfile.TemporaryDirectory() as folder:
         prefix = "" if ungated else "plantmodels:"
-        with serve(database, Path(folder), prefix) as address:
-            register(bundle, address, models)
-        with serve(database, Path(folder), prefix) as address:  # a server that has read no report yet
-            found = [promote_all(address, models) for _ in range(rounds)]
+        with serve(database, Path(folder), prefix) as server:
+            register(bundle, server.address, models)
+        with serve(database, Path(folder), prefix) as server:  # a server that has read no report yet
+            found = [promote_all(server, models) for _ in range(rounds)]
     summaries = [measured.summarize() for measured in found]
     click.echo(f"{'of ' + str(models) + ' at once':24}" + "".join(f"{f'round {n + 1}':>10}" for n in range(rounds)))
     for name in summaries[0]:

@@ -10,8 +10,6 @@ from urllib.parse import urlparse
 
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion, ModelVersionTag
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 
 from mlflow_plugins._mlflow_compat import parse_models_uri
 from mlflow_plugins.registry.artifacts.origin import find_logged_model
@@ -35,11 +33,6 @@ from mlflow_plugins.registry.tags import (
 )
 from mlflow_plugins.registry.waivers import INTEGRITY_GATES, Waivers
 from plantmodels.report.gates import GateResult
-
-
-def is_not_found(error: MlflowException) -> bool:
-    """Return whether MLflow says that a model or version does not exist."""
-    return bool(error.error_code == ErrorCode.Name(RESOURCE_DOES_NOT_EXIST))
 
 
 @dataclass(frozen=True)
@@ -254,7 +247,7 @@ class Admission:
         """
         name, number = version.name, version.version
         try:
-            evidence = read_evidence(self._store.get_model_version_download_uri(name, number))
+            evidence = read_evidence(self._locate(name, number))
             policy, parts = self._config.policy, (self._store, self._rows, self._audit)
             gates = evidence.judge_gates(policy)
             compared = compare_with_production(*parts, version, evidence, policy) if to_production else None
@@ -280,6 +273,12 @@ class Admission:
         waived = [waiver.to_sentence(gate.name) for gate, waiver in waivers.items() if waiver is not None]
         state = "; ".join(waived) or f"all gates {self._describe_passed(evidence)}"
         return Judged(evidence, gates, model_sha256, state, stamp is not None)
+
+    def _locate(self, name: str, number: str) -> str:
+        """Return the URI of a version's files, or raise the error that MLflow has for it."""
+        stored = self._rows.find_version(name, number)
+        known = None if stored is None else stored.location
+        return known or str(self._store.get_model_version_download_uri(name, number))
 
     def _stamp(self, version: ModelVersion, judged: "Judged") -> None:
         """Stamp a version that was registered before the registry was gated: from now on these files are meant."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import PERMISSION_DENIED
+from sqlalchemy import bindparam, select
 
 from mlflow_plugins._mlflow_compat import is_serving, read_authenticated_user
 from mlflow_plugins.registry.evidence import Evidence
@@ -184,13 +185,13 @@ class AuditLog:
             "production": production,
         }
         with self._records.begin() as connection:
-            made: Any = connection.execute(DECISIONS.insert().values(row)).inserted_primary_key
+            made: Any = connection.execute(_INSERT, row).inserted_primary_key
         return int(made[0])
 
     def confirm(self, number: int) -> None:
         """Write down that a decision about Production was carried out."""
         with self._records.begin() as connection:
-            connection.execute(OUTCOMES.insert().values(decision_id=number, at=read_clock()))
+            connection.execute(_CONFIRM, {"decision_id": number, "at": read_clock()})
 
     def refuse(
         self,
@@ -247,13 +248,23 @@ class AuditLog:
             name: registered model.
             other_than: a version that does not count; None counts all.
         """
-        joined = DECISIONS.join(OUTCOMES, OUTCOMES.c.decision_id == DECISIONS.c.id)
-        was_promoted = (DECISIONS.c.model_id == self._identities.find(name), DECISIONS.c.production > 0)
-        asked_for = () if other_than is None else (DECISIONS.c.production != int(other_than),)
-        asked = sqlalchemy.select(DECISIONS.c.production).select_from(joined).where(*was_promoted, *asked_for)
+        asked = {"model_id": self._identities.find(name), "excluded": int(other_than or 0)}
         with self._records.begin() as connection:
-            found = connection.execute(asked.order_by(DECISIONS.c.id.desc()).limit(1)).scalar()
+            found = connection.execute(_LAST_PRODUCTION, asked).scalar()
         return None if found is None else str(found)
+
+
+def _select_last_production() -> Any:
+    row = DECISIONS.c
+    joined = DECISIONS.join(OUTCOMES, OUTCOMES.c.decision_id == row.id)
+    was_promoted = row.production > 0, row.production != bindparam("excluded"), row.model_id == bindparam("model_id")
+    return select(row.production).select_from(joined).where(*was_promoted).order_by(row.id.desc()).limit(1)
+
+
+_INSERT: Final = DECISIONS.insert()
+_CONFIRM: Final = OUTCOMES.insert()
+_LAST_PRODUCTION: Final = _select_last_production()
+"""Statements of every promotion, built once: that takes longer than asking the database."""
 
 
 def _record_gates(gates: Iterable[GateResult]) -> list[dict[str, str]]:

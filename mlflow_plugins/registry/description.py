@@ -210,7 +210,9 @@ class Descriptions:
             evidence: what its files prove.
         """
         with _log_failures(f"{name} version {number}"):
-            version = self._store.get_model_version(name, number)
+            version = self._rows.read_version(name, number)
+            if version is None:  # it was deleted meanwhile
+                return
             failed, uncertain = None, tuple[GateResult, ...]()
             if evidence.report is not None:
                 uncertain = evidence.find_uncertain(self._policy)

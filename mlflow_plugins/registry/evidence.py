@@ -18,6 +18,7 @@ from urllib.parse import urlparse
 
 from mlflow_plugins.loading.mlmodel import BUNDLE_FOLDER, DESCRIPTION_FILE, FLAVOR_NAME, MAX_BYTES, parse_description
 from mlflow_plugins.registry.artifacts.files import ModelFiles, open_files
+from mlflow_plugins.registry.places import lend_place
 from plantmodels.bundle.detector import MAX_PICKLE_BYTES, parse_detector
 from plantmodels.bundle.files import MAX_JSON_BYTES
 from plantmodels.bundle.layout import (
@@ -78,7 +79,7 @@ class Evidence:
     digests: Mapping[str, FileDigest]
     names: tuple[str, ...]
     images: bytes = b""
-    _judged: list[tuple[GatePolicy, tuple[GateResult, ...]]] = field(default_factory=list, compare=False, repr=False)
+    _gates: list[tuple[GatePolicy, tuple[GateResult, ...]]] = field(default_factory=list, compare=False, repr=False)
 
     def find_failures(self, policy: GatePolicy) -> tuple[GateResult, ...]:
         """Return the gates that fail by the limits of the report or by those of the policy.
@@ -106,12 +107,12 @@ class Evidence:
             raise EvidenceError(
                 f"the bundle holds no {GATE_REPORT_FILE}: it was never verified; verify it and register it again"
             )
-        for known, gates in self._judged:
+        for known, gates in self._gates:
             if known == policy:
                 return gates
         judged = zip(self.report.gates, self.report.judge_by(policy), strict=True)
         gates = tuple(ours if reported.passed else reported for reported, ours in judged)
-        self._judged.append((policy, gates))
+        self._gates.append((policy, gates))
         return gates
 
     def read_rows(self) -> ImageTable:
@@ -240,14 +241,17 @@ def _read_model(files: ModelFiles, *, is_loaded_in_place: bool) -> Evidence:
     manifest_sha256 = digests[_PREFIX + MANIFEST_FILE].sha256
     if flavor.get("manifest_sha256") != manifest_sha256:
         raise EvidenceError(f"{MANIFEST_FILE} is not the one that {DESCRIPTION_FILE} was written for")
-    manifest = parse_manifest(Path(), listed)
+    key = (manifest_sha256, repr(flavor.get("class_order_digest")))
+    known = _remembered.get(key)
+    manifest = parse_manifest(Path(), listed) if known is None else known.manifest
     _check_sizes(manifest, files.sizes)
     contents = _read_contents(files, manifest)
     found = {name: _digest(content) for name, content in contents.items()}
     check_digests(_BUNDLE, manifest, found, contents)
-    report = _recall_report(manifest_sha256, manifest, contents, flavor)
+    known = known or _judge_once(key, manifest, contents, flavor)
     digests |= {_PREFIX + name: digest for name, digest in found.items()}
-    return Evidence(manifest_sha256, manifest, report, files, digests, names, contents.get(IMAGES_FILE, b""))
+    images = contents.get(IMAGES_FILE, b"")
+    return Evidence(manifest_sha256, manifest, known.report, files, digests, names, images, known.gates)
 
 
 def _check_sizes(manifest: Manifest, sizes: Mapping[str, int]) -> None:
@@ -285,27 +289,51 @@ def _read_contents(files: ModelFiles, manifest: Manifest) -> dict[str, bytes]:
 _REMEMBERED: Final = 128
 """Reports that a process remembers, of about 0.2 MB each."""
 
-_reports: dict[tuple[str, str], GateReport | None] = {}
-_reports_lock = threading.Lock()
 
+@dataclass(frozen=True)
+class _Judged:
+    """What the contents of a bundle's small files say. They were digested and are those that the manifest lists.
 
-def _recall_report(
-    manifest_sha256: str, manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]
-) -> GateReport | None:
-    """Return what `_judge_contents` does, without judging the same contents again.
-
-    The contents were digested and are those that the manifest lists, so the manifest's digest stands for all of them.
+    Attributes:
+        manifest: the bundle's manifest.
+        report: the gate report; None if the bundle was never verified.
+        gates: the gates by each policy that they were judged by.
     """
-    key = (manifest_sha256, repr(flavor.get("class_order_digest")))
-    with _reports_lock:
-        if key in _reports:
-            return _reports[key]
-    report = _judge_contents(manifest, contents, flavor)
-    with _reports_lock:
-        if len(_reports) >= _REMEMBERED:
-            _reports.clear()
-        _reports[key] = report
-    return report
+
+    manifest: Manifest
+    report: GateReport | None
+    gates: list[tuple[GatePolicy, tuple[GateResult, ...]]] = field(default_factory=list)
+
+
+_remembered: dict[tuple[str, str], _Judged] = {}
+"""By the manifest's digest, which stands for all contents, and the class order that MLmodel names."""
+
+_turns: dict[tuple[str, str], threading.Lock] = {}
+_guard = threading.Lock()
+
+
+def _judge_once(
+    key: tuple[str, str], manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]
+) -> _Judged:
+    """Return what the contents say. Threads that ask at the same time wait for the first one's answer."""
+    with _guard:
+        turn = _turns.setdefault(key, threading.Lock())
+    if not turn.acquire(blocking=False):
+        with lend_place():
+            turn.acquire()
+    try:
+        found = _remembered.get(key)
+        if found is None:
+            found = _Judged(manifest, _judge_contents(manifest, contents, flavor))
+            with _guard:
+                if len(_remembered) >= _REMEMBERED:
+                    _remembered.clear()
+                _remembered[key] = found
+        return found
+    finally:
+        turn.release()
+        with _guard:
+            _turns.pop(key, None)
 
 
 def _judge_contents(manifest: Manifest, contents: Mapping[str, bytes], flavor: Mapping[str, Any]) -> GateReport | None:

@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 
 from mlflow_plugins._mlflow_compat import STAGE_ARCHIVED, STAGE_PRODUCTION
-from mlflow_plugins.registry.admission import is_not_found
 from mlflow_plugins.registry.audit import AuditLog
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.guard.names import fold
@@ -80,8 +78,11 @@ class Production:
         """
         latest = self._store.get_registered_model(name).latest_versions or []
         for number in range(1, max((int(version.version) for version in latest), default=0) + 1):
-            try:
-                yield self._store.get_model_version(name, str(number))
-            except MlflowException as error:
-                if not is_not_found(error):
-                    raise
+            found = self._rows.read_version(name, str(number))
+            if found is not None:
+                yield found
+
+    def read_version(self, name: str, version: str) -> ModelVersion:
+        """Return what MLflow's `get_model_version` does, or raise its error."""
+        found = self._rows.read_version(name, version)
+        return self._store.get_model_version(name, version) if found is None else found

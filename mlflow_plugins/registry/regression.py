@@ -76,5 +76,4 @@ def _read_rows(store: Any, name: str, number: str) -> ImageTable:
 
 def _find_production(rows: Rows, name: str) -> str | None:
     """Return the version with the alias `production`, or else the latest one in stage Production."""
-    in_stage = rows.list_in_stage(name, STAGE_PRODUCTION)
-    return rows.find_aliased(name, ALIAS) or (str(max(in_stage)) if in_stage else None)
+    return rows.find_aliased(name, ALIAS) or rows.find_latest_in_stage(name, STAGE_PRODUCTION)

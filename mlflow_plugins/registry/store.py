@@ -94,13 +94,14 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     _stamps: Stamps
     _answers: Answers
     _rows: Rows
+    _identities: Identities
 
     def install_gate(self, config: RegistryConfig, locks: RegistryLocks, records: Records) -> None:
         """Set up the checks; they reach MLflow's own methods through `super()`, past the gate."""
         plain_store = super()
         self._config, self._locks = config, locks
         self._rows = Rows(self.engine, lambda: get_workspace(self))
-        identities = Identities(plain_store, self._rows)
+        self._identities = identities = Identities(plain_store, self._rows)
         self._audit = AuditLog(records, identities)
         self._stamps = Stamps(records, identities)
         self._guard = Guard(plain_store, config, self._rows)
@@ -117,7 +118,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
     @contextlib.contextmanager
     def _lock_models(self, *names: str) -> Iterator[None]:
         try:
-            with self._locks.hold(*names):
+            with self._locks.hold(*names), self._identities.remember():
                 yield
         except TimeoutError as error:
             raise permission_denied(str(error)) from error
@@ -207,13 +208,12 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             return transition(name, version, stage, archive_existing_versions)
         name, version = guarded.name, guarded.version
         with self._lock_models(name):
-            found = super().get_model_version(name, version)
+            found = self._production.read_version(name, version)
             if wanted == STAGE_PRODUCTION:
                 self._promote(found, "promote to stage Production")
                 if ALIAS not in found.aliases:
                     self._events.tell_created(name, ALIAS, version)
-                promoted: ModelVersion = super().get_model_version(name, version)
-                return promoted
+                return self._production.read_version(name, version)
             left = 0 if ALIAS in found.aliases else None  # what is in Production afterwards
             action = f"{'promote' if is_promotion else 'move'} to stage {wanted}"
             if is_promotion or left == 0 or found.current_stage == STAGE_PRODUCTION:
@@ -229,7 +229,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
                 self._audit.confirm(decision)
                 self._events.tell_deleted(name, ALIAS)
                 self._descriptions.renew_model(name, None)
-                moved = super().get_model_version(name, version)
+                moved = self._production.read_version(name, version)
             return moved
 
     def set_registered_model_alias(self, name: str, alias: str, version: str) -> None:
@@ -244,7 +244,7 @@ class GatedStoreMixin(_Store):  # type: ignore[misc]  # its base is known at run
             reason = f"this alias must be written {protected!r}"
             raise self._audit.refuse(name, version, f"set alias {alias}", reason)
         with self._lock_models(name):
-            self._promote(super().get_model_version(name, version), f"set alias {alias}", alias)
+            self._promote(self._production.read_version(name, version), f"set alias {alias}", alias)
 
     def _promote(self, version: ModelVersion, action: str, alias: str = ALIAS) -> None:
         """Give a version a protected alias, after all checks. One that has it already needs no more approvals."""

@@ -67,7 +67,9 @@ def test_the_tables_of_registered_models_have_the_columns_that_are_read() -> Non
     assert columns["registered_models"] >= {"workspace", "name", "creation_time"}
     assert columns["registered_model_tags"] >= {"workspace", "name", "key", "value"}
     assert columns["registered_model_aliases"] >= {"workspace", "name", "alias", "version"}
-    assert columns["model_versions"] >= {"workspace", "name", "version", "current_stage"}
+    assert columns["model_versions"] >= {"workspace", "name", "version", "current_stage", "storage_location"}
+    told = {"creation_time", "last_updated_time", "description", "user_id", "status", "status_message"}
+    assert columns["model_versions"] >= told | {"source", "run_id", "run_link"}
     assert columns["model_version_tags"] >= {"workspace", "name", "version", "key", "value"}
 
 

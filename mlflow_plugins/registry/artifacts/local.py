@@ -8,7 +8,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from io import BufferedReader
 from pathlib import Path
@@ -19,6 +19,8 @@ from plantmodels.errors import BundleError
 
 NO_FOLDER: Final = "no such folder in the artifact store"
 """What is said of a model whose files are gone."""
+
+_BLOCK_BYTES: Final = 2**18
 
 
 class LocalFiles:
@@ -33,14 +35,7 @@ class LocalFiles:
         """Size in bytes of every file by its name; see `ModelFiles`."""
         if not self._folder.is_dir():
             raise BundleError(NO_FOLDER)
-        found = {}
-        for path in sorted(self._folder.rglob("*")):
-            name, status = path.relative_to(self._folder).as_posix(), path.lstat()
-            if stat.S_ISREG(status.st_mode):
-                found[name] = status.st_size
-            elif not stat.S_ISDIR(status.st_mode):
-                raise BundleError(f"{name}: a bundle holds plain files and folders only")
-        return found
+        return dict(sorted(_walk(str(self._folder), "")))
 
     def read(self, name: str, max_bytes: int) -> bytes:
         """Return the content of a file; see `ModelFiles`."""
@@ -56,17 +51,21 @@ class LocalFiles:
 
     def digest(self, names: Iterable[str]) -> dict[str, FileDigest]:
         """Return size and SHA-256 of files; see `ModelFiles`."""
-        return {name: self._digest_one(name) for name in names}
+        block = memoryview(bytearray(_BLOCK_BYTES))  # one for all files: new memory takes as long as reading into it
+        return {name: self._digest_one(name, block) for name in names}
 
-    def _digest_one(self, name: str) -> FileDigest:
+    def _digest_one(self, name: str, block: memoryview) -> FileDigest:
+        sha256, size = hashlib.sha256(), 0
         with self._open(name) as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-            return FileDigest(file.tell(), sha256)
+            while count := file.raw.readinto(block):
+                sha256.update(block[:count])
+                size += count
+        return FileDigest(size, sha256.hexdigest())
 
     def _open(self, name: str) -> BufferedReader:
         """Open a regular file. Errors name the file, but not the folder, which is the server's own matter."""
         try:
-            descriptor = os.open(self._folder / name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            descriptor = os.open(f"{self._folder}/{name}", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         except FileNotFoundError as error:
             raise FileNotFoundError(name) from error
         except OSError as error:
@@ -76,3 +75,16 @@ class LocalFiles:
             os.close(descriptor)
             raise BundleError(f"{name}: expected a regular file")
         return os.fdopen(descriptor, "rb")
+
+
+def _walk(folder: str, prefix: str) -> Iterator[tuple[str, int]]:
+    """Yield name and size of every file below a folder."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{prefix}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _walk(entry.path, f"{name}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield name, entry.stat(follow_symlinks=False).st_size
+            else:
+                raise BundleError(f"{name}: a bundle holds plain files and folders only")

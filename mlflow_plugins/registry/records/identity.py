@@ -6,6 +6,9 @@ another one.
 """
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mlflow.entities.model_registry import RegisteredModelTag
@@ -26,16 +29,35 @@ class Identities:
         """Take MLflow's own store, without the gate, and its rows."""
         self._store = store
         self._rows = rows
+        self._thread = threading.local()
 
     def get_workspace(self) -> str:
         """Return the workspace of the present request."""
         return self._rows.get_workspace()
+
+    @contextmanager
+    def remember(self) -> Iterator[None]:
+        """Look a name up only once during the block. The caller holds the model's lock, so no other gets its name."""
+        self._thread.remembered = {}
+        try:
+            yield
+        finally:
+            self._thread.remembered = None
 
     def find(self, name: str) -> str:
         """Return the identity of the model that has a name now; "" if there is none.
 
         A model that has no identity gets one.
         """
+        remembered: dict[tuple[str, str], str] | None = getattr(self._thread, "remembered", None)
+        if remembered is None:
+            return self._find(name)
+        key = (self.get_workspace(), name)
+        if not remembered.get(key):
+            remembered[key] = self._find(name)
+        return remembered[key]
+
+    def _find(self, name: str) -> str:
         found = self._rows.find_identity(name)
         if found is None:
             return ""

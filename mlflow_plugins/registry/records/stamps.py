@@ -2,13 +2,21 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Final
 
-import sqlalchemy
+from sqlalchemy import bindparam, select
 
 from mlflow_plugins.registry.audit import read_clock
 from mlflow_plugins.registry.records.identity import Identities
 from mlflow_plugins.registry.records.tables import STAMPS, Records
 from mlflow_plugins.registry.tags import GATES_TAG, MANIFEST_TAG, MODEL_TAG
+
+_FIRST_OF_VERSION: Final = (
+    select(STAMPS)
+    .where(STAMPS.c.model_id == bindparam("model_id"), STAMPS.c.version == bindparam("number"))
+    .order_by(STAMPS.c.id)
+    .limit(1)
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +66,7 @@ class Stamps:
 
     def find(self, name: str, version: str) -> Stamp | None:
         """Return the stamp of a version; None if it has none."""
-        of_version = (STAMPS.c.model_id == self._identities.find(name), STAMPS.c.version == int(version))
-        first = sqlalchemy.select(STAMPS).where(*of_version).order_by(STAMPS.c.id).limit(1)
+        asked = {"model_id": self._identities.find(name), "number": int(version)}
         with self._records.begin() as connection:
-            row = connection.execute(first).first()
+            row = connection.execute(_FIRST_OF_VERSION, asked).first()
         return None if row is None else Stamp(row.at, row.manifest_sha256, row.model_sha256, row.gates)

@@ -2,6 +2,7 @@ import logging
 import mmap
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,13 @@ def test_a_report_is_judged_once_for_each_manifest(model: Path, monkeypatch: pyt
         return genuine(*arguments)
 
     monkeypatch.setattr(evidence, "_judge_contents", count)
-    monkeypatch.setattr(evidence, "_reports", {})
-    assert read_evidence(str(model)).report is read_evidence(str(model)).report
+    monkeypatch.setattr(evidence, "_remembered", {})
+    with ThreadPoolExecutor(8) as threads:  # all of them ask before the first has the answer
+        first, *others = threads.map(read_evidence, [str(model)] * 8)
+    assert all(other.report is first.report for other in others)
     assert len(judged) == 1
+    assert read_evidence(str(model)).judge_gates(GatePolicy()) is first.judge_gates(GatePolicy())
+    assert read_evidence(str(model)).judge_gates(GatePolicy(ood_recall_min=0.98)) != first.judge_gates(GatePolicy())
     path = model / "data/bundle" / METADATA_FILE
     path.write_bytes(path.read_bytes() + b" ")  # what was judged before vouches for no other content
     with pytest.raises(EvidenceError, match=r"changed: onnx-metadata\.json"):

@@ -5,10 +5,12 @@ import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
 from mlflow.store.model_registry.sqlalchemy_store import SqlAlchemyStore
+from mlflow.tracking._model_registry.registry import ModelRegistryStoreRegistry
 
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.records.tables import METADATA, SCHEMA, SCHEMA_VERSION, Records
 from mlflow_plugins.registry.store import build_gated_store
+from mlflow_plugins.registry_store import build_store
 from plantmodels.errors import RegistryError
 from tests.fixtures.databases import ON_EVERY_DATABASE
 
@@ -38,6 +40,23 @@ def test_tables_are_made_once_by_servers_that_start_together(registry_database: 
     assert set(METADATA.tables) <= set(sqlalchemy.inspect(engine).get_table_names())
     with engine.begin() as connection:
         assert connection.execute(sqlalchemy.select(SCHEMA)).fetchall() == [(SCHEMA_VERSION,)]
+
+
+def test_requests_that_come_to_a_new_server_at_once_share_one_store(registry_database: str) -> None:
+    """MLflow's cache of stores is filled only when the first store is built, so all of them ask for one."""
+    registry, start, stores = ModelRegistryStoreRegistry(), threading.Barrier(8), []
+    registry.register("plantmodels", build_store)
+
+    def ask() -> None:
+        start.wait()
+        stores.append(registry.get_store(f"plantmodels:{registry_database}"))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(stores) == 8 and len(set(map(id, stores))) == 1
 
 
 def test_tables_that_a_crash_left_unfinished_are_finished(engine: sqlalchemy.Engine) -> None:
