@@ -13,7 +13,6 @@ measured.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import onnxruntime as ort
@@ -30,9 +29,6 @@ from plantmodels.serve.cores import count_cores
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session
-
-_FLOAT_ROWS: Final = 4
-"""Images in one run of a model that takes any number. Each image of a Swin-Tiny then takes a sixth less CPU time."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +102,8 @@ def open_heads(bundle: Path, metadata: Metadata) -> OpenedModels:
 def open_classifiers(contents: BundleContents, models: OpenedModels) -> tuple[dict[Precision, PlantClassifier], str]:
     """Return a classifier of each precision for bulk work, after trying it on batches of one and two images.
 
-    The classifiers share the packed heads and the detector. They always have at least two workers and run parts of a
-    size that does not depend on the machine, which gives the same bits everywhere.
+    The classifiers share the packed heads and the detector. They always have at least two workers and so run image by
+    image, which gives the same bits on every machine.
 
     Args:
         contents: the bundle.
@@ -125,7 +121,7 @@ def open_classifiers(contents: BundleContents, models: OpenedModels) -> tuple[di
         try:
             species_model = SpeciesModel(
                 models.get_session(SPECIES_FILES[precision]),
-                rows_per_run=metadata.rows_per_run(precision) or _FLOAT_ROWS,
+                rows_per_run=metadata.rows_per_run(precision),
                 workers=max(2, count_cores()),
             )
             heads = models.get_session(PACKED_HEADS_FILE)
