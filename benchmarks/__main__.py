@@ -1,4 +1,4 @@
-"""Measure speed, cold start, export and growth of our bundles and of their peers; write tables, plots and JSON.
+"""Measure speed, cold start, HTTP, export and growth of our bundles and of their peers; write tables, plots and JSON.
 
 python -m benchmarks --checkpoint last.ckpt --data leaves --bundle public/models --out public/bench
 
@@ -7,6 +7,7 @@ python -m benchmarks --checkpoint last.ckpt --data leaves --bundle public/models
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from benchmarks.driver import PATH, Patience, find_images, run_child
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
+from benchmarks.service.measure import Plan, measure_service
 from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
@@ -61,6 +63,13 @@ PARTS: Final = ("speed", "cold", "one-file", "species", "export", "verify")
 @click.option(
     "--patience", default=900.0, show_default=True, help="Seconds, in total, to wait while other programs run."
 )
+@click.option(
+    "--crowd-seconds",
+    type=click.FloatRange(min=1),
+    default=Plan.crowd_seconds,
+    show_default=True,
+    help="How long 64 clients ask the service in the part service.",
+)
 @click.option("--quick", is_flag=True, help="Few rounds, only two threads, and no export of 330 species on all leaves.")
 def main(
     checkpoint: Path,
@@ -71,6 +80,7 @@ def main(
     names: Sequence[str],
     rounds: int | None,
     patience: float,
+    crowd_seconds: float,
     quick: bool,
 ) -> None:
     """Measure our bundle and its peers; write bench.json, bench.md and three plots into the folder of `--out`."""
@@ -95,6 +105,10 @@ def main(
             result[part] = serving.measure_cold_starts(bundle, encoded[0], plan.rounds, waiting)
         elif part == "one-file":
             result[part] = one_file.measure_one_file(bundle, encoded[0], plan.rounds, waiting)
+        elif part == "service":
+            turns = Plan(rounds=1, seconds=2, crowd_seconds=min(5, crowd_seconds)) if quick else Plan(rounds or 3)
+            length = turns if quick else replace(turns, crowd_seconds=crowd_seconds)
+            result[part] = measure_service(bundle, encoded, length, waiting)
         elif part == "species":
             result[part] = building.measure_growth(
                 checkpoint,

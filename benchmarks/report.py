@@ -10,6 +10,7 @@ from typing import Any
 from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
 from benchmarks.one_file import WAYS
+from benchmarks.service.tables import render_service
 from benchmarks.speed import BULK, best_entry
 
 _LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to the first prediction"}
@@ -24,6 +25,8 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(_render_species(part))
     if part := result.get("cold"):
         parts.append(_render_cold(part))
+    if part := result.get("service"):
+        parts.append(render_service(part))
     if part := result.get("one-file"):
         parts.append(_render_one_file(part))
     parts.append(_render_building(result))

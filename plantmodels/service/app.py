@@ -233,6 +233,9 @@ def create_app(settings: Settings | None = None) -> Starlette:
     Raises:
         ServiceError: nothing that is installed opens the model.
     """
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of each malformed body; the answer does too
     service = Service(Settings.from_json(os.environ[VARIABLE]) if settings is None else settings)
     endpoints: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
         "/predict": ("POST", service.predict),

@@ -37,7 +37,7 @@ class Limits:
     """
 
     body_bytes: int = 20 * MEGABYTE
-    held_bytes: int = 80 * MEGABYTE
+    held_bytes: int = 64 * MEGABYTE
     requests: int = 64
     images: int = 64
     body_timeout_s: float = 30.0
