@@ -95,8 +95,8 @@ def _read_split(table: Any) -> list[Any]:
     if not columns and not rows:
         return []
     place = columns.index(_find_column(columns))
-    if wrong := next((row for row in rows if len(row) != len(columns)), None):
-        raise ValueError(f"dataframe_split has {len(columns)} columns, and a row of {len(wrong)}")
+    if wrong := [len(row) for row in rows if len(row) != len(columns)]:
+        raise ValueError(f"dataframe_split has {len(columns)} columns, and a row of {wrong[0]}")
     return [_unwrap(row[place]) for row in rows]
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from plantmodels.service.invocations import read_invocation
 from tests.service.conftest import Running
@@ -82,6 +84,8 @@ def test_params_are_read_and_unknown_ones_ignored_as_mlflow_does() -> None:
         ({"dataframe_split": {"data": [["x"]], "columns": ["a"]}}, "expected the column 'image', got a"),
         ({"dataframe_split": {"data": [["x"]], "columns": []}}, "expected the column 'image', got no columns"),
         ({"dataframe_split": {"data": [["x", 1]], "columns": ["image"]}}, "has 1 columns, and a row of 2"),
+        ({"dataframe_split": {"data": [["x"], []], "columns": ["image"]}}, "has 1 columns, and a row of 0"),
+        ({"dataframe_split": {"data": [["x"], []]}}, "has 1 columns, and a row of 0"),
         (
             {"dataframe_split": {"data": [["x", 1]], "columns": ["image"] * 2}},
             "expected one column 'image', got several",
@@ -115,3 +119,28 @@ def test_an_array_of_numbers_is_no_image(service: Running) -> None:
     answer = service.ask("/invocations", json.dumps({"inputs": [[[[0, 0, 0]]]]}).encode(), JSON)
     (row,) = answer.document["predictions"]
     assert row["species"] is None and "an array must be (H, W, 3) uint8" in row["error"]
+
+
+KEYS = st.sampled_from(["image", "0", "data", "columns", "index"]) | st.text(max_size=2)
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=3)
+VALUES = st.recursive(
+    SCALARS, lambda values: st.lists(values, max_size=3) | st.dictionaries(KEYS, values, max_size=3), max_leaves=12
+)
+TABLES = st.fixed_dictionaries(
+    {"data": st.lists(st.lists(VALUES, max_size=2) | VALUES, max_size=3)},
+    optional={"columns": st.lists(st.sampled_from(["image", "a", 0]) | VALUES, max_size=2), "index": VALUES},
+)
+
+
+@settings(max_examples=300)
+@given(
+    form=st.sampled_from(["dataframe_split", "dataframe_records", "instances", "inputs"]),
+    value=TABLES | VALUES,
+    params=st.none() | st.dictionaries(st.sampled_from(["top_k", "routing", "on_error"]) | KEYS, VALUES, max_size=2),
+)
+def test_any_json_is_read_or_refused(form: str, value: object, params: object) -> None:
+    body = json.dumps({form: value} | ({} if params is None else {"params": params})).encode()
+    try:
+        assert isinstance(read_invocation(body).images, list)
+    except ValueError as error:
+        assert str(error)
