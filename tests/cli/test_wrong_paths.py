@@ -105,6 +105,7 @@ def test_the_programs_for_people(inputs: dict[str, str]) -> None:
     check("plantmodels.cli", cases, inputs)
 
 
+@pytest.mark.slow
 def test_the_jobs(inputs: dict[str, str], embedded_mlflow: str) -> None:
     absent, bundle = inputs["absent"], inputs["--bundle"]
     export = ["--checkpoint", "--data", "--non-plants"]

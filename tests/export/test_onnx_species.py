@@ -194,6 +194,7 @@ def wrong(tiny_checkpoint: Path) -> onnx.ModelProto:
     return onnx_species.build_swin(other)
 
 
+@pytest.mark.slow
 def test_a_graph_with_different_outputs_is_traced_instead(
     network: HierarchicalNetwork, wrong: onnx.ModelProto, monkeypatch, caplog
 ) -> None:

@@ -385,6 +385,7 @@ def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy:
     assert report.metrics()["ood.unseen_plants_rejected"] == unseen.value
 
 
+@pytest.mark.slow
 def test_field_leaves_are_shown_beside_val_and_not_gated(tiny_bundle: Any, bundle_copy: Path, tmp_path: Path) -> None:
     """The field is a part of val here, so that its numbers are known."""
     names = sorted(path.name for path in (tiny_bundle.data / "val").iterdir())[:2]

@@ -47,6 +47,7 @@ def assert_failed_and_nothing_registered(match: str) -> None:
     assert MlflowClient().search_registered_models() == []
 
 
+@pytest.mark.slow
 def test_main_job_registers_one_loadable_version(request_: JobRequest, leaf: bytes) -> None:
     version = run_main_job(request_)
     assert (version.name, int(version.version)) == ("plant-disease", 1)
@@ -69,6 +70,7 @@ def test_main_job_registers_one_loadable_version(request_: JobRequest, leaf: byt
     assert rows.loc[0, "error"] is None
 
 
+@pytest.mark.slow
 def test_version_whose_gates_fail_is_registered_and_says_so(tiny_bundle, tmp_path: Path) -> None:
     request = JobRequest(tiny_bundle.checkpoint, tiny_bundle.data, None, bundle=tmp_path / "models")
     version = run_main_job(request)
@@ -77,6 +79,7 @@ def test_version_whose_gates_fail_is_registered_and_says_so(tiny_bundle, tmp_pat
     assert only_run().info.status == "FINISHED"
 
 
+@pytest.mark.slow
 def test_parts_make_what_the_main_job_makes(request_: JobRequest) -> None:
     run_export(request_)
     with pytest.raises(BundleError, match="plantmodels verify"):
@@ -91,6 +94,7 @@ def test_parts_make_what_the_main_job_makes(request_: JobRequest) -> None:
 
 
 @pytest.mark.parametrize("kind", ["main", "register"])
+@pytest.mark.slow
 def test_the_run_shows_report_and_plots(kind: str, request_: JobRequest, verified_bundle: Path) -> None:
     if kind == "main":
         run_main_job(request_)

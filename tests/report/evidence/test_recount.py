@@ -115,6 +115,7 @@ def test_the_edits_below_reach_every_part_of_a_report() -> None:
     }
 
 
+@pytest.mark.slow
 def test_every_number_that_is_edited_is_refused() -> None:
     document, accepted = REPORT.to_dict(), []
     for number, path in enumerate(VALUES):
