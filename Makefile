@@ -61,7 +61,8 @@ page: page/node_modules/.package-lock.json
 	$(PYTHON) -m http.server --bind 127.0.0.1 --directory public $(PAGE_PORT)
 
 # Ours beside its peers, and what everything costs: make bench CHECKPOINT=last.ckpt DATA=leaves BUNDLE=public/models
-bench: $(BENCH_READY)
+# The part `service` needs the extra `service`, which `develop` installs.
+bench: develop $(BENCH_READY)
 	.venv-bench/bin/python -m benchmarks --checkpoint '$(CHECKPOINT)' --data '$(DATA)' --bundle '$(BUNDLE)' $(BENCH)
 
 # One thread for each of the two processes: more threads than cores wait for each other by spinning.

@@ -78,6 +78,19 @@ def read_processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def list_group(group: int) -> list[int]:
+    """Return the processes of a process group."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # a process that has ended since
+            continue
+        if int(fields[2]) == group:
+            found.append(int(stat.parent.name))
+    return found
+
+
 def _read_fields(path: Path) -> dict[str, str]:
     lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
     return {key.strip(): value.strip() for key, separator, value in lines if separator}

@@ -1,7 +1,7 @@
 """Measure the one file against the three steps that Python takes: one image, what follows the network, and cold start.
 
-Both are asked in turns, in one process and on one thread. Processor time is what the process itself used, so other
-programs on the machine disturb it less than the clock. `python -m benchmarks` runs this as the part one-file.
+Both answer in turns, in one process and on one thread. Other programs disturb processor time less than the clock,
+because only the time of this process counts. `python -m benchmarks` runs this as the part one-file.
 
 python -m benchmarks.one_file compare public/models leaf.jpg --rounds 7
 """
@@ -32,15 +32,15 @@ from plantmodels.serve.session import open_session
 MODULE: Final = "benchmarks.one_file"
 
 REPEATS: Final = 10
-"""Images in a turn."""
+"""Calls in a turn where the whole way runs."""
 
 TAIL_REPEATS: Final = 200
-"""The same where only what follows the network runs."""
+"""Calls in a turn where only what follows the network runs."""
 
 WAYS: Final = ("three steps", "one file")
 
 Times = dict[str, float]
-"""Seconds on the clock and of processor time, by their names."""
+"""Seconds on the clock and of processor time, by name."""
 
 
 @click.group()
@@ -67,7 +67,7 @@ def measure_one_file(bundle: Path, image: Path, rounds: int, patience: Patience)
 
 
 def _start_cold(way: str, bundle: Path, image: Path) -> Times:
-    """Answer one image in a new process: from its start to its end, and loading alone."""
+    """Answer one image in a new process; return the times from its start to its end, and those of loading alone."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-m", f"{MODULE}_cold", way, str(bundle), str(image)]
     loaded = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

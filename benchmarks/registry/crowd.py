@@ -13,7 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +23,7 @@ import mlflow
 import requests
 
 from benchmarks.driver import PATH
+from benchmarks.machine import list_group, read_processor_s
 from mlflow_plugins import flavor
 
 BARS: Final = {"slowest promotion, s": 5.0, "slowest reader, s": 0.5, "refused": 0.0}
@@ -38,7 +39,7 @@ class Measured:
         promotions_s: time of each promotion.
         reads_s: time of each read.
         refused: answers that are no success.
-        processor_s: processor time of the server.
+        processor_s: processor time of the server while it promoted.
     """
 
     promotions_s: list[float] = field(default_factory=list)
@@ -72,12 +73,7 @@ class Server:
 
     def read_processor_s(self) -> float:
         """Return the processor time of all its processes so far, in seconds."""
-        ticks = 0
-        for path in Path("/proc").glob("[0-9]*/stat"):
-            with suppress(OSError):  # a process that has ended since
-                fields = path.read_text().rpartition(")")[2].split()
-                ticks += int(fields[11]) + int(fields[12]) if int(fields[2]) == self.group else 0
-        return ticks / os.sysconf("SC_CLK_TCK")
+        return sum(map(read_processor_s, list_group(self.group)))
 
 
 @contextmanager

@@ -1,9 +1,9 @@
 """Clients in a process of their own: `python -m benchmarks.service.clients`.
 
-`steady` keeps some connections busy and measures each answer. `crowd` sends photographs of 4 MB from many clients, of
-which a third are malformed, some slow and some gone, and compares every answer with the expected one. Both are threads
-on plain sockets: a request is a block of bytes that was made before, so that the clients take little of the processors,
-which they share with the server.
+`steady` keeps some connections busy and measures each answer. `crowd` sends photographs of 4 MB from many clients and
+compares every answer with the expected one. Some of these clients send malformed requests, some send slowly, and some
+close the connection early. All clients are threads on plain sockets, and each request is a block of bytes that was made
+before. So the clients take little of the processors, which they share with the server.
 """
 
 import json
@@ -24,9 +24,11 @@ import click
 from benchmarks.driver import PATH
 
 _TIMEOUT_S: Final = 120
+
 _RETRY_S: Final = 1.0
 """What `Retry-After` says."""
-_BLOCK: Final = 65536
+
+_BLOCK_BYTES: Final = 65536
 
 
 @click.group()
@@ -54,7 +56,7 @@ class Connection:
                     break
                 if not writable:
                     raise TimeoutError("the server takes nothing")
-                rest = rest[connection.send(rest[: 4 * _BLOCK]) :]
+                rest = rest[connection.send(rest[: 4 * _BLOCK_BYTES]) :]
         except OSError:
             self.close()
             raise
@@ -102,7 +104,7 @@ class Connection:
         return int(head.split()[1]), body
 
     def _receive(self, connection: socket.socket) -> bytes:
-        if not (block := connection.recv(_BLOCK)):
+        if not (block := connection.recv(_BLOCK_BYTES)):
             self.close()
             raise ConnectionResetError("the server closed the connection")
         return block
@@ -251,7 +253,7 @@ class Crowd:
         status, body = connection.ask(choose.choice(self._bad[expected]))
         self._note("malformed", status, start)
         if expected == 413:
-            connection.close()  # what was announced and does not come
+            connection.close()  # the server waits for a body that does not come
         if status not in (expected, 503) or b'{"error": ' not in body or body.count(b"\n") != 1:
             self.tally.wrong.append(f"malformed: status {status}, expected {expected}: {body[:200]!r}")
 
@@ -277,7 +279,10 @@ class Crowd:
         time.sleep(0.2)
 
     def run(self, clients: int) -> None:
-        """Run so many clients: a third malformed, an eighth slow, an eighth gone, the others good."""
+        """Run so many clients: a third malformed, an eighth slow, an eighth gone, the others good.
+
+        A gone client closes the connection before it is answered.
+        """
         slow = gone = max(1, clients // 8)
         kinds = [self._slow_client] * slow + [self._gone_client] * gone + [self._malformed_client] * (clients // 3)
         kinds += [self._good_client] * (clients - len(kinds))

@@ -1,7 +1,7 @@
 """Measures the service beside its peers, in turns, and under a crowd of 64 clients.
 
-The clients, the server and whatever else the machine does share the same cores, so rates are those of a whole system.
-Seconds of processor time for each answer are given beside them: they hardly depend on what else runs.
+Clients and server share the cores with all other programs, so a rate is that of the whole machine. Beside it stand the
+seconds of processor time for each answer, which hardly depend on other programs.
 """
 
 import base64
@@ -38,9 +38,9 @@ class Plan:
     """How long to measure.
 
     Attributes:
-        rounds: turns of each contestant with each number of clients.
-        seconds: of each turn.
-        crowd_clients: clients of the crowd.
+        rounds: number of turns of each contestant with each number of clients.
+        seconds: length of each turn.
+        crowd_clients: number of clients in the crowd.
         crowd_seconds: how long the crowd asks.
     """
 
@@ -143,11 +143,11 @@ def _take_turn(
     before = server.processor_s()
     found = run_child(_CLIENTS_MODULE, ["steady", str(server.port), path, kind, str(folder / bodies), *options])
     used = server.processor_s() - before
-    return found | {"server_s": used, "foreign": _leave_out(found, used)}
+    return found | {"server_s": used, "foreign": _measure_others(found, used)}
 
 
-def _leave_out(found: dict[str, Any], server_s: float) -> float:
-    """Return the share of the cores that other programs used: that of all but the clients, without the server's."""
+def _measure_others(found: dict[str, Any], server_s: float) -> float:
+    """Return the share of the cores that other programs used: neither the clients nor the server."""
     return float(max(0.0, found["foreign"] - server_s / (found["process_s"] * (os.cpu_count() or 1))))
 
 
@@ -174,7 +174,7 @@ def measure_crowd(server: Server, folder: Path, expected: Path, plan: Plan) -> d
     before = server.processor_s()
     with MemoryWatch(server) as watch:
         found = run_child(_CLIENTS_MODULE, [*arguments, *options])
-    found["foreign"] = _leave_out(found, server.processor_s() - before)
+    found["foreign"] = _measure_others(found, server.processor_s() - before)
     refused, answered = found.pop("refused_s"), found.pop("answered_s")
     half = len(watch.samples) // 2
     return {

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from benchmarks.machine import read_processor_s
+from benchmarks.machine import list_group, read_processor_s
 
 MODEL: Final = "models:/bench@production"
 
@@ -31,25 +31,13 @@ class Server:
     port: int
     process: int
 
-    def list_processes(self) -> list[int]:
-        """Return all processes of its group."""
-        found = []
-        for stat in Path("/proc").glob("[0-9]*/stat"):
-            try:
-                fields = stat.read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[2]) == self.process:
-                found.append(int(stat.parent.name))
-        return found
-
     def processor_s(self) -> float:
         """Return the seconds of processor time that its processes have used."""
-        return sum(map(read_processor_s, self.list_processes()))
+        return sum(map(read_processor_s, list_group(self.process)))
 
     def resident_mb(self) -> float:
-        """Return the memory of all its processes."""
-        return sum(map(_read_resident_mb, self.list_processes()))
+        """Return the resident memory of all its processes in MB."""
+        return sum(map(_read_resident_mb, list_group(self.process)))
 
 
 def _read_resident_mb(process: int) -> float:
@@ -78,7 +66,7 @@ def run_server(name: str, environment: Mapping[str, str], log: Path) -> Iterator
     """Start a server, wait until it is ready, and end all its processes afterwards.
 
     Raises:
-        click.ClickException: it has ended, or it is not ready in time; the message has the end of its log.
+        click.ClickException: the server ended, or was not ready in time; the message has the end of its log.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -32,8 +32,9 @@ def render_service(part: Mapping[str, Any]) -> str:
             "|---|---:|---:|---:|---:|---:|---:|",
             *rows,
             "",
-            f"{plan['crowd_clients']} clients for {plan['crowd_seconds']:g} s with photographs of 4 MB, a third "
-            f"malformed, an eighth slow and an eighth gone; other programs took {crowd['foreign']:.0%} of the cores:",
+            f"{plan['crowd_clients']} clients ask for {plan['crowd_seconds']:g} s with photographs of 4 MB. A third "
+            f"send malformed requests, an eighth send slowly, and an eighth close the connection early. Other programs "
+            f"took {crowd['foreign']:.0%} of the cores.",
             "",
             "| what | bar | measured |",
             "|---|---:|---:|",

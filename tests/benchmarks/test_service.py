@@ -1,11 +1,14 @@
 """The benchmark of the service notices wrong answers, and its tables hold the bars."""
 
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from benchmarks.__main__ import PARTS
 from benchmarks.service.clients import Crowd
 from benchmarks.service.measure import Plan, summarize
 from benchmarks.service.tables import judge, render_service
@@ -62,6 +65,15 @@ def part() -> dict[str, Any]:
         "refused_max_s": 0.2,
     }
     return {"plan": vars(Plan()), "steady": steady, "crowd": crowd}
+
+
+def test_the_page_lists_every_part() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    listed = re.findall(
+        r"^- `([a-z-]+)`", page.partition("The parts are\n")[2].partition("\n\nFuzzing")[0], re.MULTILINE
+    )
+
+    assert listed == list(PARTS)
 
 
 def test_the_bars_are_judged_by_what_was_measured() -> None:
