@@ -306,10 +306,13 @@ class _Judged:
 
 
 _remembered: dict[tuple[str, str], _Judged] = {}
-"""By the manifest's digest, which stands for all contents, and the class order that MLmodel names."""
+"""What was judged, by the manifest's digest, which stands for all contents, and the class order that MLmodel names."""
 
 _turns: dict[tuple[str, str], threading.Lock] = {}
+"""By the same key: held by the thread that judges."""
+
 _guard = threading.Lock()
+"""Protects changes to both dicts."""
 
 
 def _judge_once(

@@ -308,9 +308,9 @@ def serve(
 ) -> None:
     """Answer images over HTTP.
 
-    MODEL is a bundle's folder, or models:/NAME@ALIAS in the registry that MLFLOW_TRACKING_URI names. The service then
-    follows the alias: it starts before the first promotion, and each further promotion takes over without a pause. POST
-    an image to /predict, or several as multipart/form-data.
+    MODEL is a bundle's folder, or models:/NAME@ALIAS in the registry that MLFLOW_TRACKING_URI names. With an alias, the
+    service switches to each promoted version without a pause, and waits if nothing was promoted yet. POST an image to
+    /predict, or several as multipart/form-data.
     """
     from plantmodels.service.run import run_service
     from plantmodels.service.settings import MEGABYTE, Limits, Settings

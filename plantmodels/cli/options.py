@@ -117,8 +117,8 @@ public_key_option = click.option(
 runtime_option = click.option(
     "--runtime",
     is_flag=True,
-    help="Also run the bundle on the images that it keeps, and print how far this machine's answers are from those "
-    "that it gave when it was verified.",
+    help="Also run the bundle on its reference images, and print how far this machine's answers are from those at "
+    "verification.",
 )
 private_key_option = click.option(
     "--private-key", type=PATH, required=True, help="EC private key (PEM) that signs the bundle."
@@ -161,7 +161,7 @@ serve_options: Callable[[Any], Any] = _combine(
         type=click.IntRange(min=1),
         default=1,
         show_default=True,
-        help="Number of processes. Each loads the model and has limits of its own; one process uses all cores.",
+        help="Number of processes. One uses all cores; each loads the model and has limits of its own.",
     ),
     click.option(
         "--interval",
@@ -169,14 +169,15 @@ serve_options: Callable[[Any], Any] = _combine(
         type=click.FloatRange(min=0, min_open=True),
         default=Settings.interval_s,
         show_default=True,
-        help="Seconds between two looks at which version the alias names.",
+        help="Seconds between two checks of which version the alias names.",
     ),
     precision_option,
     click.option(
         "--threads",
         type=click.IntRange(min=1),
         default=None,
-        help="Number of threads inside an operator; without it, the library chooses.",
+        help="Number of threads inside an operator. [default: OMP_NUM_THREADS, or else one for a species model of up "
+        "to 10 MB and all cores for a larger one]",
     ),
     public_key_option,
     click.option(
@@ -215,7 +216,7 @@ serve_options: Callable[[Any], Any] = _combine(
         help="Seconds in which a body must arrive; a slower one is refused with status 408.",
     ),
 )
-"""What `serve` is told: the fields of `Settings` and `Limits`, and where to listen."""
+"""The options of `serve`: the fields of `Settings` and `Limits`, and where to listen."""
 
 _checkpoint_file_option = click.option(
     "--out", type=PATH, required=True, help="The checkpoint to write; run a stopped command again to resume it."

@@ -28,10 +28,11 @@ def describe_runtime(bundle: Path, public_key: Path | None = None) -> str:
 
     Raises:
         SignatureError: the bundle is not signed by that key.
-        BundleError: the bundle has no reference answers, or a file of it is damaged.
+        BundleError: the bundle has no reference answers, or one of its files is damaged.
         DetectorError: the detector's file is unsafe or malformed.
     """
-    contents, differences = read_bundle(bundle, models=_MODELS, public_key=public_key), {}
+    contents = read_bundle(bundle, models=_MODELS, public_key=public_key)
+    differences: dict[str, Difference] = {}
     reference, pixels = read_reference(contents)
     with log_step("answer reference images", total=len(PRECISIONS) * len(pixels), unit="image") as advance:
         for precision in PRECISIONS:

@@ -1,6 +1,6 @@
-"""Reference answers: what a bundle answered to a few images when it was verified, and how far it is from them now.
+"""Reference answers: what a bundle answered to a few images when it was verified, and how far it is from that now.
 
-The images lie in the bundle as the network reads them, resized and cropped, without loss. Whoever has the bundle can so
+The images lie in the bundle as the network reads them: resized, cropped and without loss. So whoever has the bundle can
 measure another release of ONNX Runtime, or another processor, without the data set.
 
 >>> from plantmodels.serve.loading import read_bundle
@@ -34,10 +34,10 @@ from plantmodels.serve.preprocessing import PILLOW_ERRORS, normalize
 from plantmodels.serve.routing import softmax
 
 FORMAT_VERSION: Final = 1
-"""Version of both files that this code writes. Reading refuses a newer one."""
+"""Version of both files, which `reference-answers.json` records. Reading refuses any other."""
 
 MAX_IMAGES: Final = 64
-"""Enough to see a release that changes one label in fifty, and small: 4 MB for images of 224 pixels."""
+"""Enough to see a release that changes one label in fifty, and small: 3.8 MB for images of 224 pixels."""
 
 _MAX_PIXELS: Final = MAX_IMAGES * 512**2
 """Pixels of all images together. Networks that read larger images than 512 x 512 get fewer of them."""
@@ -85,9 +85,9 @@ class Difference:
 
     Attributes:
         labels: number of images with another species or disease.
-        rejections: number of images that are rejected and were not, or the other way round.
-        probability: largest difference of a probability, of species or of species and disease. Both sides are about the
-            classes that the reference answer names.
+        rejections: number of images whose rejection changed.
+        probability: largest difference of a probability, of species or of species and disease. Both probabilities are
+            those of the classes that the reference answer names.
         ood_score: largest difference of an out-of-distribution score.
     """
 
@@ -103,7 +103,7 @@ class Reference:
 
     Attributes:
         onnxruntime: version of ONNX Runtime that gave them.
-        cpu: name of the processor that gave them; "" if the system does not tell it.
+        cpu: name of the processor that gave them; "" if the system does not name it.
         images: the N images in the order of their pixels.
     """
 
@@ -114,7 +114,7 @@ class Reference:
     def compare(
         self, classifier: PlantClassifier, pixels: Pixels, advance: Callable[[], object] = lambda: None
     ) -> Difference:
-        """Run a classifier over the images, and return how far its answers are from those of its precision.
+        """Run a classifier over the images, and return how far it is from the reference answers of its precision.
 
         Args:
             classifier: the bundle, opened in the way that is to be measured.
@@ -198,7 +198,7 @@ def _compute_probabilities(
 
 
 def _measure_difference(old: float | None, new: float | None) -> float:
-    """Return how far two numbers are apart; infinity if only one of them is there."""
+    """Return how far two numbers are apart; infinity if only one of them is None."""
     if old is None or new is None:
         return 0.0 if old is new else math.inf
     return abs(old - new)
@@ -241,7 +241,7 @@ def read_reference(bundle: BundleContents) -> tuple[Reference, Pixels]:
     """
     folder, names = bundle.folder, (REFERENCE_ANSWERS_FILE, REFERENCE_IMAGES_FILE)
     if not any(name in bundle.manifest.files for name in names):
-        raise BundleError(f"{folder}: has no {REFERENCE_ANSWERS_FILE}; verify the bundle again, which writes it")
+        raise BundleError(f"{folder}: has no {REFERENCE_ANSWERS_FILE}; verify the bundle again to get it")
     contents = read_checked(folder, bundle.manifest, names, every_file=False)
     path = folder / REFERENCE_ANSWERS_FILE
     document = parse_json(path, contents[REFERENCE_ANSWERS_FILE])
@@ -279,7 +279,7 @@ def _check_answers(reference: Reference, taxonomy: Taxonomy) -> None:
 
 
 def _read_images(path: Path, content: bytes, side: int, count: int) -> Pixels:
-    """Return the N images of the file of images; its size is checked before any pixel is decoded."""
+    """Return the N images in the file. Its width and height are checked before any pixel is decoded."""
     columns, rows = _count_places(count)
     expected = columns * side, rows * side
     try:

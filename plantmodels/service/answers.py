@@ -17,7 +17,7 @@ from plantmodels.serve.prediction import PREDICTION_CONTRACT, Prediction
 _COLUMNS: Final = tuple(field.name for field in fields(Prediction) if field.name not in ("candidates", "embedding"))
 
 _NEW_COLUMNS: Final[Mapping[str, int]] = {"disease_given_species_probability": 2}
-"""Columns that version 1 of contract 4 did not have, to the version that added them."""
+"""The version of contract 4 that added a column. All other columns are in version 1."""
 
 
 def describe_row(
@@ -27,7 +27,7 @@ def describe_row(
 
     Args:
         prediction: the prediction.
-        top_k: number of candidates that were asked for.
+        top_k: number of candidates that were asked for; 0 leaves the candidates out.
         return_embedding: whether the embedding was asked for.
         contract: the version of contract 4 to answer by, which decides the columns.
     """
@@ -52,5 +52,5 @@ def answer_error(status: int, message: str, headers: Mapping[str, str] | None = 
 
 
 def answer_http_exception(error: HTTPException) -> Response:
-    """Return what is answered to a request that was refused."""
+    """Return the error of a request that was refused."""
     return answer_error(error.status_code, error.detail, error.headers)

@@ -49,14 +49,14 @@ _RETRY_S: Final = 1.0
 """Pause after the first attempt to open the model; it doubles from one attempt to the next."""
 
 _NOTE_S: Final = 1.0
-"""How often the metrics are told which version answers."""
+"""Seconds after which the metrics are told again which version answers."""
 
 
 class Service:
     """What the routes share: the model, the threads that compute, and what is held for requests."""
 
     def __init__(self, settings: Settings) -> None:
-        """Prepare to serve; `run` starts.
+        """Prepare to serve. Nothing is opened before `run`.
 
         Raises:
             ServiceError: nothing that is installed opens the model.
@@ -73,7 +73,7 @@ class Service:
 
     @asynccontextmanager
     async def run(self, app: Starlette) -> AsyncIterator[None]:
-        """Open the model in its thread, and close everything at the end."""
+        """Open the model in its thread; when the application ends, close everything."""
         with self.model:
             noting = asyncio.create_task(self._note_version())
             yield
@@ -87,7 +87,7 @@ class Service:
             await asyncio.sleep(_NOTE_S)
 
     def find_version(self) -> Version:
-        """Return the version that answers a request to its end, whatever is promoted meanwhile.
+        """Return the version that answers now. A request keeps it to its end, whatever is promoted meanwhile.
 
         Raises:
             HTTPException: no version was opened yet (503).
@@ -198,22 +198,22 @@ def read_options(query: Mapping[str, str]) -> dict[str, Any]:
     return {"top_k": int(top_k), "routing": routing}
 
 
-def answer_invocation(version: Version, body: bytes, most: int) -> tuple[Response, list[Prediction]]:
+def answer_invocation(version: Version, body: bytes, max_images: int) -> tuple[Response, list[Prediction]]:
     """Return the answer to a body in one of MLflow's JSON forms, and the predictions in it.
 
     Args:
         version: the version that answers.
         body: the body.
-        most: number of images that a request may have.
+        max_images: number of images that a request may have.
 
     Raises:
         HTTPException: the body has too many images (413).
-        ImageError: an image is bad, and the body asks for an error then.
+        ImageError: an image is bad, and the body asks for an error in this case.
         ValueError: the body is malformed.
     """
     asked = read_invocation(body)
-    if len(asked.images) > most:
-        raise HTTPException(413, f"the body has {len(asked.images):,} images; at most {most} are answered")
+    if len(asked.images) > max_images:
+        raise HTTPException(413, f"the body has {len(asked.images):,} images; at most {max_images} are answered")
     predictions = version.classifier.predict(asked.images, **asked.options)
     if version.contract == 1 and asked.options["routing"] == "hard":
         predictions = [replace(p, disease_probability=p.disease_given_species_probability) for p in predictions]
@@ -233,9 +233,8 @@ def create_app(settings: Settings | None = None) -> Starlette:
     Raises:
         ServiceError: nothing that is installed opens the model.
     """
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # it warns of each malformed body; the answer does too
+    # This library warns of each malformed body, which the answer to the client says already.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
     service = Service(Settings.from_json(os.environ[VARIABLE]) if settings is None else settings)
     endpoints: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
         "/predict": ("POST", service.predict),

@@ -1,7 +1,7 @@
 """Bodies of requests: admitted only while there is room for them, and read with a limit on size and time.
 
-A request is refused before its body is read whenever its headers say enough. What is admitted reserves its announced
-size, so that all bodies together never take more memory than `Limits.held_bytes`.
+A request is refused before its body is read if its headers say enough. An admitted request reserves the size that it
+announces, so all bodies together never take more memory than `Limits.held_bytes`.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from starlette.requests import Request
 from plantmodels.service.settings import Limits
 
 RETRY_AFTER: Final = {"Retry-After": "1"}
-"""Headers of a refusal because of the load; the queue of a full service is done within a second or two."""
+"""Headers of status 503. A full service has answered its queue within a second or two."""
 
 
 class ClientGoneError(Exception):
@@ -54,7 +54,7 @@ class Admission:
 
 
 class Reservation:
-    """The bytes that one request may hold."""
+    """The bytes that one request has reserved."""
 
     def __init__(self, admission: Admission) -> None:
         """Reserve nothing yet."""
@@ -81,7 +81,7 @@ def read_announced_size(request: Request) -> int | None:
     """Return the size of the body by its header; None if it comes in chunks.
 
     Raises:
-        HTTPException: the body is compressed (415), or its announced size is no number (400).
+        HTTPException: the body is compressed (415), or its announced size is not a number (400).
     """
     if (coding := request.headers.get("content-encoding", "identity").lower()) != "identity":
         raise HTTPException(415, f"Content-Encoding is {coding!r:.60}; send the body as it is")
@@ -98,7 +98,7 @@ async def read_chunks(request: Request, reservation: Reservation, timeout_s: flo
 
     Args:
         request: the request.
-        reservation: what the request may hold; it grows with a body that comes without its size.
+        reservation: the request's reservation; it grows with a body that does not announce its size.
         timeout_s: seconds in which all of the body must arrive.
 
     Raises:

@@ -1,6 +1,6 @@
 """The images in a request: its whole body, or the parts of a multipart body.
 
-The type of a part is not looked at: browsers state what they like, and an image is known by its first bytes.
+The stated type of a part is ignored, because browsers often state a wrong one. The first bytes tell an image's format.
 """
 
 from collections.abc import AsyncIterator
@@ -35,7 +35,7 @@ def check_type(content_type: str | None) -> str:
     """Return the media type of a request for `/predict`, in lower case and without parameters.
 
     Raises:
-        HTTPException: it is another one than this service takes (415).
+        HTTPException: this service does not take the type (415).
     """
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type not in (*IMAGE_TYPES, MULTIPART):
@@ -48,7 +48,7 @@ def check_json(content_type: str | None) -> None:
     """Refuse a request for `/invocations` that is not JSON in UTF-8.
 
     Raises:
-        HTTPException: it is of another type (415).
+        HTTPException: the type is another (415).
     """
     kind, parameters = parse_options_header(content_type or "")
     charset = parameters.get(b"charset", b"utf-8")
@@ -56,13 +56,13 @@ def check_json(content_type: str | None) -> None:
         raise HTTPException(415, f"Content-Type is {content_type or ''!r:.80}; expected application/json in UTF-8")
 
 
-async def read_parts(content_type: str, chunks: AsyncIterator[bytes], most: int) -> list[Part]:
+async def read_parts(content_type: str, chunks: AsyncIterator[bytes], max_parts: int) -> list[Part]:
     """Return the parts of a multipart body.
 
     Args:
         content_type: the header, which names the boundary.
         chunks: the body.
-        most: number of parts that a request may have.
+        max_parts: number of parts that a request may have.
 
     Raises:
         HTTPException: the body is malformed or has no part (400), or has too many parts (413).
@@ -71,7 +71,7 @@ async def read_parts(content_type: str, chunks: AsyncIterator[bytes], most: int)
     if not boundary:
         raise HTTPException(400, "the Content-Type of a multipart body must name its boundary")
     try:
-        collector = _Collector(boundary, most)
+        collector = _Collector(boundary, max_parts)
         async for chunk in chunks:
             collector.parser.write(chunk)
         collector.parser.finalize()
@@ -87,10 +87,10 @@ async def read_parts(content_type: str, chunks: AsyncIterator[bytes], most: int)
 class _Collector:
     """Collects the parts that a parser finds."""
 
-    def __init__(self, boundary: bytes, most: int) -> None:
+    def __init__(self, boundary: bytes, max_parts: int) -> None:
         self.parts: list[Part] = []
         self.is_complete = False
-        self._most = most
+        self._max_parts = max_parts
         self._header, self._value = bytearray(), bytearray()
         self.parser = MultipartParser(
             boundary,
@@ -105,8 +105,8 @@ class _Collector:
         )
 
     def _begin(self) -> None:
-        if len(self.parts) == self._most:
-            raise HTTPException(413, f"the multipart body has more than {self._most} parts")
+        if len(self.parts) == self._max_parts:
+            raise HTTPException(413, f"the multipart body has more than {self._max_parts} parts")
         self.parts.append(Part())
 
     def _end_header(self) -> None:

@@ -17,7 +17,7 @@ from plantmodels.foreign_text import quote_error
 from plantmodels.serve.routing import ROUTINGS
 
 IMAGE: Final = "image"
-"""The column of images. A single column may also be called 0 or "0"."""
+"""Name of the column of images. If there is only one column, it may also be called 0 or "0"."""
 
 _DEFAULTS: Final[Mapping[str, Any]] = {
     "top_k": 0,
@@ -26,7 +26,7 @@ _DEFAULTS: Final[Mapping[str, Any]] = {
     "routing": "hard",
     "as_struct": False,
 }
-"""The params of a model version's signature. MLflow ignores all others, and so does this module."""
+"""The params of a model version's signature with their defaults. Other params are ignored, as by MLflow."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _read_instances(rows: Any) -> list[Any]:
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         return _read_inputs(rows)
     keys = list(dict.fromkeys(key for row in rows if isinstance(row, dict) for key in row))
-    if keys != [IMAGE] and keys not in (["0"],):
+    if keys not in ([IMAGE], ["0"]):
         raise ValueError(f"a row must be an object with only the key {IMAGE!r}, got {', '.join(keys) or 'none':.200}")
     if not all(isinstance(row, dict) and row for row in rows):
         raise ValueError(f"each row must be an object with the key {keys[0]!r}, as the first is")
@@ -134,7 +134,10 @@ def _read_inputs(values: Any) -> list[Any]:
 
 
 def _read_array(values: list[Any]) -> list[Any]:
-    """Return the rows of nested lists. Numbers of JSON have no type that an image may have, so each row says so."""
+    """Return the rows of nested lists. JSON's numbers become int64 or float64, which an image may not be.
+
+    So `PlantClassifier.predict` gives an error for each row.
+    """
     try:
         array = np.array(values)
     except ValueError as error:

@@ -1,7 +1,7 @@
 """What `/metrics` tells Prometheus: requests, seconds, images by outcome, species, and the version that answers.
 
-With several worker processes, each writes its numbers into the folder that `PROMETHEUS_MULTIPROC_DIR` names, and
-whichever is asked adds them up. `prometheus_client` reads this variable when it is first imported.
+With several worker processes, each writes its numbers into the folder that `PROMETHEUS_MULTIPROC_DIR` names. The
+process that is asked adds them up. `prometheus_client` reads this variable when it is first imported.
 
 >>> metrics = Metrics()
 >>> metrics.count_images([Prediction(error="zero bytes")])
@@ -25,7 +25,7 @@ from plantmodels.service.model import Version
 from plantmodels.service.settings import FOLDER_VARIABLE
 
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
-"""Upper bounds of the histogram. One image takes a small student 3 ms, and a request may wait in a full service."""
+"""Upper bounds of the histogram. A small student answers one image in 3 ms, and in a full service a request waits."""
 
 _PROCESS: Final = re.compile(r"_(\d+)\.db$")
 

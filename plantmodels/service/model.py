@@ -1,7 +1,7 @@
 """The model that a service serves: opened in a thread, tried again until it opens, and followed from then on.
 
-A folder is opened by this package. An address such as `models:/plant-disease@production` is opened by whichever
-installed package has an entry point for its scheme, so this package needs no MLflow.
+This package opens a folder itself. An address such as `models:/plant-disease@production` is opened by the installed
+package that has an entry point for its scheme, so this package needs no MLflow.
 
 >>> with ServedModel(bundle_opener(str(bundle), threads=1), retry_s=1) as served:
 ...     served.wait(60).classifier.taxonomy.species[0]
@@ -29,12 +29,13 @@ from plantmodels.serve.prediction import PREDICTION_CONTRACT
 _LOGGER: Final = logging.getLogger(__name__)
 
 ENTRY_POINTS: Final = "plantmodels.handles"
-"""The group of entry points. Each is named by the scheme of an address, and gives a callable
+"""The group of entry points. The name of each is the scheme of an address. Its value is a callable
 `open(address, *, interval_s, **load_options) -> Handle`."""
 
 _SCHEME: Final = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")
 
 _LONGEST_PAUSE_S: Final = 60.0
+"""Longest pause between two attempts to open the model."""
 
 
 class Version(Protocol):
@@ -132,7 +133,7 @@ class ServedModel:
     """Opens a handle in a thread of its own, and tries again, at growing intervals, until it opens."""
 
     def __init__(self, open_handle: Callable[[], Handle], *, retry_s: float) -> None:
-        """Remember what opens the model; `start` begins.
+        """Remember what opens the model. Nothing is opened before `start`.
 
         Args:
             open_handle: opens the model, or raises.

@@ -11,7 +11,7 @@ from plantmodels.service.model import find_opener
 from plantmodels.service.settings import FOLDER_VARIABLE, VARIABLE, Settings
 
 _GRACE_S: Final = 30
-"""Seconds that requests have to end after the service was told to stop."""
+"""Seconds in which requests may end after the service was told to stop."""
 
 
 def run_service(settings: Settings, *, host: str, port: int, workers: int) -> None:
@@ -26,10 +26,11 @@ def run_service(settings: Settings, *, host: str, port: int, workers: int) -> No
     Raises:
         ServiceError: nothing that is installed opens the model.
     """
-    find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)  # an error here is one line
+    # An error is one line here, and a traceback in a worker process.
+    find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)
     os.environ[VARIABLE] = settings.to_json()
     with ExitStack() as stack:
-        if workers > 1:  # each process writes its numbers here, and whichever is asked adds them up
+        if workers > 1:  # each process writes its numbers here; see `metrics`
             os.environ[FOLDER_VARIABLE] = str(stack.enter_context(temporary_folder("metrics")))
         _run(host, port, workers)
 

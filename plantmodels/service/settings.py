@@ -1,8 +1,7 @@
 """What a service is started with: the model, how to load it, and the limits that bound its memory and its queue.
 
-This module imports nothing heavy, as the command line takes its defaults from here.
-
-The settings travel to every worker process as JSON in an environment variable.
+The command line takes its defaults from this module, so it imports nothing heavy. The settings travel to every worker
+process as JSON in an environment variable.
 
 >>> Settings.from_json(Settings("public/models", threads=1).to_json()).threads
 1
@@ -21,7 +20,7 @@ VARIABLE: Final = "PLANTMODELS_SERVICE"
 """The environment variable that carries the settings to worker processes."""
 
 FOLDER_VARIABLE: Final = "PROMETHEUS_MULTIPROC_DIR"
-"""The environment variable by which `prometheus_client` knows that several processes count."""
+"""The environment variable that names the folder in which several processes count; `prometheus_client` reads it."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +29,9 @@ class Limits:
 
     Attributes:
         body_bytes: size of the largest body; a larger one gets status 413.
-        held_bytes: bytes of all bodies together, announced ones included; a request beyond gets status 503.
-        requests: requests with a body at the same time, those that compute included; a further one gets status 503.
-        images: images in one request; a request with more gets status 413.
+        held_bytes: size of all bodies together, announced bytes included; a request beyond it gets status 503.
+        requests: number of requests with a body that wait or compute at once; a further one gets status 503.
+        images: number of images in one request; a request with more gets status 413.
         body_timeout_s: seconds in which a body must arrive; a slower one gets status 408.
     """
 
@@ -89,7 +88,7 @@ class Settings:
 
     @property
     def load_options(self) -> dict[str, Any]:
-        """The fields of `LoadOptions`. Paths are never read: a client could name any file of this machine."""
+        """The fields of `LoadOptions`. `allow_paths` stays off: a client could name any file of this machine."""
         return {"precision": self.precision, "threads": self.threads, "public_key": self.public_key}
 
     def to_json(self) -> str:

@@ -1,6 +1,7 @@
 """The threads in which a service computes: one for each core, first come first served.
 
-Only what computes is decoded. A request that waits holds its encoded body, and one whose client has gone is dropped.
+An image is decoded when its turn comes; until then a request holds only its encoded body. If the client of a waiting
+request goes, the request is dropped.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ from plantmodels.service.bodies import ClientGoneError
 _Result = TypeVar("_Result")
 
 _READY: Final = 1
-"""Work that waits in the pool itself, so that no core waits for the event loop to hand it the next."""
+"""Number of functions that wait in the pool itself, so that no core waits for the event loop."""
 
 
 class Work:
@@ -38,7 +39,7 @@ class Work:
         return self._places.locked()
 
     async def run(self, request: Request, function: Callable[[], _Result]) -> _Result:
-        """Return what a function returns, which runs in a thread when it is its turn.
+        """Run a function in a thread when its turn comes, and return its result.
 
         Args:
             request: the request for which it runs; its body must have been read.

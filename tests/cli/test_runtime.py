@@ -63,7 +63,7 @@ def test_a_bundle_that_keeps_no_answers_must_be_verified_again(tiny_bundle) -> N
 
     assert result.exit_code == 1
     assert result.stderr.strip().endswith(
-        f"Error: {tiny_bundle.bundle}: has no reference-answers.json; verify the bundle again, which writes it"
+        f"Error: {tiny_bundle.bundle}: has no reference-answers.json; verify the bundle again to get it"
     )
 
 

@@ -98,9 +98,8 @@ def list_files(spark: "SparkSession", images: str) -> "DataFrame":
         uris = java.org.apache.hadoop.util.StringUtils.join("\n", found._jdf.inputFiles())  # type: ignore[union-attr]
     paths = [(to_hadoop_text(uri),) for uri in uris.split("\n") if uri]
     _LOGGER.info("%s: %s image files", images, f"{len(paths):,}")
-    return (
-        spark.createDataFrame(paths, "path string").join(found, "path", "left").fillna(0)
-    )  # Spark reads no empty file
+    every = spark.createDataFrame(paths, "path string")
+    return every.join(found, "path", "left").fillna(0)  # Spark reads no empty file
 
 
 def to_hadoop_text(uri: str) -> str:

@@ -37,7 +37,7 @@ class Identities:
 
     @contextmanager
     def remember(self) -> Iterator[None]:
-        """Look a name up only once during the block. The caller holds the model's lock, so no other gets its name."""
+        """Look up each name only once during the block. The caller holds the models' locks, so identities stay."""
         self._thread.remembered = {}
         try:
             yield
