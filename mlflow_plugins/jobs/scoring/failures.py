@@ -15,7 +15,7 @@ from plantmodels.errors import ScoringError
 from plantmodels.foreign_text import quote_error
 
 _CAUSE: Final = re.compile(r"^(?:Caused by: )?((?:[\w$]+\.)*[\w$]*(?:Error|Exception)\b.*)", re.MULTILINE)
-_FILE: Final = re.compile(r"(?:file|hdfs|s3a?|gs|abfss?|wasbs?):/[^\s,;'\"]+[^\s,;'\".)]")
+_FILE: Final = re.compile(r"(?:file|hdfs|s3a?|gs|abfss?|wasbs?):/(?:[^\s,;'\"]|,(?=\S))+[^\s,;'\".)]")
 
 _ADVICE: Final = (
     (

@@ -39,6 +39,11 @@ def test_the_last_error_in_a_message_is_the_cause() -> None:
         ("ModuleNotFoundError: No module named 'onnxruntime'", "install the package on every machine"),
         ("org.apache.spark.SparkException: Could not parse Master URL: 'here'", "expected a master such as local"),
         ("java.io.IOException: Mkdirs failed to create file:/out/_temporary", "file:/out/_temporary; choose places"),
+        (
+            "Cannot list file:///in,%20b/10:32.jpg, which\n"
+            "Caused by: java.net.URISyntaxException: Relative path: .10:32.jpg.crc",
+            "(file:///in,%20b/10:32.jpg); complete batches",
+        ),
     ],
 )
 def test_a_failure_names_cause_file_and_what_to_do(message: str, expected: str) -> None:
