@@ -9,14 +9,13 @@ from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any, Final
 
-from mlflow.entities.model_registry import RegisteredModelTag
-
 from mlflow_plugins._mlflow_compat import PROMPT_SOURCES, PROMPT_TAG
 from mlflow_plugins.registry.audit import permission_denied
 from mlflow_plugins.registry.config import RegistryConfig
 from mlflow_plugins.registry.evidence import EvidenceError, has_flavor
 from mlflow_plugins.registry.guard.names import fold
 from mlflow_plugins.registry.guard.rows import Rows, StoredModel, StoredVersion
+from mlflow_plugins.registry.records.identity import set_model_tag
 from mlflow_plugins.registry.tags import GLANCE_TAG, GUARDED_TAG, RESERVED
 
 _REMEMBERED_NAMES: Final = 10_000
@@ -97,7 +96,7 @@ class Guard:
 
     def mark(self, name: str) -> None:
         """Guard a model from now on."""
-        self._store.set_registered_model_tag(name, RegisteredModelTag(GUARDED_TAG, "true"))
+        set_model_tag(self._store, name, GUARDED_TAG, "true")
 
     def find_protected_alias(self, alias: object) -> str | None:
         """Return the protected alias that a reader or the database takes an alias for; None for all others."""

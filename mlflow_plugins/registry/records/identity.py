@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from mlflow.entities.model_registry import RegisteredModelTag
+from mlflow.exceptions import MlflowException
 
 from mlflow_plugins.registry.guard.rows import Rows
 from mlflow_plugins.registry.tags import ID_TAG
@@ -20,6 +21,27 @@ from mlflow_plugins.registry.tags import ID_TAG
 def make_id(workspace: str, name: str, creation_time: int | None) -> str:
     """Return the identity of a model by its first known name; servers that make it at once make the same one."""
     return hashlib.sha256(f"{workspace}\n{name}\n{creation_time}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def set_model_tag(store: Any, name: str, key: str, value: str) -> None:
+    """Set a tag of a registered model whose value is the same whoever sets it.
+
+    MLflow looks whether there is such a tag and inserts it if not. If two requests do so at once, the database refuses
+    one of them, which then finds the tag.
+
+    Args:
+        store: MLflow's own store, without the gate.
+        name: the model.
+        key: name of the tag.
+        value: its value.
+
+    Raises:
+        MlflowException: the tag cannot be set a second time either.
+    """
+    try:
+        store.set_registered_model_tag(name, RegisteredModelTag(key, value))
+    except MlflowException:
+        store.set_registered_model_tag(name, RegisteredModelTag(key, value))
 
 
 class Identities:
@@ -64,5 +86,5 @@ class Identities:
         if found.identity is not None:
             return found.identity
         identity = make_id(self.get_workspace(), found.name, found.creation_time)
-        self._store.set_registered_model_tag(found.name, RegisteredModelTag(ID_TAG, identity))
+        set_model_tag(self._store, found.name, ID_TAG, identity)
         return identity
