@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
+from benchmarks.markdown import render_table
 from benchmarks.one_file import WAYS
 from benchmarks.service.tables import render_service
 from benchmarks.speed import BULK, best_entry
@@ -31,12 +32,6 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(_render_one_file(part))
     parts.append(_render_building(result))
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def render_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a Markdown table whose first column is text and whose other columns are numbers."""
-    lines = [f"| {' | '.join(head)} |", f"|---|{'---:|' * (len(head) - 1)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _render_machine(machine: Mapping[str, Any]) -> str:

@@ -1,7 +1,9 @@
-"""The part `service` as Markdown: rates and seconds, the bars, and what the crowd saw."""
+"""Renders the part `service` as Markdown: the rates, the bars, and the answers to the crowd."""
 
 from collections.abc import Mapping
 from typing import Any, Final
+
+from benchmarks.markdown import render_table
 
 NAMES: Final = {
     "native": "classifier, a thread for each caller",
@@ -14,9 +16,14 @@ NAMES: Final = {
 def render_service(part: Mapping[str, Any]) -> str:
     """Return the part as Markdown."""
     plan, crowd = part["plan"], part["crowd"]
+    head = ["what", "clients", "answers a second", "p50, ms", "p95, ms", "server's CPU, ms", "clients' CPU, ms"]
     rows = [
-        f"| {NAMES[row['name']]} | {row['clients']} | {row['per_second']:.0f} | {row['p50_s'] * 1e3:.2f} | "
-        f"{row['p95_s'] * 1e3:.2f} | {row['server_s'] * 1e3:.2f} | {row['client_s'] * 1e3:.2f} |"
+        [
+            NAMES[row["name"]],
+            str(row["clients"]),
+            f"{row['per_second']:.0f}",
+            *(f"{row[key] * 1e3:.2f}" for key in ("p50_s", "p95_s", "server_s", "client_s")),
+        ]
         for row in sorted(part["steady"], key=lambda row: (row["clients"], list(NAMES).index(row["name"])))
     ]
     foreign = max(row["foreign"] for row in part["steady"])
@@ -28,17 +35,13 @@ def render_service(part: Mapping[str, Any]) -> str:
             f"process of their own, and share the cores with the server. In the worst turn, other programs took "
             f"{foreign:.0%} of the cores.",
             "",
-            "| what | clients | answers a second | p50, ms | p95, ms | server's CPU, ms | clients' CPU, ms |",
-            "|---|---:|---:|---:|---:|---:|---:|",
-            *rows,
+            render_table(head, rows),
             "",
             f"{plan['crowd_clients']} clients ask for {plan['crowd_seconds']:g} s with photographs of 4 MB. A third "
             f"send malformed requests, an eighth send slowly, and an eighth close the connection early. Other programs "
             f"took {crowd['foreign']:.0%} of the cores.",
             "",
-            "| what | bar | measured |",
-            "|---|---:|---:|",
-            *(f"| {what} | {bar} | {measured} |" for what, bar, measured in judge(part)),
+            render_table(["what", "bar", "measured"], judge(part)),
             "",
             f"Answered: {crowd['answered']:,}, in {_seconds(crowd['answered_p50_s'])} in the median. All answers: "
             + ", ".join(f"{kind} {count:,}" for kind, count in sorted(crowd["answers"].items()))
@@ -48,7 +51,7 @@ def render_service(part: Mapping[str, Any]) -> str:
 
 
 def judge(part: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """Return what each bar is about, the bar, and what was measured."""
+    """Return name, limit and measured value of each bar."""
     found = {(row["name"], row["clients"]): row for row in part["steady"]}
     crowd = part["crowd"]
     more = found["service", 1]["p50_s"] - found["native", 1]["p50_s"]

@@ -14,7 +14,7 @@ import click
 import onnx
 
 from benchmarks.driver import PATH
-from benchmarks.report import render_table
+from benchmarks.markdown import render_table
 
 _KINDS: Final = {
     "INT8": "INT8 weights",

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from benchmarks.driver import PATH
-from benchmarks.report import render_table
+from benchmarks.markdown import render_table
 from plantmodels.arrays import Scores
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.bundle.metadata import Metadata, read_metadata

@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from benchmarks.driver import PATH
-from benchmarks.report import render_table
+from benchmarks.markdown import render_table
 from plantmodels.arrays import Embeddings, Labels, Mask
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import LeafSample, LeafSet, read_leaves, split_by_name

@@ -1,4 +1,4 @@
-"""The ASGI application: routes, and what each of them answers.
+"""The ASGI application: its routes and their answers.
 
 `uvicorn --factory plantmodels.service.app:create_app` runs it with the settings in the variable `PLANTMODELS_SERVICE`.
 """
