@@ -13,23 +13,16 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pytest
 import requests
 from mlflow import MlflowClient
 
-from mlflow_plugins import flavor
+from tests.fixtures.registry import promote, register_bundle
 from tests.fixtures.tracking import free_port, responds
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "plant-disease"
 SECRET = "of the test"
-
-
-def register(bundle: Path) -> str:
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="model").model_uri
-    return str(mlflow.register_model(uri, NAME).version)
 
 
 def ask(url: str, body: bytes | None = None) -> dict[str, Any]:
@@ -67,7 +60,7 @@ def serve_code(tmp_path: Path, wait_for: Callable[..., None]) -> Callable[..., A
 @pytest.fixture
 def service(embedded_mlflow: str, verified_bundle: Path, code_blocks, serve_code) -> Iterator[str]:
     """The page's service on version 1, which looks at the alias every 0.2 s; its address."""
-    MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
+    promote(register_bundle(verified_bundle, NAME), NAME)
     code = code_blocks("service.md", "python")[0]
     with serve_code(code.replace("interval_s=30", "interval_s=0.2")) as address:
         yield address
@@ -89,7 +82,7 @@ def test_the_service(
         ask(f"{service}/predict", b"not an image")
     assert refused.value.code == 422
 
-    MlflowClient().set_registered_model_alias(NAME, "production", register(verified_bundle))
+    promote(register_bundle(verified_bundle, NAME), NAME)
     wait_for(lambda: ask(f"{service}/health") == {"version": "2", "failure": None})
     assert ask(f"{service}/predict", image) == answer | {"version": "2"}
 
@@ -109,7 +102,7 @@ def test_the_service_switches_when_mlflow_calls(
         MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY="MDEyMzQ1Njc4OTAxMjM0NTY3ODkwMTIzNDU2Nzg5MDE=",
     )
     client = MlflowClient()
-    for version in (register(failing_bundle), register(failing_bundle)):
+    for version in (register_bundle(failing_bundle, NAME), register_bundle(failing_bundle, NAME)):
         client.set_model_version_tag(NAME, version, "plantmodels.waive.int8_accuracy", "a test")
     client.transition_model_version_stage(NAME, "1", "Production")
     code, receiver, subscription = code_blocks("service.md", "python")

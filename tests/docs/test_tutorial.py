@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mlflow_plugins import flavor
+from tests.fixtures.registry import register_bundle
 from tests.fixtures.tracking import free_port, responds
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,15 +83,6 @@ def reader(embedded_mlflow: str, tmp_path: Path, tiny_data: Path, failing_bundle
     reader.stop_server()
 
 
-def register(bundle: Path) -> None:
-    """Stands for the minutes of `make demo` that draw, train, export and verify."""
-    import mlflow
-
-    with mlflow.start_run():
-        uri = flavor.log_model(bundle, name="model").model_uri
-    mlflow.register_model(uri, "plant-disease")
-
-
 @pytest.mark.slow
 def test_the_tutorial(reader: Reader, code_blocks, wait_for: Callable[..., None]) -> None:
     typed = [line for block in code_blocks("tutorial.md", "console") for line in re.findall(r"^\$ (.*)$", block, re.M)]
@@ -102,7 +93,7 @@ def test_the_tutorial(reader: Reader, code_blocks, wait_for: Callable[..., None]
     main_job = " ".join(reader.dry_run_make("demo"))
     assert "examples.drawn_leaves" in main_job
     assert "mlflow run" in main_job
-    register(reader.folder / "public" / "models")
+    register_bundle(reader.folder / "public" / "models", "plant-disease")  # stands for the minutes of `make demo`
 
     assert next(steps) == "source .venv/bin/activate"
     inspected = reader.run_well("bash", "-c", next(steps))

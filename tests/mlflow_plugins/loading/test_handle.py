@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlparse
 
-import mlflow
 import numpy as np
 import pytest
 from mlflow import MlflowClient
@@ -21,25 +20,17 @@ from mlflow_plugins.loading.handle import ModelHandle
 from plantmodels.bundle.layout import SPECIES_FILES
 from plantmodels.errors import BundleError, ManifestMismatchError
 from plantmodels.serve.classifier import PlantClassifier
+from tests.fixtures.registry import promote, register_bundle
 
-URI = "models:/plants@production"
-
-
-def register(bundle: Path) -> str:
-    with mlflow.start_run():
-        info = flavor.log_model(bundle, name="plants")
-    return str(mlflow.register_model(info.model_uri, "plants").version)
-
-
-def promote(version: str) -> None:
-    MlflowClient().set_registered_model_alias("plants", "production", version)
+NAME = "plants"
+URI = f"models:/{NAME}@production"
 
 
 @pytest.fixture
 def versions(verified_bundle: Path, lenient_bundle: Path) -> tuple[str, str]:
     """Two registered versions, the first in production."""
-    pair = register(verified_bundle), register(lenient_bundle)
-    promote(pair[0])
+    pair = register_bundle(verified_bundle, NAME), register_bundle(lenient_bundle, NAME)
+    promote(pair[0], NAME)
     return pair
 
 
@@ -51,13 +42,13 @@ def artifact_of(version: str, name: str) -> Path:
 def test_the_handle_follows_the_alias(versions, leaf: bytes, wait_for: Callable[..., None]) -> None:
     with ModelHandle(URI, interval_s=0.05, threads=1) as watching:
         assert watching.current.version == versions[0] and watching.predict([leaf])[0].rejected is False
-        promote(versions[1])
+        promote(versions[1], NAME)
         wait_for(lambda: watching.current.version == versions[1])
         assert watching.predict([leaf])[0].rejected is True
-        promote(versions[0])
+        promote(versions[0], NAME)
         wait_for(lambda: watching.current.version == versions[0])
         assert watching.failure is None
-    promote(versions[1])
+    promote(versions[1], NAME)
     assert watching.current.version == versions[0], "it is closed"
     assert watching.predict([leaf])[0].rejected is False, "and still answers"
 
@@ -67,7 +58,7 @@ def test_a_request_ends_on_the_version_that_it_began_with(versions, leaf: bytes)
 
     def images():
         yield leaf
-        promote(versions[1])
+        promote(versions[1], NAME)
         assert handle_.refresh()
         yield leaf
 
@@ -79,7 +70,7 @@ def test_a_request_ends_on_the_version_that_it_began_with(versions, leaf: bytes)
 def test_the_old_version_is_freed(versions) -> None:
     handle_ = ModelHandle(URI, interval_s=0, threads=1)
     old = weakref.ref(handle_.current.classifier)
-    promote(versions[1])
+    promote(versions[1], NAME)
     handle_.refresh()
     gc.collect()
     assert old() is None
@@ -89,7 +80,7 @@ def test_a_damaged_version_never_takes_over(versions, leaf: bytes, wait_for: Cal
     whole = artifact_of(versions[1], SPECIES_FILES["int8"]).read_bytes()
     artifact_of(versions[1], SPECIES_FILES["int8"]).write_bytes(whole[:-1])
     with ModelHandle(URI, interval_s=0.05, threads=1) as watching:
-        promote(versions[1])
+        promote(versions[1], NAME)
         wait_for(lambda: watching.failure is not None)
         assert isinstance(watching.failure, ManifestMismatchError) and SPECIES_FILES["int8"] in str(watching.failure)
         assert watching.current.version == versions[0] and watching.predict([leaf])[0].rejected is False
@@ -102,7 +93,7 @@ def test_a_damaged_version_never_takes_over(versions, leaf: bytes, wait_for: Cal
 
 def test_a_version_that_answers_nan_never_takes_over(versions, leaf: bytes, monkeypatch) -> None:
     handle_ = ModelHandle(URI, interval_s=0, threads=1)
-    promote(versions[1])
+    promote(versions[1], NAME)
     with monkeypatch.context() as patch:
         patch.setattr("plantmodels.bundle.detector.OODDetector.score", lambda self, rows: np.full(len(rows), np.nan))
         with pytest.raises(BundleError, match="models:/plants/2: answers a grey image with"):
@@ -160,7 +151,7 @@ def test_eight_threads_and_a_move_of_the_alias(versions, tiny_bundle, verified_b
     with ThreadPoolExecutor(8) as pool:
         workers = [pool.submit(ask, worker) for worker in range(8)]
         assert halfway.wait(1200)
-        promote(versions[1])
+        promote(versions[1], NAME)
         assert handle_.refresh()
         seen = [worker.result() for worker in workers]
     assert sum(map(len, seen)) == 20_000

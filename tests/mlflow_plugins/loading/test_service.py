@@ -3,25 +3,15 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import mlflow
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_plugins import flavor
 from plantmodels.service.settings import Limits, Settings
+from tests.fixtures.registry import promote, register_bundle
 from tests.service.conftest import Running, start
 
-URI = "models:/plants@production"
-
-
-def register(bundle: Path) -> str:
-    with mlflow.start_run():
-        info = flavor.log_model(bundle, name="plants")
-    return str(mlflow.register_model(info.model_uri, "plants").version)
-
-
-def promote(version: str) -> None:
-    MlflowClient().set_registered_model_alias("plants", "production", version)
+NAME = "plants"
+URI = f"models:/{NAME}@production"
 
 
 @pytest.fixture
@@ -38,17 +28,17 @@ def test_it_waits_for_the_first_promotion_and_follows_the_alias(
     wait_for(lambda: service.service.model.failure is not None)
     assert service.ask("/health").status == 200
     assert service.ask("/ready").error.startswith(f"waiting for {URI}: ")
-    first, second = register(tiny_bundle.bundle), register(lenient_bundle)
-    promote(first)
+    first, second = register_bundle(tiny_bundle.bundle, NAME), register_bundle(lenient_bundle, NAME)
+    promote(first, NAME)
     wait_for(lambda: service.ask("/ready").status == 200)
     answer = service.ask("/predict", leaf).document
     assert answer["version"] == first and answer["rejected"] is False
     assert service.ask("/version").document["model"] == {"name": "plants", "version": first}
-    promote(second)
+    promote(second, NAME)
     wait_for(lambda: service.ask("/predict", leaf).document["version"] == second)
     assert service.ask("/predict", leaf).document["rejected"] is True
 
-    MlflowClient().delete_registered_model_alias("plants", "production")
+    MlflowClient().delete_registered_model_alias(NAME, "production")
     wait_for(lambda: service.ask("/ready").document["failure"] is not None)
     broken = service.ask("/ready")
     assert broken.status == 200 and "alias production not found" in broken.document["failure"]

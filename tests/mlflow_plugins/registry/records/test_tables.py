@@ -1,4 +1,5 @@
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -44,18 +45,15 @@ def test_tables_are_made_once_by_servers_that_start_together(registry_database: 
 
 def test_requests_that_come_to_a_new_server_at_once_share_one_store(registry_database: str) -> None:
     """MLflow's cache of stores is filled only when the first store is built, so all of them ask for one."""
-    registry, start, stores = ModelRegistryStoreRegistry(), threading.Barrier(8), []
+    registry, start = ModelRegistryStoreRegistry(), threading.Barrier(8)
     registry.register("plantmodels", build_store)
 
-    def ask() -> None:
+    def ask(address: str) -> object:
         start.wait()
-        stores.append(registry.get_store(f"plantmodels:{registry_database}"))
+        return registry.get_store(address)
 
-    threads = [threading.Thread(target=ask) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(8) as pool:
+        stores = list(pool.map(ask, [f"plantmodels:{registry_database}"] * 8))
     assert len(stores) == 8 and len(set(map(id, stores))) == 1
 
 
