@@ -176,8 +176,8 @@ serve_options: Callable[[Any], Any] = _combine(
         "--threads",
         type=click.IntRange(min=1),
         default=None,
-        help="Number of threads inside an operator. [default: OMP_NUM_THREADS, or else one for a species model of up "
-        "to 10 MB and all cores for a larger one]",
+        show_default="OMP_NUM_THREADS, or else one for a species model of up to 10 MB and all cores for a larger one",
+        help="Number of threads inside an operator.",
     ),
     public_key_option,
     click.option(
