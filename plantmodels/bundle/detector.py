@@ -175,12 +175,12 @@ class OODDetector:
     def quadratic_form(self) -> QuadraticForm:
         """The squared distances and their difference as one quadratic form around the first mean."""
         means = self.mean - self.mean[0]
+        spread = check_definite(self.inv_cov, "inv_cov")
         matrix = self.inv_cov.astype(np.float64)
-        spread = check_definite(matrix, "inv_cov")
         slopes, constants = -2 * means @ matrix, np.einsum("cd,cd->c", means @ matrix, means)
         if self.other_mean is not None and self.other_inv_cov is not None:
+            spread = max(spread, check_definite(self.other_inv_cov, "other_inv_cov"))
             mean, other = self.other_mean - self.mean[0], self.other_inv_cov.astype(np.float64)
-            spread = max(spread, check_definite(other, "other_inv_cov"))
             pulled = other @ mean
             matrix, slopes, constants = matrix - other, slopes + 2 * pulled, constants - mean @ pulled
         return QuadraticForm.build(matrix, slopes, constants, np.float32 if spread < FLOAT32_SPREAD else np.float64)
@@ -240,7 +240,7 @@ class OODDetector:
         standard = (scores - self.species_center[species]) / self.species_scale[species]
         all_plants, by_species, ends = self._standard_scores
         found = np.empty(len(scores))
-        for index in np.unique(species):
+        for index in sorted(set(species.tolist())):
             own, rows = by_species[ends[index] : ends[index + 1]], species == index
             others, weight = len(all_plants) - len(own), self.tail_weights[1][index]
             as_high = _count_as_high(all_plants, standard[rows]) - _count_as_high(own, standard[rows])

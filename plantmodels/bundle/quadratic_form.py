@@ -18,13 +18,14 @@ FLOAT32_SPREAD: Final = 1e5
 """Largest ratio of conditional variances at which float32 is exact enough. 768 features of a trained Swin have 1e4."""
 
 
-def check_definite(matrix: NDArray[np.float64], name: str) -> float:
+def check_definite(matrix: NDArray[np.floating], name: str) -> float:
     """Return a lower bound of a matrix's condition number: how unequal the Cholesky factor's squared diagonal is.
 
     Raises:
         DetectorError: the matrix is not symmetric and positive definite.
     """
-    halves = matrix / 2  # their sums cannot overflow, and the factor's diagonal has the same ratios
+    halves = matrix.astype(np.float64)
+    halves /= 2  # their sums cannot overflow, and the factor's diagonal has the same ratios
     if not np.array_equal(matrix, matrix.T):  # ours are equal, and then a bundle opens without the slower comparison
         if not np.allclose(matrix, matrix.T, rtol=1e-6, atol=1e-9 * float(np.abs(matrix).max())):
             raise DetectorError(f"{name} must be symmetric")
