@@ -30,8 +30,8 @@ from benchmarks.driver import (
     run_quietly,
     summarize,
 )
-from benchmarks.machine import read_memory
 from benchmarks.many_species import write_checkpoint
+from benchmarks.processes import read_memory
 from benchmarks.speed import worker_command
 from plantmodels.checkpoint.reading import read_checkpoint
 from plantmodels.data.leaves import read_leaves

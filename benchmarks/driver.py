@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.machine import read_processor_s
+from benchmarks.processes import read_processor_s
 
 PATH: Final = click.Path(path_type=Path)
 """The type of every argument that is a path."""

@@ -10,6 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks.processes import read_fields
 from plantmodels.export.provenance import read_git_commit
 
 _LIBRARIES: Final = (
@@ -44,7 +45,7 @@ def describe_machine() -> dict[str, Any]:
     """Return processor, its features that matter here, memory, load, versions, commit and date."""
     facts = _cpu_facts()
     flags = (facts.get("flags") or facts.get("Features") or "").split()
-    memory = _read_fields(Path("/proc/meminfo"))
+    memory = read_fields(Path("/proc/meminfo"))
     return {
         "cpu": facts.get("model name", platform.machine()),
         "family": "/".join(facts.get(key, "?") for key in ("cpu family", "model", "stepping")),
@@ -62,42 +63,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def read_memory() -> dict[str, float]:
-    """Return the resident and the highest resident memory of this process in MB."""
-    status = _read_fields(Path("/proc/self/status"))
-    keys = {"resident_mb": "VmRSS", "peak_mb": "VmHWM"}
-    return {name: int(status[key].split()[0]) * 1024 / 1e6 for name, key in keys.items()}
-
-
-def read_processor_s(pid: int) -> float:
-    """Return the seconds of processor time that a process has used, or 0 if it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def list_group(group: int) -> list[int]:
-    """Return the processes of a process group."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:  # a process that has ended since
-            continue
-        if int(fields[2]) == group:
-            found.append(int(stat.parent.name))
-    return found
-
-
-def _read_fields(path: Path) -> dict[str, str]:
-    lines = (line.partition(":") for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
-    return {key.strip(): value.strip() for key, separator, value in lines if separator}
-
-
 def _cpu_facts() -> dict[str, str]:
-    return _read_fields(Path("/proc/cpuinfo"))
+    return read_fields(Path("/proc/cpuinfo"))
 
 
 def _version(name: str) -> str | None:

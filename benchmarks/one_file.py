@@ -1,15 +1,17 @@
-"""Measure the one file against the three steps that Python takes: one image, what follows the network, and cold start.
+"""Measure the one file against the three steps that Python takes: images, what follows the network, and cold start.
 
 Both answer in turns, in one process and on one thread. Other programs disturb processor time less than the clock,
 because only the time of this process counts. `python -m benchmarks` runs this as the part one-file.
 
-python -m benchmarks.one_file compare public/models leaf.jpg --rounds 7
+python -m benchmarks.one_file compare public/models public/models/plant-classifier-int8.onnx leaf.jpg int8 --rounds 7
 """
 
 import json
 import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +25,9 @@ from onnx import TensorProto, helper
 
 from benchmarks.driver import PATH, Patience, run_quietly
 from plantmodels.arrays import Embeddings, Inputs, Labels, Logits
-from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, ONE_FILES, SPECIES_OUTPUT
+from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, ONE_FILES, PRECISIONS, SPECIES_OUTPUT, Precision
+from plantmodels.bundle.metadata import read_metadata
+from plantmodels.export.one_file.build import write_one_files
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.image_input import image_to_input
 from plantmodels.serve.routing import softmax
@@ -33,6 +37,9 @@ MODULE: Final = "benchmarks.one_file"
 
 REPEATS: Final = 10
 """Calls in a turn where the whole way runs."""
+
+BATCH: Final = 32
+"""Images in one call, where a batch is measured; it runs once in a turn."""
 
 TAIL_REPEATS: Final = 200
 """Calls in a turn where only what follows the network runs."""
@@ -49,7 +56,7 @@ def main() -> None:
 
 
 def measure_one_file(bundle: Path, image: Path, rounds: int, patience: Patience) -> dict[str, Any]:
-    """Return the times of each round: of one image, of what follows the network, and of a cold start.
+    """Return the times of each round, by precision: of images, of what follows the network, and of a cold start.
 
     Args:
         bundle: the bundle.
@@ -57,45 +64,68 @@ def measure_one_file(bundle: Path, image: Path, rounds: int, patience: Patience)
         rounds: number of rounds; in each, both ways have a turn.
         patience: how long to wait for a quiet machine.
     """
-    compared = run_quietly(patience, MODULE, ["compare", str(bundle), str(image), "--rounds", str(rounds)])
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(shutil.copytree(bundle, Path(folder, "bundle")))
+        write_one_files(
+            copy, read_metadata(copy), [name for name in PRECISIONS if not (copy / ONE_FILES[name]).exists()]
+        )
+        return {
+            precision: _measure_precision(bundle, copy, image, precision, rounds, patience) for precision in PRECISIONS
+        }
+
+
+def _measure_precision(
+    bundle: Path, one_files: Path, image: Path, precision: Precision, rounds: int, patience: Patience
+) -> dict[str, Any]:
+    arguments = [str(bundle), str(one_files / ONE_FILES[precision]), str(image), precision]
+    found = run_quietly(patience, MODULE, ["compare", *arguments, "--rounds", str(rounds)])
     cold: dict[str, list[Times]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way in WAYS:
             patience.wait()
-            cold[way].append(_start_cold(way, bundle, image))
-    return {"image": compared["image"], "tail": compared["tail"], "cold": cold, "foreign": compared["foreign"]}
+            cold[way].append(_start_cold(way, arguments))
+    return {**found, "cold": cold}
 
 
-def _start_cold(way: str, bundle: Path, image: Path) -> Times:
-    """Answer one image in a new process; return the times from its start to its end, and those of loading alone."""
+def _start_cold(way: str, arguments: list[str]) -> Times:
+    """Answer one image in a new process; return the times from its start to its end, and what it prints of itself."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    command = [sys.executable, "-W", "ignore", "-m", f"{MODULE}_cold", way, str(bundle), str(image)]
-    loaded = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-W", "ignore", "-m", f"{MODULE}_cold", way, *arguments]
+    printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"clock_s": time.perf_counter() - start, "processor_s": used, **loaded}
+    return {"clock_s": time.perf_counter() - start, "processor_s": used, **printed}
 
 
 @main.command()
 @click.argument("bundle", type=PATH)
+@click.argument("one_file", type=PATH)
 @click.argument("image", type=PATH)
+@click.argument("precision", type=click.Choice(PRECISIONS))
 @click.option("--rounds", default=7, show_default=True)
-def compare(bundle: Path, image: Path, rounds: int) -> None:
-    """Print the times of one image, and of what follows the network, by both ways."""
-    classifier = PlantClassifier.load(bundle, threads=1)
+def compare(bundle: Path, one_file: Path, image: Path, precision: Precision, rounds: int) -> None:
+    """Print the times of one image, of a batch, and of what follows the network, by both ways."""
+    classifier = PlantClassifier.load(bundle, threads=1, precision=precision)
     options = classifier.metadata.session_options
-    content = (bundle / ONE_FILES["int8"]).read_bytes()
-    session = open_session(bundle / ONE_FILES["int8"], content, options=options, threads=1)
+    content = one_file.read_bytes()
+    session = open_session(one_file, content, options=options, threads=1)
     tail = open_session(Path("tail.onnx"), cut_tail(onnx.load_from_string(content)), options=options, threads=1)
     inputs = image_to_input(image.read_bytes(), classifier.metadata.preprocessing)[None]
     logits, embedding = classifier.embed(inputs)
     species = logits.argmax(axis=1).astype(np.int64)
-    ways = {"three steps": lambda: answer_in_three_steps(classifier, inputs), "one file": _ask(session, inputs)}
+
+    def ways(rows: Inputs) -> dict[str, Callable[[], object]]:
+        return {"three steps": lambda: answer_in_three_steps(classifier, rows), "one file": _ask(session, rows)}
+
     tails = {
         "three steps": lambda: follow_network(classifier, logits, embedding, species),
         "one file": lambda: tail.run(None, {SPECIES_OUTPUT: logits, EMBEDDING: embedding}),
     }
-    result = {"image": time_in_turns(ways, rounds, REPEATS), "tail": time_in_turns(tails, rounds, TAIL_REPEATS)}
+    result = {
+        "image": time_in_turns(ways(inputs), rounds, REPEATS),
+        "batch": time_in_turns(ways(np.repeat(inputs, BATCH, axis=0)), rounds, 1),
+        "tail": time_in_turns(tails, rounds, TAIL_REPEATS),
+    }
     click.echo(json.dumps(result))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
 from benchmarks.markdown import render_table
-from benchmarks.one_file import WAYS
+from benchmarks.one_file import BATCH, WAYS
 from benchmarks.service.tables import render_service
 from benchmarks.speed import BULK, best_entry
 
@@ -202,8 +202,12 @@ def _render_cold(part: Mapping[str, Any]) -> str:
 
 
 def _render_one_file(part: Mapping[str, Any]) -> str:
+    return "\n\n".join(_render_one_precision(precision.upper(), found) for precision, found in part.items())
+
+
+def _render_one_precision(precision: str, part: Mapping[str, Any]) -> str:
     def show(rounds: Sequence[Mapping[str, float]], key: str) -> str:
-        values = [1000 * times[key] for times in rounds]
+        values = [times[key] if key.endswith("_mb") else 1000 * times[key] for times in rounds]
         digits = 3 if max(values) < 1 else 1
         return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f})"
 
@@ -214,13 +218,16 @@ def _render_one_file(part: Mapping[str, Any]) -> str:
             ("one image, tensor to answer, on the clock", "image", "clock_s"),
             ("of it disease, probabilities and OOD, processor time", "tail", "processor_s"),
             ("of it disease, probabilities and OOD, on the clock", "tail", "clock_s"),
+            (f"{BATCH} images in one call, processor time", "batch", "processor_s"),
+            (f"{BATCH} images in one call, on the clock", "batch", "clock_s"),
             ("new process to first answer, processor time", "cold", "processor_s"),
             ("new process to first answer, on the clock", "cold", "clock_s"),
             ("of it loading, processor time", "cold", "load_processor_s"),
             ("of it loading, on the clock", "cold", "load_clock_s"),
+            ("peak of its memory, MB", "cold", "peak_mb"),
         )
     ]
-    return render_table(["INT8, 1 thread; median of the rounds (quickest), ms", *WAYS], rows)
+    return render_table([f"{precision}, 1 thread; median of the rounds (quickest), ms", *WAYS], rows)
 
 
 def _render_building(result: Mapping[str, Any]) -> str:

@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from benchmarks.driver import PATH, Patience, Turn, describe_turns, run_child, run_quietly
-from benchmarks.machine import read_memory
+from benchmarks.processes import read_memory
 
 MODULE: Final = "benchmarks.serving"
 LOADERS: Final = ("native", "pyfunc", "mlflow alone")

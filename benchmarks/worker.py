@@ -18,7 +18,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from benchmarks.contestants import Contestant, Mode, Ours, Setup, open_contestant
-from benchmarks.machine import read_memory
+from benchmarks.processes import read_memory
 from benchmarks.rows import make_rows
 from plantmodels.arrays import Inputs
 from plantmodels.serve.image_input import image_to_input

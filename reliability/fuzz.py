@@ -29,7 +29,7 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.machine import read_memory, read_processor_s
+from benchmarks.processes import read_memory, read_processor_s
 from reliability.fuzz_targets import PLANTED, TARGETS, Target
 
 MAX_MEMORY: Final = 4 * 2**30

@@ -19,7 +19,7 @@ import click
 import numpy as np
 
 from benchmarks.driver import PATH, find_images, run_child
-from benchmarks.machine import read_memory
+from benchmarks.processes import read_memory
 from benchmarks.serving import MODULE, make_store_environment
 from mlflow_plugins.loading.handle import ModelHandle
 from mlflow_plugins.loading.native import open_artifacts

@@ -23,7 +23,7 @@ import mlflow
 import requests
 
 from benchmarks.driver import PATH
-from benchmarks.machine import list_group, read_processor_s
+from benchmarks.processes import list_group, read_processor_s
 from mlflow_plugins import flavor
 
 BARS: Final = {"slowest promotion, s": 5.0, "slowest reader, s": 0.5, "refused": 0.0}

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from benchmarks.machine import list_group, read_processor_s
+from benchmarks.processes import list_group, read_processor_s
 
 MODEL: Final = "models:/bench@production"
 

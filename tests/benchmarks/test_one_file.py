@@ -51,13 +51,15 @@ def test_bars_and_table_of_the_one_file() -> None:
     def times(seconds: float) -> list[dict[str, float]]:
         return [{"clock_s": 2 * seconds, "processor_s": seconds}] * 3
 
-    cold = [{**times(0.15)[0], "load_clock_s": 0.2, "load_processor_s": 0.1}]
-    part = {
+    cold = [{**times(0.15)[0], "load_clock_s": 0.2, "load_processor_s": 0.1, "peak_mb": 95.0}]
+    int8 = {
         "image": {"three steps": times(0.020), "one file": times(0.0196)},
+        "batch": {"three steps": times(0.640), "one file": times(0.627)},
         "tail": {"three steps": times(0.00025), "one file": times(0.00012)},
         "cold": {"three steps": cold, "one file": cold},
         "foreign": 0.0,
     }
+    part = {"int8": int8, "fp16": int8}
     bars = {bar.what.split(",")[0].split(" of a")[0]: bar for bar in judge_bars({"one-file": part}) if bar.measured}
 
     assert [(round(bar.measured or 0, 3), bar.verdict) for bar in bars.values()] == [
@@ -68,3 +70,6 @@ def test_bars_and_table_of_the_one_file() -> None:
     machine = dict.fromkeys(("cpu", "family", "cores", "memory_gb", "kernel", "python", "commit", "date"), "")
     shown = render({"machine": {**machine, "versions": {}, "features": [], "hypervisor": False}, "one-file": part})
     assert "| of it disease, probabilities and OOD, processor time | 0.250 (0.250) | 0.120 (0.120) |" in shown
+    assert "| FP16, 1 thread; median of the rounds (quickest), ms | three steps | one file |" in shown
+    assert "| 32 images in one call, processor time | 640.0 (640.0) | 627.0 (627.0) |" in shown
+    assert "| peak of its memory, MB | 95.0 (95.0) | 95.0 (95.0) |" in shown
