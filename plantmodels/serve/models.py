@@ -28,6 +28,7 @@ from plantmodels.bundle.metadata import Metadata
 from plantmodels.errors import BundleError
 from plantmodels.foreign_text import quote_error
 from plantmodels.serve.cores import count_cores
+from plantmodels.serve.denormals import denormals_as_zero
 from plantmodels.serve.lanes import Lanes
 from plantmodels.serve.session import RUN_ERRORS, release_free_memory
 
@@ -84,7 +85,8 @@ class SpeciesModel:
         return list((self._pool.map if self._pool and len(items) > 1 else map)(work, items))
 
     def _run_part(self, inputs: Inputs) -> list[Logits]:
-        outputs: list[Logits] = self.session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: inputs})
+        with denormals_as_zero():
+            outputs: list[Logits] = self.session.run([SPECIES_OUTPUT, EMBEDDING], {IMAGE_INPUT: inputs})
         return outputs
 
 

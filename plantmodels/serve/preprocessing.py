@@ -205,7 +205,9 @@ def _decode_base64(data: bytes | str) -> bytes:
     raw = data.encode("utf-8", "replace") if isinstance(data, str) else data
     if has_image_magic(raw):
         return raw
-    text = _DATA_URI.sub(b"", raw, count=1).translate(_PLAIN_BASE64, b" \t\r\n").rstrip(b"=")  # encoders break lines
+    prefix = _DATA_URI.match(raw)
+    plain = raw[prefix.end() :] if prefix else raw
+    text = plain.translate(_PLAIN_BASE64, b" \t\r\n").rstrip(b"=")  # encoders break lines
     try:
         decoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except ValueError:
