@@ -15,7 +15,6 @@ from matplotlib.ticker import (
     FuncFormatter,
     LogFormatterSciNotation,
     LogLocator,
-    MaxNLocator,
     NullLocator,
 )
 
@@ -84,7 +83,7 @@ def draw_batches(speed: Sequence[Mapping[str, Any]]) -> Figure:
 def draw_fidelity(part: Mapping[str, Any]) -> Figure:
     """Draw how far each contestant's embedding is from the reference's against its time for one image.
 
-    The reference itself is left out: it has no distance, and the axis is logarithmic.
+    The reference itself is left out: it has no distance, and both axes are logarithmic.
     """
     speed, agreement = part["speed"], part["agreement"]
     threads = max(entry["threads"] for entry in speed)
@@ -101,13 +100,15 @@ def draw_fidelity(part: Mapping[str, Any]) -> Figure:
         axes.plot(middle, found["embedding_rms"], marker="o", markersize=6, color=color)
         changed = f"{found['images'] - found['species']:,} other species"
         points[name] = middle, found["embedding_rms"], f"{name}: {middle:.1f} ms, {changed}"
+    axes.set_xscale("log")
     axes.set_yscale("log")
     _tidy(axes, [])
-    axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlim(0, 1.5 * axes.get_xlim()[1])
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_xlim()
+    axes.set_xlim(low, high * (high / low) ** 0.6)  # room for the names, right of the slowest contestant
     axes.yaxis.set_major_locator(LogLocator())
     axes.yaxis.set_major_formatter(LogFormatterSciNotation())
-    _label_points(axes, points, dx=0.03 * axes.get_xlim()[1])
+    _label_points(axes, points, factor=1.15)
     axes.set_xlabel(
         f"milliseconds for one image, ready tensor to final row, {threads} threads", color=MUTED, fontsize=9
     )
@@ -119,11 +120,14 @@ def draw_fidelity(part: Mapping[str, Any]) -> Figure:
 def _label_ends(axes: Axes, ends: Mapping[str, float], x: float) -> None:
     """Write names and values beside the ends of the lines, right of the axes."""
     points = {name: (x, value, f"{name}  {value:.1f}") for name, value in ends.items()}
-    _label_points(axes, points, dx=0.22 * x)
+    _label_points(axes, points, factor=1.22)
 
 
-def _label_points(axes: Axes, points: Mapping[str, tuple[float, float, str]], dx: float) -> None:
-    """Write a text right of each point (x, y, text), moved up where two would overlap; y is on a log axis."""
+def _label_points(axes: Axes, points: Mapping[str, tuple[float, float, str]], factor: float) -> None:
+    """Write a text right of each point (x, y, text), at `factor · x`, moved up where two would overlap.
+
+    Both axes are logarithmic.
+    """
     bottom, top = np.log(axes.get_ylim())
     gap = (top - bottom) / 22
     places: list[float] = []
@@ -133,7 +137,7 @@ def _label_points(axes: Axes, points: Mapping[str, tuple[float, float, str]], dx
         axes.annotate(
             text,
             (x, y),
-            xytext=(x + dx, np.exp(place)),
+            xytext=(factor * x, np.exp(place)),
             textcoords="data",
             va="center",
             fontsize=8.5,
