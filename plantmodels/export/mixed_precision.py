@@ -27,7 +27,7 @@ import onnxruntime as ort
 
 from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Weights
 from plantmodels.bundle.layout import EMBEDDING, IMAGE_INPUT, SPECIES_OUTPUT
-from plantmodels.data.progress import show_bar, track
+from plantmodels.data.progress import log_step
 from plantmodels.errors import ExportError
 from plantmodels.export.quantize import SWITCHES, add_switches, find_products, quantize_int8
 from plantmodels.serve.cores import count_cores
@@ -225,9 +225,9 @@ def _compare(
 def _run_over(
     model: onnx.ModelProto, leaves: ComparedImages, places: Sequence[int], description: str
 ) -> Iterator[tuple[list[int], _Outputs]]:
-    """Yield the places of leaves and a model's outputs for them, a batch at a time, and show a bar meanwhile."""
+    """Yield the places of leaves and a model's outputs for them, a batch at a time, and show the progress."""
     session = _open_session(model, threads=1)
-    with show_bar(description, total=len(places), unit="image") as advance:
+    with log_step(description, total=len(places), unit="image") as advance:
         for read, pixels in leaves.decode(places):
             yield read, _run_single_images(session, pixels, advance)
 
@@ -316,6 +316,8 @@ def _rank_by_loss(model: onnx.ModelProto, products: Sequence[str], pixels: Input
 
     reference = embed(None)
     losses: dict[str, float] = {}
-    for number, name in enumerate(track(products, "rank products", unit="product")):
-        losses[name] = float(np.nan_to_num(np.mean((embed(number) - reference) ** 2), nan=np.inf))
+    with log_step("rank products", total=len(products), unit="product") as advance:
+        for number, name in enumerate(products):
+            losses[name] = float(np.nan_to_num(np.mean((embed(number) - reference) ** 2), nan=np.inf))
+            advance()
     return sorted(products, key=lambda name: -losses[name])

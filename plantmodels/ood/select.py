@@ -8,9 +8,10 @@ References:
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from scipy.stats import binomtest
@@ -38,6 +39,7 @@ from plantmodels.ood.embeddings import LeafEmbeddings, NonPlantEmbeddings
 from plantmodels.ood.held_out import Images, Scored, cross_fit, score_held_out
 from plantmodels.ood.moments import MIN_FIT_IMAGES, RunningMoments, fit_detector
 from plantmodels.ood.threshold import TARGET_PRECISION, Threshold, choose_threshold
+from plantmodels.serve.cores import count_cores
 
 MIN_TRAINING_IMAGES: Final = math.ceil(MIN_FIT_IMAGES * FOLDS / (FOLDS - 1))
 """With this many leaves, each fold leaves `MIN_FIT_IMAGES` to fit on."""
@@ -170,15 +172,8 @@ def _take_classic(images: Images, reason: str) -> Selection:
 
 
 def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings, learned: bool) -> Selection:
-    candidates: dict[Method, _CandidateDetector] = {}
-    baselines: list[DetectorTrial] = []
     with log_step("select detector", total=len(METHODS) + len(BASELINES) + 1, unit="method") as advance:
-        for method in METHODS:
-            candidates[method] = _evaluate_method(method, images, non_plants)
-            advance()
-        for trial in _evaluate_baselines(images, non_plants):
-            baselines.append(trial)
-            advance()
+        candidates, baselines = _try_methods(images, non_plants, advance)
         best = _EXPOSED if learned else _CLASSIC
         for method in () if learned else METHODS[1:]:
             if candidates[method].is_better_than(candidates[best]):
@@ -191,6 +186,28 @@ def _select_by_evidence(images: Images, non_plants: NonPlantEmbeddings, learned:
     if learned:
         reason = f"the network has learned these non-plants, so the method that is fitted on them is taken; {reason}"
     return Selection(detector, reason, (*(candidate.trial for candidate in candidates.values()), *baselines))
+
+
+def _try_methods(
+    images: Images, non_plants: NonPlantEmbeddings, advance: Callable[[], object]
+) -> tuple[dict[Method, "_CandidateDetector"], list[DetectorTrial]]:
+    """Evaluate every method, one on each core at a time; this gives the same bits on any number of cores."""
+    pool = ThreadPoolExecutor(count_cores(), initializer=_limit_openmp)
+    try:
+        methods = {method: pool.submit(_evaluate_method, method, images, non_plants) for method in METHODS}
+        baselines = [pool.submit(_evaluate_baseline, name, images, non_plants) for name in BASELINES]
+        futures: list[Future[Any]] = [*methods.values(), *baselines]
+        for future in futures:
+            future.result()
+            advance()
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return {method: future.result() for method, future in methods.items()}, [each.result() for each in baselines]
+
+
+def _limit_openmp() -> None:
+    """Give OpenMP one thread; unlike that of linear algebra, this limit holds only in the thread that sets it."""
+    threadpool_limits(1, user_api="openmp")
 
 
 @dataclass(frozen=True)
@@ -225,15 +242,14 @@ def _evaluate_method(method: Method, images: Images, non_plants: NonPlantEmbeddi
     return _CandidateDetector(trial, scored, scores, choose_threshold(scores.plants, scores.non_plants))
 
 
-def _evaluate_baselines(images: Images, non_plants: NonPlantEmbeddings) -> Iterator[DetectorTrial]:
-    some, seed = _take_some(images.plants), images.seed
-    for name, baseline in BASELINES.items():
-        if images.calibration is None:
-            scores = cross_validate(baseline.fit, some, non_plants, seed)
-        else:
-            fresh = _take_some(images.calibration)
-            scores = score_fresh(baseline.fit, some, fresh, non_plants, seed if baseline.exposed else None)
-        yield measure_trial(name, baseline.fit, some, non_plants, scores, served=False, exposed=baseline.exposed)
+def _evaluate_baseline(name: str, images: Images, non_plants: NonPlantEmbeddings) -> DetectorTrial:
+    baseline, some, seed = BASELINES[name], _take_some(images.plants), images.seed
+    if images.calibration is None:
+        scores = cross_validate(baseline.fit, some, non_plants, seed)
+    else:
+        fresh = _take_some(images.calibration)
+        scores = score_fresh(baseline.fit, some, fresh, non_plants, seed if baseline.exposed else None)
+    return measure_trial(name, baseline.fit, some, non_plants, scores, served=False, exposed=baseline.exposed)
 
 
 def _take_some(leaves: LeafEmbeddings) -> LeafEmbeddings:

@@ -12,6 +12,7 @@ Difference(labels=0, rejections=0, probability=0.0, ood_score=0.0)
 import io
 import math
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -28,10 +29,12 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.errors import BundleError
 from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.prediction import Outputs
 from plantmodels.serve.preprocessing import PILLOW_ERRORS, normalize
 from plantmodels.serve.routing import softmax
+from plantmodels.serve.session import count_threads
 
 FORMAT_VERSION: Final = 1
 """Version of both files, which `reference-answers.json` records. Reading refuses any other."""
@@ -167,9 +170,16 @@ def answer_images(
 
 
 def _run_each(classifier: PlantClassifier, pixels: Pixels, advance: Callable[[], object]) -> Iterator[Outputs]:
-    for image in pixels:
-        yield classifier.run(normalize(image, classifier.metadata.preprocessing)[None])
-        advance()
+    """Yield the outputs for each image, computed on its own; if the model has one thread, each core takes an image."""
+
+    def run(image: Pixels) -> Outputs:
+        return classifier.run(normalize(image, classifier.metadata.preprocessing)[None])
+
+    at_once = count_cores() if count_threads(classifier.species_model.session) == 1 else 1
+    with ThreadPoolExecutor(at_once) as pool:
+        for outputs in pool.map(run, pixels):
+            yield outputs
+            advance()
 
 
 def _read_answer(classifier: PlantClassifier, outputs: Outputs) -> Answer:

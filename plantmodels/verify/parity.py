@@ -11,6 +11,7 @@ validation leaf. The model runs in batches of 1, 2, 3 and 5, which finds a batch
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import cycle
 from pathlib import Path
 from typing import Final
@@ -30,6 +31,7 @@ from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
 from plantmodels.report.samples import HeadSample, Parity, ParitySample, Scatter
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.serve.cores import count_cores
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import RUN_ERRORS, open_session
 from plantmodels.verify.opening import raise_if_out_of_memory
@@ -86,30 +88,36 @@ def _check_parameters(metadata: Metadata, hyper_parameters: Path | None) -> None
         )
 
 
-def measure_parity(network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, inputs: Inputs) -> Parity:
+def measure_parity(
+    network: HierarchicalNetwork, fp16: SpeciesModel, int8: PlantClassifier, inputs: Inputs
+) -> tuple[Parity, Embeddings]:
     """Run PyTorch, FP16 and INT8 on the same images and return the largest differences.
 
     Args:
         network: the checkpoint's network, in evaluation mode.
-        fp16: the FP16 species model, without a limit on the images in one run.
+        fp16: the FP16 species model, opened with one thread and without a limit on the images in one run.
         int8: the bundle as it is served.
         inputs: (N, 3, P, P) float32, real images, normalized; N is at least 1.
+
+    Returns:
+        The parity, and PyTorch's embeddings (N, D).
     """
     samples: list[ParitySample] = []
     all_embeddings: list[Embeddings] = []
     logits: dict[str, list[Logits]] = {"pytorch": [], "fp16": [], "int8": []}
-    for rows in cut_into_batches(len(inputs)):
-        expected = _run_network(network, inputs[rows])
-        answers = {"fp16": _run_if_possible(fp16, inputs[rows]), "int8": int8.embed(inputs[rows])}
-        samples += _compare_batch(rows, expected, answers["fp16"], answers["int8"])
-        all_embeddings.append(expected[1])
-        for name, answer in {"pytorch": expected, **answers}.items():
-            logits[name].append(answer[0])
-    return Parity.summarize(
-        samples,
-        compare_heads(network, int8, np.concatenate(all_embeddings)[: len(inputs)]),
-        pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()}),
-    )
+    batches = list(cut_into_batches(len(inputs)))
+    with ThreadPoolExecutor(count_cores()) as pool:
+        found = pool.map(lambda rows: _run_if_possible(fp16, inputs[rows]), batches)
+        for rows in batches:
+            expected = _run_network(network, inputs[rows])
+            answers = {"fp16": next(found), "int8": int8.embed(inputs[rows])}
+            samples += _compare_batch(rows, expected, answers["fp16"], answers["int8"])
+            all_embeddings.append(expected[1])
+            for name, answer in {"pytorch": expected, **answers}.items():
+                logits[name].append(answer[0])
+    embeddings = np.concatenate(all_embeddings)[: len(inputs)]
+    points = pick_points(**{name: [row for part in parts for row in part] for name, parts in logits.items()})
+    return Parity.summarize(samples, compare_heads(network, int8, embeddings), points), embeddings
 
 
 _Answers = tuple[Logits, Embeddings]

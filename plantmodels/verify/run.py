@@ -303,10 +303,10 @@ def _compare_with_pytorch(bundle: _OpenedBundle, checkpoint: "Checkpoint", passe
     other_inputs = _decode_images(metadata, [others.paths[place] for place in picked])
     network = load_network(checkpoint)
     fp16 = SpeciesModel(bundle.classifiers["fp16"].species_model.session, rows_per_run=None)
-    parity = measure_parity(network, fp16, int8, leaf_inputs)
-    scores = (score_in_pytorch(network, int8, images).tolist() for images in (leaf_inputs, other_inputs))
+    parity, embeddings = measure_parity(network, fp16, int8, leaf_inputs)
+    scores = int8.detector.score(embeddings), score_in_pytorch(network, int8, other_inputs)
     leaf_scores, other_scores = (
-        dict(zip(places, found, strict=True)) for places, found in zip((leaves, picked), scores, strict=True)
+        dict(zip(places, found.tolist(), strict=True)) for places, found in zip((leaves, picked), scores, strict=True)
     )
     return parity, passes.with_pytorch_scores(leaf_scores, other_scores)
 

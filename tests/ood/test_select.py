@@ -1,6 +1,7 @@
 """Checks the selected detector on embeddings that one method must win on, and its threshold by brute force."""
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from plantmodels.bundle.detector import METHODS
 from plantmodels.errors import DetectorError
+from plantmodels.ood import select
 from plantmodels.ood.baselines import BASELINES, FitData
 from plantmodels.ood.cross_validation import MIN_NON_PLANTS, cross_validate
 from plantmodels.ood.embeddings import LeafEmbeddings, ModelOutputs, NonPlantEmbeddings
@@ -225,6 +227,31 @@ class TestSelect:
 
         assert detectors[0].threshold == detectors[1].threshold
         assert not np.array_equal(detectors[0].plant_scores, detectors[2].plant_scores)
+
+    def test_the_number_of_cores_changes_nothing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        found = []
+        for cores in (1, 3):
+            monkeypatch.setattr(select, "count_cores", lambda cores=cores: cores)
+            found.append(select_detector(make_plants(), make_non_plants()))
+
+        assert [trial.method for trial in found[0].trials] == [*METHODS, *BASELINES]
+        assert (found[0].trials, found[0].reason) == (found[1].trials, found[1].reason)
+        np.testing.assert_array_equal(found[0].detector.plant_scores, found[1].detector.plant_scores)
+
+    def test_an_error_of_one_method_ends_the_search(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        tried: list[str] = []
+
+        def fail(method: str, *_: object) -> None:
+            if method == METHODS[0]:
+                raise DetectorError(f"{method} failed")
+            time.sleep(0.2)
+
+        monkeypatch.setattr(select, "count_cores", lambda: 1)
+        monkeypatch.setattr(select, "_evaluate_method", fail)
+        monkeypatch.setattr(select, "_evaluate_baseline", lambda name, *_: tried.append(name))
+        with pytest.raises(DetectorError, match="mahalanobis failed"):
+            select_detector(make_plants(), make_non_plants())
+        assert tried == [], "methods that had not begun were tried, too"
 
     def test_one_source_and_one_species(self) -> None:
         plants = make_plants()

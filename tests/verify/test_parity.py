@@ -97,7 +97,9 @@ class ShiftedModel:
 def measure(fp16: ShiftedModel, images: int = 12) -> Parity:
     pixels = np.random.default_rng(2).random((images, 3, 4, 4), dtype=np.float32)
     network, int8 = LinearNetwork().eval(), ShiftedModel(0.5, 0.25)
-    return measure_parity(network, fp16, int8, pixels)  # type: ignore[arg-type]
+    parity, embeddings = measure_parity(network, fp16, int8, pixels)  # type: ignore[arg-type]
+    np.testing.assert_allclose(embeddings, pixels.mean(axis=(2, 3)), rtol=1e-6)
+    return parity
 
 
 def test_logits_and_embeddings_are_compared_separately() -> None:
@@ -175,7 +177,7 @@ def test_a_real_export_is_close_and_other_weights_are_not(tiny_bundle, tiny_chec
     session = open_session(tiny_bundle.bundle / SPECIES_FILES["fp16"], threads=1)
     fp16, int8 = SpeciesModel(session, rows_per_run=None), PlantClassifier.load(tiny_bundle.bundle, threads=1)
     network = load_network(read_checkpoint(tiny_bundle.checkpoint))
-    parity = measure_parity(network, fp16, int8, pixels)
+    parity, _ = measure_parity(network, fp16, int8, pixels)
     assert parity.worst is not None
     assert parity.worst < 0.1, "its weights are large: rounding them to FP16 moves logits by 0.03"
     assert (parity.images, parity.heads) == (5, 4)
@@ -186,7 +188,7 @@ def test_a_real_export_is_close_and_other_weights_are_not(tiny_bundle, tiny_chec
         document["state_dict"]["species_head.bias"][2] += 0.5
 
     other = load_network(read_checkpoint(tiny_checkpoint_factory(nudge)))
-    moved = measure_parity(other, fp16, int8, pixels)
+    moved, _ = measure_parity(other, fp16, int8, pixels)
     assert moved.logits == pytest.approx(0.5, abs=0.05)
     assert moved.embedding == parity.embedding
 
