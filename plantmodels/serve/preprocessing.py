@@ -50,6 +50,8 @@ decoding it takes time for every pixel, so a small file could otherwise keep the
 _DATA_URI: Final = re.compile(rb"\s*data:[\w.+/-]*(?:;[\w.+=-]+)*;base64,", re.IGNORECASE)
 """What browsers write before base64 of an image."""
 
+_NOT_BASE64: Final = re.compile(rb"[^A-Za-z0-9+/_=\s-]")
+
 _PLAIN_BASE64: Final = bytes.maketrans(b"-_", b"+/")
 """URL-safe base64 has two other characters."""
 
@@ -207,6 +209,8 @@ def _decode_base64(data: bytes | str) -> bytes:
         return raw
     prefix = _DATA_URI.match(raw)
     plain = raw[prefix.end() :] if prefix else raw
+    if _NOT_BASE64.search(plain, 0, 1000):  # so that megabytes of noise are not copied while other threads wait
+        plain = b""
     text = plain.translate(_PLAIN_BASE64, b" \t\r\n").rstrip(b"=")  # encoders break lines
     try:
         decoded = base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)

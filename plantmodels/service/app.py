@@ -34,9 +34,11 @@ from plantmodels.service.bodies import (
     Reservation,
     read_announced_size,
     read_chunks,
+    read_whole,
 )
 from plantmodels.service.images import MULTIPART, check_json, check_type, read_parts
 from plantmodels.service.invocations import read_invocation
+from plantmodels.service.memory import return_large_blocks
 from plantmodels.service.metrics import CountRequests, Metrics
 from plantmodels.service.model import ServedModel, Version, find_opener
 from plantmodels.service.openapi import describe_api, render_page
@@ -109,7 +111,7 @@ class Service:
         with self.admission.admit(read_announced_size(request)) as reservation:
             if media_type == MULTIPART:
                 return await self._predict_parts(request, reservation, version, options)
-            image = b"".join([chunk async for chunk in self._read(request, reservation)])
+            image = await read_whole(self._read(request, reservation))
             (answer,) = await self._classify(request, version, [image], options)
         if answer.error is not None:
             raise HTTPException(422, answer.error)
@@ -142,7 +144,7 @@ class Service:
         version = self.find_version()
         check_json(request.headers.get("content-type"))
         with self.admission.admit(read_announced_size(request)) as reservation:
-            body = b"".join([chunk async for chunk in self._read(request, reservation)])
+            body = await read_whole(self._read(request, reservation))
             work = partial(answer_invocation, version, body, self.settings.limits.images)
             try:
                 response, answers = await self.work.run(request, work)
@@ -235,6 +237,7 @@ def create_app(settings: Settings | None = None) -> Starlette:
     """
     # This library warns of each malformed body, which the answer to the client says already.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+    return_large_blocks()
     service = Service(Settings.from_json(os.environ[VARIABLE]) if settings is None else settings)
     endpoints: dict[str, tuple[str, Callable[[Request], Awaitable[Response]]]] = {
         "/predict": ("POST", service.predict),

@@ -5,7 +5,8 @@ announces, so all bodies together never take more memory than `Limits.held_bytes
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+import io
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Final
 
@@ -123,3 +124,11 @@ async def read_chunks(request: Request, reservation: Reservation, timeout_s: flo
             yield chunk
         if not message.get("more_body", False):
             return
+
+
+async def read_whole(chunks: AsyncIterator[bytes]) -> bytes:
+    """Return the parts of a body as one. The memory never holds more of it than what has come."""
+    body = io.BytesIO()  # unlike a list of parts, it grows in one block, and its value is not a copy
+    async for chunk in chunks:
+        body.write(chunk)
+    return body.getvalue()

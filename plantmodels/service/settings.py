@@ -36,7 +36,7 @@ class Limits:
     """
 
     body_bytes: int = 20 * MEGABYTE
-    held_bytes: int = 64 * MEGABYTE
+    held_bytes: int = 48 * MEGABYTE
     requests: int = 64
     images: int = 64
     body_timeout_s: float = 30.0

@@ -252,6 +252,8 @@ def test_base64_text_is_read_as_its_image(corners: Image.Image) -> None:
         ("leaf.jpg", "file paths are not read"),
         ("öäü", "not base64"),
         (base64.b64encode(b"no image at all").decode(), "not base64 of an image"),
+        (b"\xff" + b"data:;base64," + base64.b64encode(b"\xff\xd8\xff"), "not an image"),
+        (bytes(range(256)) * 10_000, "not an image of format JPEG, PNG, WEBP .2,560,000 bytes."),
     ],
 )
 def test_what_is_no_image_is_refused(data: bytes | str, match: str) -> None:
