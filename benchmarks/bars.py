@@ -4,7 +4,7 @@
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
@@ -24,7 +24,7 @@ class Bar:
         what: description for people.
         measured: the measured value, or None if it was not measured.
         bar: the limit.
-        moonshot: a much harder limit.
+        moonshot: a much harder limit; None if there is none.
         sense: whether the measured value must be at most or at least the limit.
         unit: unit of the values.
         detail: how the value was computed.
@@ -35,7 +35,7 @@ class Bar:
     what: str
     measured: float | None
     bar: float
-    moonshot: float
+    moonshot: float | None
     sense: Literal["≤", "≥"] = "≤"
     unit: str = ""
     detail: str = ""
@@ -54,7 +54,7 @@ class Bar:
             return "not measured"
         if self.met is None:
             return "undecided"
-        if self._reach(self.moonshot):
+        if self.moonshot is not None and self._reach(self.moonshot):
             return "moonshot"
         return "met" if self.met else "**missed**"
 
@@ -69,7 +69,12 @@ class Bar:
 
 def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
     """Return every bar with its measured value in `result`; a part that did not run leaves its bars without one."""
-    return [*_judge_speed(result.get("speed") or {}), *_judge_one_file(result.get("one-file")), *_judge_costs(result)]
+    return [
+        *_judge_speed(result.get("speed") or {}),
+        *_judge_one_file(result.get("one-file")),
+        *_judge_costs(result),
+        *_judge_service(result.get("service")),
+    ]
 
 
 def compare_rounds(above: Mapping[str, Any], below: Mapping[str, Any]) -> tuple[Sequence[float], bool]:
@@ -154,6 +159,65 @@ def _judge_one_file(part: Mapping[str, Any] | None) -> list[Bar]:
             disturbed=disturbed,
         ),
         Bar("new process to the first answer of a folder", cold, 0.4, 0.3, unit=" s", disturbed=disturbed),
+    ]
+
+
+def _judge_service(part: Mapping[str, Any] | None) -> list[Bar]:
+    def compare(what: str, clients: int, key: str, of: Callable[[float, float], float], *limits: Any) -> Bar:
+        """Return a bar on the service and the classifier without HTTP: the median of the rounds' comparisons."""
+        if part is None:
+            return Bar(what, None, *limits)
+        service, native = (
+            next(row for row in part["steady"] if (row["name"], row["clients"]) == (name, clients))
+            for name in ("service", "native")
+        )
+        rounds = tuple(map(of, service[key], native[key]))
+        disturbed = max(service["foreign"], native["foreign"]) > QUIET
+        return Bar(what, statistics.median(rounds), *limits, disturbed=disturbed, rounds=rounds)
+
+    crowd = {} if part is None else part["crowd"]
+    crowded, slowest = crowd.get("foreign", 0) > QUIET, crowd.get("refused_max_s")
+    first, second = crowd.get("halves_mb", (None, None))
+    return [
+        compare(
+            "service, one client: p50 above that of the classifier without HTTP",
+            1,
+            "rounds_p50_s",
+            lambda ours, native: 1000 * (ours - native),
+            2.0,
+            1.0,
+            "≤",
+            " ms",
+        ),
+        compare(
+            "service, 16 clients: answers a second against the classifier without HTTP",
+            16,
+            "rounds_per_second",
+            lambda ours, native: ours / native,
+            0.9,
+            None,
+            "≥",
+            "×",
+        ),
+        Bar("crowd: wrong answers", crowd.get("wrong"), 0, None, disturbed=crowded),
+        Bar("crowd: peak memory", crowd.get("peak_mb"), 400, None, unit=" MB", disturbed=crowded),
+        Bar(
+            "crowd: peak memory of the second half against the first",
+            None if first is None else second / first,
+            1.05,
+            None,
+            unit="×",
+            disturbed=crowded,
+        ),
+        Bar(
+            "crowd: slowest refusal",
+            None if slowest is None else 1000 * slowest,
+            100,
+            None,
+            unit=" ms",
+            detail="" if slowest is None else f"99 % within {1000 * crowd['refused_p99_s']:.3g} ms",
+            disturbed=crowded,
+        ),
     ]
 
 

@@ -52,7 +52,7 @@ def _render_bars(result: Mapping[str, Any]) -> str:
         (
             bar.what + (f" ({bar.detail})" if bar.detail else ""),
             f"{bar.sense} {number(bar.bar, bar.unit)}",
-            f"{bar.sense} {number(bar.moonshot, bar.unit)}",
+            "" if bar.moonshot is None else f"{bar.sense} {number(bar.moonshot, bar.unit)}",
             "" if bar.measured is None else number(bar.measured, bar.unit) + (" †" if bar.disturbed else ""),
             bar.verdict,
         )

@@ -172,7 +172,7 @@ class Tally:
     Attributes:
         answers: number of answers by kind of client and status.
         wrong: descriptions of wrong answers.
-        refused_s: seconds from the beginning of a request to the end of its 503.
+        refused_s: seconds from the beginning of a request to the end of its refusal, with status 413, 415 or 503.
         answered_s: seconds from the beginning of a request to the end of its 200.
     """
 
@@ -229,11 +229,12 @@ class Crowd:
     def _note(self, kind: str, status: int, start: float) -> None:
         taken = time.perf_counter() - start
         self.tally.answers[f"{kind}: {status}"] += 1
-        if status == 503:
+        if status in (413, 415, 503):
             self.tally.refused_s.append(taken)
-            time.sleep(_RETRY_S)
-        elif status == 200:
+        if status == 200:
             self.tally.answered_s.append(taken)
+        if status == 503:
+            time.sleep(_RETRY_S)
 
     def _good_client(self, connection: Connection, choose: random.Random) -> None:
         which, start = choose.randrange(len(self._good)), time.perf_counter()
