@@ -89,7 +89,8 @@ def test_bars_compare_with_the_best_of_each_peer_and_its_better_mode(result):
 
 def test_bars_of_a_result_without_parts_are_not_measured():
     assert {bar.verdict for bar in judge_bars({})} == {"not measured"}
-    assert [bar.met for bar in judge_bars({"int8_accuracy_drop": 0.02})][-1] is False
+    measured = [bar for bar in judge_bars({"int8_accuracy_drop": 0.02}) if bar.measured is not None]
+    assert [(bar.what, bar.met) for bar in measured] == [("INT8 accuracy below FP16, all validation leaves", False)]
 
 
 def test_a_ratio_is_the_median_of_the_rounds_that_were_quiet_for_both():
@@ -144,7 +145,7 @@ def test_tables_show_medians_modes_and_agreement(result):
 def test_a_figure_without_enough_quiet_rounds_is_marked(result):
     entry = result["speed"]["speed"][0]
     entry |= describe_turns([Turn(0.09, 0.5)] * 3)
-    assert [bar.disturbed for bar in judge_bars(result)] == [True] + [False] * 11
+    assert [bar.disturbed for bar in judge_bars(result)].count(True) == 1 and judge_bars(result)[0].disturbed
     text = render(result)
     assert "| 0.267× † | met |" in text
     assert "90.0 (90.0–90.0) †" in text
