@@ -3,8 +3,11 @@
 Found in MLflow 3.17.2; `tests/mlflow_plugins/test_mlflow_compat.py` fails when one of them moves.
 """
 
+import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -18,6 +21,7 @@ from mlflow.entities.model_registry.model_version_stages import (
 )
 from mlflow.prompt.constants import _PROMPT_SOURCE_PLACEHOLDERS, IS_PROMPT_TAG_KEY
 from mlflow.store.artifact.artifact_repository_registry import _artifact_repository_registry, get_artifact_repository
+from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.utils.file_utils import local_file_uri_to_path
 
@@ -33,6 +37,7 @@ __all__ = [
     "STAGE_STAGING",
     "S3Folder",
     "check_registered_name",
+    "download_file",
     "find_local_folder",
     "find_s3_folder",
     "find_tracking_engine",
@@ -46,6 +51,7 @@ __all__ = [
     "is_serving",
     "locate_artifacts",
     "parse_models_uri",
+    "prepare_for_many_requests",
     "read_authenticated_user",
 ]
 
@@ -57,6 +63,9 @@ PROMPT_TAG: Final = IS_PROMPT_TAG_KEY
 
 DELETED_STAGE: Final = STAGE_DELETED_INTERNAL
 """Stage of a deleted version, whose row stays in the database."""
+
+_HEADERS_S: Final = 5.0
+"""Seconds for which the headers of a request are kept; a plugin may renew a token in them."""
 
 _BASIC_AUTH: Final = "mlflow.server.auth:authenticate_request_basic_auth"
 _HANDLERS: Final = "mlflow.server.handlers"
@@ -216,3 +225,44 @@ def read_authenticated_user() -> str | None:
     if auth is None or auth.auth_config.authorization_function != _BASIC_AUTH or not flask.has_request_context():
         return None  # another authorization function may not check the header that holds the name
     return None if flask.request.authorization is None else flask.request.authorization.username
+
+
+def download_file(repository: HttpArtifactRepository, name: str, target: Path) -> None:
+    """Download one file of a repository without asking the server first whether it is a folder."""
+    repository._download_file(name, str(target))
+
+
+@contextmanager
+def prepare_for_many_requests(connections: int) -> Iterator[None]:
+    """Let MLflow's client keep many connections to a server open, and ask for its own headers seldom.
+
+    By default it keeps 10 connections, and for each request it tries five times in vain to import Databricks' packages.
+
+    Args:
+        connections: most connections to keep. A larger MLFLOW_HTTP_POOL_MAXSIZE stays as it is.
+    """
+    from mlflow.environment_variables import MLFLOW_HTTP_POOL_MAXSIZE
+    from mlflow.tracking.request_header import registry
+    from mlflow.utils import request_utils
+
+    resolve, before = registry.resolve_request_headers, MLFLOW_HTTP_POOL_MAXSIZE.get_raw()
+    known: tuple[float, dict[str, str]] = (-_HEADERS_S, {})
+
+    def resolve_seldom(request_headers: Mapping[str, str] | None = None) -> dict[str, str]:
+        nonlocal known
+        if time.monotonic() - known[0] >= _HEADERS_S:
+            known = time.monotonic(), resolve()
+        return {**known[1], **(request_headers or {})}
+
+    MLFLOW_HTTP_POOL_MAXSIZE.set(max(connections, MLFLOW_HTTP_POOL_MAXSIZE.get()))
+    request_utils._cached_get_request_session.cache_clear()  # a session keeps the number that it began with
+    registry.resolve_request_headers = resolve_seldom
+    try:
+        yield
+    finally:
+        registry.resolve_request_headers = resolve
+        if before is None:
+            MLFLOW_HTTP_POOL_MAXSIZE.unset()
+        else:
+            os.environ[MLFLOW_HTTP_POOL_MAXSIZE.name] = before
+        request_utils._cached_get_request_session.cache_clear()

@@ -13,10 +13,10 @@ from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST, ErrorCode
 from mlflow_plugins import flavor
 from mlflow_plugins.jobs.records import version_tags
 from mlflow_plugins.jobs.run import SERVER_ERRORS, registration_errors, short_timeouts
-from mlflow_plugins.jobs.uploads import parallel_uploads
+from mlflow_plugins.jobs.transfers import parallel_transfers
 from mlflow_plugins.names import check_name, filter_by_name, name_logged_model
 from plantmodels.bundle.layout import MANIFEST_FILE, SIGNATURE_FILE
-from plantmodels.bundle.manifest import check_files, digest_file, read_manifest
+from plantmodels.bundle.manifest import digest_file
 from plantmodels.bundle.metadata import read_metadata
 from plantmodels.bundle.temporary import redirect_temporary_files, temporary_folder
 from plantmodels.data.progress import log_step
@@ -57,7 +57,7 @@ def register_bundle(bundle: Path, report: GateReport, name: str, example: bytes 
         log_step("upload"),
         registration_errors("the bundle could not be uploaded"),
         redirect_temporary_files("upload"),
-        parallel_uploads(),
+        parallel_transfers(),
     ):
         info = flavor.log_model(bundle, name=name_logged_model(name), input_example=example, tags=tags)
     client = MlflowClient()
@@ -120,14 +120,17 @@ def _register_once(model_id: str, name: str, tags: dict[str, str]) -> ModelVersi
 
 
 def _read_back(bundle: Path, model_id: str) -> None:
-    """Download a logged model, compare every digest with the bundle, and load it once."""
-    manifest = read_manifest(bundle)
+    """Download a logged model, and load it once: loading compares every file with the manifest, which is compared here.
+
+    Raises:
+        RegistrationError: the files cannot be read back, the manifest is another one, or the model does not load.
+        BundleError: files differ from the manifest.
+    """
     with temporary_folder("read-back") as temporary:
-        with registration_errors("the uploaded files cannot be read back"):
+        with registration_errors("the uploaded files cannot be read back"), parallel_transfers():
             uri = f"models:/{model_id}"
             folder = Path(mlflow.artifacts.download_artifacts(artifact_uri=uri, dst_path=str(temporary)))
         stored = folder / flavor.BUNDLE_FOLDER
-        check_files(stored, manifest)
         for name in (MANIFEST_FILE, *([SIGNATURE_FILE] if (bundle / SIGNATURE_FILE).exists() else [])):
             if digest_file(stored / name) != digest_file(bundle / name):
                 raise RegistrationError(f"{name} was read back with other content than was uploaded; register again")
