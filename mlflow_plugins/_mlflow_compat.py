@@ -251,7 +251,7 @@ def prepare_for_many_requests(connections: int) -> Iterator[None]:
     def resolve_seldom(request_headers: Mapping[str, str] | None = None) -> dict[str, str]:
         nonlocal known
         if time.monotonic() - known[0] >= _HEADERS_S:
-            known = time.monotonic(), resolve()
+            known = time.monotonic(), resolve()  # type: ignore[no-untyped-call]
         return {**known[1], **(request_headers or {})}
 
     MLFLOW_HTTP_POOL_MAXSIZE.set(max(connections, MLFLOW_HTTP_POOL_MAXSIZE.get()))

@@ -39,11 +39,11 @@ def parallel_transfers() -> Iterator[None]:
 
     def download_artifacts(repository: HttpArtifactRepository, artifact_path: str, dst_path: str | None = None) -> str:
         if artifact_path or dst_path is None:
-            return str(original[1](repository, artifact_path, dst_path))
+            return str(original[1](repository, artifact_path, dst_path))  # type: ignore[no-untyped-call]
         return _download_all(repository, dst_path)
 
     HttpArtifactRepository.log_artifacts = _log_artifacts  # type: ignore[method-assign]
-    HttpArtifactRepository.download_artifacts = download_artifacts  # type: ignore[method-assign]
+    HttpArtifactRepository.download_artifacts = download_artifacts  # type: ignore[method-assign, assignment]
     try:
         with prepare_for_many_requests(_READS):
             yield

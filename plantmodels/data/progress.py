@@ -19,6 +19,8 @@ from typing import Final, TypeVar
 
 _LOGGER: Final = logging.getLogger(__name__)
 
+_STEP: Final = "step"
+
 _Item = TypeVar("_Item")
 
 
@@ -54,26 +56,26 @@ class _StandardError(logging.Handler):
 
 
 @contextmanager
-def show_bar(description: str, *, total: int | None = None, unit: str = "step") -> Iterator[Callable[[], object]]:
+def show_bar(description: str, *, total: int | None = None, unit: str = _STEP) -> Iterator[Callable[..., object]]:
     """Show a progress bar on a terminal while the block runs; write nothing into a file.
 
     Args:
         description: text in front of the bar.
         total: number of items; None when it is not known beforehand.
-        unit: singular noun for one item.
+        unit: singular noun for one item; with neither it nor a total, nothing is counted.
 
     Yields:
-        A function to call after each item.
+        A function to call after each item, or with a number after several.
     """
     from tqdm import tqdm  # what only serves an image does without it
 
-    layout = "{desc} ..." if total is None else None
+    layout = None if total is not None else "{desc} ..." if unit == _STEP else "{desc}: {n_fmt} {unit}s"
     with tqdm(total=total, desc=description, unit=unit, leave=False, disable=None, bar_format=layout) as bar:
         yield bar.update
 
 
 @contextmanager
-def log_step(description: str, *, total: int | None = None, unit: str = "step") -> Iterator[Callable[[], object]]:
+def log_step(description: str, *, total: int | None = None, unit: str = _STEP) -> Iterator[Callable[..., object]]:
     """Show a bar while the block runs, then log one line with the number of items and the seconds it took.
 
     A block that is left by an exception logs nothing. The arguments and the yielded function are those of `show_bar`.
@@ -85,7 +87,7 @@ def log_step(description: str, *, total: int | None = None, unit: str = "step") 
     _LOGGER.info("%s: %s%.1f s", description, items, time.perf_counter() - start)
 
 
-def track(items: Sequence[_Item], description: str, *, unit: str = "step") -> Iterator[_Item]:
+def track(items: Sequence[_Item], description: str, *, unit: str = _STEP) -> Iterator[_Item]:
     """Yield the items one by one and show a bar on a terminal meanwhile."""
     with show_bar(description, total=len(items), unit=unit) as advance:
         for item in items:

@@ -3,8 +3,9 @@ import logging
 import re
 
 import pytest
+from tqdm import tqdm
 
-from plantmodels.data.progress import log_step, log_to_terminal, track
+from plantmodels.data.progress import log_step, log_to_terminal, show_bar, track
 
 
 class Terminal(io.StringIO):
@@ -59,3 +60,12 @@ def test_messages_are_plain_lines_on_standard_error(capsys: pytest.CaptureFixtur
         for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
             logger.handlers[:], logger.propagate = handlers, propagate
             logger.setLevel(level)
+
+
+def test_a_bar_without_a_total_counts_what_has_a_unit(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    with show_bar("list images", unit="file") as advance:
+        advance(40)
+        tqdm._instances.pop().refresh()
+    assert "list images: 0 files" in terminal.getvalue() and "list images: 40 files" in terminal.getvalue()

@@ -23,9 +23,10 @@ import mlflow
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.run import PREFIX, job_run, log_params, registration_errors
 from mlflow_plugins.jobs.scoring.failures import spark_errors
+from mlflow_plugins.jobs.scoring.hadoop_listing import list_files
 from mlflow_plugins.jobs.scoring.local_files import READ_SCHEMA, NewFile, build_reader, list_new
 from mlflow_plugins.jobs.scoring.output import BATCH, STATE, ScoreFolder, check_places
-from mlflow_plugins.jobs.scoring.sources import find_unread, is_table, is_uri, list_files, read_folder, read_table
+from mlflow_plugins.jobs.scoring.sources import find_unread, is_table, is_uri, read_folder, read_table
 from mlflow_plugins.jobs.scoring.spark import MAX_IMAGE_BYTES, spark_session, to_absolute
 from mlflow_plugins.loading.addresses import resolve_models_uri
 from mlflow_plugins.loading.mlmodel import find_prediction_contract

@@ -1,27 +1,22 @@
 """Where images come from that Hadoop reads: folders that have a URI, and Parquet tables."""
 
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
 
 from mlflow_plugins.jobs.scoring.spark import MAX_IMAGE_BYTES, escape_pattern, open_hadoop_path
 from mlflow_plugins.loading.pyfunc import IMAGE_COLUMN
 from plantmodels.data.inputs import list_tables
 from plantmodels.data.listing import list_images
-from plantmodels.data.progress import log_step
 from plantmodels.errors import ScoringError
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
 
-_LOGGER: Final = logging.getLogger(__name__)
-
 _ANY_AGE: Final = "36500d"
 """By default Spark skips files that are a week older than the newest it has seen."""
 
-_SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
-_IMAGE_FILES: Final = f"*.{{{','.join(''.join(f'[{c}{c.upper()}]' for c in suffix) for suffix in _SUFFIXES)}}}"
+SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
+_IMAGE_FILES: Final = f"*.{{{','.join(''.join(f'[{c}{c.upper()}]' for c in suffix) for suffix in SUFFIXES)}}}"
 """The files of a URI that are scored, at any depth. Spark skips names that start with a dot or an underscore."""
 
 
@@ -85,31 +80,6 @@ def read_table(spark: "SparkSession", reader: Any, images: str, reserved: set[st
     if taken := sorted(reserved & set(kinds)):
         raise ScoringError(f"{images}: rename {', '.join(taken)}; the scores have columns of these names")
     return rows.repartition(spark.sparkContext.defaultParallelism)  # one file of it may be one task
-
-
-def list_files(spark: "SparkSession", images: str) -> "DataFrame":
-    """Return path and length of every image file.
-
-    Java lists the folder, and all paths come in one answer: an answer for each file takes minutes for a million files.
-    """
-    with log_step("list images"):
-        found = read_folder(spark.read, images).select("path", "length")
-        java = spark.sparkContext._jvm
-        uris = java.org.apache.hadoop.util.StringUtils.join("\n", found._jdf.inputFiles())  # type: ignore[union-attr]
-    paths = [(to_hadoop_text(uri),) for uri in uris.split("\n") if uri]
-    _LOGGER.info("%s: %s image files", images, f"{len(paths):,}")
-    every = spark.createDataFrame(paths, "path string")
-    return every.join(found, "path", "left").fillna(0)  # Spark reads no empty file
-
-
-def to_hadoop_text(uri: str) -> str:
-    """Return a URI as Hadoop prints a path: nothing is escaped, and an empty host is left out.
-
-    >>> to_hadoop_text("file:///in%20%5B1%5D/a.jpg"), to_hadoop_text("hdfs://host:9000/100%25.jpg")
-    ('file:/in [1]/a.jpg', 'hdfs://host:9000/100%.jpg')
-    """
-    scheme, host, path, *_ = urlsplit(uri)
-    return f"{scheme}:{f'//{host}' if host else ''}{unquote(path)}"
 
 
 def find_unread(files: "DataFrame", known: "DataFrame") -> "DataFrame":
