@@ -7,6 +7,7 @@ from typing import Final
 import uvicorn
 
 from plantmodels.bundle.temporary import temporary_folder
+from plantmodels.service.headers import BoundedHeaders
 from plantmodels.service.model import find_opener
 from plantmodels.service.settings import FOLDER_VARIABLE, VARIABLE, Settings
 
@@ -42,7 +43,7 @@ def _run(host: str, port: int, workers: int) -> None:
         host=host,
         port=port,
         workers=workers,
-        http="httptools",
+        http=BoundedHeaders,
         ws="none",
         lifespan="on",
         access_log=False,

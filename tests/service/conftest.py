@@ -15,6 +15,7 @@ import uvicorn
 
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.service.app import Service, create_app
+from plantmodels.service.headers import BoundedHeaders
 from plantmodels.service.settings import Limits, Settings
 from tests.fixtures.tracking import wait_for
 
@@ -76,7 +77,7 @@ class Running:
 
 def start(settings: Settings) -> tuple[Running, Callable[[], None]]:
     app = create_app(settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, http="httptools", log_level="warning", lifespan="on"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, http=BoundedHeaders, log_level="warning", lifespan="on"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     wait_for(lambda: server.started or not thread.is_alive(), 60)

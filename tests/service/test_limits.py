@@ -1,5 +1,6 @@
 """What is too large, too slow or too much is refused at once, and nothing of it stays in memory."""
 
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from plantmodels.serve.classifier import PlantClassifier
+from plantmodels.service import headers
 from plantmodels.service.settings import Limits, Settings
 from tests.service.conftest import Running
 from tests.service.test_predict import MULTIPART, multipart
@@ -87,6 +89,50 @@ def test_a_body_that_drips_is_refused_in_time(run_service: Callable[..., Running
             time.sleep(0.1)
         answer = running.read(connection)
     assert answer.status == 408 and answer.error.endswith("; 3 bytes came")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Half: "])
+def test_headers_that_do_not_come_are_refused_in_time(
+    service: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(headers, "HEADER_TIMEOUT_S", 0.3)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(sent)
+        answer = service.read(connection)
+        assert (answer.status, answer.text) == (400, "The headers did not arrive in 0.3 s.")
+        assert connection.recv(1) == b"", "the connection ends"
+
+
+def test_a_second_request_has_headers_in_time_too(
+    service: Running, leaves: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(headers, "HEADER_TIMEOUT_S", 0.3)
+    with service.connect(*POST, f"Content-Length: {len(leaves[0])}", body=leaves[0]) as connection:
+        assert service.read(connection).status == 200
+        connection.sendall(b"POST /predict HTTP/1.1\r\nX-Half: ")
+        assert service.read(connection).text == "The headers did not arrive in 0.3 s."
+
+
+def test_a_long_answer_is_not_cut_off_by_the_next_request(
+    run_service: Callable[..., Running], blocked, leaves: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free, _ = blocked
+    monkeypatch.setattr(headers, "HEADER_TIMEOUT_S", 0.1)
+    running = run_service()
+    with running.connect(*POST, f"Content-Length: {len(leaves[0])}", body=leaves[0]) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nX-Half: ")
+        time.sleep(0.4)
+        free.set()
+        assert running.read(connection).status == 200
+
+
+def test_headers_without_end_are_refused(service: Running) -> None:
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(b"POST /predict HTTP/1.1\r\nX-Long: ")
+        time.sleep(0.1)
+        connection.sendall(b"a" * (headers.MAX_HEADER_BYTES + 1))
+        answer = service.read(connection)
+    assert (answer.status, answer.text) == (400, "The headers are larger than 65,536 bytes.")
 
 
 def test_nothing_is_kept_of_a_client_that_goes(service: Running, wait_for: Callable[..., None]) -> None:
