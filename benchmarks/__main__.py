@@ -19,11 +19,12 @@ from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
 from benchmarks.service.measure import Plan, measure_service
+from benchmarks.threads import measure_threads
 from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
-PARTS: Final = ("speed", "cold", "service", "one-file", "species", "export", "verify")
+PARTS: Final = ("speed", "cold", "service", "one-file", "threads", "species", "export", "verify")
 
 
 @click.command()
@@ -104,6 +105,8 @@ def main(
             result[part] = serving.measure_cold_starts(bundle, encoded[0], plan.rounds, waiting)
         elif part == "one-file":
             result[part] = one_file.measure_one_file(bundle, encoded[0], plan.rounds, waiting)
+        elif part == "threads":
+            result[part] = measure_threads([bundle], encoded, plan.growth_rounds, 0.5 if quick else 2, waiting)
         elif part == "service":
             result[part] = measure_service(bundle, encoded, _plan_service(rounds, crowd_seconds, quick=quick), waiting)
         elif part == "species":

@@ -13,6 +13,7 @@ from benchmarks.markdown import render_table
 from benchmarks.one_file import BATCH, WAYS
 from benchmarks.service.tables import render_service
 from benchmarks.speed import BULK, best_entry
+from benchmarks.threads import render_threads
 
 _LOADERS = {"native": "native, to the first prediction", "pyfunc": "pyfunc, to the first prediction"}
 
@@ -30,6 +31,8 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(render_service(part))
     if part := result.get("one-file"):
         parts.append(_render_one_file(part))
+    if part := result.get("threads"):
+        parts.append(render_threads(part))
     parts.append(_render_building(result))
     return "\n\n".join(part for part in parts if part) + "\n"
 

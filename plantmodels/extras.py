@@ -19,7 +19,7 @@ EXTRAS: Final[Mapping[str, tuple[str, ...]]] = {
     "pyarrow": ("parquet", "build", "registry"),
     "pillow_heif": ("heic",),
     **dict.fromkeys(("filelock", "pandas"), ("build", "registry")),
-    **dict.fromkeys(("imagehash", "jinja2", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy"), ("build",)),
+    **dict.fromkeys(("jinja2", "matplotlib", "onnx", "onnxscript", "safetensors", "scipy"), ("build",)),
     **dict.fromkeys(("sklearn", "threadpoolctl", "timm", "torch", "torchvision"), ("build",)),
     **dict.fromkeys(("anyio", "flask", "mlflow", "requests", "sqlalchemy"), ("registry",)),
     **dict.fromkeys(("httptools", "prometheus_client", "python_multipart", "starlette", "uvicorn"), ("service",)),

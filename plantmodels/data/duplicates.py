@@ -23,10 +23,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
-import imagehash
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.fft import dctn
 
 from plantmodels.errors import ImageError
 from plantmodels.serve.preprocessing import decode_image
@@ -41,7 +41,7 @@ it lets 9 pass; a crop of 5 % makes at most 0.24."""
 
 _HASH_SIDE: Final = 16
 _SIDE: Final = 64
-"""Pixels of the thumbnail that the hash is computed from: four for each of its rows, as in `imagehash.phash`."""
+"""Pixels of the thumbnail that the hash is computed from: four for each of its rows, as in pHash."""
 
 _CHECKED_SIDE: Final = 32
 """Pixels of the thumbnail that confirms a candidate: coarse enough to tolerate a crop between two of the margins."""
@@ -57,6 +57,9 @@ _TURNS: Final = (
 )
 _MARGINS: Final = (0.02, 0.04, -0.02, -0.04)
 """Part of the side that a view cuts off on every side, or adds: a crop in between changes few bits of one of them."""
+
+_EVERY_SECOND: Final = np.where(np.arange(_HASH_SIDE) % 2, -1.0, 1.0)
+"""The signs that mirroring gives the frequencies of an axis."""
 
 _WORDS: Final = HASH_BITS // 64
 _VIEWS: Final = 1 + len(_TURNS) + len(_MARGINS)
@@ -114,9 +117,8 @@ def take_fingerprint(path: Path, *, all_views: bool = False) -> Fingerprint:
     except ImageError:
         return Fingerprint(sha256, *nothing)
     grey = image.convert("L")
-    hashes = [_hash(_view(grey, number)) for number in range(_VIEWS if all_views else 1)]
     thumbnail = image.resize((_CHECKED_SIDE, _CHECKED_SIDE), Image.Resampling.BOX)
-    return Fingerprint(sha256, np.stack(hashes), np.asarray(thumbnail))
+    return Fingerprint(sha256, _hash_views(grey) if all_views else _hash(np.asarray(grey)[None]), np.asarray(thumbnail))
 
 
 def take_fingerprints(paths: Iterable[Path], *, all_views: bool = False) -> Iterator[Fingerprint]:
@@ -183,14 +185,37 @@ def _count_bits(words: NDArray[np.uint64], others: NDArray[np.uint64]) -> NDArra
     return np.asarray(np.bitwise_count(words ^ others[:, None]).sum(axis=0), np.int64)
 
 
-def _hash(image: Image.Image) -> NDArray[np.uint64]:
-    """Return the perceptual hash of a grey thumbnail as four words."""
-    bits = imagehash.phash(image, hash_size=_HASH_SIDE, highfreq_factor=_SIDE // _HASH_SIDE).hash
-    return np.packbits(bits).view(np.uint64)
+def _hash_views(grey: Image.Image) -> NDArray[np.uint64]:
+    """Return the perceptual hash of every view of a grey thumbnail, (12, 4), in the order of `_view`.
+
+    Mirroring only changes the sign of every second frequency, and transposing swaps rows and columns. So one cosine
+    transform serves all eight turns.
+    """
+    margins = [np.asarray(_change_margin(grey, margin)) for margin in _MARGINS]
+    plain, *others = _transform(np.stack([np.asarray(grey), *margins]))
+    turned, columns, rows = plain.T, _EVERY_SECOND, _EVERY_SECOND[:, None]
+    turns = plain * columns, plain * rows, turned * rows, plain * rows * columns, turned * columns, turned
+    return _take_bits(np.stack([plain, *turns, turned * rows * columns, *others]))
+
+
+def _hash(images: NDArray[np.uint8]) -> NDArray[np.uint64]:
+    """Return the perceptual hashes (N, 4) of grey thumbnails (N, 64, 64)."""
+    return _take_bits(_transform(images))
+
+
+def _transform(images: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the lowest frequencies (N, 16, 16) of the cosine transforms of grey thumbnails (N, 64, 64)."""
+    return np.asarray(dctn(images.astype(np.float64), axes=(1, 2))[:, :_HASH_SIDE, :_HASH_SIDE])
+
+
+def _take_bits(frequencies: NDArray[np.float64]) -> NDArray[np.uint64]:
+    """Return the bits that say which of (N, 16, 16) frequencies lie above their median, as four words an image."""
+    flat = frequencies.reshape(len(frequencies), -1)
+    return np.packbits(flat > np.median(flat, axis=1, keepdims=True), axis=1).view(np.uint64)
 
 
 def _view(image: Image.Image, number: int) -> Image.Image:
-    """Return a view of a square image: as it is, mirrored and turned, margins cut off, or margins added."""
+    """Return a view of a square image, 0 to 11: as it is, mirrored and turned, margins cut off, or margins added."""
     if number == 0:
         return image
     if number <= len(_TURNS):

@@ -10,14 +10,16 @@ are streamed, and only a row of each is kept. What is counted follows from the r
 Proportion(count=45, images=45)
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from plantmodels.arrays import Embeddings, Inputs, Labels, Logits, Scores
+from plantmodels.arrays import Embeddings, Labels, Logits, Scores
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content
 from plantmodels.data.image_files import name_in_report
@@ -34,6 +36,9 @@ from plantmodels.verify.probabilities import Columns, list_answers, list_losses
 
 BATCH: Final = 8
 """Images that the models see at once."""
+
+_AHEAD: Final = 2
+"""Batches that the models run before the caller asks for them; each holds 5 MB."""
 
 _DESCRIPTIONS: Final[dict[ImageSetName, str]] = {"val": "measure accuracy", "field": "measure field leaves"}
 """Set to the description of its progress bar."""
@@ -107,12 +112,11 @@ def measure_accuracy(
     samples: list[LeafSample] = []
     rows: list[ImageRow] = []
     stream = ImageStream(leaves.paths, int8.metadata.preprocessing, description=_DESCRIPTIONS[name])
-    for positions, inputs in stream.batches(BATCH):
+    for positions, int8_outputs, (logits, embeddings) in embed_ahead(stream, int8, fp16):
         batch = [leaves.samples[position] for position in positions]
         samples += batch
         truth = _read_truth(batch)
-        int8_answers, served = _answer_as_served(int8, truth, inputs)
-        logits, embeddings = fp16.embed(inputs)
+        int8_answers, served = _answer_as_served(int8, truth, *int8_outputs)
         fp16_answers, heads = _answer(fp16, int8, truth, logits, embeddings)
         labels = int8.taxonomy, truth.species, truth.disease
         losses = list_losses(*labels, logits, heads, _read_temperatures(int8), "fp16_")
@@ -125,6 +129,36 @@ def measure_accuracy(
         rows=tuple(rows),
         unreadable=stream.unreadable,
     )
+
+
+def embed_ahead(
+    stream: ImageStream, int8: PlantClassifier, fp16: PlantClassifier
+) -> Iterator[tuple[list[int], tuple[Logits, Embeddings], tuple[Logits, Embeddings]]]:
+    """Yield positions in the stream, and the outputs of INT8 and of FP16 for these images, `BATCH` at a time.
+
+    Meanwhile both models run the next batches, so that no core waits for the caller or for the other model.
+
+    Raises:
+        BundleError: a model fails.
+        DataError: too many files are unreadable.
+    """
+    with ThreadPoolExecutor(1) as first, ThreadPoolExecutor(1) as second:
+        running: deque[tuple[list[int], _Running, _Running]] = deque()
+        for positions, inputs in stream.batches(BATCH):
+            running.append((positions, first.submit(int8.embed, inputs), second.submit(fp16.embed, inputs)))
+            if len(running) > _AHEAD:
+                yield _await(*running.popleft())
+        while running:
+            yield _await(*running.popleft())
+
+
+_Running = Future[tuple[Logits, Embeddings]]
+
+
+def _await(
+    positions: list[int], int8: _Running, fp16: _Running
+) -> tuple[list[int], tuple[Logits, Embeddings], tuple[Logits, Embeddings]]:
+    return positions, int8.result(), fp16.result()
 
 
 @dataclass(frozen=True)
@@ -160,9 +194,8 @@ def _answer(
 
 
 def _answer_as_served(
-    classifier: PlantClassifier, truth: _Truth, inputs: Inputs
+    classifier: PlantClassifier, truth: _Truth, logits: Logits, embeddings: Embeddings
 ) -> tuple[list[_Answer], Iterator[_Served]]:
-    logits, embeddings = classifier.embed(inputs)
     answers, heads = _answer(classifier, classifier, truth, logits, embeddings)
     species = logits.argmax(axis=1).astype(np.int64)
     scores = np.array([answer.ood_score for answer in answers])

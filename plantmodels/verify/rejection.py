@@ -26,7 +26,7 @@ from plantmodels.report.per_image import ImageRow, ImageSetName
 from plantmodels.report.results import Rejection
 from plantmodels.serve.classifier import PlantClassifier
 from plantmodels.serve.routing import softmax
-from plantmodels.verify.accuracy import BATCH, AccuracyRun, list_p_values
+from plantmodels.verify.accuracy import BATCH, AccuracyRun, embed_ahead, list_p_values
 
 if TYPE_CHECKING:
     from plantmodels.export.network import HierarchicalNetwork
@@ -121,9 +121,8 @@ def _score_images(
     paths: list[Path] = []
     rows: list[ImageRow] = []
     stream = ImageStream(images.paths, int8.metadata.preprocessing, set_size=set_size, description=f"measure {name}")
-    for positions, inputs in stream.batches(BATCH):
+    for positions, (logits, embeddings), (fp16_logits, fp16_embeddings) in embed_ahead(stream, int8, fp16):
         batch = [images.paths[position] for position in positions]
-        (fp16_logits, fp16_embeddings), (logits, embeddings) = fp16.embed(inputs), int8.embed(inputs)
         paths += batch
         scores = (int8.detector.score(fp16_embeddings), int8.detector.score(embeddings))
         rows += _make_rows(images, name, batch, fp16_logits, logits, scores, int8)

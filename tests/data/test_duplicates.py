@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
+import imagehash
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
 from examples.drawn_leaves.draw import TAXONOMY, draw_image
 from plantmodels.bundle.calibration import MAX_DISTANCE
+from plantmodels.data import duplicates
 from plantmodels.data.duplicates import (
     HASH_BITS,
     DuplicateIndex,
@@ -92,6 +94,24 @@ def test_an_image_is_found_whichever_of_the_two_is_cropped(tmp_path: Path) -> No
     cropped = fingerprint_of(tmp_path, encode(cut(draw_leaf(0), 0.03), "PNG"))
     assert [match.position for match in make_index([whole]).find(cropped)] == [0]
     assert [match.position for match in make_index([cropped]).find(whole)] == [0]
+
+
+def test_every_view_has_the_hash_of_another_implementation(tmp_path: Path) -> None:
+    """One cosine transform gives the hashes of all turns; imagehash computes one for each view."""
+    (tmp_path / "leaf.png").write_bytes(encode(draw_leaf(3), "PNG"))
+    grey = draw_leaf(3).resize((64, 64), Image.Resampling.LANCZOS).convert("L")
+    turns: list[Callable[[np.ndarray], np.ndarray]] = [
+        *(lambda grid: grid, np.fliplr, np.flipud, np.rot90, lambda grid: np.rot90(grid, 2)),
+        *(lambda grid: np.rot90(grid, 3), np.transpose, lambda grid: np.rot90(grid.T, 2)),
+    ]
+    views = [Image.fromarray(np.ascontiguousarray(turn(np.asarray(grey)))) for turn in turns]
+    views += [duplicates._change_margin(grey, margin) for margin in duplicates._MARGINS]
+    expected = [imagehash.phash(view, hash_size=16, highfreq_factor=4).hash for view in views]
+
+    found = take_fingerprint(tmp_path / "leaf.png", all_views=True).hashes
+    assert len(found) == len(views) == 12
+    np.testing.assert_array_equal(np.unpackbits(found.view(np.uint8), axis=1), np.reshape(expected, (12, HASH_BITS)))
+    np.testing.assert_array_equal(take_fingerprint(tmp_path / "leaf.png").hashes, found[:1])
 
 
 def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, tmp_path: Path) -> None:

@@ -11,13 +11,14 @@ from scipy.special import softmax as scipy_softmax
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.data.digests import digest_content
 from plantmodels.data.leaves import LeafSample, LeafSet
-from plantmodels.errors import DataError
+from plantmodels.data.streaming import ImageStream
+from plantmodels.errors import BundleError, DataError
 from plantmodels.report.per_image import ImageRow
 from plantmodels.report.results import Accuracy, ClassRow, PrecisionAccuracy
 from plantmodels.report.statistics import PairedCounts, Proportion
 from plantmodels.serve.prediction import Outputs
 from plantmodels.serve.routing import DiseaseAnswer, Routing
-from plantmodels.verify.accuracy import measure_accuracy
+from plantmodels.verify.accuracy import _AHEAD, BATCH, embed_ahead, measure_accuracy
 
 TAXONOMY = Taxonomy(("Apple", "Mint", "Rose"), {"Apple": ("rust", "scab", "healthy"), "Rose": ("spot", "healthy")})
 
@@ -84,6 +85,30 @@ def test_each_image_is_run_once_in_each_precision_and_scored_by_int8(
     assert [row.ood_score for row in run.rows] == int8.scores
     assert [row.fp16_ood_score for row in run.rows] == int8.scores, "both embeddings are the image's number"
     assert [sample.path.name for sample in run.samples] == [f"{i:03d}.png" for i in range(COUNT)]
+
+
+def test_a_model_that_fails_ends_the_pass(numbered_images: Callable[..., list[Path]], scripted: type) -> None:
+    fp16, int8 = scripted(*make_script(1)), scripted(*make_script(2))
+
+    def fail(pixels: np.ndarray) -> None:
+        raise BundleError("swin-species.onnx: does not run")
+
+    fp16.embed = fail
+    with pytest.raises(BundleError, match="does not run"):
+        measure_accuracy(fp16, int8, make_leaves(numbered_images(COUNT)))
+    assert len(int8.seen) < COUNT, "the other model stops soon, too"
+
+
+def test_the_models_run_ahead_of_the_caller_but_not_far(
+    numbered_images: Callable[..., list[Path]], scripted: type
+) -> None:
+    fp16, int8 = scripted(*make_script(1)), scripted(*make_script(2))
+    batches = embed_ahead(ImageStream(numbered_images(COUNT), int8.metadata.preprocessing), int8, fp16)
+    positions, _, _ = next(batches)
+    assert positions == list(range(BATCH))
+    assert len(int8.seen) <= (1 + _AHEAD) * BATCH, "images that nobody has asked for fill the memory"
+    rest = [place for places, _, _ in batches for place in places]
+    assert [*positions, *rest] == fp16.seen == int8.seen == list(range(COUNT))
 
 
 def test_an_unreadable_leaf_is_skipped_named_and_not_counted(
