@@ -14,6 +14,10 @@ MAX_HEADER_BYTES: Final = 65_536
 
 HEADER_TIMEOUT_S: Final = 30.0
 
+_BLOCK_BYTES: Final = 65_536
+"""Number of bytes that are read from a connection at once. With asyncio's 256 KB, 64 connections held up to 20 MB that
+had not been looked at. Each connection also waited longer for its turn: in a crowd, refusals took twice as long."""
+
 
 class BoundedHeaders(HttpToolsProtocol):
     """Answers 400 and closes the connection if the headers of a request are too large or too slow."""
@@ -24,6 +28,8 @@ class BoundedHeaders(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
         super().connection_made(transport)
+        if hasattr(transport, "max_size"):
+            transport.max_size = _BLOCK_BYTES
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
