@@ -18,13 +18,14 @@ from benchmarks.driver import PATH, Patience, find_images, run_child
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
+from benchmarks.scale import measure as scale
 from benchmarks.service.measure import Plan, measure_service
 from benchmarks.threads import measure_threads
 from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
-PARTS: Final = ("speed", "cold", "service", "one-file", "threads", "species", "export", "verify")
+PARTS: Final = ("speed", "cold", "service", "one-file", "threads", "species", "export", "verify", "scale")
 
 
 @click.command()
@@ -122,6 +123,9 @@ def main(
         elif part == "export":
             waiting.wait()
             result[part] = building.measure_export(checkpoint, data)
+        elif part == "scale":
+            sizes = scale.Plan(species=1000, files=5000) if quick else scale.Plan()
+            result[part] = scale.measure_scale(checkpoint, data, sizes, waiting)
         else:
             result[part] = building.measure_verification(
                 bundle, data, images=64 if quick else 256, rounds=plan.growth_rounds, patience=waiting

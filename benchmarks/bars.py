@@ -74,6 +74,7 @@ def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
         *_judge_one_file(result.get("one-file")),
         *_judge_costs(result),
         *_judge_service(result.get("service")),
+        *_judge_scale(result.get("scale")),
     ]
 
 
@@ -258,4 +259,23 @@ def _judge_costs(result: Mapping[str, Any]) -> list[Bar]:
             unit=" s",
         ),
         Bar("INT8 accuracy below FP16, all validation leaves", result.get("int8_accuracy_drop"), 0.01, 0.002),
+    ]
+
+
+def _judge_scale(part: Mapping[str, Any] | None) -> list[Bar]:
+    plan = {"species": 10_000, "files": 100_000} if part is None else part["plan"]
+    species, files = f"{plan['species']:,} species", f"{plan['files']:,} files"
+
+    def bar(what: str, step: str, key: str, limit: float, unit: str = " s") -> Bar:
+        found = None if part is None else part[step]
+        disturbed = found is not None and found["others"] > QUIET
+        return Bar(what, None if found is None else found[key], limit, None, unit=unit, disturbed=disturbed)
+
+    return [
+        bar(f"{species} registered on a server of this machine", "register", "wall_s", 30),
+        bar(f"{files} listed by URI", "listing", "wall_s", 5),
+        bar(f"bundle of {species} loaded", "load", "wall_s", 1),
+        bar(f"memory that a bundle of {species} adds", "load", "added_mb", 150, " MB"),
+        bar(f"{species} verified: longest time without a bar that moves", "verify", "silent_s", 5),
+        bar(f"{species} verified: peak memory", "verify", "peak_mb", 1100, " MB"),
     ]

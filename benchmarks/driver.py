@@ -170,10 +170,10 @@ class Patience:
     def wait(self) -> None:
         """Wait until the machine is quiet or the budget is spent; no worker may be running."""
         while self.left_s > 0:
-            busy, start = _busy_s(), time.perf_counter()
+            busy, start = read_busy_s(), time.perf_counter()
             time.sleep(_PROBE_S)
             elapsed = time.perf_counter() - start
-            if _share(_busy_s() - busy, elapsed) <= QUIET:
+            if share_of_cores(read_busy_s() - busy, elapsed) <= QUIET:
                 return
             self.left_s -= elapsed
 
@@ -218,19 +218,19 @@ def ask_quietly(worker: Worker, patience: Patience, **request: Any) -> tuple[Any
     attempts: list[tuple[Any, float]] = []
     while not attempts or (len(attempts) < _ATTEMPTS and attempts[-1][1] > QUIET and patience.left_s > 0):
         patience.wait()
-        busy, own, start = _busy_s(), worker.processor_s(), time.perf_counter()
+        busy, own, start = read_busy_s(), worker.processor_s(), time.perf_counter()
         answer = worker.ask(**request)
         elapsed = time.perf_counter() - start
-        attempts.append((answer, _share((_busy_s() - busy) - (worker.processor_s() - own), elapsed)))
+        attempts.append((answer, share_of_cores((read_busy_s() - busy) - (worker.processor_s() - own), elapsed)))
     return min(attempts, key=lambda attempt: attempt[1])
 
 
-def _share(processor_s: float, elapsed_s: float) -> float:
+def share_of_cores(processor_s: float, elapsed_s: float) -> float:
     """Return the fraction of all processors; differences of a few ticks of the kernel's clock are ignored."""
     return max(0.0, (processor_s - _IGNORED_TICKS / _TICKS) / (elapsed_s * (os.cpu_count() or 1)))
 
 
-def _busy_s() -> float:
+def read_busy_s() -> float:
     """Return the seconds, summed over processors, that were busy or taken by the hypervisor."""
     user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
     return (user + nice + system + irq + softirq + steal) / _TICKS
@@ -281,7 +281,7 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
     Raises:
         click.ClickException: if the command failed or printed no JSON document.
     """
-    busy, own, start = _busy_s(), _children_s(), time.perf_counter()
+    busy, own, start = read_busy_s(), _children_s(), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-m", module, *arguments]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -291,8 +291,8 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
         raise click.ClickException(f"{module} {' '.join(arguments[:2])} failed")
     answer = json.loads(lines[-1])
     if isinstance(answer, dict):
-        foreign = (_busy_s() - busy) - (_children_s() - own)
-        answer |= {"process_s": seconds, "foreign": _share(foreign, time.perf_counter() - start)}
+        foreign = (read_busy_s() - busy) - (_children_s() - own)
+        answer |= {"process_s": seconds, "foreign": share_of_cores(foreign, time.perf_counter() - start)}
     return answer
 
 

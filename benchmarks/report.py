@@ -11,6 +11,7 @@ from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
 from benchmarks.markdown import render_table
 from benchmarks.one_file import BATCH, WAYS
+from benchmarks.scale.tables import render_scale
 from benchmarks.service.tables import render_service
 from benchmarks.speed import BULK, best_entry
 from benchmarks.threads import render_threads
@@ -29,6 +30,8 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(_render_cold(part))
     if part := result.get("service"):
         parts.append(render_service(part))
+    if part := result.get("scale"):
+        parts.append(render_scale(part))
     if part := result.get("one-file"):
         parts.append(_render_one_file(part))
     if part := result.get("threads"):

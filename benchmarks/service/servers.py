@@ -57,6 +57,7 @@ def make_commands(port: int) -> dict[str, tuple[Sequence[str], str]]:
             (*python, "mlflow", "models", "serve", "-m", MODEL, "--env-manager", "local", "--port", number),
             "/ping",
         ),
+        "tracking": ((*python, "mlflow", "server", "--port", number), "/health"),
         "echo": ((*python, "uvicorn", "benchmarks.service.echo:app", "--port", number, "--no-access-log"), "/"),
     }
 

@@ -26,6 +26,7 @@ from plantmodels.bundle.layout import (
     head_file,
 )
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.progress import track
 from plantmodels.foreign_text import quote_error
 from plantmodels.serve.session import RUN_ERRORS
 from plantmodels.verify.opening import OpenedModels, raise_if_out_of_memory
@@ -61,9 +62,9 @@ def find_load_failures(contents: Mapping[str, bytes], models: OpenedModels) -> d
     import onnx  # the check of a version, which needs the heads alone, does without it
 
     failures = {}
-    for name, content in contents.items():
+    for name in track(tuple(contents), "check models", unit="file"):
         try:
-            onnx.checker.check_model(content)
+            onnx.checker.check_model(contents[name])
         except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
             raise_if_out_of_memory(error)
             failures[name] = quote_error(error)
@@ -88,7 +89,7 @@ def find_head_problems(models: OpenedModels, metadata: Metadata, checkpoint: "Ch
     problems = list(_find_order_problems(metadata, checkpoint))
     if PACKED_HEADS_FILE not in models.sessions:
         problems.append(models.errors.get(PACKED_HEADS_FILE, f"{PACKED_HEADS_FILE}: missing"))
-    for index in metadata.taxonomy.species_with_head:
+    for index in track(metadata.taxonomy.species_with_head, "compare heads", unit="head"):
         name = head_file(metadata.taxonomy.slugs[index])
         if name not in models.sessions:
             problems.append(models.errors.get(name, f"{name}: missing"))

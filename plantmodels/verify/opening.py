@@ -1,4 +1,7 @@
-"""Opens every ONNX file of a bundle once, for all gates together.
+"""Opens every ONNX file of a bundle, for all gates together.
+
+A single disease head is opened to see whether it opens, and again when its session is asked for: 10,000 open sessions
+take gigabytes.
 
 A file that does not open raises no exception here: the gate `loads` reports it, and gates that need it are not
 measured.
@@ -10,17 +13,19 @@ measured.
 (['disease-heads-packed.onnx', 'swin-species-int8.onnx'], {})
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
 
 from plantmodels.bundle.files import read_bytes
-from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision
+from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision, is_single_head
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.bundle.metadata import Metadata
+from plantmodels.data.progress import track
 from plantmodels.errors import BundleError, is_out_of_memory
 from plantmodels.foreign_text import quote_error
 from plantmodels.report.evidence.judge import list_head_files
@@ -29,6 +34,32 @@ from plantmodels.serve.cores import count_cores
 from plantmodels.serve.loading import BundleContents
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.session import open_session
+
+
+class _Sessions(Mapping[str, ort.InferenceSession]):
+    """Sessions by file name. Each time that a single head's session is asked for, it is opened anew and not kept."""
+
+    def __init__(
+        self, kept: Mapping[str, ort.InferenceSession], heads: Mapping[str, Callable[[], ort.InferenceSession]]
+    ) -> None:
+        self._kept, self._heads = kept, heads
+
+    def __getitem__(self, name: str) -> ort.InferenceSession:
+        return self._kept[name] if name in self._kept else self._heads[name]()
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._kept or name in self._heads
+
+    def __iter__(self) -> Iterator[str]:
+        return iter((*self._kept, *self._heads))
+
+    def __len__(self) -> int:
+        return len(self._kept) + len(self._heads)
+
+    def select(self, names: set[str]) -> "_Sessions":
+        """Return those with one of these names; opens nothing."""
+        kept = {name: session for name, session in self._kept.items() if name in names}
+        return _Sessions(kept, {name: open_ for name, open_ in self._heads.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -40,7 +71,7 @@ class OpenedModels:
         errors: file name to reason, for the files that do not open.
     """
 
-    sessions: Mapping[str, ort.InferenceSession]
+    sessions: _Sessions
     errors: Mapping[str, str]
 
     def get_session(self, name: str) -> ort.InferenceSession:
@@ -56,7 +87,7 @@ class OpenedModels:
     def select(self, names: Iterable[str]) -> "OpenedModels":
         """Return those of the models that have one of these names."""
         chosen = set(names)
-        sessions = {name: session for name, session in self.sessions.items() if name in chosen}
+        sessions = self.sessions.select(chosen)
         return OpenedModels(sessions, {name: reason for name, reason in self.errors.items() if name in chosen})
 
 
@@ -71,21 +102,29 @@ def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedMode
         MemoryError: memory ran out, which says nothing about the files.
     """
     rows_per_run = {SPECIES_FILES[precision]: metadata.rows_per_run(precision) for precision in PRECISIONS}
-    sessions: dict[str, ort.InferenceSession] = {}
+    kept: dict[str, ort.InferenceSession] = {}
+    heads: dict[str, Callable[[], ort.InferenceSession]] = {}
     errors: dict[str, str] = {}
-    for name, content in contents.items():
+    for name in track(tuple(contents), "open models", unit="file"):
+        open_ = partial(
+            open_session,
+            Path(name),
+            contents[name],
+            options=metadata.session_options,
+            threads=1,
+            rows_per_run=rows_per_run.get(name),
+        )
         try:
-            sessions[name] = open_session(
-                Path(name),
-                content,
-                options=metadata.session_options,
-                threads=1,
-                rows_per_run=rows_per_run.get(name),
-            )
+            session = open_()
         except (BundleError, RuntimeError, ValueError) as error:
             raise_if_out_of_memory(error)
             errors[name] = quote_error(error)
-    return OpenedModels(sessions, errors)
+            continue
+        if is_single_head(name):
+            heads[name] = open_
+        else:
+            kept[name] = session
+    return OpenedModels(_Sessions(kept, heads), errors)
 
 
 def open_heads(bundle: Path, metadata: Metadata) -> OpenedModels:

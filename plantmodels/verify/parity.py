@@ -26,6 +26,7 @@ from plantmodels.bundle.metadata import Metadata
 from plantmodels.bundle.serialization import replace_non_finite
 from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
 from plantmodels.data.inputs import TRAINED_WEIGHTS
+from plantmodels.data.progress import track
 from plantmodels.errors import BundleError
 from plantmodels.export.network import HierarchicalNetwork
 from plantmodels.export.onnx_heads import build_float_head
@@ -207,14 +208,16 @@ def compare_heads(
     taxonomy = classifier.taxonomy
     packed = {
         taxonomy.slugs[index]: _compare_packed_head(network, classifier, index, embeddings)
-        for index in _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs)
+        for index in track(
+            _keep_with_head(taxonomy.species_with_head, network, taxonomy.slugs), "compare packed heads", unit="head"
+        )
     }
     return {
         slug: HeadSample(
             replace_non_finite(compare_float_head(network, slug, embeddings)),
             replace_non_finite(packed.get(slug, 0.0)),
         )
-        for slug in network.disease_heads
+        for slug in track(list(network.disease_heads), "compare heads with PyTorch", unit="head")
     }
 
 

@@ -75,7 +75,7 @@ def test_a_worker_that_ends_says_why(commands):
 def test_the_least_disturbed_attempt_counts_and_not_the_fastest(commands, monkeypatch):
     # Seconds that the machine was busy: before and after each of three attempts, two of them disturbed.
     busy = iter([0, 50.0, 100, 120.0, 200, 290.0])
-    monkeypatch.setattr("benchmarks.driver._busy_s", lambda: next(busy))
+    monkeypatch.setattr("benchmarks.driver.read_busy_s", lambda: next(busy))
     monkeypatch.setattr(Patience, "wait", lambda self: None)
     with Workers(commands) as workers:
         answers = iter([3.0, 2.0, 1.0])
@@ -87,7 +87,7 @@ def test_the_least_disturbed_attempt_counts_and_not_the_fastest(commands, monkey
 
 def test_without_patience_a_disturbed_turn_is_not_taken_again(commands, monkeypatch):
     busy = iter([0.0, 50.0])
-    monkeypatch.setattr("benchmarks.driver._busy_s", lambda: next(busy))
+    monkeypatch.setattr("benchmarks.driver.read_busy_s", lambda: next(busy))
     with Workers(commands) as workers:
         ask_quietly(workers["fast"], Patience(0), do="time", case={"batch": 1}, repeats=1)
     assert next(busy, None) is None
@@ -95,7 +95,7 @@ def test_without_patience_a_disturbed_turn_is_not_taken_again(commands, monkeypa
 
 def test_patience_is_spent_while_others_run_and_then_waits_no_more(monkeypatch):
     busy = iter(range(0, 10_000, 10))
-    monkeypatch.setattr("benchmarks.driver._busy_s", lambda: float(next(busy)))
+    monkeypatch.setattr("benchmarks.driver.read_busy_s", lambda: float(next(busy)))
     patience = Patience(0.3)
     patience.wait()
     assert patience.left_s <= 0

@@ -194,3 +194,13 @@ def test_a_species_that_the_checkpoint_does_not_know_is_found(
     object.__setattr__(metadata, "taxonomy", Taxonomy(species, diseases))
     problems = find_head_problems(bundle_copy, metadata, checkpoint)
     assert any("has no head for species 'Pepper_bell'" in problem for problem in problems)
+
+
+def test_single_heads_are_not_kept_open(bundle_copy: Path, metadata: Metadata) -> None:
+    """10,000 open sessions take gigabytes."""
+    models = open_heads(bundle_copy, metadata)
+    assert models.sessions[PEPPER] is not models.sessions[PEPPER]
+    assert models.sessions[PACKED_HEADS_FILE] is models.sessions[PACKED_HEADS_FILE]
+    heads = {head_file(metadata.taxonomy.slugs[i]) for i in metadata.taxonomy.species_with_head}
+    assert set(models.sessions) == {PACKED_HEADS_FILE, *heads} and len(models.sessions) == len(heads) + 1
+    assert list(models.select([PEPPER]).sessions) == [PEPPER]
