@@ -6,6 +6,7 @@ python -m benchmarks --checkpoint last.ckpt --data leaves --bundle public/models
 """
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,7 @@ import click
 from benchmarks import building, one_file, serving, speed
 from benchmarks.contestants import CONTESTANTS, REFERENCE, Setup
 from benchmarks.driver import PATH, Patience, find_images, run_child
+from benchmarks.intake.scoring import measure_scoring
 from benchmarks.machine import describe_machine
 from benchmarks.plots import write_plots
 from benchmarks.report import render
@@ -25,7 +27,7 @@ from plantmodels.bundle.files import read_json
 from plantmodels.bundle.layout import GATE_REPORT_FILE, MANIFEST_FILE
 from plantmodels.bundle.manifest import digest_file
 
-PARTS: Final = ("speed", "cold", "service", "one-file", "threads", "species", "export", "verify", "scale")
+PARTS: Final = ("speed", "cold", "service", "one-file", "threads", "scoring", "species", "export", "verify", "scale")
 
 
 @click.command()
@@ -108,6 +110,9 @@ def main(
             result[part] = one_file.measure_one_file(bundle, encoded[0], plan.rounds, waiting)
         elif part == "threads":
             result[part] = measure_threads([bundle], encoded, plan.growth_rounds, 0.5 if quick else 2, waiting)
+        elif part == "scoring":
+            count, spark = (400, False) if quick else (4000, shutil.which("java") is not None)
+            result[part] = measure_scoring(bundle, data / "val", count, plan.growth_rounds, waiting, spark=spark)
         elif part == "service":
             result[part] = measure_service(bundle, encoded, _plan_service(rounds, crowd_seconds, quick=quick), waiting)
         elif part == "species":

@@ -74,6 +74,7 @@ def judge_bars(result: Mapping[str, Any]) -> list[Bar]:
         *_judge_one_file(result.get("one-file")),
         *_judge_costs(result),
         *_judge_service(result.get("service")),
+        *_judge_scoring(result.get("scoring")),
         *_judge_scale(result.get("scale")),
     ]
 
@@ -259,6 +260,20 @@ def _judge_costs(result: Mapping[str, Any]) -> list[Bar]:
             unit=" s",
         ),
         Bar("INT8 accuracy below FP16, all validation leaves", result.get("int8_accuracy_drop"), 0.01, 0.002),
+    ]
+
+
+def _judge_scoring(part: Mapping[str, Any] | None) -> list[Bar]:
+    rates = {} if part is None else part["rates"]
+
+    def compare(what: str, name: str) -> Bar:
+        pairs = zip(rates.get(name, ()), rates.get("native", ()), strict=False)
+        ratios = tuple(rate / native for rate, native in pairs)
+        return Bar(what, statistics.median(ratios) if ratios else None, 0.85, None, "≥", "×", rounds=ratios)
+
+    return [
+        compare("images a second of `predict --output` against a native loop", "predict"),
+        compare("images a second of the Spark job against a native loop", "spark"),
     ]
 
 

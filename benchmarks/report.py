@@ -9,6 +9,7 @@ from typing import Any
 
 from benchmarks.bars import judge_bars
 from benchmarks.driver import QUIET
+from benchmarks.intake.scoring import render_scoring
 from benchmarks.markdown import render_table
 from benchmarks.one_file import BATCH, WAYS
 from benchmarks.scale.tables import render_scale
@@ -30,6 +31,8 @@ def render(result: Mapping[str, Any]) -> str:
         parts.append(_render_cold(part))
     if part := result.get("service"):
         parts.append(render_service(part))
+    if part := result.get("scoring"):
+        parts.append(render_scoring(part))
     if part := result.get("scale"):
         parts.append(render_scale(part))
     if part := result.get("one-file"):

@@ -52,7 +52,5 @@ def _find_library() -> ctypes.PyDLL | None:
     """Return the C library; None if it has another `fenv_t` than `_MODES` says."""
     if sys.platform != "linux":
         return None
-    library = ctypes.PyDLL(
-        None
-    )  # unlike CDLL, it does not release Python's lock, which another thread may take for 5 ms
+    library = ctypes.PyDLL(None)  # CDLL would release Python's lock, which another thread may then hold for 5 ms
     return library if hasattr(library, "fegetenv") and hasattr(library, "fesetenv") else None

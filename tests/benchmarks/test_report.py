@@ -83,7 +83,7 @@ def test_bars_compare_with_the_best_of_each_peer_and_its_better_mode(result):
     assert bars[1].detail == "OpenVINO INT8; 1.2 to 1.2 in 3 rounds"
     absent = "not measured"
     expected = ["met", "**missed**", "moonshot", "met", absent, absent, absent]
-    expected += ["met", "**missed**", absent, "moonshot", absent, *[absent] * 12]
+    expected += ["met", "**missed**", absent, "moonshot", absent, *[absent] * 14]
     assert [bar.verdict for bar in bars] == expected
 
 
