@@ -5,12 +5,13 @@
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal
 
 from benchmarks.building import MANY_SPECIES
 from benchmarks.contestants import CONTESTANTS, LITERAL, OURS_INT8
 from benchmarks.driver import QUIET
+from benchmarks.scale.measure import Plan
 from benchmarks.speed import BULK, best_entry
 
 OPENVINO: Final = tuple(name for name in CONTESTANTS if name.startswith("OpenVINO"))
@@ -165,17 +166,20 @@ def _judge_one_file(part: Mapping[str, Any] | None) -> list[Bar]:
 
 
 def _judge_service(part: Mapping[str, Any] | None) -> list[Bar]:
-    def compare(what: str, clients: int, key: str, of: Callable[[float, float], float], *limits: Any) -> Bar:
-        """Return a bar on the service and the classifier without HTTP: the median of the rounds' comparisons."""
+    def compare(what: str, clients: int, key: str, of: Callable[[float, float], float], **limits: Any) -> Bar:
+        """Return a bar on the service and the classifier without HTTP: the median of the rounds' comparisons.
+
+        `limits` are fields of `Bar`.
+        """
         if part is None:
-            return Bar(what, None, *limits)
+            return Bar(what, None, **limits)
         service, native = (
             next(row for row in part["steady"] if (row["name"], row["clients"]) == (name, clients))
             for name in ("service", "native")
         )
         rounds = tuple(map(of, service[key], native[key]))
         disturbed = max(service["foreign"], native["foreign"]) > QUIET
-        return Bar(what, statistics.median(rounds), *limits, disturbed=disturbed, rounds=rounds)
+        return Bar(what, statistics.median(rounds), **limits, disturbed=disturbed, rounds=rounds)
 
     crowd = {} if part is None else part["crowd"]
     crowded, slowest = crowd.get("foreign", 0) > QUIET, crowd.get("refused_max_s")
@@ -186,20 +190,19 @@ def _judge_service(part: Mapping[str, Any] | None) -> list[Bar]:
             1,
             "rounds_p50_s",
             lambda ours, native: 1000 * (ours - native),
-            2.0,
-            1.0,
-            "≤",
-            " ms",
+            bar=2.0,
+            moonshot=1.0,
+            unit=" ms",
         ),
         compare(
             "service, 16 clients: answers a second against the classifier without HTTP",
             16,
             "rounds_per_second",
             lambda ours, native: ours / native,
-            0.9,
-            None,
-            "≥",
-            "×",
+            bar=0.9,
+            moonshot=None,
+            sense="≥",
+            unit="×",
         ),
         Bar("crowd: wrong answers", crowd.get("wrong"), 0, None, disturbed=crowded),
         Bar("crowd: peak memory", crowd.get("peak_mb"), 400, None, unit=" MB", disturbed=crowded),
@@ -278,11 +281,13 @@ def _judge_scoring(part: Mapping[str, Any] | None) -> list[Bar]:
 
 
 def _judge_scale(part: Mapping[str, Any] | None) -> list[Bar]:
-    plan = {"species": 10_000, "files": 100_000} if part is None else part["plan"]
+    """Return the bars on the whole plan; a smaller one, of `--quick`, measures none of them."""
+    plan = asdict(Plan())
     species, files = f"{plan['species']:,} species", f"{plan['files']:,} files"
+    whole = part is not None and part["plan"] == plan
 
     def bar(what: str, step: str, key: str, limit: float, unit: str = " s") -> Bar:
-        found = None if part is None else part[step]
+        found = part[step] if part is not None and whole else None
         disturbed = found is not None and found["others"] > QUIET
         return Bar(what, None if found is None else found[key], limit, None, unit=unit, disturbed=disturbed)
 

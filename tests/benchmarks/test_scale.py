@@ -29,8 +29,7 @@ def part() -> dict[str, Any]:
 
 
 def judge(measured: dict[str, Any] | None) -> list[Bar]:
-    known = {bar.what for bar in judge_bars({})} - {bar.what for bar in judge_bars({})[:-6]}
-    return [bar for bar in judge_bars({"scale": measured}) if bar.what in known]
+    return judge_bars({"scale": measured})[-6:]
 
 
 def test_the_bars_are_judged_by_what_was_measured() -> None:
@@ -43,6 +42,11 @@ def test_the_bars_are_judged_by_what_was_measured() -> None:
         ("10,000 species verified: peak memory", 900.0, 1100, "met"),
     ]
     assert {bar.verdict for bar in judge(None)} == {"not measured"}
+
+
+def test_a_smaller_plan_is_not_judged() -> None:
+    measured = {**part(), "plan": vars(Plan(species=1000, files=5000))}
+    assert {bar.verdict for bar in judge(measured)} == {"not measured"}
 
 
 def test_other_programs_disturb_a_bar() -> None:
