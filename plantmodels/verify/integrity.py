@@ -85,6 +85,9 @@ def find_head_problems(models: OpenedModels, metadata: Metadata, checkpoint: "Ch
 
     Returns:
         One line for each problem; none if every species with diseases has its own head, in the right order.
+
+    Raises:
+        MemoryError: memory ran out, which says nothing about the heads.
     """
     problems = list(_find_order_problems(metadata, checkpoint))
     if PACKED_HEADS_FILE not in models.sessions:

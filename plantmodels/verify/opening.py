@@ -45,7 +45,13 @@ class _Sessions(Mapping[str, ort.InferenceSession]):
         self._kept, self._heads = kept, heads
 
     def __getitem__(self, name: str) -> ort.InferenceSession:
-        return self._kept[name] if name in self._kept else self._heads[name]()
+        if name in self._kept:
+            return self._kept[name]
+        try:
+            return self._heads[name]()
+        except BundleError as error:
+            raise_if_out_of_memory(error)
+            raise
 
     def __contains__(self, name: object) -> bool:
         return name in self._kept or name in self._heads
@@ -79,6 +85,7 @@ class OpenedModels:
 
         Raises:
             BundleError: the file is missing or does not open.
+            MemoryError: memory ran out, which says nothing about the file.
         """
         if name not in self.sessions:
             raise BundleError(self.errors.get(name, f"{name}: missing"))

@@ -10,8 +10,10 @@ from plantmodels.bundle.layout import HEADS_FOLDER, PACKED_HEADS_FILE, SPECIES_F
 from plantmodels.bundle.metadata import Metadata, read_metadata
 from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.checkpoint.reading import Checkpoint, read_checkpoint
+from plantmodels.errors import BundleError
 from plantmodels.export.onnx_heads import Int8Head, build_int8_head, quantize_head
-from plantmodels.verify import integrity
+from plantmodels.serve.session import open_session
+from plantmodels.verify import integrity, opening
 from plantmodels.verify.opening import open_heads, open_models
 
 PEPPER, CHERRY, ALOE = (head_file(slug) for slug in ("pepper-bell", "cherry-including-sour", "aloe-sp-2"))
@@ -204,3 +206,23 @@ def test_single_heads_are_not_kept_open(bundle_copy: Path, metadata: Metadata) -
     heads = {head_file(metadata.taxonomy.slugs[i]) for i in metadata.taxonomy.species_with_head}
     assert set(models.sessions) == {PACKED_HEADS_FILE, *heads} and len(models.sessions) == len(heads) + 1
     assert list(models.select([PEPPER]).sessions) == [PEPPER]
+
+
+def test_memory_that_runs_out_while_a_head_is_opened_again_is_no_fault_of_the_head(
+    bundle_copy: Path, metadata: Metadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reason = "ONNX Runtime cannot open it"
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise BundleError(f"{path}: {reason}")
+
+    monkeypatch.setattr(opening, "open_session", lambda *given, **options: open_(*given, **options))
+    open_ = open_session
+    models = open_heads(bundle_copy, metadata)
+    open_ = refuse
+    with pytest.raises(BundleError, match=reason):
+        models.get_session(PEPPER)
+    reason = "ONNX Runtime cannot open it (std::bad_alloc)"
+    for read in (lambda: models.get_session(PEPPER), lambda: integrity.find_head_problems(models, metadata, None)):
+        with pytest.raises(MemoryError, match="bad_alloc"):
+            read()
