@@ -31,6 +31,7 @@ from plantmodels.data.progress import log_step
 from plantmodels.errors import ExportError
 from plantmodels.export.quantize import SWITCHES, add_switches, find_products, quantize_int8
 from plantmodels.serve.cores import count_cores
+from plantmodels.serve.denormals import denormals_as_zero
 from plantmodels.serve.session import CPU, SESSION_OPTIONS, open_session
 
 MAX_CHANGED: Final = 0.01
@@ -243,7 +244,7 @@ def _time_one(model: onnx.ModelProto, pixels: Inputs) -> float:
     times = []
     for _ in range(_TIMED_RUNS):
         start = time.perf_counter()
-        session.run(_OUTPUTS, {IMAGE_INPUT: pixels[:1]})
+        _run(session, _OUTPUTS, {IMAGE_INPUT: pixels[:1]})
         times.append(1000 * (time.perf_counter() - start))
     return median(times)
 
@@ -260,11 +261,17 @@ def _run_single_images(
     """
     logits, embeddings = [], []
     with ThreadPoolExecutor(count_cores()) as pool:
-        for row in pool.map(lambda i: session.run(_OUTPUTS, {IMAGE_INPUT: pixels[i : i + 1]}), range(len(pixels))):
+        for row in pool.map(lambda i: _run(session, _OUTPUTS, {IMAGE_INPUT: pixels[i : i + 1]}), range(len(pixels))):
             logits.append(row[0])
             embeddings.append(row[1])
             advance()
     return np.concatenate(logits), np.concatenate(embeddings)
+
+
+def _run(session: ort.InferenceSession, outputs: Sequence[str], inputs: Mapping[str, Any]) -> list[Any]:
+    """Run a model in the floating-point mode in which it is served, whichever thread asks."""
+    with denormals_as_zero():
+        return list(session.run(outputs, inputs))
 
 
 def _open_session(model: onnx.ModelProto, threads: int | None = None) -> ort.InferenceSession:
@@ -312,7 +319,7 @@ def _rank_by_loss(model: onnx.ModelProto, products: Sequence[str], pixels: Input
         chosen: dict[str, Any] = {SWITCHES: np.arange(len(products)) == (-1 if only is None else only)}
         with ThreadPoolExecutor(count_cores()) as pool:
             images = (chosen | {IMAGE_INPUT: pixels[i : i + 1]} for i in range(len(pixels)))
-            return np.concatenate(list(pool.map(lambda image: session.run([EMBEDDING], image)[0], images)))
+            return np.concatenate(list(pool.map(lambda image: _run(session, [EMBEDDING], image)[0], images)))
 
     reference = embed(None)
     losses: dict[str, float] = {}

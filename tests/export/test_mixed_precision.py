@@ -2,11 +2,15 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from scipy.stats import binom
@@ -217,3 +221,31 @@ def test_it_ends_with_a_model_when_nothing_holds(monkeypatch: pytest.MonkeyPatch
     assert [trial.passed for trial in result.trials] == [False] * len(result.trials)
     assert len(result.kept_float) == 4
     onnx.checker.check_model(result.model)
+
+
+def test_every_run_is_in_the_mode_of_serving(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, runs = threading.local(), list[bool]()
+
+    @contextmanager
+    def enter() -> Iterator[None]:
+        here.inside = True
+        yield
+        here.inside = False
+
+    class Session:
+        def __init__(self, session: ort.InferenceSession) -> None:
+            self._session = session
+
+        def run(self, *given: Any) -> list[Any]:
+            runs.append(getattr(here, "inside", False))
+            return list(self._session.run(*given))
+
+    def watch(open_: Callable[..., ort.InferenceSession]) -> Callable[..., Session]:
+        return lambda *given, **options: Session(open_(*given, **options))
+
+    monkeypatch.setattr(mixed_precision, "denormals_as_zero", enter)
+    for name in ("_open_session", "_open_switched"):
+        monkeypatch.setattr(mixed_precision, name, watch(getattr(mixed_precision, name)))
+    model = make_model(1000.0)
+    assert len(choose_int8(model, make_leaves(model), reduce_range=False).trials) == 2
+    assert len(runs) > 240 and all(runs)
