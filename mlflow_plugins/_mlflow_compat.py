@@ -237,6 +237,7 @@ def prepare_for_many_requests(connections: int) -> Iterator[None]:
     """Let MLflow's client keep many connections to a server open, and ask for its own headers seldom.
 
     By default it keeps 10 connections, and for each request it tries five times in vain to import Databricks' packages.
+    This changes the whole process: a caller must not let two such blocks overlap.
 
     Args:
         connections: most connections to keep. A larger MLFLOW_HTTP_POOL_MAXSIZE stays as it is.

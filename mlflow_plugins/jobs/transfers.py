@@ -10,11 +10,12 @@ several workers, uvicorn leaves Nagle's algorithm on, so a file's bytes wait unt
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from typing import Final
+from unittest.mock import patch
 
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 
@@ -27,29 +28,51 @@ _UPLOADS: Final = 8
 _READS: Final = 32
 """Files that are read at once. Each waits 40 ms, so as many keep two cores busy."""
 
+_LOCK: Final = Lock()
+
+_PATCHES: Final = ExitStack()
+"""What undoes the changes to MLflow's client; empty while no block runs."""
+
+_blocks = 0
+"""Blocks that run now, in all threads."""
+
 
 @contextmanager
 def parallel_transfers() -> Iterator[None]:
     """Let MLflow's client send and read several files of a folder at once while the block runs, with a bar.
 
     If a file is refused, those that wait are not sent, and its error is raised. Stores that are no MLflow server are
-    left as they are.
+    left as they are. The client changes in all threads. If blocks overlap, it changes back when the last one ends.
     """
-    original = HttpArtifactRepository.log_artifacts, HttpArtifactRepository.download_artifacts
+    global _blocks
+    with _LOCK:
+        if not _blocks:
+            _PATCHES.enter_context(_change_client())
+        _blocks += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _blocks -= 1
+            if not _blocks:
+                _PATCHES.close()
+
+
+@contextmanager
+def _change_client() -> Iterator[None]:
+    original = HttpArtifactRepository.download_artifacts
 
     def download_artifacts(repository: HttpArtifactRepository, artifact_path: str, dst_path: str | None = None) -> str:
         if artifact_path or dst_path is None:
-            return str(original[1](repository, artifact_path, dst_path))  # type: ignore[no-untyped-call]
+            return str(original(repository, artifact_path, dst_path))  # type: ignore[no-untyped-call]
         return _download_all(repository, dst_path)
 
-    HttpArtifactRepository.log_artifacts = _log_artifacts  # type: ignore[method-assign]
-    HttpArtifactRepository.download_artifacts = download_artifacts  # type: ignore[method-assign, assignment]
-    try:
-        with prepare_for_many_requests(_READS):
-            yield
-    finally:
-        HttpArtifactRepository.log_artifacts = original[0]  # type: ignore[method-assign]
-        HttpArtifactRepository.download_artifacts = original[1]  # type: ignore[method-assign]
+    with (
+        patch.object(HttpArtifactRepository, "log_artifacts", _log_artifacts),
+        patch.object(HttpArtifactRepository, "download_artifacts", download_artifacts),  # inherited, so deleted again
+        prepare_for_many_requests(_READS),
+    ):
+        yield
 
 
 def _log_artifacts(repository: HttpArtifactRepository, local_dir: str, artifact_path: str | None = None) -> None:

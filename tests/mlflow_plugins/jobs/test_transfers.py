@@ -109,10 +109,10 @@ def test_a_file_that_cannot_be_read_is_raised(tmp_path: Path, monkeypatch: pytes
         raise MlflowException(f"{remote_file_path} is gone")
 
     monkeypatch.setattr(Store, "_download_file", refuse)
-    original = HttpArtifactRepository.download_artifacts
+    before = dict(vars(HttpArtifactRepository))
     with pytest.raises(MlflowException, match="is gone"), parallel_transfers():
         Store(ADDRESS).download_artifacts("", str(tmp_path))
-    assert HttpArtifactRepository.download_artifacts is original
+    assert vars(HttpArtifactRepository) == before, "download_artifacts is inherited again"
 
 
 def test_a_single_file_is_read_as_mlflow_reads_it(tmp_path: Path) -> None:
@@ -146,3 +146,19 @@ def test_a_request_has_mlflows_headers_and_its_own(monkeypatch: pytest.MonkeyPat
         assert registry.resolve_request_headers({"X-Mine": "1"}) == provided | {"X-Mine": "1"}
         assert len(asked) == 1
     assert registry.resolve_request_headers is count
+
+
+def test_blocks_that_overlap_change_the_client_until_the_last_one_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_state() -> tuple[object, ...]:
+        changed = os.environ.get("MLFLOW_HTTP_POOL_MAXSIZE"), registry.resolve_request_headers
+        return dict(vars(HttpArtifactRepository)), *changed
+
+    monkeypatch.delenv("MLFLOW_HTTP_POOL_MAXSIZE", raising=False)
+    first, second, before = parallel_transfers(), parallel_transfers(), read_state()
+    first.__enter__()
+    during = read_state()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert read_state() == during != before
+    second.__exit__(None, None, None)
+    assert read_state() == before
