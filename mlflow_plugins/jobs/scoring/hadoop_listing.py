@@ -40,7 +40,7 @@ class _Found:
 def list_files(spark: "SparkSession", images: str) -> "DataFrame":
     """Return path and length of every image file at any depth, and log their number.
 
-    Names that begin with a dot or an underscore are left out, as Spark leaves them out.
+    Files and folders are left out by their names as Spark leaves them out (`_is_left_out`).
     """
     system, root = open_hadoop_path(spark, images)
     files: list[tuple[str, int]] = []
@@ -64,13 +64,25 @@ def _list_folder(java: Any, system: Any, folder: Any) -> _Found:
     found = _Found()
     for place, (path, is_folder, size) in enumerate(_read_entries(text.split("\0") if text else [], entries)):
         name = path.rpartition("/")[2]
-        if name.startswith(".") or (name.startswith("_") and "=" not in name):
+        if _is_left_out(name, is_folder):
             continue
         if is_folder:
             found.folders.append(entries[place].getPath())
         elif name.lower().endswith(_ENDINGS):
             found.files.append((path, size))
     return found
+
+
+def _is_left_out(name: str, is_folder: bool) -> bool:
+    """Return whether Spark ignores a file or folder of this name.
+
+    It ignores names that begin with a dot or an underscore, and those of unfinished copies. It keeps names that begin
+    with an underscore and hold "=" (partitions), and folders whose name begins with `_metadata` or `_common_metadata`
+    (`HadoopFSUtils.shouldFilterOutPathName`, and for files `PartitioningAwareFileIndex.isDataPath` too).
+    """
+    if is_folder and name.startswith(("_metadata", "_common_metadata")):
+        return False
+    return name.startswith(".") or name.endswith("._COPYING_") or (name.startswith("_") and "=" not in name)
 
 
 def _read_entries(texts: Sequence[str], entries: Iterable[Any]) -> list[tuple[str, bool, int]]:

@@ -17,7 +17,7 @@ _ANY_AGE: Final = "36500d"
 
 SUFFIXES: Final = ("jpg", "jpeg", "png", "webp")
 _IMAGE_FILES: Final = f"*.{{{','.join(''.join(f'[{c}{c.upper()}]' for c in suffix) for suffix in SUFFIXES)}}}"
-"""The files of a URI that are scored, at any depth. Spark skips names that start with a dot or an underscore."""
+"""The files of a URI that are scored, at any depth. Spark skips most names that begin with a dot or an underscore."""
 
 
 def is_uri(images: str) -> bool:

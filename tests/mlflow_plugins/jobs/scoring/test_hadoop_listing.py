@@ -27,9 +27,21 @@ FOUND = (
     "line\nbreak %20 [1] {é}.png",
     "deep/er/d.webp",
     "deep/_part=1/e.jpg",
+    "_metadata 2/_common_metadata/g.jpg",
+    "_x=1.jpg",
     "in, {a}*/f.Png",
 )
-LEFT_OUT = (".a.jpg", "_b.jpg", "notes.txt", "jpg", ".hidden/a.jpg", "_temporary/a.jpg", "a.jpg.part")
+LEFT_OUT = (
+    ".a.jpg",
+    "_b.jpg",
+    "notes.txt",
+    "jpg",
+    ".hidden/a.jpg",
+    "_temporary/a.jpg",
+    "a.jpg.part",
+    "b._COPYING_/a.jpg",
+    ".x=1.jpg",
+)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +85,7 @@ def test_the_bar_counts_the_files_of_each_folder(
 
     monkeypatch.setattr(hadoop_listing, "log_step", lambda *_, **__: contextlib.nullcontext(steps.append))
     list_files(spark, f"file://{folder}")
-    assert sum(steps) == len(FOUND) and len(steps) == 5  # the root, and four folders below it
+    assert sum(steps) == len(FOUND) and len(steps) == 7  # the root, and six folders below it
 
 
 def test_an_empty_folder_has_no_image(spark: SparkSession, tmp_path: Path) -> None:
