@@ -1,7 +1,8 @@
 """Lets any thread run a model with denormal numbers as zero.
 
-ONNX Runtime sets this mode only in its own threads and in the thread that opens the first session of a process. But the
-thread that asks for a run computes too, and without this mode a Swin takes half as much time again.
+ONNX Runtime sets this mode in its own threads and in the thread that opens the first session of a process; threads that
+this one starts later inherit it. Other threads do not have it. But the thread that asks for a run computes too, and
+without this mode a Swin takes half as much time again.
 
 >>> with denormals_as_zero():
 ...     bool(np.float32(1e-40) * np.ones(1, np.float32) > 0)
@@ -27,7 +28,7 @@ _Environment = ctypes.c_uint32 * 16
 
 @contextmanager
 def denormals_as_zero() -> Iterator[None]:
-    """Treat denormal numbers as zero in this thread, until the block is left. This takes about a microsecond.
+    """Treat denormal numbers as zero in this thread, until the block is left. This takes a few microseconds.
 
     Does nothing on another system than Linux, or on another processor than x86-64 and arm64.
     """

@@ -25,8 +25,8 @@ from plantmodels.serve.onnx_guard import check_graph
 SESSION_OPTIONS: Final[Mapping[str, str]] = {"session.set_denormal_as_zero": "1"}
 """Recorded in the metadata of every bundle. timm's shifted-window mask is -100, and exp(-100) is a denormal float32
 number, with which the attention products run at a third of the speed. ONNX Runtime applies this option to its own
-threads. The first session of a process also decides for the thread that opens it: NumPy then flushes denormals in this
-thread too. All other threads need `denormals_as_zero`."""
+threads. The first session of a process also decides for the thread that opens it and for those that this thread starts
+later: NumPy then flushes denormals there too. All other threads need `denormals_as_zero`."""
 
 CPU: Final = "CPUExecutionProvider"
 
