@@ -288,7 +288,7 @@ def _judge_scale(part: Mapping[str, Any] | None) -> list[Bar]:
 
     def bar(what: str, step: str, key: str, limit: float, unit: str = " s") -> Bar:
         found = part[step] if part is not None and whole else None
-        disturbed = found is not None and found["others"] > QUIET
+        disturbed = found is not None and found["foreign"] > QUIET
         return Bar(what, None if found is None else found[key], limit, None, unit=unit, disturbed=disturbed)
 
     return [

@@ -276,7 +276,7 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
 
     Returns:
         The last line that is a JSON document. A dict also gets `process_s`, the seconds from the start of the process
-        to its end, and the fraction `foreign` (see `Turn`).
+        to its end, and the fraction `foreign` (see `Turn`), unless the command counted this fraction itself.
 
     Raises:
         click.ClickException: if the command failed or printed no JSON document.
@@ -292,7 +292,8 @@ def run_child(module: str, arguments: Sequence[str], environment: Mapping[str, s
     answer = json.loads(lines[-1])
     if isinstance(answer, dict):
         foreign = (read_busy_s() - busy) - (_children_s() - own)
-        answer |= {"process_s": seconds, "foreign": share_of_cores(foreign, time.perf_counter() - start)}
+        answer["process_s"] = seconds
+        answer.setdefault("foreign", share_of_cores(foreign, time.perf_counter() - start))
     return answer
 
 

@@ -90,9 +90,9 @@ def measure_rates(
         seconds: length of a turn.
         patience: how long to wait for an idle machine before each idle turn.
     """
-    cores, rates = count_cores(), Rates()
+    numbers, rates = sorted({1, count_cores()}), Rates()
     for bundle in bundles:
-        opened = {threads: PlantClassifier.load(bundle, threads=threads) for threads in (1, cores)}
+        opened = {threads: PlantClassifier.load(bundle, threads=threads) for threads in numbers}
         for classifier in opened.values():
             classifier.predict(encoded[:1])
         for busy in (False, True):
@@ -100,7 +100,7 @@ def measure_rates(
                 if not busy:
                     patience.wait()
                 with keep_core_busy(busy):
-                    for callers in (1, cores):
+                    for callers in numbers:
                         for threads in sorted(opened, reverse=bool(turn % 2)):
                             time.sleep(_PAUSE_S)
                             rate = count_answers(opened[threads], encoded, callers, seconds)

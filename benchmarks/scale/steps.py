@@ -154,7 +154,7 @@ def _time(work: Callable[[], object], others_s: Callable[[], float] = lambda: 0.
     work()
     wall, own, others = time.perf_counter() - start, _read_group_s() - own, others_s() - others
     foreign = share_of_cores(read_busy_s() - busy - own - others, wall)
-    return {"wall_s": wall, "cpu_s": own, "server_cpu_s": others, "others": foreign}
+    return {"wall_s": wall, "cpu_s": own, "server_cpu_s": others, "foreign": foreign}
 
 
 def _read_group_s() -> float:

@@ -13,15 +13,20 @@ import io
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 _LOGGER: Final = logging.getLogger(__name__)
 
-_STEP: Final = "step"
-
 _Item = TypeVar("_Item")
+
+
+class Advance(Protocol):
+    """Moves a bar on."""
+
+    def __call__(self, count: int = 1, /) -> object:
+        """Say that so many more items are done."""
 
 
 def log_to_terminal() -> None:
@@ -56,26 +61,31 @@ class _StandardError(logging.Handler):
 
 
 @contextmanager
-def show_bar(description: str, *, total: int | None = None, unit: str = _STEP) -> Iterator[Callable[..., object]]:
+def show_bar(description: str, *, total: int | None = None, unit: str | None = None) -> Iterator[Advance]:
     """Show a progress bar on a terminal while the block runs; write nothing into a file.
 
     Args:
         description: text in front of the bar.
         total: number of items; None when it is not known beforehand.
-        unit: singular noun for one item; with neither it nor a total, nothing is counted.
+        unit: singular noun for one item, by default "step". A bar without a total counts items only if it has a unit.
 
     Yields:
         A function to call after each item, or with a number after several.
     """
     from tqdm import tqdm  # what only serves an image does without it
 
-    layout = None if total is not None else "{desc} ..." if unit == _STEP else "{desc}: {n_fmt} {unit}s"
-    with tqdm(total=total, desc=description, unit=unit, leave=False, disable=None, bar_format=layout) as bar:
+    if total is not None:
+        layout = None  # tqdm's own
+    elif unit is None:
+        layout = "{desc} ..."
+    else:
+        layout = "{desc}: {n_fmt} {unit}s"
+    with tqdm(total=total, desc=description, unit=unit or "step", leave=False, disable=None, bar_format=layout) as bar:
         yield bar.update
 
 
 @contextmanager
-def log_step(description: str, *, total: int | None = None, unit: str = _STEP) -> Iterator[Callable[..., object]]:
+def log_step(description: str, *, total: int | None = None, unit: str | None = None) -> Iterator[Advance]:
     """Show a bar while the block runs, then log one line with the number of items and the seconds it took.
 
     A block that is left by an exception logs nothing. The arguments and the yielded function are those of `show_bar`.
@@ -83,11 +93,11 @@ def log_step(description: str, *, total: int | None = None, unit: str = _STEP) -
     start = time.perf_counter()
     with show_bar(description, total=total, unit=unit) as advance:
         yield advance
-    items = "" if total is None else f"{total:,} {unit if total == 1 else f'{unit}s'}, "
+    items = "" if total is None else f"{total:,} {unit or 'step'}{'s' * (total != 1)}, "
     _LOGGER.info("%s: %s%.1f s", description, items, time.perf_counter() - start)
 
 
-def track(items: Sequence[_Item], description: str, *, unit: str = _STEP) -> Iterator[_Item]:
+def track(items: Sequence[_Item], description: str, *, unit: str | None = None) -> Iterator[_Item]:
     """Yield the items one by one and show a bar on a terminal meanwhile."""
     with show_bar(description, total=len(items), unit=unit) as advance:
         for item in items:

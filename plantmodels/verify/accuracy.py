@@ -38,7 +38,12 @@ BATCH: Final = 8
 """Images that the models see at once."""
 
 _AHEAD: Final = 2
-"""Batches that the models run before the caller asks for them; each holds 5 MB."""
+"""Batches that the models run before the caller asks for them; each holds 5 MB for images of 224 pixels."""
+
+_Outputs = tuple[Logits, Embeddings]
+_Running = Future[_Outputs]
+_Batch = tuple[list[int], _Outputs, _Outputs]
+"""Positions of images in the stream, and the outputs of INT8 and of FP16 for them."""
 
 _DESCRIPTIONS: Final[dict[ImageSetName, str]] = {"val": "measure accuracy", "field": "measure field leaves"}
 """Set to the description of its progress bar."""
@@ -131,9 +136,7 @@ def measure_accuracy(
     )
 
 
-def embed_ahead(
-    stream: ImageStream, int8: PlantClassifier, fp16: PlantClassifier
-) -> Iterator[tuple[list[int], tuple[Logits, Embeddings], tuple[Logits, Embeddings]]]:
+def embed_ahead(stream: ImageStream, int8: PlantClassifier, fp16: PlantClassifier) -> Iterator[_Batch]:
     """Yield positions in the stream, and the outputs of INT8 and of FP16 for these images, `BATCH` at a time.
 
     Meanwhile both models run the next batches, so that no core waits for the caller or for the other model.
@@ -152,12 +155,7 @@ def embed_ahead(
             yield _await(*running.popleft())
 
 
-_Running = Future[tuple[Logits, Embeddings]]
-
-
-def _await(
-    positions: list[int], int8: _Running, fp16: _Running
-) -> tuple[list[int], tuple[Logits, Embeddings], tuple[Logits, Embeddings]]:
+def _await(positions: list[int], int8: _Running, fp16: _Running) -> _Batch:
     return positions, int8.result(), fp16.result()
 
 

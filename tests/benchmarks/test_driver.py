@@ -120,6 +120,15 @@ def test_a_summary_is_numpys_percentiles(values):
     np.testing.assert_allclose([found[k] for k in ("min_s", "q1_s", "median_s", "q3_s", "max_s")], expected)
 
 
+@pytest.mark.parametrize("counted", [{}, {"foreign": 0.125}])
+def test_a_child_that_counts_other_programs_itself_is_believed(tmp_path, monkeypatch, counted):
+    (tmp_path / "child.py").write_text(f"import json; print(json.dumps({counted}))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    answer = run_child("child", [])
+    assert answer["process_s"] > 0 and answer["foreign"] >= 0
+    assert answer | counted == answer
+
+
 def test_a_child_that_fails_is_an_error():
     with pytest.raises(click.ClickException, match="failed"):
         run_child("benchmarks.absent", [])

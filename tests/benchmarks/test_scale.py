@@ -15,7 +15,7 @@ from benchmarks.scale.tables import render_scale
 
 def part() -> dict[str, Any]:
     def step(wall_s: float, **more: float) -> dict[str, float]:
-        return {"wall_s": wall_s, "cpu_s": wall_s / 2, "server_cpu_s": 20.0, "others": 0.01, **more}
+        return {"wall_s": wall_s, "cpu_s": wall_s / 2, "server_cpu_s": 20.0, "foreign": 0.01, **more}
 
     return {
         "plan": vars(Plan()),
@@ -51,7 +51,7 @@ def test_a_smaller_plan_is_not_judged() -> None:
 
 def test_other_programs_disturb_a_bar() -> None:
     measured = part()
-    measured["listing"]["others"] = 0.5
+    measured["listing"]["foreign"] = 0.5
     assert [bar.disturbed for bar in judge(measured)] == [False, True, False, False, False, False]
 
 

@@ -21,6 +21,14 @@ def test_every_case_has_a_row(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> N
     assert all(float(cell.partition(" ")[0]) > 0 for row in rows for cell in row[3:5])
 
 
+def test_one_core_is_measured_once(tiny_bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "count_cores", lambda: 1)
+    monkeypatch.setattr(threads, "_PAUSE_S", 0)
+    image = next((tiny_bundle.data / "val").rglob("*.png")).read_bytes()
+    rates = threads.measure_rates([tiny_bundle.bundle], [image], 1, 0.01, threads.Patience(0))
+    assert [(case[1:], len(found)) for case, found in rates.items()] == [((False, 1, 1), 1), ((True, 1, 1), 1)]
+
+
 def test_the_table_says_what_the_rule_loses() -> None:
     rates = {
         ("small", False, 1, 1): [100.0, 110.0, 120.0],
