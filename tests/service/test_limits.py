@@ -91,7 +91,7 @@ def test_a_body_that_drips_is_refused_in_time(run_service: Callable[..., Running
     assert answer.status == 408 and answer.error.endswith("; 3 bytes came")
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Half: "])
+@pytest.mark.parametrize("sent", [b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\nX-Half: "])
 def test_headers_that_do_not_come_are_refused_in_time(
     service: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
 ) -> None:
@@ -126,13 +126,128 @@ def test_a_long_answer_is_not_cut_off_by_the_next_request(
         assert running.read(connection).status == 200
 
 
+@pytest.mark.parametrize("sent", [b"", b"\r\n"])
+def test_a_connection_that_asks_nothing_is_closed_without_an_answer(
+    service: Running, monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(headers, "HEADER_TIMEOUT_S", 0.3)
+    with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
+        connection.sendall(sent)
+        assert connection.recv(1) == b""
+
+
+@pytest.mark.parametrize("drip", [b"a", b"\r\n", b"1\r\nx\r\n"], ids=["trailer", "blank lines", "body"])
+def test_a_connection_that_drips_after_its_answer_is_closed(
+    service: Running, monkeypatch: pytest.MonkeyPatch, drip: bytes
+) -> None:
+    monkeypatch.setattr(headers, "HEADER_TIMEOUT_S", 0.3)
+    begin = {b"a": b"0\r\n", b"\r\n": b"0\r\n\r\n"}.get(drip, b"")
+    with service.connect("GET /health HTTP/1.1", "Transfer-Encoding: chunked", body=begin) as connection:
+        assert service.read(connection).status == 200
+        assert drip_until_closed(connection, drip) == b""
+
+
+def drip_until_closed(connection: socket.socket, drip: bytes) -> bytes:
+    """Send these bytes every 50 ms, for at most 3 s, until the connection ends. Return what was read."""
+    connection.settimeout(0.05)
+    for _ in range(60):
+        try:
+            connection.sendall(drip)
+            return connection.recv(100)
+        except TimeoutError:
+            continue
+        except ConnectionError:
+            return b""
+    pytest.fail("the connection stays open")
+
+
+LARGE = f"The headers are larger than {headers.MAX_HEADER_BYTES:,} bytes."
+
+
 def test_headers_without_end_are_refused(service: Running) -> None:
     with socket.create_connection(("127.0.0.1", service.port), timeout=60) as connection:
         connection.sendall(b"POST /predict HTTP/1.1\r\nX-Long: ")
         time.sleep(0.1)
         connection.sendall(b"a" * (headers.MAX_HEADER_BYTES + 1))
         answer = service.read(connection)
-    assert (answer.status, answer.text) == (400, "The headers are larger than 65,536 bytes.")
+    assert (answer.status, answer.text) == (400, LARGE)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["GET /health HTTP/1.1", "X-Long: " + "a" * 100_000],
+        ["GET /health HTTP/1.1", *["X-Many: " + "a" * 90] * 1000],
+        ["GET /health?" + "a" * 100_000 + " HTTP/1.1"],
+    ],
+    ids=["one", "many", "URL"],
+)
+def test_complete_headers_that_are_too_large_are_refused(service: Running, lines: list[str]) -> None:
+    with service.connect(*lines) as connection:
+        answer = service.read(connection)
+        assert (answer.status, answer.text) == (400, LARGE)
+        assert connection.recv(1) == b"", "the connection ends"
+
+
+def test_headers_up_to_the_limit_are_read(service: Running) -> None:
+    name = "X-Long"
+    longest = headers.MAX_HEADER_BYTES - len("/health") - len(f"{name}:\r\n")
+    for size, status in ((longest, 200), (longest + 1, 400)):
+        with service.connect("GET /health HTTP/1.1", f"{name}:" + "a" * size) as connection:
+            assert service.read(connection).status == status
+
+
+def test_each_request_has_headers_of_its_own(service: Running) -> None:
+    with service.connect("GET /health HTTP/1.1", "X-Long: " + "a" * 40_000) as connection:
+        assert service.read(connection).status == 200
+        connection.sendall(b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 40_000 + b"\r\n\r\n")
+        assert service.read(connection).status == 200
+
+
+def test_trailers_that_are_too_large_are_refused(service: Running) -> None:
+    trailers = b"0\r\n" + b"X-T: a\r\n" * 10_000
+    with service.connect(*POST, "Transfer-Encoding: chunked", body=trailers) as connection:
+        answer = service.read(connection)
+        assert (answer.status, answer.text) == (400, LARGE)
+        assert connection.recv(1) == b"", "the connection ends"
+
+
+def test_trailers_after_the_answer_that_are_too_large_end_the_connection(service: Running) -> None:
+    with service.connect("GET /health HTTP/1.1", "Transfer-Encoding: chunked", body=b"0\r\n") as connection:
+        assert service.read(connection).status == 200
+        assert drip_until_closed(connection, b"X-T: a\r\n" * 5000) == b"", "nothing comes after the answer"
+
+
+def test_a_body_in_tiny_chunks_is_read(service: Running) -> None:
+    body = b"1\r\nx\r\n" * 30_000 + b"0\r\n\r\n"  # 150 KB that are not the body
+    with service.connect(*POST, "Transfer-Encoding: chunked", body=body) as connection:
+        assert service.read(connection).status == 422, "the body is no image"
+
+
+def test_a_broken_chunk_is_refused_while_the_body_is_awaited(service: Running) -> None:
+    with service.connect(*POST, "Transfer-Encoding: chunked", body=b"1\r\nx\r\n") as connection:
+        connection.sendall(b"no size\r\n")
+        answer = service.read(connection)
+        assert (answer.status, answer.text) == (400, "Invalid HTTP request received.")
+
+
+@pytest.mark.parametrize(
+    "second",
+    [b"GET /health HTTP/1.1\r\nX-Long: " + b"a" * 200_000, b"GET /health HTTP/1.1\r\n" + b"X: a\r\n" * 40_000, b"?"],
+    ids=["without end", "many", "no HTTP"],
+)
+def test_a_request_is_answered_though_the_next_one_is_refused(
+    run_service: Callable[..., Running], blocked, leaves: list[bytes], second: bytes
+) -> None:
+    free, _ = blocked
+    running = run_service()
+    with running.connect(*POST, f"Content-Length: {len(leaves[0])}", body=leaves[0]) as connection:
+        connection.sendall(second)
+        time.sleep(0.2)
+        free.set()
+        answer = running.read(connection)
+        assert answer.status == 200 and "species" in answer.text
+        assert connection.recv(1) == b"", "the connection ends, and no answer to the second request confuses the client"
 
 
 def test_nothing_is_kept_of_a_client_that_goes(service: Running, wait_for: Callable[..., None]) -> None:
