@@ -17,6 +17,7 @@ from plantmodels.bundle.files import read_json, write_json
 from plantmodels.bundle.layout import (
     DETECTOR_FILE,
     GATE_REPORT_FILE,
+    HEADS_FOLDER,
     HTML_REPORT_FILE,
     IMAGES_FILE,
     MANIFEST_FILE,
@@ -339,10 +340,12 @@ def test_each_precision_runs_once_per_image(
     assert Counter(seen) == {"int8": images + 3 + 64 + 24 + 8, "fp16": images + 3 + 64}
 
 
-def test_a_run_reads_every_file_and_opens_every_model_once(
+def test_a_run_reads_every_file_once_and_keeps_no_head_open(
     tiny_bundle: Any, bundle_copy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Latency is measured as the bundle is served: with sessions of INT8 and packed heads of their own.
+    """A head is opened to see that it opens, and again to compare it, because thousands that stay open fill the memory.
+
+    Latency is measured as the bundle is served: with sessions of INT8 and packed heads of their own.
 
     They are opened from the bytes in memory. Only the manifest is read three times, because the lock and the staging
     folder also check that the folder they may replace is a bundle.
@@ -369,7 +372,9 @@ def test_a_run_reads_every_file_and_opens_every_model_once(
     names = list_files(tiny_bundle.bundle)
     models = [name for name in names if name.endswith(".onnx")]
     assert reads == Counter({MANIFEST_FILE: 3, **dict.fromkeys(names, 1)})
-    assert opened == Counter([(name, 1) for name in models] + [(SPECIES_FILES["int8"], 3), (PACKED_HEADS_FILE, 3)])
+    heads = [name for name in models if name.startswith(f"{HEADS_FOLDER}/")]
+    served = [(SPECIES_FILES["int8"], 3), (PACKED_HEADS_FILE, 3)]
+    assert opened == Counter([*((name, 1) for name in (*models, *heads)), *served])
 
 
 def test_unseen_plants_are_reported_and_not_gated(tiny_bundle: Any, bundle_copy: Path) -> None:

@@ -337,8 +337,9 @@ def _describe_worst(accuracy: Accuracy, policy: GatePolicy) -> Iterator[str]:
         "class": (accuracy.by_class, policy.accuracy_min_worst_class),
     }
     for what, (rows, limit) in parts.items():
-        if limit is not None and rows:
-            name, row = min(rows.items(), key=lambda item: (item[1].int8 / item[1].images, -item[1].images))
+        shown = {name: row for name, row in rows.items() if row.images}
+        if limit is not None and shown:
+            name, row = min(shown.items(), key=lambda item: (item[1].int8 / item[1].images, -item[1].images))
             if policy.accuracy_confidence is not None or row.int8 < limit * row.images:
                 yield f"the worst {what}, {spell_class(name)}, has {row.int8:,} of {row.images:,} right"
 

@@ -13,7 +13,7 @@ from plantmodels.bundle.taxonomy import Taxonomy
 from plantmodels.report.evidence.judge import Measured, judge_gates
 from plantmodels.report.gates import GATES, GateResult
 from plantmodels.report.policy import GatePolicy
-from plantmodels.report.results import Accuracy, Baseline
+from plantmodels.report.results import Accuracy, Baseline, ClassRow
 from plantmodels.report.samples import Parity
 from plantmodels.report.statistics import PairedCounts, Proportion
 from tests.fixtures.reports import SMALL_SETS
@@ -222,6 +222,13 @@ def test_accuracy_fails_by_any_of_its_values(measured: Make, limits: dict[str, A
     gate = judged(measured(), GatePolicy(**limits))["accuracy"]
     assert {value.name for value in gate.values if not gate.is_met(value)} == missed
     assert gate.passed == (not missed)
+
+
+def test_a_species_without_images_is_not_the_worst(measured: Make, accuracy: Callable[..., Accuracy]) -> None:
+    rows = {"Apple": ClassRow(80, 77, 76), "Fig": ClassRow(0, 0, 0)}
+    policy = GatePolicy(accuracy_min_worst_species=0.96)
+    gate = judged(measured(accuracy=accuracy(by_species=rows)), policy)["accuracy"]
+    assert "the worst species, Apple, has 76 of 80 right" in gate.detail
 
 
 @pytest.mark.parametrize(
