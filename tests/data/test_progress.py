@@ -1,6 +1,7 @@
 import io
 import logging
 import re
+import sys
 
 import pytest
 from tqdm import tqdm
@@ -69,3 +70,11 @@ def test_a_bar_without_a_total_counts_what_has_a_unit(monkeypatch: pytest.Monkey
         advance(40)
         tqdm._instances.pop().refresh()
     assert "list images: 0 files" in terminal.getvalue() and "list images: 40 files" in terminal.getvalue()
+
+
+def test_without_tqdm_there_is_no_bar(monkeypatch: pytest.MonkeyPatch, progress_lines: list[str]) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with show_bar("list", unit="file") as advance:
+        advance(5)
+    run_steps()
+    assert len(progress_lines) == 2
