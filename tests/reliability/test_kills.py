@@ -36,7 +36,9 @@ def test_a_loss_would_be_noticed(tiny_bundle, tmp_path):
 def test_a_short_series_of_an_export_loses_nothing(tiny_bundle, tmp_path):
     series = Series("export", tmp_path / "series", tiny_bundle.checkpoint, tiny_bundle.data, None)
     result = run_series(series, 2, seed=0)
-    assert result["losses"] == 0 and result["killed"] == 2, result
+    assert result["losses"] == 0 and result["killed"] >= 1, result
+    ended = [moment for moment in result["moments"] if not moment["killed"]]  # the last event is just before the end
+    assert all(moment["bundle"] == "new" for moment in ended), ended
     assert {moment["bundle"] for moment in result["moments"]} <= {"old", "new"}
     assert set(result["left after the next run"]) <= {"other temporary files"}, "PyTorch's and ONNX Runtime's own"
     steps = {"read finished", "export species finished", "quantize INT8 finished", "swapped"}
