@@ -33,7 +33,7 @@ class Plan:
     species: int = 10_000
     few_species: int = MANY_SPECIES
     files: int = 100_000
-    leaves: int = 40
+    leaves: int = 100
 
 
 def measure_scale(checkpoint: Path, data: Path, plan: Plan, patience: Patience) -> dict[str, Any]:
