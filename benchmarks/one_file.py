@@ -88,7 +88,7 @@ def _measure_precision(
 
 
 def _start_cold(way: str, arguments: list[str]) -> Times:
-    """Answer one image in a new process; return the times from its start to its end, and what it prints of itself."""
+    """Answer one image in a new process. Return the seconds that it took, and the figures that it prints."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     command = [sys.executable, "-W", "ignore", "-m", f"{MODULE}_cold", way, *arguments]
     printed = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -25,6 +25,11 @@ def read_processor_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def read_group_s(group: int) -> float:
+    """Return the seconds of processor time that the processes of a process group have used."""
+    return sum(map(read_processor_s, list_group(group)))
+
+
 def list_group(group: int) -> list[int]:
     """Return the processes of a process group."""
     found = []

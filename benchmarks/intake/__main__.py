@@ -13,16 +13,14 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import click
 
 from benchmarks.driver import PATH, Patience
 from benchmarks.intake.images import draw_data_set
-from benchmarks.intake.scoring import measure_scoring
+from benchmarks.intake.scoring import ROOT, measure_scoring
 from benchmarks.machine import describe_machine
-
-_ROOT: Final = Path(__file__).resolve().parents[2]
 
 
 @click.group()
@@ -51,7 +49,7 @@ def files(count: int, code: tuple[Path, ...]) -> None:
     script = Path(__file__).with_name("read_files.py")
     with tempfile.TemporaryDirectory() as temporary:
         draw_data_set(Path(temporary), count)
-        for root in (*code, _ROOT):
+        for root in (*code, ROOT):
             environment = os.environ | {"PYTHONPATH": str(root.resolve())}
             done = subprocess.run(
                 [sys.executable, str(script), temporary], env=environment, capture_output=True, text=True, check=False

@@ -27,7 +27,9 @@ TITLES: Final = {
     "spark": "Spark job `score`",
 }
 
-_ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[2]
+"""The folder of this project."""
+
 _START_SHARE: Final = 4
 """A round also runs on the number of images divided by this, to know what starting takes."""
 
@@ -98,7 +100,7 @@ def _time_process(command: Sequence[str], folder: Path) -> float:
     Raises:
         click.ClickException: the command fails; the message has the end of its output.
     """
-    environment = os.environ | {"PYTHONPATH": str(_ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
     start = time.perf_counter()
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     seconds = time.perf_counter() - start

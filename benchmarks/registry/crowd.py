@@ -23,7 +23,7 @@ import mlflow
 import requests
 
 from benchmarks.driver import PATH
-from benchmarks.processes import list_group, read_processor_s
+from benchmarks.processes import read_group_s
 from mlflow_plugins import flavor
 
 BARS: Final = {"slowest promotion, s": 5.0, "slowest reader, s": 0.5, "refused": 0.0}
@@ -73,7 +73,7 @@ class Server:
 
     def read_processor_s(self) -> float:
         """Return the processor time of all its processes so far, in seconds."""
-        return sum(map(read_processor_s, list_group(self.group)))
+        return read_group_s(self.group)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from unittest.mock import patch
 import click
 
 from benchmarks.driver import PATH, read_busy_s, share_of_cores
-from benchmarks.processes import list_group, read_memory, read_processor_s
+from benchmarks.processes import read_group_s, read_memory
 from benchmarks.service.servers import Server, run_server
 
 _FOLDERS: Final = 100
@@ -150,16 +150,12 @@ def _time(work: Callable[[], object], others_s: Callable[[], float] = lambda: 0.
         work: what is timed.
         others_s: returns the processor time of processes that work too, and are not of this process's group.
     """
-    start, own, others, busy = time.perf_counter(), _read_group_s(), others_s(), read_busy_s()
+    group = os.getpgrp()  # to which Java belongs
+    start, own, others, busy = time.perf_counter(), read_group_s(group), others_s(), read_busy_s()
     work()
-    wall, own, others = time.perf_counter() - start, _read_group_s() - own, others_s() - others
+    wall, own, others = time.perf_counter() - start, read_group_s(group) - own, others_s() - others
     foreign = share_of_cores(read_busy_s() - busy - own - others, wall)
     return {"wall_s": wall, "cpu_s": own, "server_cpu_s": others, "foreign": foreign}
-
-
-def _read_group_s() -> float:
-    """Return the processor time of this process's group, to which Java belongs."""
-    return sum(map(read_processor_s, list_group(os.getpgrp())))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from benchmarks.processes import list_group, read_processor_s
+from benchmarks.processes import list_group, read_group_s
 
 MODEL: Final = "models:/bench@production"
 
@@ -33,7 +33,7 @@ class Server:
 
     def processor_s(self) -> float:
         """Return the seconds of processor time that its processes have used."""
-        return sum(map(read_processor_s, list_group(self.process)))
+        return read_group_s(self.process)
 
     def resident_mb(self) -> float:
         """Return the resident memory of all its processes in MB."""
