@@ -4,6 +4,7 @@
 """
 
 import asyncio
+import gc
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -38,9 +39,9 @@ from plantmodels.service.bodies import (
 )
 from plantmodels.service.images import MULTIPART, check_json, check_type, read_parts
 from plantmodels.service.invocations import read_invocation
-from plantmodels.service.memory import return_large_blocks
+from plantmodels.service.memory import exempt_from_collection, return_large_blocks
 from plantmodels.service.metrics import CountRequests, Metrics
-from plantmodels.service.model import ServedModel, Version, find_opener
+from plantmodels.service.model import Handle, ServedModel, Version, find_opener
 from plantmodels.service.openapi import describe_api, render_page
 from plantmodels.service.settings import VARIABLE, Settings
 from plantmodels.service.work import Work
@@ -66,8 +67,8 @@ class Service:
         """
         self.settings = settings
         LoadOptions(**settings.load_options)  # refuses wrong values now, not in the thread that opens the model
-        opener = find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)
-        self.model = ServedModel(opener, retry_s=_RETRY_S)
+        self._open = find_opener(settings.model, interval_s=settings.interval_s, **settings.load_options)
+        self.model = ServedModel(self._open_model, retry_s=_RETRY_S)
         self.admission = Admission(settings.limits)
         self.work = Work()
         self.metrics = Metrics()
@@ -81,6 +82,12 @@ class Service:
             yield
             noting.cancel()
         self.work.close()
+        gc.unfreeze()
+
+    def _open_model(self) -> Handle:
+        handle = self._open()
+        exempt_from_collection()  # now that all that opening imports is there, and before the first answer
+        return handle
 
     async def _note_version(self) -> None:
         """Tell the metrics which version answers, also while nobody asks."""

@@ -1,9 +1,10 @@
-"""Gives the memory of large blocks back to the system as soon as they are freed.
+"""Gives the memory of large blocks back at once, and keeps the search for garbage from stopping all threads.
 
 >>> return_large_blocks()
 """
 
 import ctypes
+import gc
 import os
 from typing import Final
 
@@ -23,3 +24,13 @@ def return_large_blocks() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, _LARGE_BYTES)
+
+
+def exempt_from_collection() -> None:
+    """Let Python's garbage collector skip all objects that exist now, until `gc.unfreeze()`.
+
+    A full collection stops every thread. With MLflow and a database in SQLite it visits 330,000 objects, which takes
+    0.13 s, and they live as long as the process. Reference counts still free them; only a cycle among them is kept.
+    """
+    gc.collect()
+    gc.freeze()
