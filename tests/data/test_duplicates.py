@@ -7,7 +7,10 @@ from pathlib import Path
 import imagehash
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
+from scipy.fft import dctn
 
 from examples.drawn_leaves.draw import TAXONOMY, draw_image
 from plantmodels.bundle.calibration import MAX_DISTANCE
@@ -20,6 +23,7 @@ from plantmodels.data.duplicates import (
     take_fingerprint,
     take_fingerprints,
 )
+from plantmodels.serve.preprocessing import decode_image
 from tests.fixtures.checkpoints import RealPaths
 
 LEAVES = 10
@@ -96,22 +100,76 @@ def test_an_image_is_found_whichever_of_the_two_is_cropped(tmp_path: Path) -> No
     assert [match.position for match in make_index([cropped]).find(whole)] == [0]
 
 
+TURNS: Sequence[Callable[[np.ndarray], np.ndarray]] = (
+    *(lambda grid: grid, np.fliplr, np.flipud, np.rot90, lambda grid: np.rot90(grid, 2)),
+    *(lambda grid: np.rot90(grid, 3), np.transpose, lambda grid: np.rot90(grid.T, 2)),
+)
+"""The first eight views."""
+
+
+def reduce(image: Image.Image) -> Image.Image:
+    return image.resize((64, 64), Image.Resampling.LANCZOS).convert("L")
+
+
+def hash_elsewhere(grey: Image.Image) -> np.ndarray:
+    """Return the bits (256,) that the package imagehash gives a grey thumbnail."""
+    return np.ravel(imagehash.phash(grey, hash_size=16, highfreq_factor=4).hash)
+
+
+def unpack(hashes: np.ndarray) -> np.ndarray:
+    return np.unpackbits(np.ascontiguousarray(hashes).view(np.uint8), axis=-1)
+
+
+def pad_and_cut(grey: Image.Image, margin: float) -> Image.Image:
+    """Change the margin of a grey image of 64 pixels a side by `np.pad`."""
+    border = {0.02: 0, 0.04: 0, -0.02: 2, -0.04: 3}[margin]
+    padded = Image.fromarray(np.pad(np.asarray(grey), border, mode="edge"))
+    low, high = border + 64 * margin, border + 64 * (1 - margin)
+    return padded.resize((64, 64), Image.Resampling.BICUBIC, box=(low, low, high, high))
+
+
 def test_every_view_has_the_hash_of_another_implementation(tmp_path: Path) -> None:
     """One cosine transform gives the hashes of all turns; imagehash computes one for each view."""
     (tmp_path / "leaf.png").write_bytes(encode(draw_leaf(3), "PNG"))
-    grey = draw_leaf(3).resize((64, 64), Image.Resampling.LANCZOS).convert("L")
-    turns: list[Callable[[np.ndarray], np.ndarray]] = [
-        *(lambda grid: grid, np.fliplr, np.flipud, np.rot90, lambda grid: np.rot90(grid, 2)),
-        *(lambda grid: np.rot90(grid, 3), np.transpose, lambda grid: np.rot90(grid.T, 2)),
-    ]
-    views = [Image.fromarray(np.ascontiguousarray(turn(np.asarray(grey)))) for turn in turns]
-    views += [duplicates._change_margin(grey, margin) for margin in duplicates._MARGINS]
-    expected = [imagehash.phash(view, hash_size=16, highfreq_factor=4).hash for view in views]
+    grey = reduce(draw_leaf(3))
+    views = [Image.fromarray(np.ascontiguousarray(turn(np.asarray(grey)))) for turn in TURNS]
+    views += [pad_and_cut(grey, margin) for margin in duplicates._MARGINS]
 
     found = take_fingerprint(tmp_path / "leaf.png", all_views=True).hashes
     assert len(found) == len(views) == 12
-    np.testing.assert_array_equal(np.unpackbits(found.view(np.uint8), axis=1), np.reshape(expected, (12, HASH_BITS)))
+    np.testing.assert_array_equal(unpack(found), [hash_elsewhere(view) for view in views])
     np.testing.assert_array_equal(take_fingerprint(tmp_path / "leaf.png").hashes, found[:1])
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    levels=st.integers(1, 256),
+    side=st.sampled_from([1, 2, 4, 16, 64]),
+    base=st.integers(0, 255),
+)
+def test_hashes_equal_those_of_imagehash_to_the_last_bit(seed: int, levels: int, side: int, base: int) -> None:
+    """Of images with few levels or large blocks, many frequencies are equal or zero but for rounding."""
+    blocks = np.random.default_rng(seed).integers(0, levels, (side, side))
+    pixels = np.kron((blocks + base) % 256, np.ones((64 // side, 64 // side))).astype(np.uint8)
+    grey = Image.fromarray(pixels)
+    views = [grey, *(pad_and_cut(grey, margin) for margin in duplicates._MARGINS)]
+    whole = dctn(np.stack([np.asarray(view) for view in views]).astype(np.float64), axes=(1, 2))[:, :16, :16]
+
+    found = unpack(duplicates._hash_views(grey))
+    np.testing.assert_array_equal(found[[0, 8, 9, 10, 11]], [hash_elsewhere(view) for view in views])
+    np.testing.assert_array_equal(duplicates._transform(np.stack([np.asarray(view) for view in views])), whole)
+    grids = _turn_frequencies(whole[0])
+    np.testing.assert_array_equal(found[:8], [np.ravel(grid > np.median(grid)) for grid in grids])
+
+
+def _turn_frequencies(grid: np.ndarray) -> list[np.ndarray]:
+    """Return the frequencies of the eight turns of an image, by those of the image."""
+    columns = np.where(np.arange(16) % 2, -1.0, 1.0)
+    rows, turned = columns[:, None], grid.T
+    return [
+        *(grid, grid * columns, grid * rows, turned * rows, grid * rows * columns),
+        *(turned * columns, turned, turned * rows * columns),
+    ]
 
 
 def test_another_leaf_of_the_same_class_is_another_image(index: DuplicateIndex, tmp_path: Path) -> None:
@@ -148,6 +206,16 @@ def test_a_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     fingerprint = take_fingerprint(tmp_path / "leaf.png")
     assert (fingerprint.hashes.shape, len(fingerprint.sha256)) == ((1, 4), 64)
     assert reads == [tmp_path / "leaf.png"]
+
+
+def test_an_identical_file_is_not_compared_by_its_thumbnail(
+    index: DuplicateIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> float:
+        raise AssertionError("the digests are equal")
+
+    monkeypatch.setattr(duplicates, "_compare", refuse)
+    assert index.find(fingerprint_of(tmp_path, encode(draw_leaf(3), "PNG"))) == [Match(3, 0)]
 
 
 @pytest.mark.parametrize(("first", "second", "same"), [(255, 255, True), (255, 0, False), (128, 131, False)])
@@ -202,3 +270,16 @@ def test_no_two_real_leaves_are_taken_for_one_image(real_paths: RealPaths) -> No
     fingerprints = list(take_fingerprints(paths, all_views=True))
     index = make_index(fingerprints)
     assert [[match.position for match in index.find(each)] for each in fingerprints] == [[i] for i in range(len(paths))]
+
+
+@pytest.mark.real
+@pytest.mark.slow
+def test_real_images_have_the_hashes_of_imagehash(real_paths: RealPaths) -> None:
+    """Every bit of the hash and of the four margins, of every shared leaf and non-plant."""
+    paths = sorted(path for root in (real_paths.leaves, real_paths.non_plants) for path in root.rglob("*.jpg"))
+    assert len(paths) == 5_533
+    for path, fingerprint in zip(paths, take_fingerprints(paths, all_views=True), strict=True):
+        grey = reduce(decode_image(path.read_bytes()))
+        views = [grey, *(pad_and_cut(grey, margin) for margin in duplicates._MARGINS)]
+        expected = [hash_elsewhere(view) for view in views]
+        np.testing.assert_array_equal(unpack(fingerprint.hashes[[0, 8, 9, 10, 11]]), expected, str(path))
