@@ -25,12 +25,16 @@ def render_scale(part: Mapping[str, Any]) -> str:
             f"{part[name]['cpu_s']:.2f}",
             _show(part[name], "server_cpu_s") if name.startswith("register") else "",
             _show(part[name], "silent_s"),
-            _show(part[name], "added_mb") or _show(part[name], "peak_mb"),
+            _show(part[name], "added_mb"),
+            _show(part[name], "loading_mb") or _show(part[name], "peak_mb"),
         )
         for name, title in steps.items()
     ]
-    head = ["what grows", "s", "CPU, s", "server's CPU, s", "longest without a bar that moves, s", "MB"]
-    note = "MB is the memory that loading adds, and the highest memory of the process that verifies."
+    head = ["what grows", "s", "CPU, s", "server's CPU, s", "longest without a bar that moves, s", "MB", "peak MB"]
+    note = (
+        "MB is the memory that the loaded bundle adds. The peak is what loading adds while it runs, and all memory of "
+        "the process that verifies."
+    )
     return f"### Scale\n\n{render_table(head, rows)}\n\n{note}"
 
 

@@ -23,7 +23,7 @@ def part() -> dict[str, Any]:
         "register_few": step(3),
         "register": step(29.5),
         "listing": step(4, silent_s=0.3),
-        "load": step(1.2, added_mb=140.0),
+        "load": step(1.2, added_mb=140.0, loading_mb=210.0),
         "verify": step(40, silent_s=6.0, peak_mb=900.0),
     }
 
@@ -57,10 +57,10 @@ def test_other_programs_disturb_a_bar() -> None:
 
 def test_the_table_has_a_row_for_each_step() -> None:
     text = render_scale(part())
-    assert "| register 330 species, files sent and read as MLflow does it | 9.00 | 4.50 | 20.00 |  |  |" in text
-    assert "| load 10,000 species | 1.20 | 0.60 |  |  | 140 |" in text
-    assert "| verify 10,000 species with a few leaves | 40.00 | 20.00 |  | 6.00 | 900 |" in text
-    assert "| list 100,000 files by URI | 4.00 | 2.00 |  | 0.30 |  |" in text
+    assert "| register 330 species, files sent and read as MLflow does it | 9.00 | 4.50 | 20.00 |  |  |  |" in text
+    assert "| load 10,000 species | 1.20 | 0.60 |  |  | 140 | 210 |" in text
+    assert "| verify 10,000 species with a few leaves | 40.00 | 20.00 |  | 6.00 |  | 900 |" in text
+    assert "| list 100,000 files by URI | 4.00 | 2.00 |  | 0.30 |  |  |" in text
 
 
 def run(*arguments: object) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def run(*arguments: object) -> dict[str, Any]:
 @pytest.mark.slow
 def test_loading_and_verifying_are_timed(tiny_bundle, bundle_copy: Path) -> None:
     loaded = run("load", tiny_bundle.bundle)
-    assert loaded["wall_s"] > 0 and loaded["added_mb"] >= 0
+    assert loaded["wall_s"] > 0 and loaded["loading_mb"] >= loaded["added_mb"]
     verified = run("verify", bundle_copy, tiny_bundle.data, tiny_bundle.checkpoint)
     assert 0 < verified["silent_s"] < verified["wall_s"] and verified["peak_mb"] > 50
 
