@@ -58,6 +58,29 @@ def test_a_body_in_chunks_is_read(service: Running, leaves: list[bytes]) -> None
     assert answer.status == 200 and answer.document == service.ask("/predict", leaves[0]).document
 
 
+def test_the_rest_of_a_refused_body_is_discarded_in_large_blocks(
+    service: Running, leaves: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, sizes = headers.BoundedHeaders.data_received, []
+
+    def note_size(self: headers.BoundedHeaders, data: bytes) -> None:
+        sizes.append(self.transport.max_size)
+        read(self, data)
+
+    monkeypatch.setattr(headers.BoundedHeaders, "data_received", note_size)
+    length = f"Content-Length: {len(leaves[0])}"
+    with service.connect(POST[0], POST[1], "Content-Type: text/plain", length) as connection:
+        assert service.read(connection).status == 415
+        until_refused = len(sizes)
+        connection.sendall(leaves[0])
+        for _ in range(2):
+            connection.sendall("\r\n".join([*POST, length, "", ""]).encode())
+            connection.sendall(leaves[0])
+            assert service.read(connection).status == 200
+    assert set(sizes[:until_refused]) == {65_536}
+    assert sizes[until_refused] == 2**20 and sizes[-1] == 65_536
+
+
 @pytest.mark.parametrize("parts", [65, 10_000])
 def test_too_many_parts_are_refused(service: Running, parts: int) -> None:
     answer = service.ask("/predict", multipart(*[("a.jpg", b"x")] * parts), MULTIPART)
