@@ -128,7 +128,7 @@ def compose_report(
 
     Args:
         metadata: the bundle's metadata.
-        inputs: images and checkpoint.
+        inputs: the images.
         measured: what was measured.
         passes: the passes over images; None if the models could not be run.
         policy: the limits.
@@ -142,7 +142,7 @@ def compose_report(
         measured,
         policy,
         unreadable=(*_read_skipped_in_export(metadata), *_list_unreadable(inputs, passes)),
-        inputs=_record_inputs(metadata, inputs, passes),
+        inputs=_record_inputs(metadata, inputs, passes, heads_compared=measured.heads_compared),
         versions={"plantmodels": __version__, "python": platform.python_version(), **libraries},
         machine=Machine(cpu.architecture, cpu.model, cpu.features),
     )
@@ -173,14 +173,16 @@ def _list_unreadable(inputs: VerificationInputs, passes: Passes | None) -> tuple
     )
 
 
-def _record_inputs(metadata: Metadata, inputs: VerificationInputs, passes: Passes | None) -> ReportInputs:
+def _record_inputs(
+    metadata: Metadata, inputs: VerificationInputs, passes: Passes | None, *, heads_compared: bool
+) -> ReportInputs:
     table = ImageTable.from_rows(() if passes is None else passes.rows)
 
     def record(images: NonPlantSet | None, name: ImageSetName) -> ImageSet | None:
         return None if images is None else _record_set(table, name, len(images.paths))
 
     return ReportInputs(
-        checkpoint_sha256=None if inputs.checkpoint is None else inputs.checkpoint.sha256,
+        checkpoint_sha256=str(metadata.provenance["checkpoint_sha256"]) if heads_compared else None,
         class_order_digest=metadata.taxonomy.digest,
         val=_record_set(table, "val", len(inputs.leaves.samples)),
         non_plants=record(inputs.non_plants, "non-plants"),

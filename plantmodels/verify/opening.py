@@ -1,7 +1,7 @@
 """Opens every ONNX file of a bundle, for all gates together.
 
 A single disease head is opened to see whether it opens, and again when its session is asked for: 10,000 open sessions
-take gigabytes.
+take gigabytes. The same holds for the one files, which are as large as the whole bundle and are asked for once.
 
 A file that does not open raises no exception here: the gate `loads` reports it, and gates that need it are not
 measured.
@@ -22,7 +22,14 @@ import numpy as np
 import onnxruntime as ort
 
 from plantmodels.bundle.files import read_bytes
-from plantmodels.bundle.layout import PACKED_HEADS_FILE, PRECISIONS, SPECIES_FILES, Precision, is_single_head
+from plantmodels.bundle.layout import (
+    ONE_FILES,
+    PACKED_HEADS_FILE,
+    PRECISIONS,
+    SPECIES_FILES,
+    Precision,
+    is_single_head,
+)
 from plantmodels.bundle.manifest import MAX_ONNX_BYTES
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.progress import track
@@ -37,35 +44,35 @@ from plantmodels.serve.session import open_session
 
 
 class _Sessions(Mapping[str, ort.InferenceSession]):
-    """Sessions by file name. Each time that a single head's session is asked for, it is opened anew and not kept."""
+    """Sessions by file name. A session that is not kept is opened anew each time that it is asked for."""
 
     def __init__(
-        self, kept: Mapping[str, ort.InferenceSession], heads: Mapping[str, Callable[[], ort.InferenceSession]]
+        self, kept: Mapping[str, ort.InferenceSession], others: Mapping[str, Callable[[], ort.InferenceSession]]
     ) -> None:
-        self._kept, self._heads = kept, heads
+        self._kept, self._others = kept, others
 
     def __getitem__(self, name: str) -> ort.InferenceSession:
         if name in self._kept:
             return self._kept[name]
         try:
-            return self._heads[name]()
+            return self._others[name]()
         except BundleError as error:
             raise_if_out_of_memory(error)
             raise
 
     def __contains__(self, name: object) -> bool:
-        return name in self._kept or name in self._heads
+        return name in self._kept or name in self._others
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._kept, *self._heads))
+        return iter((*self._kept, *self._others))
 
     def __len__(self) -> int:
-        return len(self._kept) + len(self._heads)
+        return len(self._kept) + len(self._others)
 
     def select(self, names: set[str]) -> "_Sessions":
         """Return those with one of these names; opens nothing."""
         kept = {name: session for name, session in self._kept.items() if name in names}
-        return _Sessions(kept, {name: open_ for name, open_ in self._heads.items() if name in names})
+        return _Sessions(kept, {name: open_ for name, open_ in self._others.items() if name in names})
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedMode
     """Open a session of every ONNX file, as bulk work needs it: with one thread.
 
     Args:
-        contents: file name to content.
+        contents: file name to content. What is opened anew is asked for again.
         metadata: the bundle's metadata; it says how many rows a run of a species model may hold.
 
     Raises:
@@ -110,28 +117,30 @@ def open_models(contents: Mapping[str, bytes], metadata: Metadata) -> OpenedMode
     """
     rows_per_run = {SPECIES_FILES[precision]: metadata.rows_per_run(precision) for precision in PRECISIONS}
     kept: dict[str, ort.InferenceSession] = {}
-    heads: dict[str, Callable[[], ort.InferenceSession]] = {}
+    others: dict[str, Callable[[], ort.InferenceSession]] = {}
     errors: dict[str, str] = {}
-    for name in track(tuple(contents), "open models", unit="file"):
-        open_ = partial(
-            open_session,
+
+    def open_(name: str) -> ort.InferenceSession:
+        return open_session(
             Path(name),
             contents[name],
             options=metadata.session_options,
             threads=1,
             rows_per_run=rows_per_run.get(name),
         )
+
+    for name in track(tuple(contents), "open models", unit="file"):
         try:
-            session = open_()
+            session = open_(name)
         except (BundleError, RuntimeError, ValueError) as error:
             raise_if_out_of_memory(error)
             errors[name] = quote_error(error)
             continue
-        if is_single_head(name):
-            heads[name] = open_
+        if is_single_head(name) or name in ONE_FILES.values():
+            others[name] = partial(open_, name)
         else:
             kept[name] = session
-    return OpenedModels(_Sessions(kept, heads), errors)
+    return OpenedModels(_Sessions(kept, others), errors)
 
 
 def open_heads(bundle: Path, metadata: Metadata) -> OpenedModels:

@@ -1,10 +1,10 @@
 """Everything that a verification reads, read and checked before anything is measured."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from plantmodels.bundle.layout import is_report
+from plantmodels.bundle.layout import is_report, is_single_head
 from plantmodels.bundle.manifest import read_manifest
 from plantmodels.bundle.metadata import Metadata
 from plantmodels.data.leaves import LeafSet, leave_out, read_field_leaves, read_leaves
@@ -14,13 +14,10 @@ from plantmodels.errors import DataError
 from plantmodels.serve.loading import BundleContents, read_bundle
 from plantmodels.verify.leakage import read_training_leaves
 
-if TYPE_CHECKING:
-    from plantmodels.checkpoint.reading import Checkpoint
-
 
 @dataclass(frozen=True)
 class VerificationInputs:
-    """The images that a bundle is measured on, and the checkpoint that it is compared with.
+    """The images that a bundle is measured on.
 
     Attributes:
         leaves: the validation leaves that gates may measure.
@@ -29,7 +26,6 @@ class VerificationInputs:
         non_plants: images that show no plant, or None.
         unseen_plants: images of plants of unknown species, or None.
         field: labelled leaves from another place, or None.
-        checkpoint: the checkpoint that the bundle was made from, or None.
     """
 
     leaves: LeafSet
@@ -38,45 +34,76 @@ class VerificationInputs:
     non_plants: NonPlantSet | None
     unseen_plants: NonPlantSet | None
     field: LeafSet | None
-    checkpoint: "Checkpoint | None"
+
+
+class ModelFiles(Mapping[str, bytes]):
+    """The content of each ONNX file of a bundle, read and compared with the manifest whenever it is asked for.
+
+    Only the disease heads, which are small, many and asked for three times, are kept in memory.
+    """
+
+    def __init__(self, contents: BundleContents) -> None:
+        """List the files; read none.
+
+        Args:
+            contents: what `read_contents` returned.
+        """
+        self._contents = contents
+        files = contents.manifest.files
+        self._names = dict.fromkeys(name for name in files if name.endswith(".onnx") and not is_report(name))
+
+    def __getitem__(self, name: str) -> bytes:
+        """Return the content of a file.
+
+        Raises:
+            BundleError: the file has changed since the bundle was read.
+        """
+        if name not in self._names:
+            raise KeyError(name)
+        return self._contents.read_model(name)
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether the manifest lists the file; reads nothing."""
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        """Return the names of the files, in the order of the manifest."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return the number of files."""
+        return len(self._names)
 
 
 def read_contents(bundle: Path) -> BundleContents:
-    """Read every file of a bundle but an older report once, and compare all files with the manifest.
+    """Compare every file of a bundle with the manifest; of the ONNX files, keep the single disease heads.
 
     Raises:
         BundleError: files differ from the manifest, or the metadata and the list of heads disagree.
         DetectorError: the detector's file is unsafe or malformed.
     """
     manifest = read_manifest(bundle)
-    models = [name for name in manifest.files if name.endswith(".onnx") and not is_report(name)]
-    return read_bundle(bundle, models=models, manifest=manifest)
+    return read_bundle(bundle, models=list(filter(is_single_head, manifest.files)), manifest=manifest)
 
 
 def read_inputs(
     metadata: Metadata,
     data: Path,
     *,
-    checkpoint: Path | None,
     non_plants: Path | None,
     unseen_plants: Path | None,
     field: Path | None = None,
-    hyper_parameters: Path | None = None,
 ) -> VerificationInputs:
-    """List the images, and read the checkpoint.
+    """List the images.
 
     Args:
         metadata: the bundle's metadata.
         data: leaf folders or manifest of contract 2.
-        checkpoint: the checkpoint that the bundle was made from, or None.
         non_plants: folder of images that show no plant, or None.
         unseen_plants: folder of plants of unknown species, or None.
         field: labelled leaves from another place, without split, or None.
-        hyper_parameters: the file of hyper-parameters that the checkpoint was exported with, or None.
 
     Raises:
-        BundleError: the bundle was made from another checkpoint.
-        CheckpointError: the checkpoint cannot be read.
         DataError: images are missing, a class is unknown, every validation leaf calibrated the bundle, or the network
             has learned from non-plants that the gates would measure.
     """
@@ -88,10 +115,9 @@ def read_inputs(
     unseen = None if unseen_plants is None else read_non_plants(unseen_plants, "unseen plants")
     elsewhere = None if field is None else read_field_leaves(field, metadata.taxonomy)
     log_left_out({"val": val, "non-plants": others, "unseen plants": unseen, "field": elsewhere})
-    matching = None if checkpoint is None else _read_checkpoint(checkpoint, metadata, hyper_parameters)
     training = read_training_leaves(data, metadata.taxonomy)
     left_out = len(val.samples) - len(leaves.samples)
-    return VerificationInputs(leaves, left_out, training, others, unseen, elsewhere, matching)
+    return VerificationInputs(leaves, left_out, training, others, unseen, elsewhere)
 
 
 def _read_seen(metadata: Metadata) -> frozenset[str]:
@@ -112,9 +138,3 @@ def _leave_out_calibration(val: LeafSet, metadata: Metadata, data: Path) -> Leaf
             "measure it; expected other images, too"
         )
     return leaves
-
-
-def _read_checkpoint(path: Path, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint":
-    from plantmodels.verify.parity import read_matching_checkpoint  # imports torch, which takes seconds
-
-    return read_matching_checkpoint(path, metadata, hyper_parameters)

@@ -39,6 +39,7 @@ from plantmodels.serve.loading import BundleContents, LoadOptions
 from plantmodels.serve.models import SpeciesModel
 from plantmodels.serve.preprocessing import decode_image, resize_and_crop
 from plantmodels.serve.reference import Reference, ReferenceImage, answer_images, count_images
+from plantmodels.serve.session import release_free_memory
 from plantmodels.verify.accuracy import BATCH, measure_accuracy
 from plantmodels.verify.compose import Passes, compose_report, write_report
 from plantmodels.verify.integrity import find_head_problems, find_load_failures
@@ -46,7 +47,7 @@ from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.leakage import measure_leakage
 from plantmodels.verify.one_file import find_one_file_problems
 from plantmodels.verify.opening import OpenedModels, open_classifiers, open_models
-from plantmodels.verify.reading import VerificationInputs, read_contents, read_inputs
+from plantmodels.verify.reading import ModelFiles, VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import choose_gate_images, measure_rejection, score_in_pytorch
 
 if TYPE_CHECKING:
@@ -107,17 +108,23 @@ def verify_bundle(
             inputs = read_inputs(
                 metadata,
                 Path(data),
-                checkpoint=as_path(checkpoint),
                 non_plants=as_path(non_plants),
                 unseen_plants=as_path(unseen_plants),
                 field=as_path(field),
-                hyper_parameters=as_path(hyper_parameters),
             )
+            weights = _read_checkpoint(as_path(checkpoint), metadata, as_path(hyper_parameters))
         _warn_of_unreachable(inputs, contents.detector, policy)
         with log_step("open models"):
-            opened = _open_bundle(contents, inputs.checkpoint)
-        del contents  # `opened` keeps the bytes of the files that are opened again
-        measured, passes = _measure(opened, inputs, policy, threads)
+            opened = _open_bundle(contents, weights)
+        passes = None if opened.not_run else _measure_images(opened, inputs, policy)
+        parity = None
+        if weights is not None and passes is not None:
+            with log_step("measure parity"):
+                parity, passes = _compare_with_pytorch(opened, weights, passes)
+        heads_compared = weights is not None
+        del weights  # those of 10,000 heads take 200 MB
+        release_free_memory()
+        measured = _measure(opened, inputs, passes, parity, threads, heads_compared=heads_compared)
         reference = None if passes is None else _answer_reference_images(opened, passes)
         with log_step("write report"):
             report = compose_report(metadata, inputs, measured, passes, policy)
@@ -133,6 +140,14 @@ def _warn_of_unreachable(inputs: VerificationInputs, detector: OODDetector, poli
         _LOGGER.warning("%s", line)
 
 
+def _read_checkpoint(path: Path | None, metadata: Metadata, hyper_parameters: Path | None) -> "Checkpoint | None":
+    if path is None:
+        return None
+    from plantmodels.verify.parity import read_matching_checkpoint  # imports torch, which takes seconds
+
+    return read_matching_checkpoint(path, metadata, hyper_parameters)
+
+
 def _check_present(bundle: Path) -> None:
     """Refuse a folder without a bundle before a lock creates anything beside it."""
     if not bundle.is_dir():
@@ -146,10 +161,10 @@ class _OpenedBundle:
     """What opening the files of a bundle showed.
 
     Attributes:
-        contents: the bundle; of its ONNX files, only those that serving reads are kept in memory.
+        contents: the bundle, as `read_contents` returned it.
         load_failures: ONNX file to the reason why it does not load.
         head_problems: one line for each problem with a disease head.
-        one_files: the opened one files.
+        one_files: the one files, each of which is opened when its session is asked for.
         classifiers: a classifier of each precision for bulk work; empty if they cannot be run.
         not_run: why the classifiers cannot be run; "" if they can.
     """
@@ -163,12 +178,14 @@ class _OpenedBundle:
 
 
 def _open_bundle(contents: BundleContents, checkpoint: "Checkpoint | None") -> _OpenedBundle:
-    models = open_models(contents.model_bytes, contents.metadata)
+    files = ModelFiles(contents)
+    models = open_models(files, contents.metadata)
+    load_failures = find_load_failures(files, models)
+    release_free_memory()
     classifiers, not_run = open_classifiers(contents, models)
-    served = {name: content for name, content in contents.model_bytes.items() if name in LoadOptions().model_files}
     return _OpenedBundle(
-        replace(contents, model_bytes=served),
-        find_load_failures(contents.model_bytes, models),
+        contents,
+        load_failures,
         find_head_problems(models, contents.metadata, checkpoint),
         models.select(ONE_FILES.values()),
         classifiers,
@@ -177,32 +194,34 @@ def _open_bundle(contents: BundleContents, checkpoint: "Checkpoint | None") -> _
 
 
 def _measure(
-    bundle: _OpenedBundle, inputs: VerificationInputs, policy: GatePolicy, threads: int | None
-) -> tuple[Measured, Passes | None]:
+    bundle: _OpenedBundle,
+    inputs: VerificationInputs,
+    passes: Passes | None,
+    parity: Parity | None,
+    threads: int | None,
+    *,
+    heads_compared: bool,
+) -> Measured:
+    """Compare the one files, measure the latency, and return everything that the gates judge."""
     manifest, taxonomy = bundle.contents.manifest, bundle.contents.metadata.taxonomy
-    passes = latency = parity = rejection = None
+    latency = None
     load_failures = dict(bundle.load_failures)
-    if not bundle.not_run:
-        passes = _measure_images(bundle, inputs, policy)
-        if inputs.checkpoint is not None:
-            with log_step("measure parity"):
-                parity, passes = _compare_with_pytorch(bundle, inputs.checkpoint, passes)
-        rejection = passes.rejection.rejection
+    if passes is not None:
         with log_step("compare one file"):
             load_failures |= _compare_one_files(bundle, passes)
         with log_step("measure latency"):
             latency = _measure_latency(bundle.contents, passes, threads)
     files = {name: digest for name, digest in manifest.files.items() if not is_report(name)}
-    measured = Measured(
+    return Measured(
         taxonomy=taxonomy,
         files=files,
         problems={
             "loads": tuple(f"{name}: {reason}" for name, reason in load_failures.items()),
             "heads_complete": bundle.head_problems,
         },
-        heads_compared=inputs.checkpoint is not None,
+        heads_compared=heads_compared,
         accuracy=None if passes is None else passes.accuracy.accuracy,
-        rejection=rejection,
+        rejection=None if passes is None else passes.rejection.rejection,
         leakage=None if passes is None or passes.leakage is None else passes.leakage.leakage,
         latency=latency,
         parity=parity,
@@ -210,7 +229,6 @@ def _measure(
         non_plants_given=inputs.non_plants is not None,
         not_run=bundle.not_run,
     )
-    return measured, passes
 
 
 def _measure_images(bundle: _OpenedBundle, inputs: VerificationInputs, policy: GatePolicy) -> Passes:

@@ -176,3 +176,13 @@ def test_the_real_swin_tiny_is_loaded(real_paths) -> None:
     with torch.inference_mode():
         logits, embedding = network(torch.zeros(1, 3, 224, 224))
     assert (logits.shape, embedding.shape) == ((1, 14), (1, 768))
+
+
+def test_the_network_uses_the_tensors_of_the_checkpoint(tiny_checkpoint: Path) -> None:
+    checkpoint = read_checkpoint(tiny_checkpoint)
+    network = load_network(checkpoint)
+    index, (weight, bias) = next(iter(checkpoint.disease_heads.items()))
+    head = network.disease_heads[checkpoint.spec.taxonomy.slugs[index]]
+    assert (head.weight.data_ptr(), head.bias.data_ptr()) == (weight.data_ptr(), bias.data_ptr())
+    assert network.species_head.weight.data_ptr() == checkpoint.species_head[0].data_ptr()
+    assert not any(tensor.is_meta for tensor in (*network.parameters(), *network.buffers()))

@@ -89,4 +89,4 @@ def test_if_every_leaf_calibrated_nothing_can_be_measured(made: Made, tiny_bundl
     everything = replace(metadata, calibration=replace(metadata.calibration, images=45, sha256=digests))
 
     with pytest.raises(DataError, match="each of the 45 images of split 'val' calibrated the bundle, so no gate may"):
-        read_inputs(everything, tiny_bundle.data, checkpoint=None, non_plants=None, unseen_plants=None)
+        read_inputs(everything, tiny_bundle.data, non_plants=None, unseen_plants=None)
