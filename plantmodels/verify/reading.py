@@ -1,4 +1,4 @@
-"""Everything that a verification reads, read and checked before anything is measured."""
+"""The bundle and the images that a verification reads, checked before anything is measured."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class VerificationInputs:
     field: LeafSet | None
 
 
-class ModelFiles(Mapping[str, bytes]):
+class OnnxFiles(Mapping[str, bytes]):
     """The content of each ONNX file of a bundle, read and compared with the manifest whenever it is asked for.
 
     Only the disease heads, which are small, many and asked for three times, are kept in memory.

@@ -47,7 +47,7 @@ from plantmodels.verify.latency import measure_latency
 from plantmodels.verify.leakage import measure_leakage
 from plantmodels.verify.one_file import find_one_file_problems
 from plantmodels.verify.opening import OpenedModels, open_classifiers, open_models
-from plantmodels.verify.reading import ModelFiles, VerificationInputs, read_contents, read_inputs
+from plantmodels.verify.reading import OnnxFiles, VerificationInputs, read_contents, read_inputs
 from plantmodels.verify.rejection import choose_gate_images, measure_rejection, score_in_pytorch
 
 if TYPE_CHECKING:
@@ -121,10 +121,9 @@ def verify_bundle(
         if weights is not None and passes is not None:
             with log_step("measure parity"):
                 parity, passes = _compare_with_pytorch(opened, weights, passes)
-        heads_compared = weights is not None
         del weights  # those of 10,000 heads take 200 MB
         release_free_memory()
-        measured = _measure(opened, inputs, passes, parity, threads, heads_compared=heads_compared)
+        measured = _measure(opened, inputs, passes, parity, threads, heads_compared=checkpoint is not None)
         reference = None if passes is None else _answer_reference_images(opened, passes)
         with log_step("write report"):
             report = compose_report(metadata, inputs, measured, passes, policy)
@@ -178,7 +177,7 @@ class _OpenedBundle:
 
 
 def _open_bundle(contents: BundleContents, checkpoint: "Checkpoint | None") -> _OpenedBundle:
-    files = ModelFiles(contents)
+    files = OnnxFiles(contents)
     models = open_models(files, contents.metadata)
     load_failures = find_load_failures(files, models)
     release_free_memory()

@@ -34,7 +34,7 @@ def test_no_gate_measures_a_non_plant_that_the_network_has_learned(tiny_bundle):
 
 def test_a_model_file_that_changes_is_noticed_when_it_is_asked_for_again(tiny_bundle, tmp_path: Path):
     bundle = Path(shutil.copytree(tiny_bundle.bundle, tmp_path / "models"))
-    files = reading.ModelFiles(reading.read_contents(bundle))
+    files = reading.OnnxFiles(reading.read_contents(bundle))
     head = next(name for name in files if is_single_head(name))
     for name in (head, PACKED_HEADS_FILE):
         content = (bundle / name).read_bytes()
