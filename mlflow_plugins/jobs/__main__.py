@@ -154,7 +154,7 @@ def register(bundle: Path, name: str, example: Path | None) -> None:
     type=click.IntRange(min=1),
     default=ScoreRequest.images_per_batch,
     show_default=True,
-    help="Number of files in a batch; a stopped job loses at most one batch.",
+    help="Number of files in a batch; a stopped job loses at most two batches.",
 )
 @click.option(
     "--routing",

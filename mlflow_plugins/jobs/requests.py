@@ -87,7 +87,7 @@ class ScoreRequest:
         spark_master: where Spark runs, such as "local[*]" or "spark://host:7077".
         partition_by: columns of the scores that become folders, outermost first.
         images_per_batch: number of image files in a batch, or of Parquet files of a table; a stopped job loses at
-            most one batch.
+            most two batches.
         routing: how the disease head is chosen, "hard" or "soft".
     """
 

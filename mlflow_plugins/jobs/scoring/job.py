@@ -11,6 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,9 @@ _LOGGER: Final = logging.getLogger(__name__)
 
 _MODEL: Final = "model"
 _READ_ERROR: Final = "read_error"
+
+_BATCHES_AT_ONCE: Final = 2
+"""The next batch keeps the cores busy while Spark plans, ends and writes one."""
 
 _UNREAD: Final = -1
 """The number of the batch with the files that no stream delivers: empty, too large or unreadable files."""
@@ -99,6 +103,7 @@ class _Scorer:
         self.run_id = run_id
         self.scored_now = 0
         self.batches = 0
+        self.start = time.monotonic()
 
     def run(self) -> Scores:
         """Score every image that has no row yet.
@@ -119,19 +124,24 @@ class _Scorer:
         return Scores(images, errors, rejected, self.scored_now, self.batches)
 
     def _score_folder(self) -> "DataFrame":
-        """Score the files of a folder on this machine that have no row yet, batch by batch; return the last batch."""
+        """Score the files of a folder on this machine that have no row yet, batch by batch; return the columns."""
         complete = self.output.keep_complete_batches()
         scored = self._score(self._read_files([]))
         known = self.output.count_names(scored) if complete else Counter[str]()
         numbers = (number for number in count() if number not in complete)
-        for batch in _split(list_new(Path(self.images), known), self.request.images_per_batch):
-            scored = self._score(self._read_files(batch))
-            self._write_batch(scored, next(numbers))
+        batches = _split(list_new(Path(self.images), known), self.request.images_per_batch)
+
+        def score_batch(number: int, files: list[NewFile]) -> tuple[int, int, int]:
+            return self._write_batch(self._score(self._read_files(files)), number)
+
+        with ThreadPoolExecutor(_BATCHES_AT_ONCE) as pool:  # an error cancels the batches that have not begun
+            for counts in pool.map(score_batch, numbers, batches):
+                self._report(*counts)
         return scored
 
     def _read_files(self, files: list[NewFile]) -> "DataFrame":
-        """Return path, content and error of files, read by the workers."""
-        tasks = min(-(-len(files) // CHUNK), 4 * self.spark.sparkContext.defaultParallelism)
+        """Return path, content and error of files, read by one task for each core; each task loads the model."""
+        tasks = min(-(-len(files) // CHUNK), self.spark.sparkContext.defaultParallelism)
         named = self.spark.createDataFrame(files, "file binary, path string").repartition(max(1, tasks))
         return named.mapInArrow(build_reader(MAX_IMAGE_BYTES), READ_SCHEMA)
 
@@ -151,7 +161,7 @@ class _Scorer:
             rows = found.filter(found["length"] <= MAX_IMAGE_BYTES).drop("length")
         scored = self._score(rows)
         query = (
-            scored.writeStream.foreachBatch(self._write_batch)
+            scored.writeStream.foreachBatch(lambda batch, number: self._report(*self._write_batch(batch, number)))
             .option("checkpointLocation", f"{self.output.path}/{STATE}/checkpoint")
             .trigger(availableNow=True)
             .start()
@@ -194,19 +204,22 @@ class _Scorer:
             raise ScoringError(f"cannot partition by {', '.join(unknown)}: the scores have {', '.join(scored.columns)}")
         return scored
 
-    def _write_batch(self, scored: "DataFrame", batch: int) -> None:
-        start = time.monotonic()
+    def _write_batch(self, scored: "DataFrame", batch: int) -> tuple[int, int, int]:
+        """Score and write a batch; return its number, and how many images and errors it has."""
         folder = self.output.name_batch(batch)
         self.output.write(scored, folder)
         images, errors, _ = self.output.count_rows(folder, scored)
+        return batch, images, errors
+
+    def _report(self, batch: int, images: int, errors: int) -> None:
         self.scored_now += images
         self.batches += 1
-        speed = images / (time.monotonic() - start)
+        speed = self.scored_now / (time.monotonic() - self.start)
         values = {"images_scored": self.scored_now, "images_per_second": speed}
         mlflow.log_metrics(values, step=batch, run_id=self.run_id)  # a stream calls this in a thread without a run
         _LOGGER.info(
-            "batch %d: %s images, %s of them bad, %.1f a second; %s scored by this job",
-            *(batch, f"{images:,}", f"{errors:,}", speed, f"{self.scored_now:,}"),
+            "batch %d: %s images, %s of them bad; %s scored by this job, %.1f a second",
+            *(batch, f"{images:,}", f"{errors:,}", f"{self.scored_now:,}", speed),
         )
 
     def _write_unread(self, files: "DataFrame", scored: "DataFrame") -> None:

@@ -14,12 +14,13 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 import mlflow_plugins
 from mlflow_plugins.jobs.requests import ScoreRequest
 from mlflow_plugins.jobs.scoring import spark
 from mlflow_plugins.jobs.scoring.job import run_score
+from mlflow_plugins.jobs.scoring.output import ScoreFolder
 from mlflow_plugins.jobs.scoring.sources import find_unread
 from plantmodels.errors import RegistrationError, ScoringError
 from plantmodels.serve.classifier import PlantClassifier
@@ -155,6 +156,27 @@ def test_a_batch_that_was_cut_off_is_written_again(model: str, leaf_images: Path
 
     assert (scores.images, scores.scored_now, scores.batches) == (45, 20, 1)
     assert read_scores(tmp_path / "scores")["path"].is_unique
+
+
+def test_after_an_error_no_other_batch_is_begun(
+    model: str, leaf_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]", images_per_batch=5)
+    write, begun = ScoreFolder.write, []
+
+    def fail_once(folder: ScoreFolder, rows: DataFrame, place: str) -> None:
+        begun.append(place)
+        if place.endswith("batch=1"):
+            raise ScoringError("the disk is full")
+        write(folder, rows, place)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ScoreFolder, "write", fail_once)
+        with pytest.raises(ScoringError, match="^the disk is full$"):
+            run_score(request)
+    assert 2 <= len(begun) < 6  # of nine
+    run_score(request)
+    assert sorted(read_scores(tmp_path / "scores")["path"]) == sorted(map(str, leaf_images.glob("*/*")))
 
 
 def test_a_folder_that_has_a_uri_is_read_by_hadoop(model: str, leaf_images: Path, tmp_path: Path) -> None:
