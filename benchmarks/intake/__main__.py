@@ -31,7 +31,7 @@ def main() -> None:
 @main.command()
 @click.argument("bundle", type=PATH)
 @click.argument("images", type=PATH)
-@click.option("--count", default=4000, show_default=True, help="Number of images; those of the folder, repeated.")
+@click.option("--count", default=12000, show_default=True, help="Number of images; those of the folder, repeated.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--spark", is_flag=True, help="Measure the Spark job as well; the bundle must be verified.")
 def score(bundle: Path, images: Path, count: int, rounds: int, spark: bool) -> None:

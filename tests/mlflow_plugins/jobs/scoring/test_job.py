@@ -172,7 +172,7 @@ def test_after_an_error_no_other_batch_is_begun(
 
     with monkeypatch.context() as patched:
         patched.setattr(ScoreFolder, "write", fail_once)
-        with pytest.raises(ScoringError, match="^the disk is full$"):
+        with pytest.raises(ScoringError, match=r"^the disk is full$"):
             run_score(request)
     assert 2 <= len(begun) < 6  # of nine
     run_score(request)
