@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,6 +45,9 @@ _READ_ERROR: Final = "read_error"
 
 _BATCHES_AT_ONCE: Final = 2
 """The next batch keeps the cores busy while Spark plans, ends and writes one."""
+
+_CANCEL_S: Final = 0.5
+"""Seconds between two attempts to cancel batches. A batch is several jobs of Spark, and one may begin in between."""
 
 _UNREAD: Final = -1
 """The number of the batch with the files that no stream delivers: empty, too large or unreadable files."""
@@ -85,7 +88,8 @@ def run_score(request: ScoreRequest) -> Scores:
             name, version = resolve_models_uri(request.model)
         model = f"models:/{name}/{version}"
         log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
-        with spark_errors(), spark_session(request.spark_master) as spark:
+        reads_files = is_table(images) or is_uri(images)
+        with spark_errors(), spark_session(request.spark_master, reads_files=reads_files) as spark:
             return _Scorer(spark, request, model, images, output, run.info.run_id).run()
 
 
@@ -103,7 +107,7 @@ class _Scorer:
         self.run_id = run_id
         self.scored_now = 0
         self.batches = 0
-        self.start = time.monotonic()
+        self.start = 0.0
 
     def run(self) -> Scores:
         """Score every image that has no row yet.
@@ -130,17 +134,47 @@ class _Scorer:
         known = self.output.count_names(scored) if complete else Counter[str]()
         numbers = (number for number in count() if number not in complete)
         batches = _split(list_new(Path(self.images), known), self.request.images_per_batch)
-
-        def score_batch(number: int, files: list[NewFile]) -> tuple[int, int, int]:
-            return self._write_batch(self._score(self._read_files(files)), number)
-
-        with ThreadPoolExecutor(_BATCHES_AT_ONCE) as pool:  # an error cancels the batches that have not begun
-            for counts in pool.map(score_batch, numbers, batches):
-                self._report(*counts)
+        self._score_batches(zip(numbers, batches, strict=False))  # there is always another number
         return scored
 
+    def _score_batches(self, batches: Iterator[tuple[int, list[NewFile]]]) -> None:
+        """Score numbered batches of files, some at once. After an error those that run are cancelled."""
+        from pyspark import inheritable_thread_target
+
+        context, tag = self.spark.sparkContext, f"plantmodels-{self.run_id}"
+
+        def score(number: int, files: list[NewFile]) -> tuple[int, int, int]:
+            context.addJobTag(tag)
+            return self._write_batch(self._score(self._read_files(files)), number)
+
+        running: set[Future[tuple[int, int, int]]] = set()
+        self.start = time.monotonic()
+        with ThreadPoolExecutor(_BATCHES_AT_ONCE) as pool:
+            try:
+                for number, files in batches:
+                    if len(running) == _BATCHES_AT_ONCE:
+                        running = self._report_ended(running)
+                    own = inheritable_thread_target(self.spark)(score)  # jobs stay in the group that the caller has set
+                    running.add(pool.submit(own, number, files))
+                while running:
+                    running = self._report_ended(running)
+            except BaseException:
+                while wait(running, timeout=_CANCEL_S).not_done:
+                    context.cancelJobsWithTag(tag)
+                raise
+
+    def _report_ended(self, running: set[Future[tuple[int, int, int]]]) -> set[Future[tuple[int, int, int]]]:
+        """Wait until a batch has ended; report it, and return those that still run."""
+        ended, rest = wait(running, return_when=FIRST_COMPLETED)
+        for future in ended:
+            self._report(*future.result())
+        return rest
+
     def _read_files(self, files: list[NewFile]) -> "DataFrame":
-        """Return path, content and error of files, read by one task for each core; each task loads the model."""
+        """Return path, content and error of files, read by at most one task for each core.
+
+        Fewer tasks are better: on one machine each of them loads the model.
+        """
         tasks = min(-(-len(files) // CHUNK), self.spark.sparkContext.defaultParallelism)
         named = self.spark.createDataFrame(files, "file binary, path string").repartition(max(1, tasks))
         return named.mapInArrow(build_reader(MAX_IMAGE_BYTES), READ_SCHEMA)
@@ -160,6 +194,7 @@ class _Scorer:
             found = read_folder(reader, self.images)
             rows = found.filter(found["length"] <= MAX_IMAGE_BYTES).drop("length")
         scored = self._score(rows)
+        self.start = time.monotonic()
         query = (
             scored.writeStream.foreachBatch(lambda batch, number: self._report(*self._write_batch(batch, number)))
             .option("checkpointLocation", f"{self.output.path}/{STATE}/checkpoint")
@@ -216,7 +251,9 @@ class _Scorer:
         self.batches += 1
         speed = self.scored_now / (time.monotonic() - self.start)
         values = {"images_scored": self.scored_now, "images_per_second": speed}
-        mlflow.log_metrics(values, step=batch, run_id=self.run_id)  # a stream calls this in a thread without a run
+        mlflow.log_metrics(
+            values, step=self.batches, run_id=self.run_id
+        )  # a stream calls this in a thread without a run
         _LOGGER.info(
             "batch %d: %s images, %s of them bad; %s scored by this job, %.1f a second",
             *(batch, f"{images:,}", f"{errors:,}", f"{self.scored_now:,}", speed),

@@ -33,21 +33,22 @@ _SETTINGS: Final = {
 _START_SETTINGS: Final = {"spark.ui.showConsoleProgress": "false"}
 """Settings that only a Spark that is started here can take."""
 
-_LOCAL_SETTINGS: Final = {
-    "spark.ui.enabled": "false",
-    "spark.driver.defaultJavaOptions": "-XX:TieredStopAtLevel=1",  # Java moves bytes; to optimize that costs more
-}
-"""Settings of a Spark on this machine alone."""
+_SUBMIT_OPTIONS: Final = "SPARK_SUBMIT_OPTS"
+"""Environment variable with options of Java; those of Spark's own settings come after it, and win."""
+
+_LESS_OPTIMIZED: Final = "-XX:TieredStopAtLevel=1"
+"""Java starts sooner, and optimizes no code, which costs more than it saves if Java only moves bytes."""
 
 _CONNECT_S: Final = 5.0
 
 
 @contextmanager
-def spark_session(master: str) -> Iterator["SparkSession"]:
+def spark_session(master: str, *, reads_files: bool = True) -> Iterator["SparkSession"]:
     """Start Spark and stop it at the end. If Spark runs in this process already, use it and leave it running.
 
     Args:
         master: where Spark runs, such as "local[*]".
+        reads_files: whether Java itself reads images. If Python reads them, Java need not be fast.
 
     Raises:
         ScoringError: pyspark or Java is not installed, or the master does not answer.
@@ -70,16 +71,32 @@ def spark_session(master: str) -> Iterator["SparkSession"]:
     settings = _SETTINGS | _START_SETTINGS
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-        settings = settings | _LOCAL_SETTINGS
+        settings = settings | {"spark.ui.enabled": "false"}
     builder = SparkSession.builder.master(master).appName("plantmodels score")
     for name, value in settings.items():
         builder = builder.config(name, value)
-    spark = builder.getOrCreate()
+    with _java_options("" if reads_files or not master.startswith("local") else _LESS_OPTIMIZED):
+        spark = builder.getOrCreate()
     try:
         spark.sparkContext.setLogLevel("OFF")  # what fails is raised, and Java's stack traces help nobody
         yield spark
     finally:
         spark.stop()
+
+
+@contextmanager
+def _java_options(options: str) -> Iterator[None]:
+    """Give a Java that starts in the block these options, before those that the environment has."""
+    before = os.environ.get(_SUBMIT_OPTIONS)
+    if options:
+        os.environ[_SUBMIT_OPTIONS] = f"{options} {before or ''}".strip()
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.environ[_SUBMIT_OPTIONS] = before
+        elif options:
+            del os.environ[_SUBMIT_OPTIONS]
 
 
 def _check_master(master: str) -> None:

@@ -3,9 +3,11 @@
 import os
 import shutil
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Event
 
 import mlflow
 import pandas as pd
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.functions import udf
 
 import mlflow_plugins
 from mlflow_plugins.jobs.requests import ScoreRequest
@@ -158,25 +161,45 @@ def test_a_batch_that_was_cut_off_is_written_again(model: str, leaf_images: Path
     assert read_scores(tmp_path / "scores")["path"].is_unique
 
 
-def test_after_an_error_no_other_batch_is_begun(
+def test_an_error_in_one_batch_stops_the_other_and_begins_no_more(
     model: str, leaf_images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     request = ScoreRequest(model, str(leaf_images), str(tmp_path / "scores"), "local[2]", images_per_batch=5)
-    write, begun = ScoreFolder.write, []
+    write, begun, failed = ScoreFolder.write, [], Event()
 
     def fail_once(folder: ScoreFolder, rows: DataFrame, place: str) -> None:
-        begun.append(place)
+        begun.append(Path(place).name)
         if place.endswith("batch=1"):
+            failed.set()
             raise ScoringError("the disk is full")
-        write(folder, rows, place)
+        assert failed.wait(60)
+        write(folder, rows.withColumn("path", without_end("path")), place)
 
+    without_end = udf(lambda _: time.sleep(600), "string")
     with monkeypatch.context() as patched:
         patched.setattr(ScoreFolder, "write", fail_once)
         with pytest.raises(ScoringError, match=r"^the disk is full$"):
             run_score(request)
-    assert 2 <= len(begun) < 6  # of nine
+    assert sorted(begun) == ["batch=0", "batch=1"] and not list(Path(request.output).glob("batch=*/_SUCCESS"))
     run_score(request)
     assert sorted(read_scores(tmp_path / "scores")["path"]) == sorted(map(str, leaf_images.glob("*/*")))
+
+
+def test_java_of_a_local_folder_is_less_optimized_and_users_options_win(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARK_SUBMIT_OPTS", "-Xmx2g")
+    seen = []
+
+    def start(*_: object) -> None:
+        seen.append(os.environ["SPARK_SUBMIT_OPTS"])
+        raise ScoringError("enough")
+
+    monkeypatch.setattr(SparkSession.Builder, "getOrCreate", start)
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    for master, reads_files in (("local[2]", False), ("local[2]", True), ("yarn", False)):
+        with pytest.raises(ScoringError, match="enough"), spark.spark_session(master, reads_files=reads_files):
+            pass
+    assert seen == ["-XX:TieredStopAtLevel=1 -Xmx2g", "-Xmx2g", "-Xmx2g"]
+    assert os.environ["SPARK_SUBMIT_OPTS"] == "-Xmx2g"
 
 
 def test_a_folder_that_has_a_uri_is_read_by_hadoop(model: str, leaf_images: Path, tmp_path: Path) -> None:
