@@ -111,7 +111,7 @@ def main(
         elif part == "threads":
             result[part] = measure_threads([bundle], encoded, plan.growth_rounds, 0.5 if quick else 2, waiting)
         elif part == "scoring":
-            count, spark = (400, False) if quick else (12000, shutil.which("java") is not None)
+            count, spark = (400, False) if quick else (4000, shutil.which("java") is not None)
             result[part] = measure_scoring(bundle, data / "val", count, plan.growth_rounds, waiting, spark=spark)
         elif part == "service":
             result[part] = measure_service(bundle, encoded, _plan_service(rounds, crowd_seconds, quick=quick), waiting)

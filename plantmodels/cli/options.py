@@ -67,7 +67,7 @@ reference_checkpoint_option = click.option(
     "--checkpoint",
     type=OptionalPath(),
     default="",
-    help="The checkpoint that the bundle was exported from; without it the gate parity is not measured.",
+    help="The checkpoint that the bundle was exported from; without it parity and heads_complete are not measured.",
 )
 teacher_option = click.option("--teacher", type=PATH, required=True, help="The checkpoint of the teacher.")
 data_option = click.option(
