@@ -82,12 +82,13 @@ def verify_bundle(
     Args:
         bundle: an exported bundle; an older report in it is replaced.
         data: leaf folders or manifest of contract 2; the split "train" is searched for validation images.
-        checkpoint: the checkpoint that the bundle was made from; without it, the gate `parity` is not measured.
+        checkpoint: the checkpoint that the bundle was made from; without it, the gates `parity` and `heads_complete`
+            are not measured.
         non_plants: folder of images that show no plant; without it, the two rejection gates are not measured.
         policy: the limits of the gates; by default the built-in ones.
         unseen_plants: folder of plants of unknown species, measured for information only.
-        field: labelled leaves from another place than `data`, without split. They are gated only by limits of the
-            policy's table `field`, which has none by default.
+        field: labelled leaves from another place than `data`, without split. They are gated only by the policy's
+            keys `min_field_…` of `[accuracy]`, which are not set by default.
         threads: number of threads inside an operator while latency is measured; None uses those that serving
             uses by default. Everything else runs one image per core.
         hyper_parameters: the file of hyper-parameters that the bundle was exported with, if there was one.
