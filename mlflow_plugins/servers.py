@@ -15,8 +15,8 @@ import re
 import socket
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Final
 from urllib.parse import unquote, urlsplit
@@ -27,6 +27,7 @@ import sqlalchemy
 from mlflow import MlflowClient
 
 from mlflow_plugins._mlflow_compat import get_connect_arguments
+from mlflow_plugins.environment import changed_environment
 from plantmodels.errors import RegistrationError
 from plantmodels.foreign_text import quote_error
 
@@ -135,19 +136,9 @@ def _accepts_connections(address: str) -> bool:
         return False
 
 
-@contextmanager
-def _one_try() -> Iterator[None]:
-    one_try = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(math.ceil(PATIENCE_S))}
-    before = {name: os.environ.get(name) for name in one_try}
-    os.environ.update(one_try)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def _one_try() -> AbstractContextManager[None]:
+    timeout = str(math.ceil(PATIENCE_S))
+    return changed_environment({"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": timeout})
 
 
 def _find_path(address: str, scheme: str) -> Path | None:

@@ -33,15 +33,16 @@ ROOMS = {
     "ood": SERVING | {"data", "ood"},
     "checkpoint": READING,
     "export": PREPARING,
-    "training": PREPARING | {"training", "report"},  # training curves are drawn in the report's style
+    "training": PREPARING | {"training", "report"},  # the style of its curves, and the limit of a file's size
     "verify": PREPARING | {"verify", "report"},
 }
 """Which rooms of `plantmodels` each room may import."""
 
 PLUGIN_ROOMS = {
     "_mlflow_compat": (set(), {"_mlflow_compat"}),
+    "environment": (set(), {"environment"}),
     "names": (GROUND, {"_mlflow_compat", "names"}),
-    "servers": (GROUND, {"_mlflow_compat", "servers"}),
+    "servers": (GROUND, {"_mlflow_compat", "environment", "servers"}),
     "required": (GROUND, {"required"}),
     "project_run": (GROUND, {"servers", "project_run"}),
     "loading": (SERVING, {"loading"}),  # consumers have MLflow from 2.17 on, and often mlflow-skinny
@@ -49,7 +50,10 @@ PLUGIN_ROOMS = {
     "registry": (GROUND | {"bundle", "report"}, {"_mlflow_compat", "names", "loading", "registry"}),
     "registry_store": (GROUND, {"_mlflow_compat", "registry", "required"}),
     "checking": (SERVING | {"report", "verify"}, {"_mlflow_compat", "loading", "flavor", "registry", "checking"}),
-    "jobs": ({*ROOMS, "cli"}, {"_mlflow_compat", "names", "servers", "required", "loading", "flavor", "jobs"}),
+    "jobs": (
+        {*ROOMS, "cli"},
+        {"_mlflow_compat", "environment", "names", "servers", "required", "loading", "flavor", "jobs"},
+    ),
 }
 """Which rooms of `plantmodels`, and which of `mlflow_plugins`, each room of `mlflow_plugins` may import."""
 

@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Final
 
 import mlflow
@@ -15,6 +15,7 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelStatus, Run
 from mlflow.exceptions import MlflowException
 
+from mlflow_plugins.environment import changed_environment
 from mlflow_plugins.flavor import describe_refused_upload
 from mlflow_plugins.jobs.processes import Process
 from mlflow_plugins.servers import check_registry_server, check_tracking_server
@@ -173,16 +174,6 @@ def registration_errors(what: str) -> Iterator[None]:
         raise RegistrationError(f"{what}: {reason}") from error
 
 
-@contextmanager
-def short_timeouts() -> Iterator[None]:
+def short_timeouts() -> AbstractContextManager[None]:
     """Let MLflow wait for a server that does not answer for seconds instead of minutes."""
-    before = {name: os.environ.get(name) for name in _SHORT_TIMEOUTS}
-    os.environ.update(_SHORT_TIMEOUTS)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
+    return changed_environment(_SHORT_TIMEOUTS)

@@ -27,7 +27,7 @@ from mlflow_plugins.jobs.scoring.failures import spark_errors
 from mlflow_plugins.jobs.scoring.hadoop_listing import list_files
 from mlflow_plugins.jobs.scoring.local_files import READ_SCHEMA, NewFile, build_reader, list_new
 from mlflow_plugins.jobs.scoring.output import BATCH, STATE, ScoreFolder, check_places
-from mlflow_plugins.jobs.scoring.sources import find_unread, is_table, is_uri, read_folder, read_table
+from mlflow_plugins.jobs.scoring.sources import find_unread, is_read_by_hadoop, is_table, read_folder, read_table
 from mlflow_plugins.jobs.scoring.spark import MAX_IMAGE_BYTES, spark_session, to_absolute
 from mlflow_plugins.loading.addresses import resolve_models_uri
 from mlflow_plugins.loading.mlmodel import find_prediction_contract
@@ -48,6 +48,9 @@ _BATCHES_AT_ONCE: Final = 2
 
 _CANCEL_S: Final = 0.5
 """Seconds between two attempts to cancel batches. A batch is several jobs of Spark, and one may begin in between."""
+
+_Counts = tuple[int, int, int]
+"""The number of a batch, and how many images and errors it has."""
 
 _UNREAD: Final = -1
 """The number of the batch with the files that no stream delivers: empty, too large or unreadable files."""
@@ -88,8 +91,8 @@ def run_score(request: ScoreRequest) -> Scores:
             name, version = resolve_models_uri(request.model)
         model = f"models:/{name}/{version}"
         log_params({f"{PREFIX}version": model, f"{PREFIX}spark_master": request.spark_master})
-        reads_files = is_table(images) or is_uri(images)
-        with spark_errors(), spark_session(request.spark_master, reads_files=reads_files) as spark:
+        by_java = is_read_by_hadoop(images)
+        with spark_errors(), spark_session(request.spark_master, java_reads_images=by_java) as spark:
             return _Scorer(spark, request, model, images, output, run.info.run_id).run()
 
 
@@ -117,7 +120,7 @@ class _Scorer:
         """
         asked = {_MODEL: self.model, "images": self.images, "partition_by": list(self.request.partition_by)}
         self.output.check_same_request(asked | {"routing": self.request.routing})
-        if is_table(self.images) or is_uri(self.images):
+        if is_read_by_hadoop(self.images):
             scored = self._score_stream()
         else:
             scored = self._score_folder()
@@ -143,11 +146,11 @@ class _Scorer:
 
         context, tag = self.spark.sparkContext, f"plantmodels-{self.run_id}"
 
-        def score(number: int, files: list[NewFile]) -> tuple[int, int, int]:
+        def score(number: int, files: list[NewFile]) -> _Counts:
             context.addJobTag(tag)
             return self._write_batch(self._score(self._read_files(files)), number)
 
-        running: set[Future[tuple[int, int, int]]] = set()
+        running: set[Future[_Counts]] = set()
         self.start = time.monotonic()
         with ThreadPoolExecutor(_BATCHES_AT_ONCE) as pool:
             try:
@@ -163,7 +166,7 @@ class _Scorer:
                     context.cancelJobsWithTag(tag)
                 raise
 
-    def _report_ended(self, running: set[Future[tuple[int, int, int]]]) -> set[Future[tuple[int, int, int]]]:
+    def _report_ended(self, running: set[Future[_Counts]]) -> set[Future[_Counts]]:
         """Wait until a batch has ended; report it, and return those that still run."""
         ended, rest = wait(running, return_when=FIRST_COMPLETED)
         for future in ended:
@@ -239,8 +242,8 @@ class _Scorer:
             raise ScoringError(f"cannot partition by {', '.join(unknown)}: the scores have {', '.join(scored.columns)}")
         return scored
 
-    def _write_batch(self, scored: "DataFrame", batch: int) -> tuple[int, int, int]:
-        """Score and write a batch; return its number, and how many images and errors it has."""
+    def _write_batch(self, scored: "DataFrame", batch: int) -> _Counts:
+        """Score and write a batch."""
         folder = self.output.name_batch(batch)
         self.output.write(scored, folder)
         images, errors, _ = self.output.count_rows(folder, scored)
@@ -251,9 +254,8 @@ class _Scorer:
         self.batches += 1
         speed = self.scored_now / (time.monotonic() - self.start)
         values = {"images_scored": self.scored_now, "images_per_second": speed}
-        mlflow.log_metrics(
-            values, step=self.batches, run_id=self.run_id
-        )  # a stream calls this in a thread without a run
+        # a stream calls this in a thread without a run
+        mlflow.log_metrics(values, step=self.batches, run_id=self.run_id)
         _LOGGER.info(
             "batch %d: %s images, %s of them bad; %s scored by this job, %.1f a second",
             *(batch, f"{images:,}", f"{errors:,}", f"{self.scored_now:,}", speed),

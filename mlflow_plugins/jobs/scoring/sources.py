@@ -33,6 +33,11 @@ def is_table(images: str) -> bool:
     return not is_uri(images) and folder.is_dir() and bool(list_tables(folder)) and not list_images(folder).paths
 
 
+def is_read_by_hadoop(images: str) -> bool:
+    """Return whether Java reads the images; otherwise they are files of a folder, which Python reads."""
+    return is_table(images) or is_uri(images)
+
+
 def read_folder(reader: Any, images: str) -> "DataFrame":
     """Return path, length and content of the image files below a URI, from a batch or a stream reader."""
     from pyspark.sql.functions import col

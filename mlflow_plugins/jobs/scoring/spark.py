@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from mlflow_plugins.environment import changed_environment
 from plantmodels.errors import ScoringError
 from plantmodels.foreign_text import quote_error
 from plantmodels.serve.classifier import CHUNK
@@ -43,12 +44,12 @@ _CONNECT_S: Final = 5.0
 
 
 @contextmanager
-def spark_session(master: str, *, reads_files: bool = True) -> Iterator["SparkSession"]:
+def spark_session(master: str, *, java_reads_images: bool = True) -> Iterator["SparkSession"]:
     """Start Spark and stop it at the end. If Spark runs in this process already, use it and leave it running.
 
     Args:
         master: where Spark runs, such as "local[*]".
-        reads_files: whether Java itself reads images. If Python reads them, Java need not be fast.
+        java_reads_images: whether Java itself reads images. If Python reads them, Java need not be fast.
 
     Raises:
         ScoringError: pyspark or Java is not installed, or the master does not answer.
@@ -68,35 +69,22 @@ def spark_session(master: str, *, reads_files: bool = True) -> Iterator["SparkSe
     if shutil.which("java") is None and "JAVA_HOME" not in os.environ:
         raise ScoringError("Spark needs Java 17 (Debian: apt-get install openjdk-17-jre-headless)")
     _check_master(master)
-    settings = _SETTINGS | _START_SETTINGS
+    settings, java = _SETTINGS | _START_SETTINGS, {}
     if master.startswith("local"):
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         settings = settings | {"spark.ui.enabled": "false"}
+        if not java_reads_images:
+            java[_SUBMIT_OPTIONS] = f"{_LESS_OPTIMIZED} {os.environ.get(_SUBMIT_OPTIONS, '')}".strip()
     builder = SparkSession.builder.master(master).appName("plantmodels score")
     for name, value in settings.items():
         builder = builder.config(name, value)
-    with _java_options("" if reads_files or not master.startswith("local") else _LESS_OPTIMIZED):
+    with changed_environment(java):
         spark = builder.getOrCreate()
     try:
         spark.sparkContext.setLogLevel("OFF")  # what fails is raised, and Java's stack traces help nobody
         yield spark
     finally:
         spark.stop()
-
-
-@contextmanager
-def _java_options(options: str) -> Iterator[None]:
-    """Give a Java that starts in the block these options, before those that the environment has."""
-    before = os.environ.get(_SUBMIT_OPTIONS)
-    if options:
-        os.environ[_SUBMIT_OPTIONS] = f"{options} {before or ''}".strip()
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[_SUBMIT_OPTIONS] = before
-        elif options:
-            del os.environ[_SUBMIT_OPTIONS]
 
 
 def _check_master(master: str) -> None:

@@ -195,8 +195,8 @@ def test_java_of_a_local_folder_is_less_optimized_and_users_options_win(monkeypa
 
     monkeypatch.setattr(SparkSession.Builder, "getOrCreate", start)
     monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
-    for master, reads_files in (("local[2]", False), ("local[2]", True), ("yarn", False)):
-        with pytest.raises(ScoringError, match="enough"), spark.spark_session(master, reads_files=reads_files):
+    for master, by_java in (("local[2]", False), ("local[2]", True), ("yarn", False)):
+        with pytest.raises(ScoringError, match="enough"), spark.spark_session(master, java_reads_images=by_java):
             pass
     assert seen == ["-XX:TieredStopAtLevel=1 -Xmx2g", "-Xmx2g", "-Xmx2g"]
     assert os.environ["SPARK_SUBMIT_OPTS"] == "-Xmx2g"
